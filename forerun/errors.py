@@ -1,0 +1,56 @@
+"""What can go wrong, each with one sentence that names the thing and the remedy.
+
+Every error that forerun raises on purpose is a `ForerunError`; the command line prints its sentence and exits with 2.
+"""
+
+
+class ForerunError(Exception):
+    """The base of all errors that a user can act on."""
+
+
+class SourceNotFoundError(ForerunError):
+    """A path that does not exist."""
+
+
+class NotAModelError(ForerunError):
+    """A source that holds no model forerun can load."""
+
+
+class CorruptFileError(ForerunError):
+    """A model file that ends early or cannot be parsed."""
+
+
+class TraceError(ForerunError):
+    """A model that `torch.export` cannot trace."""
+
+
+class LookAheadError(ForerunError):
+    """A model whose value at one position depends on later positions: it cannot be decoded incrementally."""
+
+
+class UnsupportedOperationError(ForerunError):
+    """An operation without a rule."""
+
+
+class VerificationError(ForerunError):
+    """IR that breaks a rule of the `spec` dialect."""
+
+
+class InvalidOptionError(ForerunError):
+    """An option out of range, or options that contradict each other."""
+
+
+class UnknownStrategyError(InvalidOptionError):
+    """A strategy name that is not in the list."""
+
+
+class UnknownTargetError(InvalidOptionError):
+    """A target name that is not in the list."""
+
+
+class PromptError(ForerunError):
+    """A prompt that is empty or holds token ids outside the vocabulary."""
+
+
+class TooLongError(ForerunError):
+    """A prompt and its new tokens that together exceed `max_length`, or a tree over its budget."""
