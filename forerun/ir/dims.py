@@ -1,0 +1,94 @@
+"""Dimensions: integers, names, and affine expressions of one name (`T`, `T+1`, `2*T-1`).
+
+A dimension is `int | str`; the text of an expression is canonical, so equal dimensions are equal strings.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+Dim = int | str
+
+_AFFINE = re.compile(r"(?:(-?\d+)\*)?([A-Za-z_]\w*)([+-]\d+)?")
+
+
+class Affine(NamedTuple):
+    """scale * symbol + offset; symbol is "" for an integer (and scale 0)."""
+
+    scale: int
+    symbol: str
+    offset: int
+
+    def dim(self) -> Dim:
+        if not self.symbol or self.scale == 0:
+            return self.offset
+        scale = "" if self.scale == 1 else f"{self.scale}*"
+        offset = f"{self.offset:+d}" if self.offset else ""
+        return f"{scale}{self.symbol}{offset}"
+
+
+def affine(dim: Dim) -> Affine:
+    """The parts of a dimension; ValueError where the text is none."""
+    if isinstance(dim, int):
+        return Affine(0, "", dim)
+    match = _AFFINE.fullmatch(dim)
+    if match is None:
+        raise ValueError(f"{dim!r} is no dimension")
+    return Affine(int(match[1] or 1), match[2], int(match[3] or 0))
+
+
+def symbol(dim: Dim) -> str:
+    """The name a dimension depends on, "" for an integer."""
+    return affine(dim).symbol
+
+
+def add(left: Dim, right: Dim) -> Dim:
+    a, b = affine(left), affine(right)
+    if a.symbol and b.symbol and a.symbol != b.symbol:
+        raise ValueError(f"cannot add dimensions {left} and {right}")
+    return Affine(a.scale + b.scale, a.symbol or b.symbol, a.offset + b.offset).dim()
+
+
+def multiply(dim: Dim, factor: int) -> Dim:
+    a = affine(dim)
+    return Affine(a.scale * factor, a.symbol, a.offset * factor).dim()
+
+
+def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
+    a = affine(dim)
+    if not a.symbol:
+        return a.offset
+    if a.symbol not in bindings:
+        raise ValueError(f"dimension {dim} has no value")
+    return a.scale * bindings[a.symbol] + a.offset
+
+
+def substitute(dim: Dim, name: str, value: Dim) -> Dim:
+    """`dim` with `name` replaced by another dimension."""
+    a = affine(dim)
+    return add(multiply(value, a.scale), a.offset) if a.symbol == name else dim
+
+
+def bind(dims: Iterable[Dim], sizes: Iterable[int], bindings: dict[str, int]) -> None:
+    """Read the values of names off actual sizes; ValueError where they contradict."""
+    for dim, size in zip(dims, sizes, strict=True):
+        a = affine(dim)
+        if a.symbol and a.symbol not in bindings:
+            bindings[a.symbol] = (size - a.offset) // a.scale
+        if evaluate(dim, bindings) != size:
+            raise ValueError(f"size {size} where {dim} = {evaluate(dim, bindings)} is expected")
+
+
+def volume(dims: Iterable[Dim]) -> tuple[int, tuple[str, ...]]:
+    """The number of elements as (integer factor, sorted symbolic factors)."""
+    factor, symbolic = 1, list[str]()
+    for dim in dims:
+        a = affine(dim)
+        if not a.symbol:
+            factor *= a.offset
+        elif a.offset == 0:
+            factor *= a.scale
+            symbolic.append(a.symbol)
+        else:
+            symbolic.append(str(dim))
+    return factor, tuple(sorted(symbolic))

@@ -1,0 +1,93 @@
+"""The reference interpreter: it defines what IR means, one operation at a time, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from forerun.ir import dims as dimensions
+from forerun.ir.operation import Environment, SpecOperation, tensor_type
+from forerun.ir.structure import Kernel, caches, functions, weights
+
+Values = dict[SSAValue, torch.Tensor]
+
+
+def evaluate(module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment) -> list[torch.Tensor]:
+    """Evaluate a function. Its dimension names take their values from the inputs' sizes; caches change in place.
+
+    Raises ValueError where the inputs do not fit the function's arguments.
+    """
+    function = functions(module)[name]
+    bindings = dict(environment.bindings)
+    for argument, tensor in zip(function.block.args, inputs, strict=True):
+        dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
+    inner = Environment(environment.weights, environment.caches, bindings)
+    values: Values = dict(zip(function.block.args, inputs, strict=True))
+    run_body(function.body, values, inner)
+    return [values[each] for each in function.returned]
+
+
+def run_body(body: Iterable[SpecOperation], values: Values, environment: Environment) -> None:
+    """Evaluate operations in order, from and into `values`, which forgets a tensor after its last use."""
+    operations = [each for each in body if not each.ends_body]
+    remaining = {value: len(list(value.uses)) for each in operations for value in each.results}
+    for operation in operations:
+        inputs = [values[each] for each in operation.operands]
+        if isinstance(operation, Kernel):
+            results = _run_kernel(operation, inputs, environment)
+        else:
+            results = operation.evaluate(environment, *inputs)
+        for value, tensor in zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True):
+            values[value] = tensor
+        for operand in operation.operands:
+            if operand in remaining:
+                remaining[operand] -= 1
+                if remaining[operand] == 0:
+                    del values[operand]
+
+
+def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:
+    values: Values = dict(zip(kernel.regions[0].block.args, inputs, strict=True))
+    run_body(kernel.body, values, environment)
+    return tuple(values[each] for each in kernel.yielded)
+
+
+def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
+    """All weights of a module: the stored ones, and those derived by `@constants`, evaluated one by one when asked for."""
+    declared = weights(module)
+    known: Values = {}
+
+    def weight(name: str) -> torch.Tensor:
+        derived = declared[name].parameter("derived") if name in declared else None
+        return stored(name) if derived is None else value_of(functions(module)["constants"].returned[derived])
+
+    environment = Environment(weight)
+
+    def value_of(value: SSAValue) -> torch.Tensor:
+        if value not in known:
+            operation = value.owner
+            assert isinstance(operation, SpecOperation)
+            inputs = [value_of(each) for each in operation.operands]
+            results = operation.evaluate(environment, *inputs)
+            known.update(zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True))
+        return known[value]
+
+    return weight
+
+
+def new_caches(module: ModuleOp, slots: int, dtype: torch.dtype = torch.float32) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Caches of `slots` slots for every cache symbol, filled with NaN: what is read was written before."""
+
+    def cache(heads: int, dim: int) -> torch.Tensor:
+        return torch.full((slots, heads, dim), torch.nan, dtype=dtype)
+
+    return {
+        name: (
+            cache(each.parameter("heads"), each.parameter("key_dim")),
+            cache(each.parameter("heads"), each.parameter("value_dim")),
+        )
+        for name, each in caches(module).items()
+    }
