@@ -2,9 +2,19 @@
 
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, LocationAttr, ModuleOp, StringAttr
 from xdsl.ir import Block, Operation, Region, SSAValue
+from xdsl.context import Context
 from xdsl.passes import ModulePass
+from xdsl.pattern_rewriter import (
+    GreedyRewritePatternApplier,
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+    op_type_rewrite_pattern,
+)
 from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.exceptions import VerifyException
 
+from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
 from forerun.ir.dims import Dim
 from forerun.ir.interpreter import evaluate, new_caches, run_body, with_derived
@@ -59,16 +69,19 @@ __all__ = [
     "Attention",
     "Block",
     "Broadcast",
+    "Builder",
     "Cache",
     "CacheWrite",
     "Cast",
     "Concat",
     "Constant",
     "Dim",
+    "Context",
     "Environment",
     "FileLineColLoc",
     "Function",
     "Gather",
+    "GreedyRewritePatternApplier",
     "InsertPoint",
     "IntAttr",
     "Iota",
@@ -82,11 +95,14 @@ __all__ = [
     "ModulePass",
     "Operation",
     "Parameter",
+    "PatternRewriteWalker",
+    "PatternRewriter",
     "RMSNorm",
     "Reduce",
     "Region",
     "Reshape",
     "Return",
+    "RewritePattern",
     "Rewriter",
     "Rotary",
     "SSAValue",
@@ -101,6 +117,7 @@ __all__ = [
     "TopK",
     "Transpose",
     "TreeAttention",
+    "VerifyException",
     "Weight",
     "Yield",
     "broadcast_dims",
@@ -111,6 +128,7 @@ __all__ = [
     "functions",
     "neighbourhood",
     "new_caches",
+    "op_type_rewrite_pattern",
     "operations",
     "parse_ir",
     "print_ir",

@@ -1,0 +1,232 @@
+"""torch.export programs to IR: `@forward(input_ids[1, T]) -> logits[1, T, V]`, operation by operation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+
+from forerun.errors import TraceError, UnsupportedOperationError
+from forerun.frontends.aten import RULES, VIEWS
+from forerun.ir import (
+    Builder,
+    Dim,
+    FileLineColLoc,
+    Function,
+    IntAttr,
+    LocationAttr,
+    ModuleOp,
+    Parameter,
+    Return,
+    SSAValue,
+    StringAttr,
+    Symbol,
+    TensorType,
+    VerifyException,
+    Weight,
+    dtype_name,
+    tensor_type,
+)
+from forerun.ir import dims as dimensions
+
+SEQUENCE = "T"
+"""The name of the sequence dimension in `@forward`."""
+
+IGNORED = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
+
+WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def import_program(program: ExportedProgram) -> ModuleOp:
+    """The module of an exported program, with `@forward` and one `spec.weight` for each tensor it uses.
+
+    The program takes token ids `[1, T]` with T dynamic and gives logits `[1, T, V]`. Raises TraceError for another
+    signature, UnsupportedOperationError for an operator without a rule (naming it and its source line).
+    """
+    signature = program.graph_signature
+    kinds = {spec.arg.name: spec for spec in signature.input_specs}
+    results = [spec for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    inputs = [node for node in placeholders if kinds[node.name].kind == InputKind.USER_INPUT]
+    if len(inputs) != 1 or len(results) != 1:
+        shown = f"{len(inputs)} inputs and {len(results)} outputs"
+        raise TraceError(f"The traced program has {shown}; trace a module that maps input_ids [1, T] to logits.")
+    tokens = inputs[0].meta["val"]
+    if tokens.dim() != 2 or isinstance(tokens.shape[1], int):
+        raise TraceError(
+            f"The traced program takes token ids of shape {tuple(tokens.shape)}; trace [1, T] with a dynamic T."
+        )
+    names = {str(tokens.shape[1].node.expr): SEQUENCE}
+    module = ModuleOp([])
+    forward = Function.of("forward", [("input_ids", _type_of(tokens, names))])
+    importer = _Importer(forward, names)
+    importer.values[inputs[0]] = forward.block.args[0]
+    for node in placeholders:
+        spec = kinds[node.name]
+        if spec.kind in WEIGHT_KINDS and node.users:
+            kind = _type_of(node.meta["val"], names)
+            weight = {"symbol": Symbol(spec.target), "shape": kind.dims, "dtype": kind.dtype}
+            module.body.block.add_op(Weight.make(**weight))
+            importer.values[node] = Builder(forward.block, hint=_hint(node)).add(Parameter, **weight)
+    (returned,) = importer.run(program.graph)
+    Builder(forward.block).emit(Return.make(returned))
+    module.body.block.add_op(forward)
+    return module
+
+
+class _Importer:
+    """Imports the nodes of a graph into the function's block; nested graphs are imported in place."""
+
+    def __init__(self, function: Function, names: Mapping[str, str]) -> None:
+        self.function = function
+        self.names = names
+        self.values: dict[Node, Any] = {}
+
+    def run(self, graph: Graph) -> list[Any]:
+        for node in graph.nodes:
+            if node.op == "output":
+                (results,) = node.args
+                return [self.operand(each) for each in (results if isinstance(results, Sequence) else (results,))]
+            if node.op == "get_attr":
+                owner = graph.owning_module
+                assert owner is not None
+                self.values[node] = operator.attrgetter(str(node.target))(owner)
+            elif node.op == "call_function":
+                self.values[node] = self.call(node)
+        return []
+
+    def operand(self, argument: Any) -> Any:
+        """An argument of a node: tensors as IR values, sizes as dimensions, the rest as it is."""
+        if isinstance(argument, Node):
+            if argument in self.values:
+                return self.values[argument]
+            raise self.unsupported(argument, "is used but has no value")
+        if isinstance(argument, (list, tuple)):
+            return [self.operand(each) for each in argument]
+        return argument
+
+    def call(self, node: Node) -> Any:
+        size = node.meta.get("val")
+        if isinstance(size, torch.SymInt):
+            return self.dim(node, size)
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size
+        name = operator_name(node.target)
+        if name in IGNORED or isinstance(size, torch.SymBool | bool):
+            return None
+        arguments = self.operand(node.args)
+        if node.target is operator.getitem:
+            return arguments[0][arguments[1]]
+        if nested := [each for each in arguments if isinstance(each, GraphModule)]:
+            after = arguments[arguments.index(nested[0]) + 1 :]
+            return self.inline(nested[0], after)
+        mutates = name.endswith("_") and not name.endswith("__")
+        rule = RULES.get(name) or (RULES.get(name[:-1]) if mutates else None)
+        if rule is None:
+            raise self.unsupported(node, "has no rule")
+        keywords = {key: self.operand(value) for key, value in node.kwargs.items()}
+        build = Builder(self.function.block, location(node), _hint(node))
+        try:
+            result = rule(build, *arguments, **keywords)
+        except (ValueError, TypeError, KeyError, AssertionError, VerifyException) as error:
+            raise self.unsupported(node, f"is used in a form without a rule ({error})") from error
+        self.check(node, result)
+        if mutates:
+            self.assign(node, result)
+        return result
+
+    def inline(self, module: GraphModule, arguments: Sequence[Any]) -> Any:
+        placeholders = (each for each in module.graph.nodes if each.op == "placeholder")
+        self.values.update(zip(placeholders, arguments, strict=True))
+        return self.run(module.graph)
+
+    def assign(self, node: Node, result: SSAValue) -> None:
+        """A mutation becomes a new value under the old name; the old tensor must not be seen through another view."""
+        target = node.args[0]
+        assert isinstance(target, Node)
+        shared = [target, *(user for user in target.users if user is not node)]
+        if any(operator_name(each.target) in VIEWS for each in shared):
+            raise self.unsupported(node, "changes a tensor that is also seen through a view")
+        self.values[target] = result
+
+    def check(self, node: Node, result: Any) -> None:
+        """What a rule built must have the shape and dtype that torch.export saw."""
+        expected = node.meta.get("val")
+        for value, tensor in zip(_flat(result), _flat(expected), strict=True):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            kind = TensorType.of([self.dim(node, size) for size in tensor.shape], dtype_name(tensor.dtype))
+            if tensor_type(value) != kind:
+                raise self.unsupported(node, f"was imported as {value.type}, but gives {kind}")
+
+    def dim(self, node: Node, size: int | torch.SymInt) -> Dim:
+        try:
+            return _dim(size, self.names)
+        except ValueError as error:
+            raise self.unsupported(node, f"has {error}") from error
+
+    def unsupported(self, node: Node, what: str) -> UnsupportedOperationError:
+        where = source_line(node)
+        place = f" at {where[0]}:{where[1]}" if where else ""
+        return UnsupportedOperationError(
+            f"The operation {operator_name(node.target) or node.name}{place} {what}; "
+            "express it through supported operations, or add a rule to forerun/frontends/aten.py."
+        )
+
+
+def operator_name(target: Callable[..., Any] | str) -> str:
+    """`linear` of `aten.linear.default`, `histc` of `aten.histc.default`, the plain name of a Python function."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._opname
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def source_line(node: Node) -> tuple[str, int] | None:
+    """The innermost line of the model's source that a node comes from."""
+    for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
+        line = line.strip()
+        if line.startswith('File "'):
+            path, number = line.removeprefix('File "').split('", line ')
+            return PurePath(path).name, int(number.split(",")[0])
+    return None
+
+
+def location(node: Node) -> LocationAttr | None:
+    where = source_line(node)
+    return None if where is None else FileLineColLoc(StringAttr(where[0]), IntAttr(where[1]), IntAttr(0))
+
+
+def _hint(node: Node) -> str:
+    return node.name.removeprefix("p_").removeprefix("b_")
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _type_of(tensor: torch.Tensor, names: Mapping[str, str]) -> TensorType:
+    return TensorType.of([_dim(size, names) for size in tensor.shape], dtype_name(tensor.dtype))
+
+
+def _dim(size: int | torch.SymInt, names: Mapping[str, str]) -> Dim:
+    """A traced size as a dimension: affine in one name, or ValueError."""
+    if isinstance(size, int):
+        return size
+    expression = sympy.sympify(size.node.expr)
+    if expression.is_Integer:
+        return int(expression)
+    free = sorted(expression.free_symbols, key=str)
+    if len(free) != 1 or str(free[0]) not in names:
+        raise ValueError(f"a size {expression} that is not affine in the sequence length")
+    polynomial = sympy.Poly(expression, free[0]) if expression.is_polynomial(free[0]) else None
+    if polynomial is None or polynomial.degree() != 1:
+        raise ValueError(f"a size {expression} that is not affine in the sequence length")
+    scale, offset = (int(each) for each in polynomial.all_coeffs())
+    return dimensions.Affine(scale, names[str(free[0])], offset).dim()

@@ -1,0 +1,67 @@
+"""What every pass is: a frozen dataclass with a name, options as fields, valid IR in and valid IR out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import (
+    Context,
+    Function,
+    GreedyRewritePatternApplier,
+    ModuleOp,
+    ModulePass,
+    PatternRewriteWalker,
+    RewritePattern,
+    context,
+)
+
+Pass = ModulePass
+
+
+def no_weights(name: str) -> torch.Tensor:
+    raise InvalidOptionError(f"This pass reads the values of weight @{name}, and the IR came without weights.")
+
+
+class PassContext(Context):
+    """What passes share: the weight store (positional values are tabulated by evaluating them) and notes for the dump."""
+
+    def __init__(self, weights: Callable[[str], torch.Tensor] = no_weights, max_length: int = 2048) -> None:
+        super().__init__()
+        known = context()
+        self._loaded_dialects = known._loaded_dialects  # pyright: ignore[reportPrivateUsage]
+        self.weights = weights
+        self.max_length = max_length
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Something a reader of the dump wants to know: what was found, or why a pattern declined."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def pass_context(given: Context) -> PassContext:
+    """The context as forerun's own; passes run from bare xDSL get one without weights."""
+    return given if isinstance(given, PassContext) else PassContext()
+
+
+def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern]) -> bool:
+    """Apply patterns until none matches; whether anything changed."""
+    walker = PatternRewriteWalker(GreedyRewritePatternApplier(list(patterns), dce_enabled=False))
+    if isinstance(target, ModuleOp):
+        return walker.rewrite_module(target)
+    return walker.rewrite_region(target.regions[0])
+
+
+@dataclass(frozen=True)
+class RewritePass(ModulePass):
+    """A pass that is a list of patterns."""
+
+    def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
+        raise NotImplementedError
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        rewrite(op, self.patterns(pass_context(ctx)))

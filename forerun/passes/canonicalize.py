@@ -1,0 +1,264 @@
+"""canonicalize: one spelling for what means the same: constants folded, views merged, duplicates and dead code removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from forerun.ir import (
+    FUNCTIONS,
+    Broadcast,
+    Builder,
+    Cast,
+    Constant,
+    Context,
+    Function,
+    Kernel,
+    Linear,
+    Map,
+    MatMul,
+    ModuleOp,
+    PatternRewriter,
+    Reshape,
+    RewritePattern,
+    Rewriter,
+    Slice,
+    SpecOperation,
+    SSAValue,
+    Transpose,
+    broadcast_dims,
+    functions,
+    op_type_rewrite_pattern,
+    operations,
+    tensor_type,
+    torch_dtype,
+)
+from forerun.ir import dims as dimensions
+from forerun.passes.base import Pass, rewrite
+from forerun.passes.matching import defined_by, is_vector, number, symbols, used_once
+
+NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
+"""The right operand that changes nothing; the left one too where the function is commutative."""
+
+
+class FoldConstants(RewritePattern):
+    """A map or cast of constants is a constant."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map | Cast, rewriter: PatternRewriter) -> None:
+        constants = [defined_by(each, Constant) for each in op.inputs]
+        if not all(constants):
+            return
+        values = [torch.tensor(each.parameter("value"), dtype=torch_dtype(each.parameter("dtype"))) for each in constants if each]
+        dtype = tensor_type(op.result).dtype
+        result = FUNCTIONS[op.parameter("function")][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
+        if not math.isfinite(result.item()):
+            return
+        rewriter.replace_op(op, [], [Builder.before(op, rewriter).constant(result.item(), dtype)])
+
+
+class DropNeutral(RewritePattern):
+    """x + 0, x * 1, x / 1, x ** 1 are x, where broadcasting does not widen x."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        neutral = NEUTRAL.get(op.parameter("function"))
+        if neutral is None:
+            return
+        orders = [tuple(op.inputs)]
+        if op.parameter("function") in ("add", "mul"):
+            orders.append(tuple(reversed(op.inputs)))
+        for value, other in orders:
+            if number(other) == neutral and not isinstance(number(other), bool) and value.type == op.result.type:
+                rewriter.replace_op(op, [], [value])
+                return
+
+
+class SimplifyPower(RewritePattern):
+    """x ** 2 is x * x; x ** 0.5 and x ** -0.5 are roots; 1 / sqrt is rsqrt."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        build = Builder.before(op, rewriter)
+        if op.parameter("function") == "reciprocal" and defined_by(op.inputs[0], Map) is not None:
+            root = defined_by(op.inputs[0], Map)
+            if root is not None and root.parameter("function") == "sqrt":
+                rewriter.replace_op(op, [], [build.map("rsqrt", root.inputs[0])])
+            return
+        if op.parameter("function") != "pow":
+            return
+        base, exponent = op.inputs
+        if base.type != op.result.type:
+            return
+        match number(exponent):
+            case 2 | 2.0:
+                rewriter.replace_op(op, [], [build.map("mul", base, base)])
+            case 3 | 3.0:
+                rewriter.replace_op(op, [], [build.map("mul", build.map("mul", base, base), base)])
+            case 0.5:
+                rewriter.replace_op(op, [], [build.map("sqrt", base)])
+            case -0.5:
+                rewriter.replace_op(op, [], [build.map("rsqrt", base)])
+            case _:
+                return
+
+
+class DropBroadcast(RewritePattern):
+    """A map broadcasts by itself: an operand need not be widened first where the others already have the shape."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        for place, value in enumerate(op.inputs):
+            wide = defined_by(value, Broadcast)
+            if wide is None:
+                continue
+            narrow = [*op.inputs]
+            narrow[place] = wide.inputs[0]
+            if broadcast_dims([tensor_type(each).dims for each in narrow]) == tensor_type(op.result).dims:
+                rewriter.replace_op(op, Map.make(*narrow, **op.parameters))
+                return
+
+
+class MergeViews(RewritePattern):
+    """A view of a view is one view; a view that changes nothing is its operand."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Reshape | Broadcast | Transpose | Cast, rewriter: PatternRewriter) -> None:
+        source = op.inputs[0]
+        if source.type == op.result.type and not _moves(op):
+            rewriter.replace_op(op, [], [source])
+            return
+        if isinstance(op, Transpose) and _only_moves_units(op):
+            rewriter.replace_op(op, Reshape.make(source, shape=tensor_type(op.result).dims))
+            return
+        inner = source.owner
+        if type(inner) is not type(op) or isinstance(op, Cast):
+            return
+        assert isinstance(inner, Reshape | Broadcast | Transpose)
+        if isinstance(op, Transpose):
+            outer, first = op.parameter("permutation"), inner.parameter("permutation")
+            rewriter.replace_op(op, Transpose.make(inner.inputs[0], permutation=tuple(first[each] for each in outer)))
+        else:
+            rewriter.replace_op(op, type(op).make(inner.inputs[0], shape=op.parameter("shape")))
+
+
+def _moves(op: SpecOperation) -> bool:
+    return isinstance(op, Transpose) and not _only_moves_units(op)
+
+
+def _only_moves_units(op: Transpose) -> bool:
+    dims = tensor_type(op.inputs[0]).dims
+    moved = [axis for axis in op.parameter("permutation") if dims[axis] != 1]
+    return moved == sorted(moved)
+
+
+class MergeSlices(RewritePattern):
+    """A slice that takes everything is its operand; a slice of a slice is one slice."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Slice, rewriter: PatternRewriter) -> None:
+        if op.result.type == op.inputs[0].type:
+            rewriter.replace_op(op, [], [op.inputs[0]])
+            return
+        inner = defined_by(op.inputs[0], Slice)
+        if inner is None or inner.parameter("dim") != op.parameter("dim"):
+            return
+        if inner.parameter("step", 1) != 1:
+            return
+        start, stop = (dimensions.add(op.parameter(bound), inner.parameter("start")) for bound in ("start", "stop"))
+        rewriter.replace_op(op, Slice.make(inner.inputs[0], **{**op.parameters, "start": start, "stop": stop}))
+
+
+class LinearFromMatMul(RewritePattern):
+    """A product with a matrix that no position changes is a linear layer (GPT-2's transposed one, for example)."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
+        x, matrix = op.inputs
+        if tensor_type(matrix).rank != 2 or symbols(matrix) or not symbols(x):
+            return
+        weight = Builder.before(op, rewriter).transpose(matrix, (1, 0))
+        rewriter.replace_op(op, Linear.make(x, weight))
+
+
+class BiasIntoLinear(RewritePattern):
+    """A vector added to a linear layer's result is its bias."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        if op.parameter("function") != "add":
+            return
+        for value, bias in (tuple(op.inputs), tuple(reversed(op.inputs))):
+            linear = defined_by(value, Linear)
+            if linear is None or len(linear.inputs) != 2 or not used_once(value):
+                continue
+            outputs = tensor_type(value).dims[-1]
+            if symbols(bias) or not is_vector(bias, outputs) or op.result.type != value.type:
+                continue
+            vector = Builder.before(op, rewriter).reshape(bias, (outputs,))
+            rewriter.replace_op(op, Linear.make(*linear.inputs, vector))
+            return
+
+
+PATTERNS: list[RewritePattern] = [
+    FoldConstants(),
+    DropNeutral(),
+    SimplifyPower(),
+    DropBroadcast(),
+    MergeViews(),
+    MergeSlices(),
+    LinearFromMatMul(),
+    BiasIntoLinear(),
+]
+
+
+def eliminate_common(body: list[SpecOperation]) -> None:
+    """Replace an operation by an earlier equal one (same class, operands, parameters and types)."""
+    seen: dict[Hashable, SpecOperation] = {}
+    for each in body:
+        if each.WRITES or each.ends_body or each.regions:
+            continue
+        key = (type(each), tuple(each.operands), tuple(sorted(each.attributes.items())), tuple(v.type for v in each.results))
+        first = seen.setdefault(key, each)
+        if first is not each:
+            for old, new in zip(each.results, first.results, strict=True):
+                old.replace_all_uses_with(new)
+            Rewriter.erase_op(each)
+
+
+def eliminate_dead(body: list[SpecOperation]) -> None:
+    """Remove operations without effect whose results nobody uses."""
+    for each in reversed(body):
+        effects = each.WRITES or (isinstance(each, Kernel) and any(inner.WRITES for inner in each.body))
+        if not effects and not each.ends_body and not any(value.uses for value in each.results):
+            Rewriter.erase_op(each)
+
+
+def clean(function: Function) -> None:
+    eliminate_common(function.body)
+    eliminate_dead(function.body)
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Patterns to a fixed point, then common subexpressions and dead code, in every function."""
+
+    name: ClassVar[str] = "canonicalize"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        for function in functions(op).values():
+            clean(function)
+            rewrite(function, PATTERNS)
+            clean(function)
+
+
+def uses_of(value: SSAValue) -> list[SpecOperation]:
+    """The operations that use a value, in no order."""
+    return [use.operation for use in value.uses if isinstance(use.operation, SpecOperation)]
+
+
+__all__ = ["Canonicalize", "clean", "operations", "uses_of"]

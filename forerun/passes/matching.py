@@ -1,0 +1,58 @@
+"""Small questions patterns ask of values: what defines them, which constant they are, whether they are used once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from forerun.ir import Broadcast, Cast, Constant, Map, Reshape, SpecOperation, SSAValue, tensor_type
+from forerun.ir import dims as dimensions
+
+Op = TypeVar("Op", bound=SpecOperation)
+
+
+def defined_by(value: SSAValue, kind: type[Op]) -> Op | None:
+    """The operation of that class that gives the value, or None."""
+    return value.owner if isinstance(value.owner, kind) else None
+
+
+def mapped(value: SSAValue, function: str) -> Map | None:
+    """The `spec.map` of that function that gives the value, or None."""
+    operation = defined_by(value, Map)
+    return operation if operation is not None and operation.parameter("function") == function else None
+
+
+def number(value: SSAValue) -> bool | int | float | None:
+    """The number a value holds everywhere, or None."""
+    while (view := value.owner) and isinstance(view, Broadcast | Reshape):
+        value = view.inputs[0]
+    constant = defined_by(value, Constant)
+    return None if constant is None else constant.parameter("value")
+
+
+def either_order(operation: SpecOperation) -> Iterator[tuple[SSAValue, SSAValue]]:
+    """Both orders of a commutative operation's operands."""
+    left, right = operation.inputs
+    yield left, right
+    yield right, left
+
+
+def used_once(value: SSAValue) -> bool:
+    return value.has_one_use()
+
+
+def symbols(value: SSAValue) -> set[str]:
+    """The names in a value's dimensions."""
+    return {dimensions.symbol(dim) for dim in tensor_type(value).dims} - {""}
+
+
+def is_vector(value: SSAValue, size: int | str) -> bool:
+    """Whether a value is one number a feature: its last dimension is `size`, all others are 1."""
+    dims = tensor_type(value).dims
+    return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1])
+
+
+def behind_casts(value: SSAValue) -> SSAValue:
+    while (cast := defined_by(value, Cast)) is not None:
+        value = cast.inputs[0]
+    return value

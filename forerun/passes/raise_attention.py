@@ -1,0 +1,154 @@
+"""raise_attention: matmul - softmax - matmul becomes one `spec.attention`, with its scale, softcap and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from forerun.ir import (
+    Attention,
+    Builder,
+    Cast,
+    Map,
+    MatMul,
+    PatternRewriter,
+    Reshape,
+    RewritePattern,
+    Softmax,
+    SSAValue,
+    op_type_rewrite_pattern,
+    tensor_type,
+)
+from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.matching import defined_by, either_order, mapped, number, symbols
+
+HIDDEN = -1e4
+"""A number this low, put where a score would be, hides the key (models write -1e4, -1e9, the dtype's least, -inf)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scale * query key^T (capped), plus the masks: numbers that are added, or (i1) where True is visible."""
+
+    query: SSAValue  # [..., T, D]
+    key: SSAValue  # [..., D, T]
+    scale: float = 1.0
+    softcap: float | None = None
+    masks: tuple[SSAValue, ...] = field(default=())
+
+
+def peel(value: SSAValue, build: Builder) -> Scores | None:
+    """The scores a softmax's operand is made of, walking up to the product; None where it is spelled otherwise."""
+    operation = value.owner
+    if isinstance(operation, MatMul):
+        return Scores(*operation.inputs) if symbols(operation.inputs[0]) and symbols(operation.inputs[1]) else None
+    if isinstance(operation, Cast | Reshape):
+        return peel(operation.inputs[0], build)
+    if not isinstance(operation, Map):
+        return None
+    match operation.parameter("function"):
+        case "mul":
+            return _peel_product(operation, build)
+        case "div":
+            scores, factor = peel(operation.inputs[0], build), number(operation.inputs[1])
+            return None if scores is None or not factor else _scaled(scores, 1.0 / factor)
+        case "add":
+            for inner, mask in either_order(operation):
+                if (scores := peel(inner, build)) is not None:
+                    return replace(scores, masks=(*scores.masks, mask))
+            return None
+        case "max":
+            low = number(operation.inputs[1])
+            return peel(operation.inputs[0], build) if low is not None and low <= HIDDEN else None
+        case "where":
+            condition, kept, other = operation.inputs
+            for inner, hidden, visible in ((kept, other, True), (other, kept, False)):
+                low = number(hidden)
+                if low is None or low > HIDDEN or (scores := peel(inner, build)) is None:
+                    continue
+                mask = condition if visible else build.map("not", condition)
+                return replace(scores, masks=(*scores.masks, mask))
+            return None
+        case _:
+            return None
+
+
+def _peel_product(operation: Map, build: Builder) -> Scores | None:
+    for inner, factor in either_order(operation):
+        value = number(factor)
+        if value is None:
+            continue
+        if (cap := mapped(inner, "tanh")) is not None:
+            scores = peel(cap.inputs[0], build)
+            if scores is None or scores.masks or scores.softcap is not None:
+                return None
+            return replace(scores, scale=scores.scale * value, softcap=float(value))
+        scores = peel(inner, build)
+        return None if scores is None else _scaled(scores, value)
+    return None
+
+
+def _scaled(scores: Scores, factor: float) -> Scores | None:
+    return None if scores.masks or scores.softcap is not None else replace(scores, scale=scores.scale * factor)
+
+
+class RaiseSpelledAttention(RewritePattern):
+    """softmax(scores) value, in three dimensions [heads, T, T] or with a batch of one in front."""
+
+    def __init__(self, context: PassContext) -> None:
+        self.context = context
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
+        weights, value = op.inputs
+        while (view := weights.owner) and isinstance(view, Cast | Reshape):
+            weights = view.inputs[0]
+        softmax = defined_by(weights, Softmax)
+        if softmax is None or softmax.parameter("dim") != tensor_type(weights).rank - 1:
+            return
+        build = Builder.before(op, rewriter)
+        scores = peel(softmax.inputs[0], build)
+        if scores is None:
+            self.context.note(f"raise-attention: a softmax at {op.location} is no softmax(scale * q k^T + mask) v")
+            return
+        query, value = _heads_first(scores.query, build), _heads_first(value, build)
+        key = _heads_first(scores.key, build)
+        key = build.transpose(key, (0, 2, 1))
+        mask = combined([_heads_first(each, build) for each in scores.masks], build)
+        parameters = {"scale": scores.scale, "softcap": scores.softcap, "extra": None if mask is None else ("mask",)}
+        inputs = [query, key, value, *([] if mask is None else [mask])]
+        result = build.add(Attention, *inputs, **parameters)
+        rewriter.replace_op(op, [], [build.reshape(result, tensor_type(op.result).dims)])
+
+
+def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
+    """The value with three dimensions: a batch of one dropped, missing leading dimensions added."""
+    dims = tensor_type(value).dims
+    while len(dims) > 3 and dims[0] == 1:
+        dims = dims[1:]
+    return build.reshape(value, (1,) * (3 - len(dims)) + tuple(dims))
+
+
+def combined(masks: Sequence[SSAValue], build: Builder) -> SSAValue | None:
+    """One mask for several: all of the i1 ones must hold, the others add up."""
+    total: SSAValue | None = None
+    visible: SSAValue | None = None
+    for mask in masks:
+        if tensor_type(mask).dtype == "i1":
+            visible = mask if visible is None else build.map("and", visible, mask)
+        else:
+            total = mask if total is None else build.map("add", total, build.cast(mask, tensor_type(total).dtype))
+    if total is None or visible is None:
+        return visible if total is None else total
+    return build.map("where", visible, total, build.constant(float("-inf"), tensor_type(total).dtype))
+
+
+@dataclass(frozen=True)
+class RaiseAttention(RewritePass):
+    """Attention that a model spells out, as a raised operation like torch's own."""
+
+    name: ClassVar[str] = "raise-attention"
+
+    def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
+        return [RaiseSpelledAttention(context)]

@@ -1,0 +1,66 @@
+"""raise_grouped_queries: keys and values repeated for each group of heads (arXiv 2305.13245) are read unrepeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.ir import (
+    Attention,
+    Broadcast,
+    Builder,
+    PatternRewriter,
+    Reshape,
+    RewritePattern,
+    SSAValue,
+    op_type_rewrite_pattern,
+    tensor_type,
+)
+from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.matching import defined_by
+
+
+class ReadUnrepeated(RewritePattern):
+    """`spec.attention` lets several heads share a key head, so a repetition in front of it can go."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
+        query, key, value, *extra = op.inputs
+        build = Builder.before(op, rewriter)
+        sources = [_unrepeated(each, build) for each in (key, value)]
+        if any(each is None for each in sources):
+            return
+        narrow = [each for each in sources if each is not None]
+        if tensor_type(narrow[0]).dims[-3] != tensor_type(narrow[1]).dims[-3]:
+            return
+        rewriter.replace_op(op, Attention.make(query, *narrow, *extra, **op.parameters))
+
+
+def _unrepeated(value: SSAValue, build: Builder) -> SSAValue | None:
+    """x [.., Hkv, T, D] where the value is x with each head repeated: reshape(broadcast [.., Hkv, g, T, D])."""
+    merged = defined_by(value, Reshape)
+    wide = None if merged is None else defined_by(merged.inputs[0], Broadcast)
+    if wide is None:
+        return None
+    before, after = tensor_type(wide.inputs[0]).dims, tensor_type(wide.result).dims
+    if len(before) != len(after) or len(after) < 4:
+        return None
+    repeated = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    if repeated != [len(after) - 3]:
+        return None
+    dims = tensor_type(value).dims
+    heads, groups = after[-4], after[-3]
+    if not isinstance(heads, int) or not isinstance(groups, int) or dims[-3] != heads * groups or dims[-2:] != after[-2:]:
+        return None
+    return build.reshape(wide.inputs[0], (*dims[:-3], heads, *dims[-2:]))
+
+
+@dataclass(frozen=True)
+class RaiseGroupedQueries(RewritePass):
+    """Grouped-query expansion, spelled as unsqueeze - expand - reshape, folded into the attention."""
+
+    name: ClassVar[str] = "raise-grouped-queries"
+
+    def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
+        return [ReadUnrepeated()]

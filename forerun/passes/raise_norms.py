@@ -1,0 +1,91 @@
+"""raise_norms: x * rsqrt(mean(x * x) + eps), times a weight, becomes one `spec.rms_norm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.ir import (
+    Builder,
+    Map,
+    PatternRewriter,
+    Reduce,
+    RewritePattern,
+    RMSNorm,
+    SSAValue,
+    op_type_rewrite_pattern,
+    tensor_type,
+)
+from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.matching import defined_by, either_order, is_vector, mapped, number, symbols, used_once
+
+
+class RaiseRMSNorm(RewritePattern):
+    """The norm itself."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        match op.parameter("function"):
+            case "mul":
+                orders, root = list(either_order(op)), "rsqrt"
+            case "div":
+                orders, root = [(op.inputs[0], op.inputs[1])], "sqrt"
+            case _:
+                return
+        for x, inverse in orders:
+            denominator = mapped(inverse, root)
+            if denominator is None:
+                continue
+            eps = _mean_square_plus_eps(denominator.inputs[0], x)
+            if eps is not None and op.result.type == x.type:
+                rewriter.replace_op(op, RMSNorm.make(x, eps=eps))
+                return
+
+
+def _mean_square_plus_eps(value: SSAValue, x: SSAValue) -> float | None:
+    """eps where the value is mean(x * x) + eps over the last dimension."""
+    total = mapped(value, "add")
+    if total is None:
+        return None
+    for mean, eps in either_order(total):
+        reduction = defined_by(mean, Reduce)
+        if reduction is None or number(eps) is None:
+            continue
+        if reduction.parameter("function") != "mean" or not reduction.parameter("keep"):
+            continue
+        if reduction.parameter("dims") != (tensor_type(x).rank - 1,):
+            continue
+        square = mapped(reduction.inputs[0], "mul")
+        if square is not None and all(each is x for each in square.inputs):
+            return float(number(eps) or 0.0)
+    return None
+
+
+class WeightIntoRMSNorm(RewritePattern):
+    """A vector that multiplies a norm's result is its weight."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        if op.parameter("function") != "mul":
+            return
+        for normed, weight in either_order(op):
+            norm = defined_by(normed, RMSNorm)
+            if norm is None or len(norm.inputs) != 1 or not used_once(normed):
+                continue
+            features = tensor_type(normed).dims[-1]
+            if symbols(weight) or not is_vector(weight, features) or op.result.type != normed.type:
+                continue
+            vector = Builder.before(op, rewriter).reshape(weight, (features,))
+            rewriter.replace_op(op, RMSNorm.make(norm.inputs[0], vector, eps=norm.parameter("eps")))
+            return
+
+
+@dataclass(frozen=True)
+class RaiseNorms(RewritePass):
+    """Layer norms are one operation in ATen already; RMS norms are spelled out by every model."""
+
+    name: ClassVar[str] = "raise-norms"
+
+    def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
+        return [RaiseRMSNorm(), WeightIntoRMSNorm()]

@@ -1,0 +1,69 @@
+"""raise_rotary: x * cos + concat(-x[d/2:], x[:d/2]) * sin becomes one `spec.rotary`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.ir import (
+    Concat,
+    Map,
+    PatternRewriter,
+    RewritePattern,
+    Rotary,
+    Slice,
+    SSAValue,
+    op_type_rewrite_pattern,
+    tensor_type,
+)
+from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.matching import defined_by, either_order, mapped
+
+
+class RaiseRotary(RewritePattern):
+    """The half style; the interleaved style stays as it is spelled."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        if op.parameter("function") != "add":
+            return
+        for straight, turned in either_order(op):
+            first, second = mapped(straight, "mul"), mapped(turned, "mul")
+            if first is None or second is None:
+                continue
+            for rotated, sin in either_order(second):
+                x = _rotated_half(rotated)
+                if x is None:
+                    continue
+                for value, cos in either_order(first):
+                    if value is x and cos.type == sin.type and tensor_type(cos).dims[-1] == tensor_type(x).dims[-1]:
+                        rewriter.replace_op(op, Rotary.make(x, cos, sin))
+                        return
+
+
+def _rotated_half(value: SSAValue) -> SSAValue | None:
+    """x where the value is concat(-x[d/2:], x[:d/2]) over the last dimension."""
+    concat = defined_by(value, Concat)
+    if concat is None or len(concat.inputs) != 2 or concat.parameter("dim") != tensor_type(value).rank - 1:
+        return None
+    negated = mapped(concat.inputs[0], "neg")
+    right = None if negated is None else defined_by(negated.inputs[0], Slice)
+    left = defined_by(concat.inputs[1], Slice)
+    if left is None or right is None or left.inputs[0] is not right.inputs[0]:
+        return None
+    size = tensor_type(value).dims[-1]
+    if not isinstance(size, int) or any(each.parameter("dim") != concat.parameter("dim") for each in (left, right)):
+        return None
+    halves = (left.parameter("start"), left.parameter("stop"), right.parameter("start"), right.parameter("stop"))
+    return left.inputs[0] if halves == (0, size // 2, size // 2, size) else None
+
+
+@dataclass(frozen=True)
+class RaiseRotaryEmbedding(RewritePass):
+    """Rotary embeddings in the half style to one operation each."""
+
+    name: ClassVar[str] = "raise-rotary"
+
+    def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
+        return [RaiseRotary()]
