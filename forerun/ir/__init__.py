@@ -12,13 +12,14 @@ from xdsl.pattern_rewriter import (
     op_type_rewrite_pattern,
 )
 from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import VerifyException
 
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
 from forerun.ir.dims import Dim
 from forerun.ir.interpreter import evaluate, new_caches, run_body, with_derived
-from forerun.ir.operation import Environment, SpecOperation, Symbol, tensor_type
+from forerun.ir.operation import Environment, SpecOperation, Symbol, encode, tensor_type
 from forerun.ir.ops import (
     COMPARISONS,
     FUNCTIONS,
@@ -124,6 +125,7 @@ __all__ = [
     "caches",
     "context",
     "dtype_name",
+    "encode",
     "evaluate",
     "functions",
     "neighbourhood",
@@ -131,6 +133,7 @@ __all__ = [
     "op_type_rewrite_pattern",
     "operations",
     "parse_ir",
+    "parse_pipeline",
     "print_ir",
     "run_body",
     "tensor_type",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import torch
 from xdsl.dialects.builtin import ModuleOp
@@ -26,14 +27,18 @@ def evaluate(module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], enviro
         dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
     inner = Environment(environment.weights, environment.caches, bindings)
     values: Values = dict(zip(function.block.args, inputs, strict=True))
-    run_body(function.body, values, inner)
-    return [values[each] for each in function.returned]
+    returned = function.returned
+    run_body(function.body, values, inner, keep=set(returned))
+    return [values[each] for each in returned]
 
 
-def run_body(body: Iterable[SpecOperation], values: Values, environment: Environment) -> None:
-    """Evaluate operations in order, from and into `values`, which forgets a tensor after its last use."""
+def run_body(
+    body: Iterable[SpecOperation], values: Values, environment: Environment, keep: Container[SSAValue] = ()
+) -> None:
+    """Evaluate operations in order, from and into `values`, which forgets a tensor after its last use (but those to keep)."""
     operations = [each for each in body if not each.ends_body]
-    remaining = {value: len(list(value.uses)) for each in operations for value in each.results}
+    uses = Counter(operand for each in operations for operand in each.operands)
+    remaining = {value: uses[value] for each in operations for value in each.results if value not in keep}
     for operation in operations:
         inputs = [values[each] for each in operation.operands]
         if isinstance(operation, Kernel):
@@ -51,8 +56,9 @@ def run_body(body: Iterable[SpecOperation], values: Values, environment: Environ
 
 def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:
     values: Values = dict(zip(kernel.regions[0].block.args, inputs, strict=True))
-    run_body(kernel.body, values, environment)
-    return tuple(values[each] for each in kernel.yielded)
+    yielded = kernel.yielded
+    run_body(kernel.body, values, environment, keep=set(yielded))
+    return tuple(values[each] for each in yielded)
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:

@@ -17,6 +17,7 @@ from forerun.ir import (
     Constant,
     Context,
     Function,
+    Gather,
     Kernel,
     Linear,
     Map,
@@ -26,14 +27,13 @@ from forerun.ir import (
     Reshape,
     RewritePattern,
     Rewriter,
+    Rotary,
     Slice,
     SpecOperation,
-    SSAValue,
     Transpose,
     broadcast_dims,
     functions,
     op_type_rewrite_pattern,
-    operations,
     tensor_type,
     torch_dtype,
 )
@@ -204,6 +204,40 @@ class BiasIntoLinear(RewritePattern):
             return
 
 
+class SinkTranspose(RewritePattern):
+    """transpose(rotary(transpose(x))) where the transposes cancel is rotary(x) with transposed tables."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Transpose, rewriter: PatternRewriter) -> None:
+        rotary = defined_by(op.inputs[0], Rotary)
+        inner = None if rotary is None else defined_by(rotary.inputs[0], Transpose)
+        if rotary is None or inner is None or not used_once(rotary.result):
+            return
+        outer, first = op.parameter("permutation"), inner.parameter("permutation")
+        if [first[each] for each in outer] != list(range(len(outer))):
+            return
+        if any(tensor_type(each).rank != len(outer) for each in rotary.inputs):
+            return
+        build = Builder.before(op, rewriter)
+        tables = [build.transpose(each, outer) for each in rotary.inputs[1:]]
+        rewriter.replace_op(op, Rotary.make(inner.inputs[0], *tables))
+
+
+class IndexWithoutCast(RewritePattern):
+    """An index may be i32 or i64: a look-up needs no cast in front."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Gather, rewriter: PatternRewriter) -> None:
+        for place, index in enumerate(op.inputs[1:], start=1):
+            cast = defined_by(index, Cast)
+            if cast is None or tensor_type(cast.inputs[0]).dtype not in ("i32", "i64"):
+                continue
+            inputs = [*op.inputs]
+            inputs[place] = cast.inputs[0]
+            rewriter.replace_op(op, Gather.make(*inputs))
+            return
+
+
 PATTERNS: list[RewritePattern] = [
     FoldConstants(),
     DropNeutral(),
@@ -213,6 +247,8 @@ PATTERNS: list[RewritePattern] = [
     MergeSlices(),
     LinearFromMatMul(),
     BiasIntoLinear(),
+    SinkTranspose(),
+    IndexWithoutCast(),
 ]
 
 
@@ -254,11 +290,3 @@ class Canonicalize(Pass):
             clean(function)
             rewrite(function, PATTERNS)
             clean(function)
-
-
-def uses_of(value: SSAValue) -> list[SpecOperation]:
-    """The operations that use a value, in no order."""
-    return [use.operation for use in value.uses if isinstance(use.operation, SpecOperation)]
-
-
-__all__ = ["Canonicalize", "clean", "operations", "uses_of"]

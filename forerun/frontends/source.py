@@ -1,0 +1,128 @@
+"""Everything a user may compile, opened as one thing: a `Source`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from transformers import PreTrainedTokenizerBase
+
+from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError
+from forerun.frontends.gguf import is_gguf, load_gguf
+from forerun.frontends.huggingface import (
+    eos_token_ids,
+    load_directory,
+    load_tokenizer,
+    object_tokenizer,
+    position_limit,
+    prefer_attention,
+)
+from forerun.frontends.tracing import TokenLogits, check_program, trace_module
+from forerun.frontends.weights import floating_dtypes, module_weights, private_copy, program_weights
+from forerun.progress import Progress, SilentProgress
+
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be traced, with what is known about its text."""
+
+    name: str
+    model: TokenLogits | ExportedProgram
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    max_positions: int | None = None  # positions that the model's config declares
+    _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
+
+    def trace(self, max_length: int) -> ExportedProgram:
+        """The model as `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`; traced once."""
+        if max_length not in self._programs:
+            self._programs[max_length] = self._trace(max_length)
+        return self._programs[max_length]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names that a traced program gives them, sharing the model's memory.
+
+        Constants that only a trace finds are in `program_weights(self.trace(max_length))`.
+        """
+        if isinstance(self.model, ExportedProgram):
+            return program_weights(self.model)
+        return module_weights(self.model)
+
+    def _trace(self, max_length: int) -> ExportedProgram:
+        if isinstance(self.model, ExportedProgram):
+            check_program(self.model, self.name, max_length)
+            return self.model
+        return trace_module(self.model, self.name, max_length)
+
+
+def open_source(
+    source: Any,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Source:
+    """Open a directory, a GGUF file, a transformers model, any module or an ExportedProgram.
+
+    An object that the caller passes is left as it was. Raises `SourceNotFoundError`, `NotAModelError`,
+    `CorruptFileError` or `InvalidOptionError`.
+    """
+    if dtype not in DTYPES:
+        raise InvalidOptionError(f"dtype={dtype!r} is not known: use one of {', '.join(DTYPES)}.")
+    progress = progress or SilentProgress()
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source), DTYPES[dtype], progress)
+    if isinstance(source, ExportedProgram):
+        return _open_program(source, DTYPES[dtype])
+    if isinstance(source, nn.Module):
+        return _open_module(source, DTYPES[dtype])
+    raise NotAModelError(
+        f"{type(source).__name__} is not a model: "
+        f"give a directory, a GGUF file, a transformers model, an nn.Module or an ExportedProgram."
+    )
+
+
+def _open_path(path: Path, dtype: torch.dtype, progress: Progress) -> Source:
+    path = path.expanduser()
+    if not path.exists():
+        raise SourceNotFoundError(
+            f"{path} does not exist: give the path of a model directory or of a GGUF file on this machine."
+        )
+    if path.is_file() and not is_gguf(path):
+        raise NotAModelError(f"{path} is not a GGUF file: give a GGUF file or the directory that holds the model.")
+    with progress.stage("load weights"):
+        model = load_directory(path, dtype) if path.is_dir() else None
+        tokenizer = load_tokenizer(path) if path.is_dir() else None
+        if model is None:
+            model, tokenizer = load_gguf(path, dtype)
+    return _source(path.resolve().stem if path.is_file() else path.resolve().name, model, dtype, tokenizer)
+
+
+def _open_module(module: nn.Module, dtype: torch.dtype) -> Source:
+    name = type(module).__name__
+    tokenizer = object_tokenizer(module)
+    return _source(name, private_copy(module, dtype, name), dtype, tokenizer)
+
+
+def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
+    found = floating_dtypes(program_weights(program))
+    if found and dtype not in found:
+        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
+        asked = str(dtype).removeprefix("torch.")
+        raise InvalidOptionError(
+            f"the ExportedProgram's weights are {names} and dtype={asked!r} was asked for: "
+            f"pass its own dtype, or export the model again in {asked}."
+        )
+    return Source("ExportedProgram", program, dtype)
+
+
+def _source(name: str, model: nn.Module, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None) -> Source:
+    prefer_attention(model)
+    ends = eos_token_ids(model, tokenizer)
+    return Source(name, TokenLogits(model), dtype, tokenizer, ends, position_limit(model))

@@ -1,0 +1,129 @@
+"""From a module to an ExportedProgram: `input_ids[1, T] -> logits[1, T, V]` with a dynamic T."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from forerun.errors import TraceError
+from forerun.frontends.quiet import first_sentence, quiet_libraries
+
+# Primes: no size of a model is likely to equal one, so that a coincidence of sizes is not taken for a rule.
+EXAMPLE_LENGTHS = (11, 7, 67)
+SPECIALISED = "Constraints violated"  # how torch.export says that a dynamic dimension came out fixed
+
+
+class TokenLogits(nn.Module):
+    """A model as a function of token ids alone: no cache, no mask, one tensor out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+        accepted = inspect.signature(model.forward).parameters
+        self.keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`input_ids[1, T] -> logits[1, T, V]`."""
+        output = self.model(input_ids, **self.keywords)
+        if isinstance(output, Tensor):
+            return output
+        logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise TraceError(
+                f"{type(self.model).__name__} returns {type(output).__name__} without logits: "
+                f"its forward(input_ids) must return the logits or an object with .logits."
+            )
+        return logits
+
+
+def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedProgram:
+    """Export the module for every T up to `max_length`, or raise `TraceError` with the reason."""
+    failure: Exception | None = None
+    for length in EXAMPLE_LENGTHS:
+        if length > max_length:
+            continue
+        try:
+            program = _export(module, length, max_length)
+            check_program(program, name, max_length)
+            return program
+        except TraceError as error:
+            failure = error if failure is None or not isinstance(failure, TraceError) else failure
+        except Exception as error:
+            failure = failure or error
+    if isinstance(failure, TraceError):
+        raise failure
+    if failure is None:
+        raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {min(EXAMPLE_LENGTHS)}.")
+    if SPECIALISED in str(failure):
+        raise TraceError(
+            f"{name} fixes the sequence length when it is traced: its forward(input_ids) must work for any T."
+        ) from failure
+    raise TraceError(
+        f"torch.export cannot trace {name} ({first_sentence(failure)}): "
+        f"its forward(input_ids) must run for any length without branching on values."
+    ) from failure
+
+
+def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
+    """Raise `TraceError` unless the program is `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`."""
+    inputs = _placeholders(program, InputKind.USER_INPUT)
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise TraceError(
+            f"{name} is a program of {len(inputs)} inputs and {len(outputs)} outputs: "
+            f"export a module that takes input_ids alone and returns the logits alone."
+        )
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
+        raise TraceError(f"{name} changes its own buffers as it runs: export it without a cache (use_cache=False).")
+    shape = list(inputs[0].meta["val"].shape)
+    if len(shape) != 2 or isinstance(shape[0], torch.SymInt) or shape[0] != 1:
+        raise TraceError(f"{name} takes input_ids of shape {shape}: export it with input_ids of shape [1, T].")
+    if not isinstance(shape[1], torch.SymInt):
+        raise TraceError(
+            f"{name} fixes the sequence length at {shape[1]}: its forward must work for any T, "
+            f"and an ExportedProgram must be exported with a dynamic T."
+        )
+    _check_range(program, shape[1], name, max_length)
+    _check_logits(program, shape[1], name)
+
+
+def _check_range(program: ExportedProgram, length: torch.SymInt, name: str, max_length: int) -> None:
+    limits = program.range_constraints.get(length.node.expr)
+    if limits is None:
+        return
+    if limits.upper < max_length:
+        raise TraceError(
+            f"{name} is traced for at most {limits.upper} positions, fewer than max_length={max_length}: "
+            f"give a smaller max_length, or a model whose code does not branch on the length."
+        )
+    if limits.lower > min(EXAMPLE_LENGTHS):
+        raise TraceError(
+            f"{name} is traced for at least {limits.lower} positions, and a prompt may be shorter: "
+            f"give a model whose code does not branch on the length."
+        )
+
+
+def _check_logits(program: ExportedProgram, length: torch.SymInt, name: str) -> None:
+    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+    value = output.meta.get("val") if isinstance(output, torch.fx.Node) else None
+    shape = list(value.shape) if isinstance(value, Tensor) else []
+    if len(shape) != 3 or shape[0] != 1 or str(shape[1]) != str(length):
+        raise TraceError(
+            f"{name} returns {shape or 'no tensor'} for input_ids of shape [1, T]: it must return logits [1, T, V]."
+        )
+
+
+def _export(module: TokenLogits, length: int, max_length: int) -> ExportedProgram:
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    example = torch.arange(1, length + 1, device=device)[None]  # [1, length]
+    dynamic = Dim.DYNAMIC(max=max_length)  # pyright: ignore[reportCallIssue]
+    with torch.no_grad(), quiet_libraries():
+        return torch.export.export(module, (example,), dynamic_shapes=({1: dynamic},), strict=False)
+
+
+def _placeholders(program: ExportedProgram, kind: InputKind) -> list[torch.fx.Node]:
+    names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == kind}
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]

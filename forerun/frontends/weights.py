@@ -1,0 +1,58 @@
+"""The weights of a model under their fully qualified names, shared and never duplicated."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from forerun.errors import NotAModelError
+
+
+def module_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name; tied weights appear under each of their names as one tensor."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def program_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    """Every tensor that the program's inputs lift: parameters, buffers and the constants its trace found."""
+    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    return {name: tensor.detach() for name, tensor in {**constants, **program.state_dict}.items()}
+
+
+def private_copy(module: nn.Module, dtype: torch.dtype, name: str) -> nn.Module:
+    """The same module structure over the same tensors, cast where they are not of `dtype`.
+
+    Changing the copy's structure, configuration or mode leaves the original as it was. Floating parameters and
+    persistent buffers are cast; buffers that are not saved (rotary frequencies, say) keep their precision, as they do
+    when transformers loads a checkpoint.
+    """
+    persistent = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    shared: dict[int, Tensor] = {}
+    for parameter in module.parameters():
+        shared[id(parameter)] = _cast_parameter(parameter, dtype)
+    for buffer in module.buffers():
+        shared[id(buffer)] = _cast(buffer, dtype) if id(buffer) in persistent else buffer
+    try:
+        return copy.deepcopy(module, {**shared})
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise NotAModelError(
+            f"{name} cannot be copied ({reason}), and forerun does not change a model it was given: "
+            f"pass a module whose attributes support copy.deepcopy, or an ExportedProgram."
+        ) from error
+
+
+def floating_dtypes(weights: Mapping[str, Tensor]) -> set[torch.dtype]:
+    """The floating-point dtypes among the weights."""
+    return {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype) if tensor.is_floating_point() and tensor.dtype != dtype else tensor
+
+
+def _cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    tensor = _cast(parameter, dtype)
+    return parameter if tensor is parameter else nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,228 @@
+"""fuse_kernels: groups the operations of `@step` into `spec.kernel` regions: what one launch computes.
+
+    linear      a norm in front, linear layers that share their input, and what follows them row by row: activation, residual,
+                rotary embedding, cache write
+    attention   one tree attention
+    topk        the choice of candidates
+    row_wise    everything else (embedding look-up, first norm, ...)
+
+Views, constants, parameters and look-ups in positional tables cost nothing to repeat: each kernel has its own copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from forerun.ir import (
+    Block,
+    Broadcast,
+    Builder,
+    Constant,
+    Context,
+    Function,
+    Gather,
+    InsertPoint,
+    Kernel,
+    LayerNorm,
+    Linear,
+    ModuleOp,
+    Parameter,
+    Region,
+    Reshape,
+    RMSNorm,
+    Slice,
+    Softmax,
+    SpecOperation,
+    SSAValue,
+    TopK,
+    Transpose,
+    TreeAttention,
+    Yield,
+    functions,
+    tensor_type,
+)
+from forerun.passes.base import Pass
+from forerun.passes.canonicalize import clean
+from forerun.passes.substitute import clone_with
+
+VIEWS = (Reshape, Transpose, Slice, Broadcast, Constant, Parameter)
+ROW_REDUCTIONS = (RMSNorm, LayerNorm, Softmax)
+
+
+@dataclass
+class Group:
+    """The operations of one kernel, in program order."""
+
+    kind: str
+    members: list[SpecOperation] = field(default_factory=list[SpecOperation])
+
+
+@dataclass(frozen=True)
+class FuseKernels(Pass):
+    """Every operation of `@step` ends up in a kernel."""
+
+    name: ClassVar[str] = "fuse-kernels"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        step = functions(op)["step"]
+        groups = group(step)
+        _Emitter(step, groups).emit()
+        clean(step)
+
+
+def group(step: Function) -> list[Group]:
+    """Greedy: an operation joins the latest kernel that its operands come from, where that kernel can take it."""
+    groups: list[Group] = []
+    place: dict[SpecOperation, int] = {}
+    linear_on: dict[SSAValue, int] = {}
+    waiting: dict[SpecOperation, None] = {}
+
+    def start(kind: str, operation: SpecOperation) -> None:
+        groups.append(Group(kind))
+        join(len(groups) - 1, operation)
+
+    def join(index: int, operation: SpecOperation) -> None:
+        place[operation] = index
+        groups[index].members.append(operation)
+
+    def latest(operation: SpecOperation) -> int:
+        return max((place[each] for each in producers(operation) if each in place), default=-1)
+
+    returned = {each.owner for each in step.returned}
+    for operation in step.body:
+        if operation.ends_body or (inline(operation) and operation not in returned):
+            continue
+        if isinstance(operation, Linear):
+            x = operation.inputs[0]
+            if x in linear_on:
+                join(linear_on[x], operation)
+                continue
+            groups.append(Group("linear"))
+            linear_on[x] = len(groups) - 1
+            for producer in producers(operation):
+                if producer in waiting:
+                    del waiting[producer]
+                    join(linear_on[x], producer)
+            join(linear_on[x], operation)
+        elif isinstance(operation, TreeAttention):
+            start("attention", operation)
+        elif isinstance(operation, TopK):
+            start("topk", operation)
+        elif isinstance(operation, ROW_REDUCTIONS) and _feeds_one_linear_input(operation):
+            waiting[operation] = None
+        else:
+            index = latest(operation)
+            if index >= 0 and groups[index].kind in ("linear", "row_wise"):
+                join(index, operation)
+            else:
+                start("row_wise", operation)
+    return groups
+
+
+def inline(operation: SpecOperation) -> bool:
+    """Whether a kernel copies an operation instead of reading its result from memory."""
+    if isinstance(operation, Gather):
+        table, *_ = operation.inputs
+        return isinstance(table.owner, Parameter) and all(_from_positions(each) for each in operation.inputs[1:])
+    return isinstance(operation, VIEWS)
+
+
+def _from_positions(index: SSAValue) -> bool:
+    while isinstance(index.owner, SpecOperation) and isinstance(index.owner, Reshape):
+        index = index.owner.inputs[0]
+    return not isinstance(index.owner, SpecOperation) and index.name_hint == "positions"
+
+
+def producers(operation: SpecOperation) -> list[SpecOperation]:
+    """The operations a kernel reads from, looking through what it copies."""
+    found: list[SpecOperation] = []
+    pending = [each.owner for each in operation.operands]
+    while pending:
+        owner = pending.pop()
+        if not isinstance(owner, SpecOperation):
+            continue
+        if inline(owner):
+            pending.extend(each.owner for each in owner.operands)
+        else:
+            found.append(owner)
+    return found
+
+
+def _feeds_one_linear_input(operation: SpecOperation) -> bool:
+    users = [use.operation for use in operation.results[0].uses]
+    return bool(users) and all(isinstance(each, Linear) and each.inputs[0] is operation.results[0] for each in users)
+
+
+class _Emitter:
+    """Rewrites `@step` as a sequence of kernels."""
+
+    def __init__(self, step: Function, groups: list[Group]) -> None:
+        self.step = step
+        self.groups = groups
+        self.order = {operation: index for index, operation in enumerate(step.body)}
+        self.member_of = {operation: each.kind and index for index, each in enumerate(groups) for operation in each.members}
+        self.outside: dict[SSAValue, SSAValue] = {each: each for each in step.block.args}
+
+    def emit(self) -> None:
+        last = self.step.block.last_op
+        assert last is not None
+        build = Builder(InsertPoint.before(last))
+        escaping = [self.escaping(index) for index in range(len(self.groups))]
+        for each, results in zip(self.groups, escaping, strict=True):
+            kernel = self.kernel(each, results)
+            build.location = each.members[0].location
+            build.emit(kernel)
+            for old, new in zip(results, kernel.results, strict=True):
+                new.name_hint = old.name_hint
+                self.outside[old] = new
+        for index, value in enumerate(last.operands):
+            last.operands[index] = self.outside[value]
+
+    def escaping(self, index: int) -> list[SSAValue]:
+        """The values of a group that other groups, or the function's results, read."""
+        members = set(self.groups[index].members)
+        needed: list[SSAValue] = []
+        for operation in self.groups[index].members:
+            needed.extend(value for value in operation.results if _read_outside(value, members))
+        return needed
+
+    def kernel(self, group: Group, results: list[SSAValue]) -> Kernel:
+        body = self.with_inlined(group.members)
+        inside = {value for each in body for value in each.results}
+        inputs = list(dict.fromkeys(each for op in body for each in op.operands if each not in inside))
+        block = Block(arg_types=[tensor_type(each) for each in inputs])
+        values: dict[SSAValue, SSAValue] = dict(zip(inputs, block.args, strict=True))
+        for argument, value in zip(block.args, inputs, strict=True):
+            argument.name_hint = value.name_hint
+        build = Builder(block)
+        for operation in body:
+            clone_with(operation, values, {}, build)
+        build.emit(Yield.make(*(values[each] for each in results)))
+        return Kernel.of([self.outside[each] for each in inputs], Region(block), kind=group.kind)
+
+    def with_inlined(self, members: Iterable[SpecOperation]) -> list[SpecOperation]:
+        """A group's operations and what it copies, in program order."""
+        found: dict[SpecOperation, None] = dict.fromkeys(members)
+        pending = list(found)
+        while pending:
+            for operand in pending.pop().operands:
+                owner = operand.owner
+                if isinstance(owner, SpecOperation) and owner not in found and owner not in self.member_of and inline(owner):
+                    found[owner] = None
+                    pending.append(owner)
+        return sorted(found, key=lambda each: self.order[each])
+
+
+def _read_outside(value: SSAValue, members: set[SpecOperation]) -> bool:
+    """Whether anything but the members reads a value, looking through what kernels copy."""
+    for use in value.uses:
+        user = use.operation
+        if not isinstance(user, SpecOperation) or user in members:
+            continue
+        if not inline(user) or user.ends_body:
+            return True
+        if any(_read_outside(each, members) for each in user.results):
+            return True
+    return False

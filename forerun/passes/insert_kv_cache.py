@@ -1,0 +1,144 @@
+"""insert_kv_cache: `@step` from `@forward`: row-local code runs on rows, attention reads cached keys and values.
+
+`@step(tokens[N], positions[N], sequences[N], slots[N], block_tables[S, B]) -> logits[N, V]` evaluates N rows, each one token
+of a sequence whose earlier positions lie in the cache. The rows write their own keys and values first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.errors import UnsupportedOperationError
+from forerun.ir import (
+    Attention,
+    Builder,
+    Cache,
+    CacheWrite,
+    Cast,
+    Context,
+    Dim,
+    Function,
+    InsertPoint,
+    Iota,
+    ModuleOp,
+    Return,
+    SpecOperation,
+    SSAValue,
+    Symbol,
+    TensorType,
+    TreeAttention,
+    functions,
+    neighbourhood,
+    tensor_type,
+)
+from forerun.ir import dims as dimensions
+from forerun.passes.base import Pass
+from forerun.passes.canonicalize import clean
+from forerun.passes.sequence_axis import SEQUENCE, sequence_axes
+from forerun.passes.substitute import clone_with
+
+ROWS = "N"
+
+
+@dataclass(frozen=True)
+class InsertKVCache(Pass):
+    """`block` is P, the positions a cache block holds."""
+
+    name: ClassVar[str] = "insert-kv-cache"
+
+    block: int = 16
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        forward = functions(op)["forward"]
+        rows = TensorType.of((ROWS,), "i32")
+        tables = TensorType.of(("S", "B"), "i32")
+        arguments = [(name, rows) for name in ("tokens", "positions", "sequences", "slots")]
+        step = Function.of("step", [*arguments, ("block_tables", tables)])
+        op.body.block.add_op(step)
+        _Step(op, forward, step, self.block).build_body()
+        clean(step)
+
+
+class _Step:
+    """Clones `@forward` into `@step`, T as N, with attention over the cache."""
+
+    def __init__(self, module: ModuleOp, forward: Function, step: Function, block: int) -> None:
+        self.module = module
+        self.forward = forward
+        self.step = step
+        self.block = block
+        self.build = Builder(step.block)
+        self.declarations = Builder(InsertPoint.before(forward))
+        self.values: dict[SSAValue, SSAValue] = {}
+        self.count = 0
+
+    def build_body(self) -> None:
+        (input_ids,) = self.forward.block.args
+        tokens = self.build.cast(self.step.argument("tokens"), tensor_type(input_ids).dtype)
+        self.values[input_ids] = self.build.reshape(tokens, _as_rows(tensor_type(input_ids).dims))
+        for operation in self.forward.body:
+            if isinstance(operation, Return):
+                logits = self.values[operation.inputs[0]]
+                self.build.emit(Return.make(self.build.reshape(logits, (ROWS, tensor_type(logits).dims[-1]))))
+            elif isinstance(operation, Iota) and operation.parameter("size") == SEQUENCE:
+                self.values[operation.result] = self.build.add(Cast, self.step.argument("positions"), dtype="i64")
+            elif isinstance(operation, Attention):
+                self.attention(operation)
+            else:
+                _require_row_local(operation)
+                clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
+
+    def attention(self, operation: Attention) -> None:
+        """Write the rows' keys and values, then attend over each row's history, all of it in blocks."""
+        self.build.location = operation.location
+        query, key, value = (self.rows_first(self.values[each]) for each in operation.inputs[:3])
+        symbol = Symbol(f"attention.{self.count}")
+        self.count += 1
+        heads, key_dim = tensor_type(key).dims[1:]
+        value_dim = tensor_type(value).dims[-1]
+        self.declarations.emit(Cache.make(symbol=symbol, heads=heads, key_dim=key_dim, value_dim=value_dim))
+        argument = self.step.argument
+        self.build.emit(CacheWrite.make(key, value, argument("slots"), symbol=symbol))
+        one = self.build.constant(1, "i32")
+        bases = self.build.map("add", argument("positions"), one)
+        no_path = self.build.full((ROWS, 0), 0, "i32")
+        history = [argument("positions"), argument("sequences"), bases, no_path, argument("block_tables")]
+        extra = [self.values[each] for each in operation.inputs[3:]]
+        kept = {name: each for name, each in operation.parameters.items() if name != "causal"}
+        attended = self.build.add(
+            TreeAttention, query, *history, *extra, symbol=symbol, block=self.block, value_dim=value_dim, **kept
+        )
+        self.values[operation.result] = self.sequence_first(attended, operation.result)
+
+    def rows_first(self, value: SSAValue) -> SSAValue:
+        """[..., H, N, D] as [N, H, D]."""
+        rank = tensor_type(value).rank
+        swapped = self.build.transpose(value, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
+        dims = tensor_type(swapped).dims
+        if any(dim != 1 for dim in dims[:-3]):
+            raise UnsupportedOperationError(f"The attention over {value.type} has a batch; trace the model with a batch of one.")
+        return self.build.reshape(swapped, dims[-3:])
+
+    def sequence_first(self, value: SSAValue, like: SSAValue) -> SSAValue:
+        """[N, H, D] as [..., H, N, D]."""
+        rank = tensor_type(like).rank
+        full = self.build.reshape(value, (1,) * (rank - 3) + tensor_type(value).dims)
+        return self.build.transpose(full, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
+
+
+def _as_rows(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return tuple(dimensions.substitute(dim, SEQUENCE, ROWS) for dim in dims)
+
+
+def _require_row_local(operation: SpecOperation) -> None:
+    """Row by row, an operation may not look along the sequence: that would need state of its own."""
+    along = operation.parameter("dim")
+    for value in operation.inputs:
+        axes = sequence_axes(value)
+        shifted = any(tensor_type(value).dims[axis] != SEQUENCE for axis in axes)
+        if shifted or (along is not None and along - tensor_type(value).rank in axes):
+            raise UnsupportedOperationError(
+                f"spec.{operation.mnemonic} at {operation.location} mixes positions outside an attention, which needs a state "
+                f"that forerun cannot derive yet; use a model whose positions meet in attention alone.\n{neighbourhood(operation)}"
+            )

@@ -1,0 +1,140 @@
+"""The pipeline: one flat list from a traced forward pass to a planned step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import ModuleOp, functions, parse_pipeline, print_ir, verify, walk
+from forerun.passes.base import Pass, PassContext
+from forerun.passes.canonicalize import Canonicalize
+from forerun.passes.fuse_kernels import FuseKernels
+from forerun.passes.insert_kv_cache import InsertKVCache
+from forerun.passes.plan_memory import PlanMemory
+from forerun.passes.raise_attention import RaiseAttention
+from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
+from forerun.passes.raise_norms import RaiseNorms
+from forerun.passes.raise_rotary import RaiseRotaryEmbedding
+from forerun.passes.select_outputs import SelectOutputs
+from forerun.passes.sequence_axis import SequenceAxis
+from forerun.passes.tabulate_positions import TabulatePositions
+from forerun.passes.tree_mask import TreeMask
+
+
+def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int) -> list[Pass]:
+    """The passes from `@forward` to a planned `@step`."""
+    return [
+        Canonicalize(),  # one spelling, so that the raising patterns stay few
+        RaiseNorms(),
+        RaiseRotaryEmbedding(),
+        RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
+        RaiseGroupedQueries(),
+        Canonicalize(),  # what raising left dead would only be analysed
+        SequenceAxis(),  # from here on the model is known to decode incrementally
+        TabulatePositions(),
+        Canonicalize(),
+        InsertKVCache(block=block),
+        TreeMask(),
+        SelectOutputs(candidates=candidates),
+        Canonicalize(),  # transposes meet across the new attention
+        FuseKernels(),
+        PlanMemory(max_rows=max_rows, max_outputs=max_outputs),
+    ]
+
+
+PASSES: dict[str, type[Pass]] = {
+    each.name: each
+    for each in (
+        Canonicalize,
+        RaiseNorms,
+        RaiseRotaryEmbedding,
+        RaiseAttention,
+        RaiseGroupedQueries,
+        SequenceAxis,
+        TabulatePositions,
+        InsertKVCache,
+        TreeMask,
+        SelectOutputs,
+        FuseKernels,
+        PlanMemory,
+    )
+}
+"""Every pass by name, for forerun-opt."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did: seconds, operations before and after, and what it noted."""
+
+    name: str
+    seconds: float
+    before: int
+    after: int
+    notes: tuple[str, ...]
+
+    def header(self, changed: bool) -> str:
+        lines = [
+            f"pass {self.name}{'' if changed else ' (changed nothing)'}",
+            f"operations: {self.before} before, {self.after} after",
+            f"time: {self.seconds * 1e3:.1f} ms",
+            *self.notes,
+        ]
+        return "".join(f"// {line}\n" for line in lines)
+
+
+def run_pipeline(
+    module: ModuleOp,
+    passes: Sequence[Pass],
+    context: PassContext,
+    dump_dir: Path | None = None,
+    stage: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
+    check: bool = True,
+) -> list[PassRecord]:
+    """Run passes in place, verifying between them, and write one numbered file a pass to `dump_dir`.
+
+    The files are MLIR text with a header of comments: what ran, operations before and after, time, notes.
+    """
+    records: list[PassRecord] = []
+    if dump_dir is not None:
+        dump_dir.mkdir(parents=True, exist_ok=True)
+        _write(dump_dir / "00_import.mlir", "// as imported\n" + print_ir(module))
+    for index, each in enumerate(passes, start=1):
+        before, text = count(module), print_ir(module) if dump_dir is not None else ""
+        noted = len(context.notes)
+        with stage(each.name):
+            start = perf_counter()
+            each.apply(context, module)
+            seconds = perf_counter() - start
+            if check:
+                verify(module)
+        record = PassRecord(each.name, seconds, before, count(module), tuple(context.notes[noted:]))
+        records.append(record)
+        if dump_dir is not None:
+            after = print_ir(module)
+            name = each.name.replace("-", "_")
+            _write(dump_dir / f"{index:02d}_{name}.mlir", record.header(after != text) + after)
+    return records
+
+
+def count(module: ModuleOp) -> int:
+    """The operations in all functions, kernels' bodies included."""
+    return sum(1 for function in functions(module).values() for _ in walk(function.body))
+
+
+def parse_passes(text: str) -> Iterator[Pass]:
+    """Passes from `name,name{option=value}`; InvalidOptionError for an unknown one."""
+    for spec in parse_pipeline(text):
+        if spec.name not in PASSES:
+            raise InvalidOptionError(f"There is no pass {spec.name!r}; choose from {', '.join(PASSES)}.")
+        try:
+            yield PASSES[spec.name].from_spec(spec)
+        except ValueError as error:
+            raise InvalidOptionError(f"Pass {spec.name} does not take these options: {error}.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,92 @@
+"""plan_memory: every buffer of a step, with its lifetime, in one arena.
+
+A kernel's results live from the kernel to their last reader. Buffers are placed largest first, each at the lowest offset
+that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from forerun.ir import (
+    Context,
+    Kernel,
+    ModuleOp,
+    SSAValue,
+    encode,
+    functions,
+    tensor_type,
+    torch_dtype,
+)
+from forerun.passes.base import Pass, pass_context
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest vector."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`size` bytes, alive from kernel `start` to kernel `stop`, both included."""
+
+    value: SSAValue
+    size: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class PlanMemory(Pass):
+    """Kernels get `offsets`, one a result, in bytes; `@step` gets `arena`, the bytes in all."""
+
+    name: ClassVar[str] = "plan-memory"
+
+    max_rows: int = 512
+    max_outputs: int = 64
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        step = functions(op)["step"]
+        kernels = [each for each in step.body if isinstance(each, Kernel)]
+        order = {each: index for index, each in enumerate(kernels)}
+        buffers = [
+            Buffer(value, self.bytes_of(value), index, _last_use(value, order, len(kernels)))
+            for index, kernel in enumerate(kernels)
+            for value in kernel.results
+        ]
+        offsets = place(buffers)
+        for kernel in kernels:
+            if kernel.results:
+                kernel.attributes["offsets"] = encode([offsets[each] for each in kernel.results])
+        arena = max((offsets[each.value] + each.size for each in buffers), default=0)
+        step.attributes["arena"] = encode(arena)
+        total = sum(each.size for each in buffers)
+        pass_context(ctx).note(f"plan-memory: {len(buffers)} buffers, {total} bytes, in an arena of {arena} bytes")
+
+    def bytes_of(self, value: SSAValue) -> int:
+        kind = tensor_type(value)
+        count = prod(kind.sizes({"N": self.max_rows, "M": self.max_outputs}))
+        size = count * torch_dtype(kind.dtype).itemsize
+        return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _last_use(value: SSAValue, order: dict[Kernel, int], end: int) -> int:
+    """The last kernel that reads a value; what the function returns lives to the end."""
+    users = [use.operation for use in value.uses]
+    return max((order[each] if isinstance(each, Kernel) else end for each in users), default=0)
+
+
+def place(buffers: list[Buffer]) -> dict[SSAValue, int]:
+    """Offsets such that no two buffers that live together overlap."""
+    placed: list[tuple[int, Buffer]] = []
+    for buffer in sorted(buffers, key=lambda each: (-each.size, each.start)):
+        together = sorted(
+            (offset, other.size) for offset, other in placed if other.start <= buffer.stop and buffer.start <= other.stop
+        )
+        offset = 0
+        for start, size in together:
+            if offset + buffer.size <= start:
+                break
+            offset = max(offset, start + size)
+        placed.append((offset, buffer))
+    return {buffer.value: offset for offset, buffer in placed}

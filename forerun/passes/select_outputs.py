@@ -1,0 +1,93 @@
+"""select_outputs: the head runs for the rows whose logits are wanted, and gives each row's best candidates.
+
+`@step` gets the argument `outputs[M]` and returns logits [M, V], the ids of the k largest [M, k] and their logits [M, k].
+A prompt's rows need no logits but the last one's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.ir import (
+    Builder,
+    Cast,
+    Context,
+    Gather,
+    InsertPoint,
+    LayerNorm,
+    Linear,
+    Map,
+    ModuleOp,
+    Reshape,
+    Return,
+    Rewriter,
+    RMSNorm,
+    SpecOperation,
+    SSAValue,
+    TensorType,
+    TopK,
+    functions,
+    tensor_type,
+)
+from forerun.passes.base import Pass
+from forerun.passes.canonicalize import clean
+from forerun.passes.matching import symbols, used_once
+from forerun.passes.substitute import clone_with
+
+ROW_LOCAL = (Cast, Map, Reshape, Linear, RMSNorm, LayerNorm)
+
+
+@dataclass(frozen=True)
+class SelectOutputs(Pass):
+    """`candidates` is k."""
+
+    name: ClassVar[str] = "select-outputs"
+
+    candidates: int = 8
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        step = functions(op)["step"]
+        outputs = step.block.insert_arg(TensorType.of(("M",), "i32"), len(step.block.args))
+        outputs.name_hint = "outputs"
+        last = step.block.last_op
+        assert isinstance(last, Return)
+        (logits,) = last.inputs
+        build = Builder(InsertPoint.before(last))
+        top, chain = _head(logits)
+        dims = tensor_type(top).dims
+        rows = build.reshape(top, [dim for dim in dims if dim != 1])
+        selected = build.add(Gather, rows, outputs)
+        values = {top: build.reshape(selected, ["M" if dim == "N" else dim for dim in dims])}
+        for operation in reversed(chain):
+            values |= {each: each for each in operation.operands if each not in values}
+            clone_with(operation, values, {"N": "M"}, build)
+        build.location = last.location
+        chosen = build.cast(values[logits], "f32")
+        vocabulary = tensor_type(chosen).dims[-1]
+        assert isinstance(vocabulary, int)
+        best = build.emit(TopK.make(chosen, k=min(self.candidates, vocabulary), index_dtype="i32"))
+        build.emit(Return.make(chosen, best.results[1], best.results[0]))
+        Rewriter.erase_op(last)
+        clean(step)
+
+
+def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
+    """The earliest value that the logits are made of row by row, and the operations from there, last first."""
+    value, chain = logits, list[SpecOperation]()
+    while isinstance(value.owner, ROW_LOCAL) and (not chain or used_once(value)):
+        operation = value.owner
+        rows = [each for each in operation.inputs if "N" in symbols(each)]
+        if len(rows) != 1 or not _rows_lead(rows[0]):
+            break
+        chain.append(operation)
+        value = rows[0]
+    return value, chain
+
+
+def _rows_lead(value: SSAValue) -> bool:
+    """Whether all dimensions in front of the rows are 1, so that rows can be picked."""
+    dims = [dim for dim in tensor_type(value).dims if dim != 1]
+    return dims[:1] == ["N"]
+
+

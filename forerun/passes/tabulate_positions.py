@@ -1,0 +1,181 @@
+"""tabulate_positions: what depends on positions alone is evaluated once, and looked up by position.
+
+Three things move into `@constants`, whose results are derived weights: values that are constant; values that are a function
+of the position, as tables over positions 0 .. max_length - 1; and masks, which become the first visible position of each row
+(`first`) and a bias by key position or by distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from forerun.ir import (
+    Attention,
+    Builder,
+    Constant,
+    Context,
+    Function,
+    Gather,
+    InsertPoint,
+    Iota,
+    ModuleOp,
+    Parameter,
+    Return,
+    Rewriter,
+    SSAValue,
+    Symbol,
+    Weight,
+    functions,
+    tensor_type,
+)
+from forerun.passes.attention_masks import Mask, classify
+from forerun.passes.base import Pass, PassContext, pass_context
+from forerun.passes.canonicalize import clean
+from forerun.passes.raise_attention import HIDDEN
+from forerun.passes.sequence_axis import SEQUENCE, Along, Kind, look_ahead, require_incremental
+from forerun.passes.substitute import backward_slice, clone_with
+
+
+@dataclass(frozen=True)
+class TabulatePositions(Pass):
+    """`max_length` 0 takes the context's."""
+
+    name: ClassVar[str] = "tabulate-positions"
+
+    max_length: int = 0
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        context = pass_context(ctx)
+        forward = functions(op)["forward"]
+        tables = _Tables(op, forward, self.max_length or context.max_length, context)
+        body = forward.body
+        for operation in body:
+            if isinstance(operation, Attention):
+                tables.understand_mask(operation)
+        tables.look_up()
+        tables.finish()
+        clean(forward)
+        clean(tables.constants)
+
+
+class _Tables:
+    """Collects `@constants`: clones what is looked up, with the sequence at its full length."""
+
+    def __init__(self, module: ModuleOp, forward: Function, length: int, context: PassContext) -> None:
+        self.forward = forward
+        self.length = length
+        self.context = context
+        self.known = require_incremental(forward)
+        first = forward.block.first_op
+        assert first is not None
+        self.top = Builder(InsertPoint.before(first))
+        self.rows = self.top.add(Iota, size=SEQUENCE)
+        self.declarations = Builder(InsertPoint.before(forward))
+        self.constants = Function.of("constants", [])
+        self.build = Builder(self.constants.block)
+        self.clones: dict[SSAValue, SSAValue] = {}
+        self.replaced: dict[SSAValue, SSAValue] = {}
+        self.returned: list[SSAValue] = []
+        self.masks: dict[SSAValue, Mask] = {}
+
+    def look_up(self) -> None:
+        """Replace constant and positional values, where tokens meet them, by parameters and table look-ups."""
+        for operation in self.forward.body:
+            kinds = {self.known[each].kind for each in operation.results if each in self.known}
+            if not kinds & {Kind.ROW_LOCAL, Kind.CAUSAL}:
+                continue
+            for place, value in enumerate(operation.operands):
+                along = self.known.get(value)
+                if along is None or along.kind > Kind.POSITIONAL or isinstance(value.owner, Constant | Parameter):
+                    continue
+                if value not in self.replaced:
+                    self.replaced[value] = self.constant(value) if along.axis is None else self.table(value, along)
+                operation.operands[place] = self.replaced[value]
+
+    def constant(self, value: SSAValue) -> SSAValue:
+        return self.parameter(self.clone(value), value.name_hint)
+
+    def table(self, value: SSAValue, along: Along) -> SSAValue:
+        """table[rows], with the sequence dimension where the value has it."""
+        assert along.axis is not None
+        if isinstance(value.owner, Iota):
+            return self.rows
+        rank = tensor_type(value).rank
+        axis = rank + along.axis
+        front = [axis, *(each for each in range(rank) if each != axis)]
+        table = self.parameter(self.build.transpose(self.clone(value), front), value.name_hint)
+        return self.top.transpose(self.top.add(Gather, table, self.rows), [front.index(each) for each in range(rank)])
+
+    def parameter(self, value: SSAValue, hint: str | None) -> SSAValue:
+        """A derived weight for a value of `@constants`, read at the top of `@forward`."""
+        kind = tensor_type(value)
+        weight = {"symbol": Symbol(f"derived.{len(self.returned)}"), "shape": kind.dims, "dtype": kind.dtype}
+        self.declarations.emit(Weight.make(**weight, derived=len(self.returned)))
+        self.returned.append(value)
+        parameter = self.top.add(Parameter, **weight)
+        parameter.name_hint = hint
+        return parameter
+
+    def clone(self, value: SSAValue) -> SSAValue:
+        """The value in `@constants`, with T = max_length."""
+        for operation in backward_slice(value):
+            if operation.results[0] not in self.clones:
+                clone_with(operation, self.clones, {SEQUENCE: self.length}, self.build)
+        return self.clones[value]
+
+    def understand_mask(self, attention: Attention) -> None:
+        """Replace the `mask` of an attention by `causal`, `first` and `bias`."""
+        extra = dict(zip(attention.parameter("extra", ()), attention.inputs[3:], strict=True))
+        mask = extra.pop("mask", None)
+        if mask is None:
+            return
+        along = self.known[mask]
+        if along.kind in (Kind.GLOBAL, Kind.ROW_LOCAL, Kind.CAUSAL):
+            raise look_ahead(along.cause or attention, along.reason or "masks attention by tokens")
+        if mask not in self.masks:
+            self.masks[mask] = classify(mask, attention, self.length, self.context)
+            self.context.note(f"tabulate-positions: a mask is {self.masks[mask].summary}")
+        found = self.masks[mask]
+        parameters: dict[str, Any] = {**attention.parameters, "causal": True}
+        if found.limited:
+            extra["first"] = self.first_visible(mask)
+        if found.bias_by is not None:
+            extra["bias"] = self.bias(mask, found.bias_by)
+            parameters["bias_by"] = found.bias_by
+        parameters["extra"] = tuple(extra) or None
+        replacement = Attention.make(*attention.inputs[:3], *extra.values(), **parameters)
+        self.known[replacement.result] = self.known[attention.result]
+        Rewriter.replace_op(attention, replacement)
+
+    def first_visible(self, mask: SSAValue) -> SSAValue:
+        """[T]: the first visible position of each row, by a table."""
+        build, visible = self.build, self.square(mask, head=0)
+        if tensor_type(visible).dtype != "i1":
+            visible = build.map("gt", visible, build.constant(HIDDEN, tensor_type(visible).dtype))
+        first = build.reduce("argmax", build.cast(visible, "i64"), (1,))
+        return self.top.add(Gather, self.parameter(first, "first"), self.rows)
+
+    def bias(self, mask: SSAValue, by: str) -> SSAValue:
+        """[heads, max_length]: the last row of a mask has every key position, and every distance."""
+        build, square = self.build, self.square(mask)
+        row = build.reshape(build.slice(square, 1, self.length - 1, self.length), (-1, self.length))
+        if by == "distance":
+            backwards = build.map("sub", build.constant(self.length - 1, "i64"), build.add(Iota, size=self.length))
+            row = build.transpose(build.add(Gather, build.transpose(row, (1, 0)), backwards), (1, 0))
+        row = build.map("max", row, build.constant(HIDDEN, tensor_type(row).dtype))
+        return self.parameter(build.cast(row, "f32"), "bias")
+
+    def square(self, mask: SSAValue, head: int | None = None) -> SSAValue:
+        """The mask [heads, L, L] in `@constants`, or that of one head [L, L]."""
+        value = self.clone(mask)
+        value = self.build.reshape(value, (-1, *tensor_type(value).dims[-2:]))
+        value = self.build.broadcast(value, (tensor_type(value).dims[0], self.length, self.length))
+        if head is None:
+            return value
+        return self.build.reshape(self.build.slice(value, 0, head, head + 1), (self.length, self.length))
+
+    def finish(self) -> None:
+        if self.returned:
+            self.build.emit(Return.make(*self.returned))
+            Rewriter.insert_op(self.constants, InsertPoint.before(self.forward))

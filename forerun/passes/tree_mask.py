@@ -1,0 +1,32 @@
+"""tree_mask: a row's history becomes its ancestors: committed blocks below `bases`, the slots of its path above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.ir import Context, ModuleOp, TensorType, TreeAttention, functions
+from forerun.passes.base import Pass
+from forerun.passes.canonicalize import clean
+
+BASES, PATHS = 3, 4
+"""Operands of `spec.tree_attention`."""
+
+
+@dataclass(frozen=True)
+class TreeMask(Pass):
+    """`@step` gets two more arguments: `bases[N]` and `paths[N, D]` (position-aligned tree attention)."""
+
+    name: ClassVar[str] = "tree-mask"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        step = functions(op)["step"]
+        at = len(step.block.args) - 1
+        bases = step.block.insert_arg(TensorType.of(("N",), "i32"), at)
+        paths = step.block.insert_arg(TensorType.of(("N", "D"), "i32"), at + 1)
+        bases.name_hint, paths.name_hint = "bases", "paths"
+        for operation in step.body:
+            if isinstance(operation, TreeAttention):
+                operation.operands[BASES] = bases
+                operation.operands[PATHS] = paths
+        clean(step)

@@ -1,0 +1,129 @@
+"""Tiny random models of many families: seeded, float32, in evaluation mode.
+
+Weights are large enough that greedy tokens vary and the largest two logits rarely tie.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 256
+HIDDEN = 64
+HEADS = 4
+INNER = 128
+LAYERS = 2
+POSITIONS = 512
+STANDARD_DEVIATION = 0.2
+
+# Without an end token, every greedy text has the length that a test asks for.
+SPECIAL_TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": STANDARD_DEVIATION, **SPECIAL_TOKENS}
+MODERN: dict[str, Any] = {
+    **COMMON,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": POSITIONS,
+}
+GROUPED: dict[str, Any] = {**MODERN, "num_key_value_heads": 2}
+# Where embeddings outweigh the layers, a tied head repeats the last token for ever.
+UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+GPT: dict[str, Any] = {**COMMON, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS}
+
+
+def build(model_type: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """A causal language model of the configuration, with random weights."""
+    config = AutoConfig.for_model(model_type, **settings)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomize(model, seed)
+    return model
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Move every parameter off its initial value, so that no bias is zero and no norm's weight is one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def tiny(model_type: str, base: dict[str, Any], **settings: Any) -> Callable[[], PreTrainedModel]:
+    """A builder of one family's tiny model."""
+    return lambda: build(model_type, **(base | settings))
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": tiny("llama", GROUPED),
+    "mistral": tiny("mistral", GROUPED, sliding_window=8),
+    "qwen2": tiny("qwen2", GROUPED),
+    "qwen3": tiny("qwen3", GROUPED, head_dim=16),
+    "phi3": tiny("phi3", GROUPED, sliding_window=None),
+    "gemma": tiny("gemma", GROUPED, head_dim=16),
+    "gemma2": tiny("gemma2", GROUPED | UNTIED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
+    "gemma3_text": tiny(
+        "gemma3_text",
+        GROUPED | UNTIED,
+        head_dim=16,
+        sliding_window=8,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "granite": tiny("granite", GROUPED, attention_multiplier=0.25, embedding_multiplier=2.0, residual_multiplier=0.5),
+    "glm": tiny("glm", GROUPED, head_dim=16),
+    "smollm3": tiny("smollm3", GROUPED, no_rope_layer_interval=2),
+    "olmo2": tiny("olmo2", GROUPED),
+    "cohere": tiny("cohere", GROUPED, logit_scale=1.0),
+    "starcoder2": tiny("starcoder2", GROUPED, sliding_window=8),
+    "stablelm": tiny("stablelm", GROUPED),
+    "phi": tiny("phi", MODERN),
+    "persimmon": tiny("persimmon", MODERN),
+    "gpt_neox": tiny("gpt_neox", MODERN, rotary_pct=0.25, use_parallel_residual=True),
+    "gpt2": tiny("gpt2", GPT),
+    "gpt_bigcode": tiny("gpt_bigcode", GPT),
+    "gptj": tiny("gptj", GPT, rotary_dim=8),
+    "codegen": tiny("codegen", GPT, rotary_dim=8),
+    "gpt_neo": tiny(
+        "gpt_neo",
+        COMMON,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=POSITIONS,
+    ),
+    "opt": tiny(
+        "opt",
+        COMMON,
+        hidden_size=HIDDEN,
+        ffn_dim=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        word_embed_proj_dim=HIDDEN,
+        max_position_embeddings=POSITIONS,
+        init_std=STANDARD_DEVIATION,
+    ),
+    "bloom": tiny("bloom", COMMON | UNTIED, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS),
+    "falcon": tiny("falcon", MODERN, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "mpt": tiny("mpt", COMMON | UNTIED, d_model=HIDDEN, n_heads=HEADS, n_layers=LAYERS, max_seq_len=POSITIONS),
+    "biogpt": tiny("biogpt", MODERN | UNTIED),
+    "xglm": tiny(
+        "xglm",
+        COMMON | UNTIED,
+        d_model=HIDDEN,
+        ffn_dim=INNER,
+        num_layers=LAYERS,
+        attention_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+        init_std=STANDARD_DEVIATION,
+    ),
+}
+
+
+def encoder() -> PreTrainedModel:
+    """A BERT: every position sees the later ones."""
+    return build("bert", **MODERN)
