@@ -1,0 +1,139 @@
+"""compile(): a model in, a compiled model out. Frontend, passes, codegen, runtime, in this order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forerun.errors import InvalidOptionError, UnknownTargetError
+from forerun.frontends.source import Source, open_source
+from forerun.frontends.torch_export import import_program
+from forerun.frontends.weights import program_weights
+from forerun.ir import ModuleOp, verify, with_derived
+from forerun.passes.base import PassContext
+from forerun.passes.pipeline import PassRecord, run_pipeline, step_pipeline
+from forerun.progress import Progress, open_progress
+from forerun.runtime.calibration import CostModel, calibrate
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Executable
+from forerun.runtime.model import CompiledModel
+from forerun.strategies import Strategy, resolve_strategy
+
+TARGETS = ("auto", "cpu", "reference")
+MAX_ROWS = 256
+"""Rows of the largest step: a chunk of a prompt."""
+MAX_OUTPUTS = 64
+"""Rows whose logits a step can give: the largest tree."""
+BLOCK = 16
+CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model as IR with a planned `@step`, and what the passes did."""
+
+    source: Source
+    module: ModuleOp
+    weights: Callable[[str], torch.Tensor]
+    max_length: int
+    records: list[PassRecord]
+
+
+def compile(
+    source: Any,
+    strategy: str | Strategy = "tree_spec",
+    dtype: str = "float32",
+    target: str = "auto",
+    max_length: int = 2048,
+    dump_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile a decoder for speculative decoding.
+
+    source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
+                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
+    strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
+    dtype       "float32"
+    target      "cpu" (TVM and LLVM), "reference" (the IR interpreter); "auto" is the best this machine has
+    max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
+    dump_dir    where to write the IR after every pass and the source of every kernel
+    progress    shown on a terminal by default
+
+    Raises a `ForerunError` that names the thing and the remedy.
+    """
+    chosen = resolve_strategy(strategy)
+    target = resolve_target(target)
+    progress = progress or open_progress()
+    lowered = lower(source, dtype, max_length, dump_dir, progress)
+    executable = generate_code(lowered, target, dump_dir, progress)
+    engine = Engine(executable)
+    cost = measure_cost(engine, progress) if chosen.needs_cost else None
+    drafter, policy = chosen.build(executable, cost)
+    opened = lowered.source
+    return CompiledModel(executable, drafter, policy, opened.tokenizer, opened.eos_token_ids, cost, engine)
+
+
+def lower(
+    source: Any,
+    dtype: str = "float32",
+    max_length: int = 2048,
+    dump_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Lowered:
+    """The front half of `compile`: trace, import, and run the pass pipeline."""
+    progress = progress or open_progress()
+    if max_length < 2:
+        raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
+    opened = open_source(source, dtype, progress)
+    if opened.max_positions is not None:
+        max_length = min(max_length, opened.max_positions)
+    with progress.stage("trace"):
+        program = opened.trace(max_length)
+    with progress.stage("import"):
+        module = import_program(program)
+        verify(module)
+    stored = program_weights(program)
+    context = PassContext(stored.__getitem__, max_length)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES)
+    with progress.stage("passes"):
+        records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
+    return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)
+
+
+def generate_code(
+    lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress
+) -> Executable:
+    """The back half: kernels for the target, with the weights packed for them."""
+    if target == "reference":
+        from forerun.codegen.reference import ReferenceExecutable
+
+        return ReferenceExecutable(lowered.module, lowered.weights, MAX_ROWS, MAX_OUTPUTS, lowered.max_length)
+    from forerun.codegen.tvm import TvmExecutable  # TVM takes seconds to import: only who generates code waits for it
+
+    with progress.stage("kernels"):
+        executable = TvmExecutable(
+            lowered.module, lowered.weights, max_rows=MAX_ROWS, max_path=MAX_OUTPUTS, max_length=lowered.max_length
+        )
+    if dump_dir is not None:
+        kernels = Path(dump_dir) / "kernels"
+        kernels.mkdir(parents=True, exist_ok=True)
+        for name, text in executable.kernel_texts().items():
+            (kernels / f"{name}.py").write_text(text, encoding="utf-8")
+    return executable
+
+
+def measure_cost(engine: Engine, progress: Progress) -> CostModel:
+    with progress.stage("calibrate"):
+        return calibrate(engine)
+
+
+def resolve_target(target: str) -> str:
+    """The target's own name; UnknownTargetError where there is none."""
+    if target not in TARGETS:
+        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
+    return "cpu" if target == "auto" else target
