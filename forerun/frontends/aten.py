@@ -40,7 +40,7 @@ Rule = Callable[..., SSAValue | tuple[SSAValue, ...]]
 
 RULES: dict[str, Rule] = {}
 VIEWS = frozenset(
-    "view reshape unsqueeze squeeze flatten unflatten transpose permute t numpy_T swapaxes movedim expand expand_as slice select "
+    "view reshape unsqueeze squeeze flatten unflatten transpose permute t numpy_T swapaxes movedim expand expand_as broadcast_to slice select "
     "narrow chunk split split_with_sizes unbind alias detach view_as reshape_as diagonal".split()
 )
 """Operators whose result may share memory with their operand."""
@@ -344,7 +344,7 @@ def _permute(build: Builder, x: SSAValue, dims: Sequence[int]) -> SSAValue:
     return build.transpose(x, [axis(x, each) for each in dims])
 
 
-@rule("expand")
+@rule("expand", "broadcast_to")
 def _expand(build: Builder, x: SSAValue, size: Sequence[Dim], *, implicit: bool = False) -> SSAValue:
     dims = tensor_type(x).dims
     missing = len(size) - len(dims)

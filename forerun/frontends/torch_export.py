@@ -12,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._sympy.functions import Max, Min
 
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
@@ -38,6 +39,9 @@ from forerun.ir import dims as dimensions
 
 SEQUENCE = "T"
 """The name of the sequence dimension in `@forward`."""
+
+LONGEST = 2**31
+"""Where a program gives no bound, sequences are shorter than this."""
 
 IGNORED = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 
@@ -66,11 +70,17 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     names = {str(tokens.shape[1].node.expr): SEQUENCE}
     module = ModuleOp([])
     forward = Function.of("forward", [("input_ids", _type_of(tokens, names))])
-    importer = _Importer(forward, names)
+    bounds = {str(symbol): (int(each.lower), min(int(each.upper), LONGEST)) for symbol, each in program.range_constraints.items()}
+    importer = _Importer(forward, names, bounds)
     importer.values[inputs[0]] = forward.block.args[0]
     for node in placeholders:
         spec = kinds[node.name]
-        if spec.kind in WEIGHT_KINDS and node.users:
+        if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
+            number = program.constants[spec.target]  # a number in the source code: patterns must be able to read it
+            build = Builder(forward.block, hint=_hint(node))
+            constant = build.constant(number.item(), dtype_name(number.dtype))
+            importer.values[node] = build.reshape(constant, tuple(number.shape))
+        elif spec.kind in WEIGHT_KINDS and node.users:
             kind = _type_of(node.meta["val"], names)
             weight = {"symbol": Symbol(spec.target), "shape": kind.dims, "dtype": kind.dtype}
             module.body.block.add_op(Weight.make(**weight))
@@ -84,9 +94,10 @@ def import_program(program: ExportedProgram) -> ModuleOp:
 class _Importer:
     """Imports the nodes of a graph into the function's block; nested graphs are imported in place."""
 
-    def __init__(self, function: Function, names: Mapping[str, str]) -> None:
+    def __init__(self, function: Function, names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> None:
         self.function = function
         self.names = names
+        self.bounds = bounds
         self.values: dict[Node, Any] = {}
 
     def run(self, graph: Graph) -> list[Any]:
@@ -168,7 +179,7 @@ class _Importer:
 
     def dim(self, node: Node, size: int | torch.SymInt) -> Dim:
         try:
-            return _dim(size, self.names)
+            return _dim(size, self.names, self.bounds)
         except ValueError as error:
             raise self.unsupported(node, f"has {error}") from error
 
@@ -212,14 +223,28 @@ def _flat(value: Any) -> Iterable[Any]:
 
 
 def _type_of(tensor: torch.Tensor, names: Mapping[str, str]) -> TensorType:
-    return TensorType.of([_dim(size, names) for size in tensor.shape], dtype_name(tensor.dtype))
+    return TensorType.of([_dim(size, names, {}) for size in tensor.shape], dtype_name(tensor.dtype))
 
 
-def _dim(size: int | torch.SymInt, names: Mapping[str, str]) -> Dim:
+def _decided(expression: sympy.Expr, bounds: Mapping[str, tuple[int, int]]) -> sympy.Expr:
+    """Extrema of affine sizes decided where one is the largest (smallest) over the whole range of the sequence length."""
+    for extremum in expression.atoms(Max, Min, sympy.Max, sympy.Min):
+        free = sorted(extremum.free_symbols, key=str)
+        if len(free) != 1 or str(free[0]) not in bounds:
+            continue
+        sign = 1 if isinstance(extremum, Max | sympy.Max) else -1
+        ends = [[sign * int(each.subs(free[0], end)) for each in extremum.args] for end in bounds[str(free[0])]]
+        for place, each in enumerate(extremum.args):
+            if all(values[place] == max(values) for values in ends):
+                return _decided(expression.xreplace({extremum: each}), bounds)
+    return expression
+
+
+def _dim(size: int | torch.SymInt, names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> Dim:
     """A traced size as a dimension: affine in one name, or ValueError."""
     if isinstance(size, int):
         return size
-    expression = sympy.sympify(size.node.expr)
+    expression = _decided(sympy.sympify(size.node.expr), bounds)
     if expression.is_Integer:
         return int(expression)
     free = sorted(expression.free_symbols, key=str)

@@ -1,7 +1,10 @@
 """What an attention mask means, found by evaluating it at two lengths: no pattern matching of mask code.
 
 A row sees a range of positions that ends at the row itself: causal, a sliding window, or any other first position; visible
-keys may get a bias that is a function of the key's position or of its distance. Everything else is an error.
+keys may get a bias that is a function of their distance or of their own position. Everything else is an error.
+
+A softmax does not change when one number is added to a whole row, so a bias is taken relative to the row's own position: ALiBi
+(arXiv 2108.12409) is a bias by distance however a model spells it, counted from the first position or back from the last.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def classify(mask: SSAValue, attention: Attention, length: int, context: PassCon
     visible, bias = _at(mask, length, context)
     short = min(SHORT, length)
     visible_short, bias_short = _at(mask, short, context)
-    if not torch.equal(visible[:short, :short], visible_short) or not torch.equal(bias[:, :short, :short], bias_short):
+    if not torch.equal(visible[:short, :short], visible_short):
         raise look_ahead(attention, "has a mask that changes with the length of the sequence")
     ahead = visible.triu(1)
     if bool(ahead.any()):
@@ -55,7 +58,7 @@ def classify(mask: SSAValue, attention: Attention, length: int, context: PassCon
     width = int((rows - first + 1).max())
     window = torch.equal(first, (rows - width + 1).clamp(min=0))
     shape = "causal" if not bool(first.any()) else f"a sliding window of {width}" if window else f"a range of at most {width}"
-    by = _bias_by(bias, attention)
+    by = _bias_by(bias, bias_short, visible, attention)
     return Mask(bool(first.any()), by, shape + (f" with a bias by {by}" if by else ""))
 
 
@@ -78,22 +81,25 @@ def _same_for_heads(visible: torch.Tensor) -> torch.Tensor:
     return visible[0]
 
 
-def _bias_by(bias: torch.Tensor, attention: Attention) -> Literal["key", "distance"] | None:
-    """What a bias [heads, T, T] is a function of, looking at keys up to the row only."""
-    length = bias.shape[-1]
+def _bias_by(
+    bias: torch.Tensor, bias_short: torch.Tensor, visible: torch.Tensor, attention: Attention
+) -> Literal["key", "distance"] | None:
+    """What a bias [heads, T, T] is a function of, at the visible keys."""
     if not bool(bias.any()):
         return None
-    last = bias[:, -1]
-    seen = torch.ones(length, length, dtype=torch.bool).tril()
-    hidden = bias == 0.0
-    by_key = last[:, None, :].expand_as(bias)
-    if bool(((bias == by_key) | ~seen | (hidden & (by_key != 0))).all()) and bool((bias == by_key)[:, seen].all()):
-        return "key"
-    distance = (torch.arange(length)[:, None] - torch.arange(length)[None]).clamp(min=0)
-    by_distance = last.flip(-1)[:, distance]
-    if torch.allclose(bias[:, seen], by_distance[:, seen], rtol=1e-6, atol=1e-6):
-        return "distance"
+    length, short = bias.shape[-1], bias_short.shape[-1]
+    relative, relative_short = (each - each.diagonal(dim1=1, dim2=2)[..., None] for each in (bias, bias_short))
+    shown = visible[:short, :short]
+    if torch.allclose(relative[:, :short, :short][:, shown], relative_short[:, shown], rtol=1e-5, atol=1e-5):
+        distance = (torch.arange(length)[:, None] - torch.arange(length)[None]).clamp(min=0)
+        by_distance = relative[:, -1].flip(-1)[:, distance]
+        if torch.allclose(relative[:, visible], by_distance[:, visible], rtol=1e-5, atol=1e-5):
+            return "distance"
+    if torch.equal(bias[:, :short, :short][:, shown], bias_short[:, shown]):
+        by_key = bias[:, -1][:, None, :].expand_as(bias)
+        if torch.equal(bias[:, visible], by_key[:, visible]):
+            return "key"
     raise UnsupportedOperationError(
-        f"The attention bias at {attention.location} is a function of neither the key's position nor the distance; "
+        f"The attention bias at {attention.location} is a function of neither the distance nor the key's position; "
         "rewrite the model so that it is."
     )

@@ -238,6 +238,25 @@ class IndexWithoutCast(RewritePattern):
             return
 
 
+class SliceOfConstantIndex(RewritePattern):
+    """A look-up of one known row is a slice."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Gather, rewriter: PatternRewriter) -> None:
+        if len(op.inputs) != 2:
+            return
+        table, index = op.inputs
+        row, size = number(index), tensor_type(table).dims[0]
+        if row is None or not isinstance(size, int):
+            return
+        start = int(row) % size
+        build = Builder.before(op, rewriter)
+        kept = build.slice(table, 0, start, start + 1)
+        dims = tensor_type(op.result).dims
+        flat = build.reshape(kept, (1,) * tensor_type(index).rank + tensor_type(table).dims[1:])
+        rewriter.replace_op(op, [], [build.broadcast(flat, dims)])
+
+
 PATTERNS: list[RewritePattern] = [
     FoldConstants(),
     DropNeutral(),
@@ -249,6 +268,7 @@ PATTERNS: list[RewritePattern] = [
     BiasIntoLinear(),
     SinkTranspose(),
     IndexWithoutCast(),
+    SliceOfConstantIndex(),
 ]
 
 

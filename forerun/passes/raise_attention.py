@@ -52,7 +52,7 @@ def peel(value: SSAValue, build: Builder) -> Scores | None:
             return _peel_product(operation, build)
         case "div":
             scores, factor = peel(operation.inputs[0], build), number(operation.inputs[1])
-            return None if scores is None or not factor else _scaled(scores, 1.0 / factor)
+            return None if scores is None or not factor else _scaled(scores, 1.0 / factor, build)
         case "add":
             for inner, mask in either_order(operation):
                 if (scores := peel(inner, build)) is not None:
@@ -85,12 +85,19 @@ def _peel_product(operation: Map, build: Builder) -> Scores | None:
                 return None
             return replace(scores, scale=scores.scale * value, softcap=float(value))
         scores = peel(inner, build)
-        return None if scores is None else _scaled(scores, value)
+        return None if scores is None else _scaled(scores, value, build)
     return None
 
 
-def _scaled(scores: Scores, factor: float) -> Scores | None:
-    return None if scores.masks or scores.softcap is not None else replace(scores, scale=scores.scale * factor)
+def _scaled(scores: Scores, factor: float, build: Builder) -> Scores | None:
+    """A factor behind a mask scales the mask too; i1 masks have no size."""
+    if scores.softcap is not None:
+        return None
+    masks = [
+        mask if tensor_type(mask).dtype == "i1" else build.map("mul", mask, build.constant(factor, tensor_type(mask).dtype))
+        for mask in scores.masks
+    ]
+    return replace(scores, scale=scores.scale * factor, masks=tuple(masks))
 
 
 class RaiseSpelledAttention(RewritePattern):

@@ -222,6 +222,8 @@ def _matmul(operation: SpecOperation, inputs: Sequence[Along]) -> str:
 def _gather(operation: SpecOperation, inputs: Sequence[Along]) -> str:
     """A table along the sequence may be indexed by positions; by tokens it could look anywhere."""
     table, *indices = inputs
+    if table.axis is not None and tensor_type(operation.inputs[0]).rank + table.axis >= len(indices):
+        return "" if all(each.kind == Kind.CONSTANT for each in indices) else "picks by index along the sequence"
     if table.kind > Kind.POSITIONAL:
         return "picks tokens by index"
     tokens = any(each.kind > Kind.POSITIONAL and each.kind != Kind.PAIRWISE for each in indices)

@@ -23,6 +23,7 @@ from forerun.ir import (
     Parameter,
     Return,
     Rewriter,
+    Slice,
     SSAValue,
     Symbol,
     Weight,
@@ -101,6 +102,9 @@ class _Tables:
         assert along.axis is not None
         if isinstance(value.owner, Iota):
             return self.rows
+        for operation in backward_slice(value):
+            if isinstance(operation, Slice) and isinstance(operation.parameter("start"), str):
+                raise look_ahead(operation, "counts positions from the end of the sequence")
         rank = tensor_type(value).rank
         axis = rank + along.axis
         front = [axis, *(each for each in range(rank) if each != axis)]
@@ -161,6 +165,8 @@ class _Tables:
         build, square = self.build, self.square(mask)
         row = build.reshape(build.slice(square, 1, self.length - 1, self.length), (-1, self.length))
         if by == "distance":
+            own = build.slice(row, 1, self.length - 1, self.length)
+            row = build.map("sub", row, own)
             backwards = build.map("sub", build.constant(self.length - 1, "i64"), build.add(Iota, size=self.length))
             row = build.transpose(build.add(Gather, build.transpose(row, (1, 0)), backwards), (1, 0))
         row = build.map("max", row, build.constant(HIDDEN, tensor_type(row).dtype))
