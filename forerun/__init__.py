@@ -1,6 +1,6 @@
 """forerun: a compiler that turns any traced decoder into a speculative one: the same bits, in fewer steps."""
 
-from forerun.compiler import compile
+from forerun.compiler import compile, with_strategy
 from forerun.runtime.generation import Generation, Stats
 from forerun.runtime.model import CompiledModel
 from forerun.strategies import (
@@ -27,4 +27,5 @@ __all__ = [
     "TokenRecycling",
     "TreeSpec",
     "compile",
+    "with_strategy",
 ]

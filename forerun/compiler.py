@@ -78,6 +78,16 @@ def compile(
     return CompiledModel(executable, drafter, policy, opened.tokenizer, opened.eos_token_ids, cost, engine)
 
 
+def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:
+    """The same compiled target under another strategy: nothing is compiled again, the cache is shared."""
+    chosen = resolve_strategy(strategy)
+    cost = model.cost
+    if cost is None and chosen.needs_cost:
+        cost = measure_cost(model.engine, progress or open_progress())
+    drafter, policy = chosen.build(model.executable, cost)
+    return CompiledModel(model.executable, drafter, policy, model.tokenizer, model.eos_token_ids, cost, model.engine)
+
+
 def lower(
     source: Any,
     dtype: str = "float32",

@@ -1,19 +1,21 @@
 """The table from ATen names to `spec` operations, shared by every frontend that speaks ATen.
 
-A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest are Python values.
-It returns a value, or a tuple of values where the operator returns several. Rules for which a name of ATen's is exactly
-one elementwise function are data (`UNARY`, `BINARY`).
+A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest Python values. It
+returns a value, or a tuple of values where the operator returns several. Names of ATen's that are exactly one elementwise
+function are data (`UNARY`, `BINARY`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 
 from forerun.ir import (
+    INTEGER_DTYPES,
     Attention,
     Builder,
     Dim,
@@ -36,29 +38,34 @@ from forerun.ir import dims as dimensions
 
 Scalar = bool | int | float
 Operand = SSAValue | Scalar
-Rule = Callable[..., SSAValue | tuple[SSAValue, ...]]
+Rule = Callable[..., Any]
+"""Gives a value, or a tuple of values."""
+
+RuleType = TypeVar("RuleType", bound=Rule)
 
 RULES: dict[str, Rule] = {}
-VIEWS = frozenset(
-    "view reshape unsqueeze squeeze flatten unflatten transpose permute t numpy_T swapaxes movedim expand expand_as broadcast_to slice select "
-    "narrow chunk split split_with_sizes unbind alias detach view_as reshape_as diagonal".split()
-)
+VIEWS = frozenset({
+    "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", 
+    "swapaxes", "expand", "expand_as", "broadcast_to", "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind",
+    "alias", "detach", "view_as", "reshape_as",
+})  # fmt: skip
 """Operators whose result may share memory with their operand."""
 
 UNARY = {
-    "neg", "abs", "sign", "floor", "ceil", "round", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal",
-    "sin", "cos", "tanh", "erf", "sigmoid", "relu", "silu", "log_sigmoid",
+    "neg", "abs", "sign", "floor", "ceil", "round", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt",
+    "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "relu", "silu", "log_sigmoid",
 }  # fmt: skip
 BINARY = {
-    "mul": "mul", "floor_divide": "floor_div", "remainder": "remainder", "pow": "pow", "maximum": "max", "minimum": "min",
-    "__and__": "and", "__or__": "or", "__xor__": "xor", "bitwise_and": "and", "bitwise_or": "or", "logical_and": "and", "logical_or": "or",
-    "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
+    "mul": "mul", "floor_divide": "floor_div", "remainder": "remainder", "pow": "pow", 
+    "maximum": "max", "minimum": "min",
+    "__and__": "and", "__or__": "or", "__xor__": "xor", "bitwise_and": "and", "bitwise_or": "or",
+    "logical_and": "and", "logical_or": "or", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
 }  # fmt: skip
 IDENTITY = {"contiguous", "clone", "alias", "detach", "dropout", "lift_fresh_copy", "lift_fresh", "detach_"}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
+def rule(*names: str) -> Callable[[RuleType], RuleType]:
+    def register(function: RuleType) -> RuleType:
         RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -81,7 +88,7 @@ def promoted(build: Builder, *operands: Operand, least: str | None = None) -> li
     dtype = torch.bool
     if len(operands) == 1:
         dtype = torch.result_type(_witness(operands[0]), _witness(operands[0]))
-    for left, right in zip(operands, operands[1:], strict=False):
+    for left, right in pairwise(operands):
         dtype = torch.result_type(_witness(left), _witness(right))
     if least is not None and not dtype.is_floating_point:
         dtype = torch_dtype(least)
@@ -145,7 +152,9 @@ def _div(build: Builder, x: Operand, y: Operand, *, rounding_mode: str | None = 
     quotient = build.map("div", *promoted(build, x, y, least="f32"))
     if rounding_mode == "trunc":
         zero = build.constant(0.0, tensor_type(quotient).dtype)
-        truncated = build.map("where", build.map("lt", quotient, zero), build.map("ceil", quotient), build.map("floor", quotient))
+        truncated = build.map(
+            "where", build.map("lt", quotient, zero), build.map("ceil", quotient), build.map("floor", quotient)
+        )
         return build.cast(truncated, tensor_type(promoted(build, x, y)[0]).dtype)
     return quotient
 
@@ -238,7 +247,9 @@ def _arange(build: Builder, *bounds: Any, dtype: torch.dtype | None = None, **ke
 
 
 @rule("full")
-def _full(build: Builder, size: Sequence[Dim], value: Operand, *, dtype: torch.dtype | None = None, **keywords: Any) -> SSAValue:
+def _full(
+    build: Builder, size: Sequence[Dim], value: Operand, *, dtype: torch.dtype | None = None, **keywords: Any
+) -> SSAValue:
     if isinstance(value, SSAValue):
         return build.broadcast(build.cast(value, named(dtype, torch_dtype(tensor_type(value).dtype))), tuple(size))
     kinds = {bool: torch.bool, int: torch.int64, float: torch.get_default_dtype()}
@@ -255,7 +266,9 @@ def _filled(value: Scalar) -> Rule:
 def _filled_like(value: Scalar | None, shaped: bool) -> Rule:
     """`new_*` (shaped: a size follows) and `*_like`; the value is an argument where None."""
 
-    def fill(build: Builder, x: SSAValue, *arguments: Any, dtype: torch.dtype | None = None, **keywords: Any) -> SSAValue:
+    def fill(
+        build: Builder, x: SSAValue, *arguments: Any, dtype: torch.dtype | None = None, **keywords: Any
+    ) -> SSAValue:
         kind = tensor_type(x)
         shape = tuple(arguments[0]) if shaped else kind.dims
         number = arguments[-1] if value is None else value
@@ -264,10 +277,14 @@ def _filled_like(value: Scalar | None, shaped: bool) -> Rule:
     return fill
 
 
-RULES |= {"zeros": _filled(0), "ones": _filled(1), "empty": _filled(0)}
-RULES |= {"zeros_like": _filled_like(0, False), "ones_like": _filled_like(1, False), "empty_like": _filled_like(0, False)}
-RULES |= {"new_zeros": _filled_like(0, True), "new_ones": _filled_like(1, True), "new_empty": _filled_like(0, True)}
-RULES |= {"full_like": _filled_like(None, False), "new_full": _filled_like(None, True)}
+RULES.update({"zeros": _filled(0), "ones": _filled(1), "empty": _filled(0)})
+RULES.update(
+    {"zeros_like": _filled_like(0, False), "ones_like": _filled_like(1, False), "empty_like": _filled_like(0, False)}
+)
+RULES.update(
+    {"new_zeros": _filled_like(0, True), "new_ones": _filled_like(1, True), "new_empty": _filled_like(0, True)}
+)
+RULES.update({"full_like": _filled_like(None, False), "new_full": _filled_like(None, True)})
 
 
 @rule("scalar_tensor")
@@ -287,7 +304,7 @@ def _triangle(upper: bool) -> Rule:
     return triangle
 
 
-RULES |= {"tril": _triangle(upper=False), "triu": _triangle(upper=True)}
+RULES.update({"tril": _triangle(upper=False), "triu": _triangle(upper=True)})
 
 # --- views ------------------------------------------------------------------------------------------------------------
 
@@ -362,11 +379,13 @@ def _slice(
 ) -> SSAValue:
     at = axis(x, dim)
     size = tensor_type(x).dims[at]
-    return build.slice(x, at, _bound(0 if start is None else start, size), _bound(size if end is None else end, size), step)
+    return build.slice(
+        x, at, _bound(0 if start is None else start, size), _bound(size if end is None else end, size), step
+    )
 
 
 def _bound(bound: Dim, size: Dim) -> Dim:
-    """A slice's bound: counted from the end where negative, cut to the size (a named size is longer than any number)."""
+    """A slice's bound: from the end where negative, cut to the size (a named size is longer than any number)."""
     if isinstance(bound, int) and bound < 0:
         bound = dimensions.add(size, bound)
     if isinstance(bound, int) and isinstance(size, int):
@@ -503,8 +522,8 @@ def _reduction(function: str) -> Rule:
     return reduce
 
 
-RULES |= {name: _reduction(name) for name in ("sum", "mean", "any", "all", "argmax")}
-RULES |= {"amax": _reduction("max"), "amin": _reduction("min")}
+RULES.update({name: _reduction(name) for name in ("sum", "mean", "any", "all", "argmax")})
+RULES.update({"amax": _reduction("max"), "amin": _reduction("min")})
 
 
 def _extreme(function: str) -> Rule:
@@ -522,11 +541,13 @@ def _extreme(function: str) -> Rule:
     return extreme
 
 
-RULES |= {"max": _extreme("max"), "min": _extreme("min")}
+RULES.update({"max": _extreme("max"), "min": _extreme("min")})
 
 
 @rule("var")
-def _var(build: Builder, x: SSAValue, dim: Any = None, *, correction: Scalar | None = None, keepdim: bool = False) -> SSAValue:
+def _var(
+    build: Builder, x: SSAValue, dim: Any = None, *, correction: Scalar | None = None, keepdim: bool = False
+) -> SSAValue:
     over = axes(x, dim)
     count = math.prod(_size(x, each) for each in over)
     centred = build.map("sub", x, build.reduce("mean", x, over, keep=True))
@@ -542,7 +563,9 @@ def _size(x: SSAValue, dim: int) -> int:
 
 
 @rule("linalg_vector_norm", "norm")
-def _norm(build: Builder, x: SSAValue, order: Scalar = 2, dim: Any = None, keepdim: bool = False, **keywords: Any) -> SSAValue:
+def _norm(
+    build: Builder, x: SSAValue, order: Scalar = 2, dim: Any = None, keepdim: bool = False, **keywords: Any
+) -> SSAValue:
     if order != 2:
         raise ValueError(f"a norm of order {order}")
     return build.map("sqrt", build.reduce("sum", build.map("mul", x, x), axes(x, dim), keepdim))
@@ -551,7 +574,7 @@ def _norm(build: Builder, x: SSAValue, order: Scalar = 2, dim: Any = None, keepd
 @rule("cumsum")
 def _cumsum(build: Builder, x: SSAValue, dim: int, *, dtype: torch.dtype | None = None) -> SSAValue:
     kind = tensor_type(x).dtype
-    target = dtype_name(dtype) if dtype is not None else "i64" if kind == "i1" else kind
+    target = dtype_name(dtype) if dtype is not None else "i64" if kind in INTEGER_DTYPES else kind
     return build.add(Scan, build.cast(x, target), dim=axis(x, dim))
 
 
@@ -588,7 +611,9 @@ def _logsumexp(build: Builder, x: SSAValue, dim: Any, keepdim: bool = False) -> 
 
 
 @rule("topk")
-def _topk(build: Builder, x: SSAValue, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[SSAValue, ...]:
+def _topk(
+    build: Builder, x: SSAValue, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[SSAValue, ...]:
     if axis(x, dim) != tensor_type(x).rank - 1 or not largest:
         raise ValueError("a topk of the smallest, or along an inner dimension")
     return tuple(build.emit(TopK.make(x, k=k)).results)

@@ -9,6 +9,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
@@ -70,13 +71,17 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     names = {str(tokens.shape[1].node.expr): SEQUENCE}
     module = ModuleOp([])
     forward = Function.of("forward", [("input_ids", _type_of(tokens, names))])
-    bounds = {str(symbol): (int(each.lower), min(int(each.upper), LONGEST)) for symbol, each in program.range_constraints.items()}
+    bounds = {
+        str(symbol): (int(each.lower), min(int(each.upper), LONGEST))
+        for symbol, each in program.range_constraints.items()
+    }
     importer = _Importer(forward, names, bounds)
     importer.values[inputs[0]] = forward.block.args[0]
     for node in placeholders:
         spec = kinds[node.name]
         if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
-            number = program.constants[spec.target]  # a number in the source code: patterns must be able to read it
+            number = program.constants[str(spec.target)]  # in the source code: patterns must be able to read it
+            assert isinstance(number, torch.Tensor)
             build = Builder(forward.block, hint=_hint(node))
             constant = build.constant(number.item(), dtype_name(number.dtype))
             importer.values[node] = build.reshape(constant, tuple(number.shape))
@@ -194,8 +199,8 @@ class _Importer:
 
 def operator_name(target: Callable[..., Any] | str) -> str:
     """`linear` of `aten.linear.default`, `histc` of `aten.histc.default`, the plain name of a Python function."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target._opname
+    if isinstance(target, OpOverload):
+        return target.name().partition("::")[2].partition(".")[0]
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
@@ -226,14 +231,14 @@ def _type_of(tensor: torch.Tensor, names: Mapping[str, str]) -> TensorType:
     return TensorType.of([_dim(size, names, {}) for size in tensor.shape], dtype_name(tensor.dtype))
 
 
-def _decided(expression: sympy.Expr, bounds: Mapping[str, tuple[int, int]]) -> sympy.Expr:
-    """Extrema of affine sizes decided where one is the largest (smallest) over the whole range of the sequence length."""
+def _decided(expression: sympy.Basic, bounds: Mapping[str, tuple[int, int]]) -> Any:
+    """Extrema of affine sizes, decided where one is the largest (smallest) for every length of the sequence."""
     for extremum in expression.atoms(Max, Min, sympy.Max, sympy.Min):
         free = sorted(extremum.free_symbols, key=str)
         if len(free) != 1 or str(free[0]) not in bounds:
             continue
         sign = 1 if isinstance(extremum, Max | sympy.Max) else -1
-        ends = [[sign * int(each.subs(free[0], end)) for each in extremum.args] for end in bounds[str(free[0])]]
+        ends = [[sign * int(str(each.subs(free[0], end))) for each in extremum.args] for end in bounds[str(free[0])]]
         for place, each in enumerate(extremum.args):
             if all(values[place] == max(values) for values in ends):
                 return _decided(expression.xreplace({extremum: each}), bounds)

@@ -1,8 +1,8 @@
 """The `spec` dialect: types, operations, verifier, text and reference interpreter. Nothing else sees xDSL."""
 
+from xdsl.context import Context
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, LocationAttr, ModuleOp, StringAttr
 from xdsl.ir import Block, Operation, Region, SSAValue
-from xdsl.context import Context
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
     GreedyRewritePatternApplier,
@@ -13,7 +13,7 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.arg_spec import parse_pipeline
-from xdsl.utils.exceptions import VerifyException
+from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
@@ -67,6 +67,7 @@ __all__ = [
     "INTEGER_DTYPES",
     "OPERATIONS",
     "REDUCTIONS",
+    "ArgSpecParseError",
     "Attention",
     "Block",
     "Broadcast",
@@ -76,8 +77,8 @@ __all__ = [
     "Cast",
     "Concat",
     "Constant",
-    "Dim",
     "Context",
+    "Dim",
     "Environment",
     "FileLineColLoc",
     "Function",

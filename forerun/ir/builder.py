@@ -18,7 +18,7 @@ from forerun.ir.operation import SpecOperation, tensor_type
 
 
 class Builder:
-    """Inserts operations at `at`, in order; every method returns the new value (the operand itself where nothing changes)."""
+    """Inserts operations at `at`, in order; gives the new value, or the operand itself where nothing changes."""
 
     def __init__(self, at: InsertPoint | Block, location: LocationAttr | None = None, hint: str | None = None) -> None:
         self.at = InsertPoint.at_end(at) if isinstance(at, Block) else at
@@ -31,7 +31,7 @@ class Builder:
         """A builder in front of an operation, with its location; a rewriter gets to see what is inserted."""
         build = Builder(InsertPoint.before(operation), operation.location)
         if rewriter is not None:
-            build.insert = rewriter.insert_op
+            build.insert = rewriter.insert
         return build
 
     def emit(self, operation: SpecOperation) -> SpecOperation:

@@ -105,7 +105,7 @@ def extra_inputs(parameters: Parameters, inputs: Sequence[torch.Tensor], count: 
 class Attention(SpecOperation):
     """Attention of every position of a sequence over the sequence.
 
-    q [..., H, T, D], k [..., Hkv, T, D], v [..., Hkv, T, Dv]; `scale`, optional `softcap`. `extra` names further operands:
+    q [..., H, T, D], k [..., Hkv, T, D], v [..., Hkv, T, Dv]; `scale`, optional `softcap`. `extra` names more operands:
       mask   [..., T, T], i1 (True: visible) or a number that is added to the scores;
       first  [T], the first visible position of each row (with `causal`);
       bias   [H or 1, L], added to the scores: by key position or by distance, as `bias_by` says;

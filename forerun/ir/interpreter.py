@@ -16,7 +16,9 @@ from forerun.ir.structure import Kernel, caches, functions, weights
 Values = dict[SSAValue, torch.Tensor]
 
 
-def evaluate(module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment) -> list[torch.Tensor]:
+def evaluate(
+    module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment
+) -> list[torch.Tensor]:
     """Evaluate a function. Its dimension names take their values from the inputs' sizes; caches change in place.
 
     Raises ValueError where the inputs do not fit the function's arguments.
@@ -35,17 +37,21 @@ def evaluate(module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], enviro
 def run_body(
     body: Iterable[SpecOperation], values: Values, environment: Environment, keep: Container[SSAValue] = ()
 ) -> None:
-    """Evaluate operations in order, from and into `values`, which forgets a tensor after its last use (but those to keep)."""
+    """Evaluate operations in order, from and into `values`, which forgets what is not in `keep` after its last use."""
     operations = [each for each in body if not each.ends_body]
     uses = Counter(operand for each in operations for operand in each.operands)
-    remaining = {value: uses[value] for each in operations for value in each.results if value not in keep}
+    remaining: dict[SSAValue, int] = {
+        value: uses[value] for each in operations for value in each.results if value not in keep
+    }
     for operation in operations:
         inputs = [values[each] for each in operation.operands]
         if isinstance(operation, Kernel):
             results = _run_kernel(operation, inputs, environment)
         else:
             results = operation.evaluate(environment, *inputs)
-        for value, tensor in zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True):
+        for value, tensor in zip(
+            operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True
+        ):
             values[value] = tensor
         for operand in operation.operands:
             if operand in remaining:
@@ -62,7 +68,7 @@ def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Env
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
-    """All weights of a module: the stored ones, and those derived by `@constants`, evaluated one by one when asked for."""
+    """All weights of a module: the stored ones, and those that `@constants` derives, evaluated when asked for."""
     declared = weights(module)
     known: Values = {}
 
@@ -78,13 +84,17 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
             assert isinstance(operation, SpecOperation)
             inputs = [value_of(each) for each in operation.operands]
             results = operation.evaluate(environment, *inputs)
-            known.update(zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True))
+            known.update(
+                zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True)
+            )
         return known[value]
 
     return weight
 
 
-def new_caches(module: ModuleOp, slots: int, dtype: torch.dtype = torch.float32) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def new_caches(
+    module: ModuleOp, slots: int, dtype: torch.dtype = torch.float32
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Caches of `slots` slots for every cache symbol, filled with NaN: what is read was written before."""
 
     def cache(heads: int, dim: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ An operation class gives, beside its definition,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -86,10 +87,16 @@ def _attribute_text(attribute: Attribute) -> str:
             return "[" + ", ".join(_attribute_text(item) for item in attribute.data) + "]"
         case IntegerAttr() if attribute.type == _I64:
             return str(attribute.value.data)
-        case FloatAttr() if attribute.type == _F64:
-            return str(attribute).removesuffix(" : f64")
+        case FloatAttr() if attribute.type == _F64 and math.isfinite(attribute.value.data):
+            return _float_text(attribute.value.data)
         case _:
             return str(attribute)
+
+
+def _float_text(value: float) -> str:
+    """The shortest text that gives the same bits, with the point MLIR wants: 1.0e-06 for Python's 1e-06."""
+    mantissa, e, exponent = repr(value).partition("e")
+    return mantissa + ("" if "." in mantissa else ".0") + e + exponent
 
 
 @dataclass
@@ -97,7 +104,9 @@ class Environment:
     """What evaluation may look at besides operands: weights, caches, and the values of dimension names."""
 
     weights: Callable[[str], torch.Tensor]
-    caches: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict[str, tuple[torch.Tensor, torch.Tensor]])
+    caches: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict[str, tuple[torch.Tensor, torch.Tensor]]
+    )
     bindings: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -110,6 +119,7 @@ class SpecOperation(IRDLOperation):
 
     WRITES: ClassVar[bool] = False
     """Whether it changes a cache."""
+
     @classmethod
     def make(cls, *inputs: SSAValue, **parameters: Any) -> Self:
         """Build the operation; its result types follow from the shape rule. `None` parameters are left out."""
@@ -188,7 +198,7 @@ class SpecOperation(IRDLOperation):
     @classmethod
     def parse(cls, parser: Parser) -> Self:
         symbol = parser.parse_optional_symbol_name()
-        inputs = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: parser.parse_operand())
+        inputs = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_defined(parser))
         attributes = dict(parser.parse_optional_attr_dict())
         if symbol is not None:
             attributes = {"symbol": _SymbolRefAttr(symbol.data), **attributes}
@@ -199,6 +209,15 @@ class SpecOperation(IRDLOperation):
             else []
         )
         return cls.create(operands=inputs, result_types=types, attributes=attributes, regions=regions)
+
+
+def _parse_defined(parser: Parser) -> SSAValue:
+    """An operand whose definition stands above it, so that its type need not be repeated."""
+    operand = parser.parse_unresolved_operand()
+    values = parser.ssa_values.get(operand.operand_name, ())
+    if operand.index >= len(values):
+        parser.raise_error(f"%{operand.operand_name} is used before its definition", operand.span)
+    return values[operand.index]
 
 
 def tensor_type(value: SSAValue) -> TensorType:

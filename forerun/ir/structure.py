@@ -13,7 +13,16 @@ from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import IsTerminator
 
-from forerun.ir.operation import Environment, Parameters, SpecOperation, Symbol, Tensors, encode, parameter_text, tensor_type
+from forerun.ir.operation import (
+    Environment,
+    Parameters,
+    SpecOperation,
+    Symbol,
+    Tensors,
+    encode,
+    parameter_text,
+    tensor_type,
+)
 from forerun.ir.types import TensorType
 
 

@@ -17,7 +17,7 @@ from forerun.ir import decoder, ops, structure
 from forerun.ir.operation import SpecOperation
 from forerun.ir.types import TensorType
 
-OPERATIONS: list[type[SpecOperation]] = [
+OPERATIONS: list[type[Operation]] = [
     each
     for source in (structure, ops, decoder)
     for _, each in inspect.getmembers(source, inspect.isclass)

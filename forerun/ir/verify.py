@@ -1,6 +1,6 @@
 """The module verifier: what must hold across operations, checked before and after passes.
 
-Operations check themselves by their shape rules. Here: values are used after they are defined and inside their function,
+Operations check themselves by their shape rules. Here: values are used after their definition, inside their function,
 symbols exist with the declared type, a named dimension means one size within a function, functions and kernels end in
 their terminator and return what they declare.
 """
@@ -50,7 +50,9 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
         constants = functions(module).get("constants")
         results = [] if constants is None else constants.returned
         if index >= len(results) or tensor_type(results[index]) != each.type:
-            raise VerificationError(f"weight @{name} is no result of @constants with type {each.type}; derive it there.")
+            raise VerificationError(
+                f"weight @{name} is no result of @constants with type {each.type}; derive it there."
+            )
 
 
 def _check(
@@ -76,7 +78,9 @@ def _check(
         if symbol not in declared_weights:
             raise _fault(operation, f"reads the weight @{symbol}, which the module does not declare")
         if declared_weights[symbol].type != operation.result.type:
-            raise _fault(operation, f"reads @{symbol} as {operation.result.type}, declared {declared_weights[symbol].type}")
+            raise _fault(
+                operation, f"reads @{symbol} as {operation.result.type}, declared {declared_weights[symbol].type}"
+            )
     if isinstance(operation, CacheWrite | TreeAttention) and symbol not in declared_caches:
         raise _fault(operation, f"uses the cache @{symbol}, which the module does not declare")
     if isinstance(operation, Kernel):

@@ -1,10 +1,10 @@
 """What an attention mask means, found by evaluating it at two lengths: no pattern matching of mask code.
 
-A row sees a range of positions that ends at the row itself: causal, a sliding window, or any other first position; visible
-keys may get a bias that is a function of their distance or of their own position. Everything else is an error.
+A row sees a range of positions that ends at the row itself: causal, a sliding window, or any other first position.
+Visible keys may get a bias that is a function of their distance or of their own position. Everything else is an error.
 
-A softmax does not change when one number is added to a whole row, so a bias is taken relative to the row's own position: ALiBi
-(arXiv 2108.12409) is a bias by distance however a model spells it, counted from the first position or back from the last.
+A softmax does not change when one number is added to a whole row, so a bias is taken relative to the row's own key:
+ALiBi (arXiv 2108.12409) is a bias by distance, whether a model counts from the first position or back from the last.
 """
 
 from __future__ import annotations
@@ -53,11 +53,18 @@ def classify(mask: SSAValue, attention: Attention, length: int, context: PassCon
     first = visible.int().argmax(-1)
     if not torch.equal(visible, (rows >= first[:, None]) & (rows <= rows[:, None])):
         raise UnsupportedOperationError(
-            f"The attention mask at {attention.location} has gaps; only a range of positions that ends at the row is supported."
+            f"The attention mask at {attention.location} has gaps; "
+            "only a range of positions that ends at the row itself is supported."
         )
     width = int((rows - first + 1).max())
     window = torch.equal(first, (rows - width + 1).clamp(min=0))
-    shape = "causal" if not bool(first.any()) else f"a sliding window of {width}" if window else f"a range of at most {width}"
+    shape = (
+        "causal"
+        if not bool(first.any())
+        else f"a sliding window of {width}"
+        if window
+        else f"a range of at most {width}"
+    )
     by = _bias_by(bias, bias_short, visible, attention)
     return Mask(bool(first.any()), by, shape + (f" with a bias by {by}" if by else ""))
 
@@ -77,7 +84,9 @@ def _at(mask: SSAValue, length: int, context: PassContext) -> tuple[torch.Tensor
 
 def _same_for_heads(visible: torch.Tensor) -> torch.Tensor:
     if not bool((visible == visible[:1]).all()):
-        raise UnsupportedOperationError("The attention mask differs between heads; give every head the same visible range.")
+        raise UnsupportedOperationError(
+            "The attention mask differs between heads; give every head the same visible range."
+        )
     return visible[0]
 
 

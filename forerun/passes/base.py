@@ -14,9 +14,13 @@ from forerun.ir import (
     GreedyRewritePatternApplier,
     ModuleOp,
     ModulePass,
+    PatternRewriter,
     PatternRewriteWalker,
     RewritePattern,
+    SpecOperation,
+    SSAValue,
     context,
+    functions,
 )
 
 Pass = ModulePass
@@ -27,7 +31,7 @@ def no_weights(name: str) -> torch.Tensor:
 
 
 class PassContext(Context):
-    """What passes share: the weight store (positional values are tabulated by evaluating them) and notes for the dump."""
+    """What passes share: the weight store, the length that positions are tabulated to, and notes for the dump."""
 
     def __init__(self, weights: Callable[[str], torch.Tensor] = no_weights, max_length: int = 2048) -> None:
         super().__init__()
@@ -48,12 +52,30 @@ def pass_context(given: Context) -> PassContext:
     return given if isinstance(given, PassContext) else PassContext()
 
 
+def function_named(module: ModuleOp, name: str) -> Function:
+    """The function a pass works on; InvalidOptionError where the module has none of that name."""
+    if name not in functions(module):
+        raise InvalidOptionError(
+            f"This pass works on @{name}, which the module does not have; run the passes before it."
+        )
+    return functions(module)[name]
+
+
 def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern]) -> bool:
     """Apply patterns until none matches; whether anything changed."""
     walker = PatternRewriteWalker(GreedyRewritePatternApplier(list(patterns), dce_enabled=False))
     if isinstance(target, ModuleOp):
         return walker.rewrite_module(target)
     return walker.rewrite_region(target.regions[0])
+
+
+def replace(rewriter: PatternRewriter, old: SpecOperation, new: SpecOperation | SSAValue) -> None:
+    """Put an operation, which inherits the location, or a value in the place of an operation with one result."""
+    if isinstance(new, SpecOperation):
+        new.location = old.location
+        rewriter.replace(old, new)
+    else:
+        rewriter.replace(old, [], [new])
 
 
 @dataclass(frozen=True)

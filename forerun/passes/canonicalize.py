@@ -1,4 +1,4 @@
-"""canonicalize: one spelling for what means the same: constants folded, views merged, duplicates and dead code removed."""
+"""canonicalize: one spelling for what means the same; duplicates and dead code are removed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from forerun.ir import (
     torch_dtype,
 )
 from forerun.ir import dims as dimensions
-from forerun.passes.base import Pass, rewrite
+from forerun.passes.base import Pass, replace, rewrite
 from forerun.passes.matching import defined_by, is_vector, number, symbols, used_once
 
 NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
@@ -53,12 +53,18 @@ class FoldConstants(RewritePattern):
         constants = [defined_by(each, Constant) for each in op.inputs]
         if not all(constants):
             return
-        values = [torch.tensor(each.parameter("value"), dtype=torch_dtype(each.parameter("dtype"))) for each in constants if each]
+        values = [
+            torch.tensor(each.parameter("value"), dtype=torch_dtype(each.parameter("dtype")))
+            for each in constants
+            if each
+        ]
         dtype = tensor_type(op.result).dtype
-        result = FUNCTIONS[op.parameter("function")][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
+        result = (
+            FUNCTIONS[op.parameter("function")][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
+        )
         if not math.isfinite(result.item()):
             return
-        rewriter.replace_op(op, [], [Builder.before(op, rewriter).constant(result.item(), dtype)])
+        replace(rewriter, op, Builder.before(op, rewriter).constant(result.item(), dtype))
 
 
 class DropNeutral(RewritePattern):
@@ -74,7 +80,7 @@ class DropNeutral(RewritePattern):
             orders.append(tuple(reversed(op.inputs)))
         for value, other in orders:
             if number(other) == neutral and not isinstance(number(other), bool) and value.type == op.result.type:
-                rewriter.replace_op(op, [], [value])
+                replace(rewriter, op, value)
                 return
 
 
@@ -87,7 +93,7 @@ class SimplifyPower(RewritePattern):
         if op.parameter("function") == "reciprocal" and defined_by(op.inputs[0], Map) is not None:
             root = defined_by(op.inputs[0], Map)
             if root is not None and root.parameter("function") == "sqrt":
-                rewriter.replace_op(op, [], [build.map("rsqrt", root.inputs[0])])
+                replace(rewriter, op, build.map("rsqrt", root.inputs[0]))
             return
         if op.parameter("function") != "pow":
             return
@@ -96,13 +102,13 @@ class SimplifyPower(RewritePattern):
             return
         match number(exponent):
             case 2 | 2.0:
-                rewriter.replace_op(op, [], [build.map("mul", base, base)])
+                replace(rewriter, op, build.map("mul", base, base))
             case 3 | 3.0:
-                rewriter.replace_op(op, [], [build.map("mul", build.map("mul", base, base), base)])
+                replace(rewriter, op, build.map("mul", build.map("mul", base, base), base))
             case 0.5:
-                rewriter.replace_op(op, [], [build.map("sqrt", base)])
+                replace(rewriter, op, build.map("sqrt", base))
             case -0.5:
-                rewriter.replace_op(op, [], [build.map("rsqrt", base)])
+                replace(rewriter, op, build.map("rsqrt", base))
             case _:
                 return
 
@@ -119,7 +125,7 @@ class DropBroadcast(RewritePattern):
             narrow = [*op.inputs]
             narrow[place] = wide.inputs[0]
             if broadcast_dims([tensor_type(each).dims for each in narrow]) == tensor_type(op.result).dims:
-                rewriter.replace_op(op, Map.make(*narrow, **op.parameters))
+                replace(rewriter, op, Map.make(*narrow, **op.parameters))
                 return
 
 
@@ -130,10 +136,10 @@ class MergeViews(RewritePattern):
     def match_and_rewrite(self, op: Reshape | Broadcast | Transpose | Cast, rewriter: PatternRewriter) -> None:
         source = op.inputs[0]
         if source.type == op.result.type and not _moves(op):
-            rewriter.replace_op(op, [], [source])
+            replace(rewriter, op, source)
             return
         if isinstance(op, Transpose) and _only_moves_units(op):
-            rewriter.replace_op(op, Reshape.make(source, shape=tensor_type(op.result).dims))
+            replace(rewriter, op, Reshape.make(source, shape=tensor_type(op.result).dims))
             return
         inner = source.owner
         if type(inner) is not type(op) or isinstance(op, Cast):
@@ -141,9 +147,9 @@ class MergeViews(RewritePattern):
         assert isinstance(inner, Reshape | Broadcast | Transpose)
         if isinstance(op, Transpose):
             outer, first = op.parameter("permutation"), inner.parameter("permutation")
-            rewriter.replace_op(op, Transpose.make(inner.inputs[0], permutation=tuple(first[each] for each in outer)))
+            replace(rewriter, op, Transpose.make(inner.inputs[0], permutation=tuple(first[each] for each in outer)))
         else:
-            rewriter.replace_op(op, type(op).make(inner.inputs[0], shape=op.parameter("shape")))
+            replace(rewriter, op, type(op).make(inner.inputs[0], shape=op.parameter("shape")))
 
 
 def _moves(op: SpecOperation) -> bool:
@@ -162,7 +168,7 @@ class MergeSlices(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Slice, rewriter: PatternRewriter) -> None:
         if op.result.type == op.inputs[0].type:
-            rewriter.replace_op(op, [], [op.inputs[0]])
+            replace(rewriter, op, op.inputs[0])
             return
         inner = defined_by(op.inputs[0], Slice)
         if inner is None or inner.parameter("dim") != op.parameter("dim"):
@@ -170,7 +176,7 @@ class MergeSlices(RewritePattern):
         if inner.parameter("step", 1) != 1:
             return
         start, stop = (dimensions.add(op.parameter(bound), inner.parameter("start")) for bound in ("start", "stop"))
-        rewriter.replace_op(op, Slice.make(inner.inputs[0], **{**op.parameters, "start": start, "stop": stop}))
+        replace(rewriter, op, Slice.make(inner.inputs[0], **{**op.parameters, "start": start, "stop": stop}))
 
 
 class LinearFromMatMul(RewritePattern):
@@ -182,7 +188,7 @@ class LinearFromMatMul(RewritePattern):
         if tensor_type(matrix).rank != 2 or symbols(matrix) or not symbols(x):
             return
         weight = Builder.before(op, rewriter).transpose(matrix, (1, 0))
-        rewriter.replace_op(op, Linear.make(x, weight))
+        replace(rewriter, op, Linear.make(x, weight))
 
 
 class BiasIntoLinear(RewritePattern):
@@ -200,7 +206,7 @@ class BiasIntoLinear(RewritePattern):
             if symbols(bias) or not is_vector(bias, outputs) or op.result.type != value.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(bias, (outputs,))
-            rewriter.replace_op(op, Linear.make(*linear.inputs, vector))
+            replace(rewriter, op, Linear.make(*linear.inputs, vector))
             return
 
 
@@ -220,7 +226,7 @@ class SinkTranspose(RewritePattern):
             return
         build = Builder.before(op, rewriter)
         tables = [build.transpose(each, outer) for each in rotary.inputs[1:]]
-        rewriter.replace_op(op, Rotary.make(inner.inputs[0], *tables))
+        replace(rewriter, op, Rotary.make(inner.inputs[0], *tables))
 
 
 class IndexWithoutCast(RewritePattern):
@@ -234,7 +240,7 @@ class IndexWithoutCast(RewritePattern):
                 continue
             inputs = [*op.inputs]
             inputs[place] = cast.inputs[0]
-            rewriter.replace_op(op, Gather.make(*inputs))
+            replace(rewriter, op, Gather.make(*inputs))
             return
 
 
@@ -254,7 +260,7 @@ class SliceOfConstantIndex(RewritePattern):
         kept = build.slice(table, 0, start, start + 1)
         dims = tensor_type(op.result).dims
         flat = build.reshape(kept, (1,) * tensor_type(index).rank + tensor_type(table).dims[1:])
-        rewriter.replace_op(op, [], [build.broadcast(flat, dims)])
+        replace(rewriter, op, build.broadcast(flat, dims))
 
 
 PATTERNS: list[RewritePattern] = [
@@ -278,7 +284,12 @@ def eliminate_common(body: list[SpecOperation]) -> None:
     for each in body:
         if each.WRITES or each.ends_body or each.regions:
             continue
-        key = (type(each), tuple(each.operands), tuple(sorted(each.attributes.items())), tuple(v.type for v in each.results))
+        key = (
+            type(each),
+            tuple(each.operands),
+            tuple(sorted(each.attributes.items())),
+            tuple(v.type for v in each.results),
+        )
         first = seen.setdefault(key, each)
         if first is not each:
             for old, new in zip(each.results, first.results, strict=True):

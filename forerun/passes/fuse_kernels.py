@@ -1,7 +1,7 @@
 """fuse_kernels: groups the operations of `@step` into `spec.kernel` regions: what one launch computes.
 
-    linear      a norm in front, linear layers that share their input, and what follows them row by row: activation, residual,
-                rotary embedding, cache write
+    linear      a norm in front, linear layers that share their input, and what follows them row by row:
+                activation, residual, rotary embedding, cache write
     attention   one tree attention
     topk        the choice of candidates
     row_wise    everything else (embedding look-up, first norm, ...)
@@ -40,10 +40,9 @@ from forerun.ir import (
     Transpose,
     TreeAttention,
     Yield,
-    functions,
     tensor_type,
 )
-from forerun.passes.base import Pass
+from forerun.passes.base import Pass, function_named
 from forerun.passes.canonicalize import clean
 from forerun.passes.substitute import clone_with
 
@@ -66,7 +65,7 @@ class FuseKernels(Pass):
     name: ClassVar[str] = "fuse-kernels"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        step = functions(op)["step"]
+        step = function_named(op, "step")
         groups = group(step)
         _Emitter(step, groups).emit()
         clean(step)
@@ -162,7 +161,9 @@ class _Emitter:
         self.step = step
         self.groups = groups
         self.order = {operation: index for index, operation in enumerate(step.body)}
-        self.member_of = {operation: each.kind and index for index, each in enumerate(groups) for operation in each.members}
+        self.member_of = {
+            operation: each.kind and index for index, each in enumerate(groups) for operation in each.members
+        }
         self.outside: dict[SSAValue, SSAValue] = {each: each for each in step.block.args}
 
     def emit(self) -> None:
@@ -209,7 +210,12 @@ class _Emitter:
         while pending:
             for operand in pending.pop().operands:
                 owner = operand.owner
-                if isinstance(owner, SpecOperation) and owner not in found and owner not in self.member_of and inline(owner):
+                if (
+                    isinstance(owner, SpecOperation)
+                    and owner not in found
+                    and owner not in self.member_of
+                    and inline(owner)
+                ):
                     found[owner] = None
                     pending.append(owner)
         return sorted(found, key=lambda each: self.order[each])

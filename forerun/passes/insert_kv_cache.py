@@ -1,7 +1,7 @@
 """insert_kv_cache: `@step` from `@forward`: row-local code runs on rows, attention reads cached keys and values.
 
-`@step(tokens[N], positions[N], sequences[N], slots[N], block_tables[S, B]) -> logits[N, V]` evaluates N rows, each one token
-of a sequence whose earlier positions lie in the cache. The rows write their own keys and values first.
+`@step(tokens[N], positions[N], sequences[N], slots[N], block_tables[S, B]) -> logits[N, V]` evaluates N rows, each one
+token of a sequence whose earlier positions lie in the cache. The rows write their own keys and values first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from forerun.ir import (
     Symbol,
     TensorType,
     TreeAttention,
-    functions,
     neighbourhood,
     tensor_type,
 )
 from forerun.ir import dims as dimensions
-from forerun.passes.base import Pass
+from forerun.passes.base import Pass, function_named
 from forerun.passes.canonicalize import clean
 from forerun.passes.sequence_axis import SEQUENCE, sequence_axes
 from forerun.passes.substitute import clone_with
@@ -50,7 +49,7 @@ class InsertKVCache(Pass):
     block: int = 16
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        forward = functions(op)["forward"]
+        forward = function_named(op, "forward")
         rows = TensorType.of((ROWS,), "i32")
         tables = TensorType.of(("S", "B"), "i32")
         arguments = [(name, rows) for name in ("tokens", "positions", "sequences", "slots")]
@@ -117,7 +116,9 @@ class _Step:
         swapped = self.build.transpose(value, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
         dims = tensor_type(swapped).dims
         if any(dim != 1 for dim in dims[:-3]):
-            raise UnsupportedOperationError(f"The attention over {value.type} has a batch; trace the model with a batch of one.")
+            raise UnsupportedOperationError(
+                f"The attention over {value.type} has a batch; trace the model with a batch of one."
+            )
         return self.build.reshape(swapped, dims[-3:])
 
     def sequence_first(self, value: SSAValue, like: SSAValue) -> SSAValue:
@@ -139,6 +140,7 @@ def _require_row_local(operation: SpecOperation) -> None:
         shifted = any(tensor_type(value).dims[axis] != SEQUENCE for axis in axes)
         if shifted or (along is not None and along - tensor_type(value).rank in axes):
             raise UnsupportedOperationError(
-                f"spec.{operation.mnemonic} at {operation.location} mixes positions outside an attention, which needs a state "
-                f"that forerun cannot derive yet; use a model whose positions meet in attention alone.\n{neighbourhood(operation)}"
+                f"spec.{operation.mnemonic} at {operation.location} mixes positions outside an attention, which needs "
+                "a state that forerun cannot derive yet; use a model whose positions meet in attention alone.\n"
+                + neighbourhood(operation)
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from forerun.errors import InvalidOptionError
-from forerun.ir import ModuleOp, functions, parse_pipeline, print_ir, verify, walk
+from forerun.ir import ArgSpecParseError, ModuleOp, functions, parse_pipeline, print_ir, verify, walk
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.fuse_kernels import FuseKernels
@@ -126,8 +126,12 @@ def count(module: ModuleOp) -> int:
 
 
 def parse_passes(text: str) -> Iterator[Pass]:
-    """Passes from `name,name{option=value}`; InvalidOptionError for an unknown one."""
-    for spec in parse_pipeline(text):
+    """Passes from `name,name{option=value}`; InvalidOptionError for an unknown pass or option."""
+    try:
+        specs = list(parse_pipeline(text))
+    except ArgSpecParseError as error:
+        raise InvalidOptionError(f"{text!r} is no list of passes; write name,name{{option=value}}.") from error
+    for spec in specs:
         if spec.name not in PASSES:
             raise InvalidOptionError(f"There is no pass {spec.name!r}; choose from {', '.join(PASSES)}.")
         try:

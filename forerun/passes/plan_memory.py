@@ -1,7 +1,7 @@
 """plan_memory: every buffer of a step, with its lifetime, in one arena.
 
-A kernel's results live from the kernel to their last reader. Buffers are placed largest first, each at the lowest offset
-that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
+A kernel's results live from the kernel to their last reader. Buffers are placed largest first, each at the lowest
+offset that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from forerun.ir import (
     ModuleOp,
     SSAValue,
     encode,
-    functions,
     tensor_type,
     torch_dtype,
 )
-from forerun.passes.base import Pass, pass_context
+from forerun.passes.base import Pass, function_named, pass_context
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
@@ -46,7 +45,7 @@ class PlanMemory(Pass):
     max_outputs: int = 64
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        step = functions(op)["step"]
+        step = function_named(op, "step")
         kernels = [each for each in step.body if isinstance(each, Kernel)]
         order = {each: index for index, each in enumerate(kernels)}
         buffers = [
@@ -81,7 +80,9 @@ def place(buffers: list[Buffer]) -> dict[SSAValue, int]:
     placed: list[tuple[int, Buffer]] = []
     for buffer in sorted(buffers, key=lambda each: (-each.size, each.start)):
         together = sorted(
-            (offset, other.size) for offset, other in placed if other.start <= buffer.stop and buffer.start <= other.stop
+            (offset, other.size)
+            for offset, other in placed
+            if other.start <= buffer.stop and buffer.start <= other.stop
         )
         offset = 0
         for start, size in together:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from forerun.ir import (
@@ -20,7 +21,7 @@ from forerun.ir import (
     op_type_rewrite_pattern,
     tensor_type,
 )
-from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.base import PassContext, RewritePass, replace
 from forerun.passes.matching import defined_by, either_order, mapped, number, symbols
 
 HIDDEN = -1e4
@@ -42,7 +43,8 @@ def peel(value: SSAValue, build: Builder) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None where it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
-        return Scores(*operation.inputs) if symbols(operation.inputs[0]) and symbols(operation.inputs[1]) else None
+        query, key = operation.inputs
+        return Scores(query, key) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
         return peel(operation.inputs[0], build)
     if not isinstance(operation, Map):
@@ -56,7 +58,7 @@ def peel(value: SSAValue, build: Builder) -> Scores | None:
         case "add":
             for inner, mask in either_order(operation):
                 if (scores := peel(inner, build)) is not None:
-                    return replace(scores, masks=(*scores.masks, mask))
+                    return dataclasses.replace(scores, masks=(*scores.masks, mask))
             return None
         case "max":
             low = number(operation.inputs[1])
@@ -68,7 +70,7 @@ def peel(value: SSAValue, build: Builder) -> Scores | None:
                 if low is None or low > HIDDEN or (scores := peel(inner, build)) is None:
                     continue
                 mask = condition if visible else build.map("not", condition)
-                return replace(scores, masks=(*scores.masks, mask))
+                return dataclasses.replace(scores, masks=(*scores.masks, mask))
             return None
         case _:
             return None
@@ -83,7 +85,7 @@ def _peel_product(operation: Map, build: Builder) -> Scores | None:
             scores = peel(cap.inputs[0], build)
             if scores is None or scores.masks or scores.softcap is not None:
                 return None
-            return replace(scores, scale=scores.scale * value, softcap=float(value))
+            return dataclasses.replace(scores, scale=scores.scale * value, softcap=float(value))
         scores = peel(inner, build)
         return None if scores is None else _scaled(scores, value, build)
     return None
@@ -94,10 +96,12 @@ def _scaled(scores: Scores, factor: float, build: Builder) -> Scores | None:
     if scores.softcap is not None:
         return None
     masks = [
-        mask if tensor_type(mask).dtype == "i1" else build.map("mul", mask, build.constant(factor, tensor_type(mask).dtype))
+        mask
+        if tensor_type(mask).dtype == "i1"
+        else build.map("mul", mask, build.constant(factor, tensor_type(mask).dtype))
         for mask in scores.masks
     ]
-    return replace(scores, scale=scores.scale * factor, masks=tuple(masks))
+    return dataclasses.replace(scores, scale=scores.scale * factor, masks=tuple(masks))
 
 
 class RaiseSpelledAttention(RewritePattern):
@@ -126,7 +130,7 @@ class RaiseSpelledAttention(RewritePattern):
         parameters = {"scale": scores.scale, "softcap": scores.softcap, "extra": None if mask is None else ("mask",)}
         inputs = [query, key, value, *([] if mask is None else [mask])]
         result = build.add(Attention, *inputs, **parameters)
-        rewriter.replace_op(op, [], [build.reshape(result, tensor_type(op.result).dims)])
+        replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
 
 
 def _heads_first(value: SSAValue, build: Builder) -> SSAValue:

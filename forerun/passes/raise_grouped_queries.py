@@ -17,7 +17,7 @@ from forerun.ir import (
     op_type_rewrite_pattern,
     tensor_type,
 )
-from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.base import PassContext, RewritePass, replace
 from forerun.passes.matching import defined_by
 
 
@@ -34,7 +34,7 @@ class ReadUnrepeated(RewritePattern):
         narrow = [each for each in sources if each is not None]
         if tensor_type(narrow[0]).dims[-3] != tensor_type(narrow[1]).dims[-3]:
             return
-        rewriter.replace_op(op, Attention.make(query, *narrow, *extra, **op.parameters))
+        replace(rewriter, op, Attention.make(query, *narrow, *extra, **op.parameters))
 
 
 def _unrepeated(value: SSAValue, build: Builder) -> SSAValue | None:
@@ -51,7 +51,12 @@ def _unrepeated(value: SSAValue, build: Builder) -> SSAValue | None:
         return None
     dims = tensor_type(value).dims
     heads, groups = after[-4], after[-3]
-    if not isinstance(heads, int) or not isinstance(groups, int) or dims[-3] != heads * groups or dims[-2:] != after[-2:]:
+    if (
+        not isinstance(heads, int)
+        or not isinstance(groups, int)
+        or dims[-3] != heads * groups
+        or dims[-2:] != after[-2:]
+    ):
         return None
     return build.reshape(wide.inputs[0], (*dims[:-3], heads, *dims[-2:]))
 

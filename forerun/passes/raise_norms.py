@@ -17,7 +17,7 @@ from forerun.ir import (
     op_type_rewrite_pattern,
     tensor_type,
 )
-from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.base import PassContext, RewritePass, replace
 from forerun.passes.matching import defined_by, either_order, is_vector, mapped, number, symbols, used_once
 
 
@@ -39,7 +39,7 @@ class RaiseRMSNorm(RewritePattern):
                 continue
             eps = _mean_square_plus_eps(denominator.inputs[0], x)
             if eps is not None and op.result.type == x.type:
-                rewriter.replace_op(op, RMSNorm.make(x, eps=eps))
+                replace(rewriter, op, RMSNorm.make(x, eps=eps))
                 return
 
 
@@ -77,7 +77,7 @@ class WeightIntoRMSNorm(RewritePattern):
             if symbols(weight) or not is_vector(weight, features) or op.result.type != normed.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(weight, (features,))
-            rewriter.replace_op(op, RMSNorm.make(norm.inputs[0], vector, eps=norm.parameter("eps")))
+            replace(rewriter, op, RMSNorm.make(norm.inputs[0], vector, eps=norm.parameter("eps")))
             return
 
 

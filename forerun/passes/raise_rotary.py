@@ -17,7 +17,7 @@ from forerun.ir import (
     op_type_rewrite_pattern,
     tensor_type,
 )
-from forerun.passes.base import PassContext, RewritePass
+from forerun.passes.base import PassContext, RewritePass, replace
 from forerun.passes.matching import defined_by, either_order, mapped
 
 
@@ -38,7 +38,7 @@ class RaiseRotary(RewritePattern):
                     continue
                 for value, cos in either_order(first):
                     if value is x and cos.type == sin.type and tensor_type(cos).dims[-1] == tensor_type(x).dims[-1]:
-                        rewriter.replace_op(op, Rotary.make(x, cos, sin))
+                        replace(rewriter, op, Rotary.make(x, cos, sin))
                         return
 
 

@@ -1,6 +1,6 @@
 """select_outputs: the head runs for the rows whose logits are wanted, and gives each row's best candidates.
 
-`@step` gets the argument `outputs[M]` and returns logits [M, V], the ids of the k largest [M, k] and their logits [M, k].
+`@step` gets the argument `outputs[M]` and returns logits [M, V], the ids of the k largest [M, k], and their logits.
 A prompt's rows need no logits but the last one's.
 """
 
@@ -27,10 +27,9 @@ from forerun.ir import (
     SSAValue,
     TensorType,
     TopK,
-    functions,
     tensor_type,
 )
-from forerun.passes.base import Pass
+from forerun.passes.base import Pass, function_named
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import symbols, used_once
 from forerun.passes.substitute import clone_with
@@ -47,7 +46,7 @@ class SelectOutputs(Pass):
     candidates: int = 8
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        step = functions(op)["step"]
+        step = function_named(op, "step")
         outputs = step.block.insert_arg(TensorType.of(("M",), "i32"), len(step.block.args))
         outputs.name_hint = "outputs"
         last = step.block.last_op
@@ -89,5 +88,3 @@ def _rows_lead(value: SSAValue) -> bool:
     """Whether all dimensions in front of the rows are 1, so that rows can be picked."""
     dims = [dim for dim in tensor_type(value).dims if dim != 1]
     return dims[:1] == ["N"]
-
-

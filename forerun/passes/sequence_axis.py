@@ -7,8 +7,9 @@
     pairwise    a T x T value that is a function of two positions alone (a mask, a bias)
     global      needs the whole sequence, its length included: nothing incremental can give it
 
-Each value has, beside its kind, the dimension (counted from the end) that runs along the sequence. There is one transfer
-rule an operation; a `global` value carries the operation that made it so, and is an error only where the result needs it.
+Each value has, beside its kind, the dimension (counted from the end) that runs along the sequence. There is one
+transfer rule an operation; a `global` value carries the operation that made it so, and is an error only where the
+result needs it.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from forerun.ir import (
     Function,
     Gather,
     Iota,
+    LayerNorm,
     Linear,
     Map,
     MatMul,
     ModuleOp,
     Reduce,
     Reshape,
+    RMSNorm,
     Scan,
     Slice,
     Softmax,
@@ -44,12 +47,11 @@ from forerun.ir import (
     TakeAlong,
     TopK,
     Transpose,
-    functions,
     neighbourhood,
     tensor_type,
 )
 from forerun.ir import dims as dimensions
-from forerun.passes.base import Pass, pass_context
+from forerun.passes.base import Pass, function_named, pass_context
 
 SEQUENCE = "T"
 
@@ -71,7 +73,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Along:
-    """A value's kind, its sequence dimension counted from the end (-1 is the last), and for `global` what made it so."""
+    """A value's kind, its sequence dimension counted from the end, and for `global` the operation that made it so."""
 
     kind: Kind
     axis: int | None = None
@@ -128,7 +130,11 @@ def _transfer(operation: SpecOperation, inputs: Sequence[Along], result: SSAValu
         return _global(operation, "reduces a mask or a bias over the sequence")
     if isinstance(operation, Attention):
         return Along(Kind.CAUSAL, axes[0])
-    moved = isinstance(operation, Scan | Slice | Concat) and kind > Kind.POSITIONAL and _touches(operation, operation.inputs[0])
+    moved = (
+        isinstance(operation, Scan | Slice | Concat)
+        and kind > Kind.POSITIONAL
+        and _touches(operation, operation.inputs[0])
+    )
     return Along(Kind.CAUSAL if moved else kind, axes[0])
 
 
@@ -185,11 +191,12 @@ def _slice(operation: SpecOperation, inputs: Sequence[Along]) -> str:
 
 def _concat(operation: SpecOperation, inputs: Sequence[Along]) -> str:
     """Constants in front shift positions; anything behind a sequence depends on its length."""
-    along = [_touches(operation, value) or each.kind == Kind.CONSTANT for value, each in zip(operation.inputs, inputs, strict=True)]
-    dim = operation.parameter("dim")
-    running = [
-        dimensions.symbol(tensor_type(value).dims[dim]) == SEQUENCE for value in operation.inputs
+    along = [
+        _touches(operation, value) or each.kind == Kind.CONSTANT
+        for value, each in zip(operation.inputs, inputs, strict=True)
     ]
+    dim = operation.parameter("dim")
+    running = [dimensions.symbol(tensor_type(value).dims[dim]) == SEQUENCE for value in operation.inputs]
     if not any(running):
         return ""
     return "" if all(along) and running.index(True) == len(running) - 1 else "puts values behind the sequence"
@@ -265,6 +272,8 @@ RULES: dict[type[SpecOperation], Callable[[SpecOperation, Sequence[Along]], str]
     Gather: _gather,
     TakeAlong: _take_along,
     Attention: _attention,
+    RMSNorm: _norm,
+    LayerNorm: _norm,
 }
 
 
@@ -293,7 +302,7 @@ class SequenceAxis(Pass):
     name: ClassVar[str] = "sequence-axis"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        known = require_incremental(functions(op)["forward"])
+        known = require_incremental(function_named(op, "forward"))
         counts = Counter(each.kind for each in known.values())
         shown = ", ".join(f"{kind.label} {counts[kind]}" for kind in Kind if counts[kind])
         pass_context(ctx).note(f"sequence-axis: {shown}")

@@ -1,8 +1,8 @@
 """tabulate_positions: what depends on positions alone is evaluated once, and looked up by position.
 
-Three things move into `@constants`, whose results are derived weights: values that are constant; values that are a function
-of the position, as tables over positions 0 .. max_length - 1; and masks, which become the first visible position of each row
-(`first`) and a bias by key position or by distance.
+Three things move into `@constants`, whose results are derived weights: values that are constant; values that are a
+function of the position, as tables over positions 0 .. max_length - 1; and masks, which become the first visible
+position of each row (`first`) and a bias by distance or by key position.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from forerun.ir import (
     SSAValue,
     Symbol,
     Weight,
-    functions,
     tensor_type,
 )
 from forerun.passes.attention_masks import Mask, classify
-from forerun.passes.base import Pass, PassContext, pass_context
+from forerun.passes.base import Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.raise_attention import HIDDEN
 from forerun.passes.sequence_axis import SEQUENCE, Along, Kind, look_ahead, require_incremental
@@ -48,7 +47,7 @@ class TabulatePositions(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         context = pass_context(ctx)
-        forward = functions(op)["forward"]
+        forward = function_named(op, "forward")
         tables = _Tables(op, forward, self.max_length or context.max_length, context)
         body = forward.body
         for operation in body:
@@ -149,6 +148,7 @@ class _Tables:
             parameters["bias_by"] = found.bias_by
         parameters["extra"] = tuple(extra) or None
         replacement = Attention.make(*attention.inputs[:3], *extra.values(), **parameters)
+        replacement.location = attention.location
         self.known[replacement.result] = self.known[attention.result]
         Rewriter.replace_op(attention, replacement)
 

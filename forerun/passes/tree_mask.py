@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forerun.ir import Context, ModuleOp, TensorType, TreeAttention, functions
-from forerun.passes.base import Pass
+from forerun.ir import Context, ModuleOp, TensorType, TreeAttention
+from forerun.passes.base import Pass, function_named
 from forerun.passes.canonicalize import clean
 
 BASES, PATHS = 3, 4
@@ -20,7 +20,7 @@ class TreeMask(Pass):
     name: ClassVar[str] = "tree-mask"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        step = functions(op)["step"]
+        step = function_named(op, "step")
         at = len(step.block.args) - 1
         bases = step.block.insert_arg(TensorType.of(("N",), "i32"), at)
         paths = step.block.insert_arg(TensorType.of(("N", "D"), "i32"), at + 1)

@@ -1,0 +1,122 @@
+"""forerun-opt: run passes over IR text, the mlir-opt habit.
+
+    forerun-opt model.mlir -p canonicalize,tabulate-positions{max_length=64}
+
+The module goes to the standard output, with what the passes noted as comments above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from forerun.errors import ForerunError, InvalidOptionError, SourceNotFoundError
+from forerun.ir import parse_ir, print_ir, verify
+from forerun.passes.base import Pass, PassContext
+from forerun.passes.pipeline import PASSES, PassRecord, parse_passes, run_pipeline
+
+SEPARATOR = "// -----"
+"""Between the modules of a file, as mlir-opt's --split-input-file has it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; the exit code is 2 where the input or an option is wrong."""
+    options = _parser().parse_args(argv)
+    if options.list:
+        print(_listing(), end="")
+        return 0
+    code = 0
+    try:
+        passes = list(parse_passes(options.passes))
+        modules = list(_modules(options.file, options.split_input_file))
+    except ForerunError as error:
+        return _refuse(error)
+    for index, (name, text) in enumerate(modules):
+        if index:
+            print(SEPARATOR)
+        try:
+            _run(name, text, passes, options)
+        except ForerunError as error:
+            code = _refuse(error)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("forerun-opt", description="Run passes over a module of the spec dialect.")
+    parser.add_argument("file", nargs="?", default="-", help="MLIR text; - reads the standard input")
+    parser.add_argument("-p", "--passes", default="", metavar="PASSES", help="name,name{option=value}, in order")
+    parser.add_argument("--generic", action="store_true", help="print MLIR's generic form")
+    parser.add_argument("--locations", action="store_true", help="print source lines")
+    parser.add_argument("--print-between-passes", action="store_true", help="print the module after every pass")
+    parser.add_argument("--time", action="store_true", help="print the time of every pass to the standard error")
+    parser.add_argument("--no-verify", action="store_true", help="do not verify the module, before or between passes")
+    parser.add_argument("--split-input-file", action="store_true", help=f"a module between any two lines {SEPARATOR}")
+    parser.add_argument("--list", action="store_true", help="list the passes and their options")
+    return parser
+
+
+def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
+    """(name, text) of every module of a file."""
+    name, text = ("<stdin>", sys.stdin.read()) if file == "-" else (file, _read(file))
+    if not split:
+        yield name, text
+        return
+    line = 1
+    for part in text.split(f"\n{SEPARATOR}\n"):
+        yield name, "\n" * (line - 1) + part  # the parser's line numbers stay the file's
+        line += part.count("\n") + 2
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"There is no file {file!r}; give a path to MLIR text, or - for the input.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOptionError(f"{file!r} cannot be read as text ({error}); give a file of MLIR text.") from error
+
+
+def _run(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
+    module = parse_ir(text, name)
+    if not options.no_verify:
+        verify(module)
+    records: list[PassRecord] = []
+    context = PassContext()
+    for each in passes:
+        records += run_pipeline(module, [each], context, check=not options.no_verify)
+        if options.print_between_passes:
+            print(f"{records[-1].header(changed=True)}{print_ir(module, options.generic, options.locations)}")
+    if options.time:
+        _print_times(records)
+    if not options.print_between_passes or not passes:
+        for note in context.notes:
+            print(f"// {note}")
+        print(print_ir(module, options.generic, options.locations), end="")
+
+
+def _print_times(records: Sequence[PassRecord]) -> None:
+    for each in records:
+        print(f"{each.seconds * 1e3:9.1f} ms  {each.name} ({each.before} -> {each.after} operations)", file=sys.stderr)
+    print(f"{sum(each.seconds for each in records) * 1e3:9.1f} ms  in all", file=sys.stderr)
+
+
+def _listing() -> str:
+    lines: list[str] = []
+    for name, kind in PASSES.items():
+        summary = (inspect.getdoc(inspect.getmodule(kind)) or "").partition("\n")[0]
+        lines.append(f"{name:24}{summary.partition(': ')[2]}")
+        lines += [f"{'':24}  {each.name}={each.default}" for each in fields(kind) if each.init]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _refuse(error: ForerunError) -> int:
+    print(f"forerun-opt: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
