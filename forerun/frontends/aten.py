@@ -1,8 +1,8 @@
 """The table from ATen names to `spec` operations, shared by every frontend that speaks ATen.
 
 A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest Python values. It
-returns a value, or a tuple of values where the operator returns several. Names of ATen's that are exactly one elementwise
-function are data (`UNARY`, `BINARY`).
+returns a value, or a tuple of values where the operator returns several. Names that are exactly one elementwise function
+are data (`UNARY`, `BINARY`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ RuleType = TypeVar("RuleType", bound=Rule)
 
 RULES: dict[str, Rule] = {}
 VIEWS = frozenset({
-    "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", 
-    "swapaxes", "expand", "expand_as", "broadcast_to", "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind",
+    "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T",
+    "swapaxes", "expand", "expand_as", "broadcast_to", "slice", "select", "narrow", "chunk", "split",
+    "split_with_sizes", "unbind",
     "alias", "detach", "view_as", "reshape_as",
 })  # fmt: skip
 """Operators whose result may share memory with their operand."""

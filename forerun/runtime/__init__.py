@@ -1,0 +1,1 @@
+"""The runtime: trees, the cache, the engine, the generation loop, drafters and tree policies. It knows no IR."""

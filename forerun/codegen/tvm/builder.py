@@ -1,0 +1,209 @@
+"""A thin layer over TVM's IR builder: vectors, loops, local accumulators, and the signature all kernels share.
+
+A kernel's function is called once for each part of the work:
+
+    kernel(part, parts, sizes, slots, weights, tables, numbers, indices, state, inputs)
+
+`sizes` are the values of the dimension names, `slots` the offsets of the kernel's operands and results (its row of the
+step's program), `weights` and `tables` the packed weights as float32 and as int32, `numbers` and `indices` the arena
+likewise, `inputs` the step's int32 arguments.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tvm import ir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.sym import Analyzer
+from tvm.tirx.script import builder as T
+
+from forerun.codegen.tvm.target import LANES
+
+Expr = Any
+Buffer = Any
+
+UNBOUNDED = 1 << 40
+REGIONS = {"weights": "float32", "tables": "int32", "numbers": "float32", "indices": "int32", "state": "float32", "inputs": "int32"}
+
+
+def integer(value: int, dtype: str = "int32") -> Expr:
+    return tirx.IntImm(dtype, value)
+
+
+def number(value: float) -> Expr:
+    return tirx.FloatImm("float32", value)
+
+
+def lanes_of(value: Expr) -> int:
+    text = str(value.ty.dtype)
+    return int(text.rsplit("x", 1)[1]) if "x" in text else 1
+
+
+def splat(value: Expr | float, lanes: int = LANES) -> Expr:
+    """A number in every lane."""
+    scalar = number(value) if isinstance(value, int | float) else value
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def like(value: float, other: Expr) -> Expr:
+    return splat(value, lanes_of(other))
+
+
+def integers_like(value: int, other: Expr) -> Expr:
+    lanes = lanes_of(other)
+    return tirx.Broadcast(integer(value), lanes) if lanes > 1 else integer(value)
+
+
+def fma(x: Expr, y: Expr, z: Expr) -> Expr:
+    """x * y + z, rounded once."""
+    return tirx.op.fma(x, y, z)
+
+
+def multiply(x: Expr, y: Expr) -> Expr:
+    """x * y, rounded: the fence keeps LLVM from contracting it with an addition that uses it."""
+    product = x * y
+    if not str(product.ty.dtype).startswith("float"):
+        return product
+    return tirx.call_llvm_pure_intrin(product.ty.dtype, "llvm.arithmetic.fence", product)
+
+
+def load(buffer: Buffer, index: Expr | int, lanes: int = LANES) -> Expr:
+    return buffer[tirx.Ramp(_index(index), 1, lanes)] if lanes > 1 else buffer[index]
+
+
+def store(buffer: Buffer, value: Expr, index: Expr | int, lanes: int = LANES) -> None:
+    T.buffer_store(buffer, value, [tirx.Ramp(_index(index), 1, lanes) if lanes > 1 else index])
+
+
+def _index(index: Expr | int) -> Expr:
+    return integer(index) if isinstance(index, int) else index
+
+
+def let(value: Expr) -> Expr:
+    """The value under a name: computed once."""
+    return T.Bind(value)
+
+
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    with T.If(condition), T.Then():
+        yield
+
+
+def otherwise(condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
+    """if condition: first, else: second."""
+    with T.If(condition):
+        with T.Then():
+            first()
+        with T.Else():
+            second()
+
+
+def local(size: int, dtype: str = "float32") -> Buffer:
+    """Numbers of this call alone: registers where every index is a constant, the stack elsewhere."""
+    return T.alloc_buffer((size,), dtype, scope="local")
+
+
+def truncated(index: Expr | int) -> Expr | int:
+    """An index expression with truncating divisions for flooring ones: the same numbers, for none is negative.
+
+    TVM simplifies flooring divisions well and cannot lower two of them in one function.
+    """
+    if isinstance(index, int):
+        return index
+    match index:
+        case tirx.FloorDiv():
+            return tirx.truncdiv(truncated(index.a), truncated(index.b))
+        case tirx.FloorMod():
+            return tirx.truncmod(truncated(index.a), truncated(index.b))
+        case tirx.Add() | tirx.Sub() | tirx.Mul() | tirx.Min() | tirx.Max():
+            return type(index)(truncated(index.a), truncated(index.b))
+        case _:
+            return index
+
+
+def each(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Combine a power of two of values as a tree: halves first."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [combine(values[index], values[index + half]) for index in range(half)]
+    return values[0]
+
+
+def across(buffer: Buffer, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """The lanes of a local vector as one scalar, as a fixed tree."""
+    return each([let(buffer[integer(lane)]) for lane in range(LANES)], lambda x, y: let(combine(x, y)))
+
+
+class Frame:
+    """The arguments of the kernel under construction, and what is known of its loop variables."""
+
+    def __init__(self, arguments: Sequence[Expr], sizes: Sequence[str]) -> None:
+        self.part, self.parts, sizes_pointer, slots_pointer, *pointers = arguments
+        self._names = list(sizes)
+        self._sizes = T.decl_buffer((max(1, len(sizes)),), "int32", data=sizes_pointer)
+        self._slots = T.decl_buffer((UNBOUNDED,), "int64", data=slots_pointer)
+        self.regions: dict[str, Buffer] = {
+            name: T.decl_buffer((UNBOUNDED,), dtype, data=pointer)
+            for (name, dtype), pointer in zip(REGIONS.items(), pointers, strict=True)
+        }
+        self._bound: dict[Any, Expr] = {}
+        self.analyzer = Analyzer()
+
+    def size(self, name: str) -> Expr:
+        """The value of a dimension name."""
+        if name not in self._bound:
+            raise KeyError(name)
+        return self._bound[name]
+
+    def bind_sizes(self) -> None:
+        for index, name in enumerate(self._names):
+            self._bound[name] = let(self._sizes[integer(index)])
+
+    def slot(self, index: int) -> Expr:
+        return self._slots[integer(index, "int64")]
+
+    def window(self, region: str, offset: Expr) -> Buffer:
+        """The region from an int64 element offset on, indexed by int32."""
+        pointer = T.Bind(tirx.address_of(self.regions[region][offset]))
+        return T.decl_buffer((1 << 30,), REGIONS[region], data=pointer)
+
+    def simplify(self, expression: Expr | int) -> Expr | int:
+        return expression if isinstance(expression, int) else self.analyzer.simplify(expression)
+
+    @contextmanager
+    def serial(self, start: Expr | int, stop: Expr | int) -> Iterator[Expr]:
+        with T.serial(start, stop) as variable:
+            extent = stop if isinstance(start, int) and start == 0 else stop - start
+            self.analyzer.bind(variable, ir.Range.from_min_extent(start, extent))
+            yield variable
+
+    @contextmanager
+    def vectorized(self, lanes: int = LANES) -> Iterator[Expr]:
+        with T.vectorized(lanes) as variable:
+            self.analyzer.bind(variable, ir.Range.from_min_extent(0, lanes))
+            yield variable
+
+    @contextmanager
+    def divided(self, count: Expr | int) -> Iterator[Expr]:
+        """This part's share of 0 .. count - 1: consecutive, equal within one."""
+        total = integer(count) if isinstance(count, int) else count
+        start = let(tirx.truncdiv(self.part * total, self.parts))
+        stop = let(tirx.truncdiv((self.part + 1) * total, self.parts))
+        with T.serial(start, stop) as variable:
+            yield variable
+
+
+def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
+    """A kernel's function."""
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True), ExitStack():
+            arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
+            arguments.append(T.arg("sizes", T.handle("int32")))
+            arguments.append(T.arg("slots", T.handle("int64")))
+            arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in REGIONS.items())
+            frame = Frame(arguments, sizes)
+            frame.bind_sizes()
+            body(frame)
+    return builder.get()

@@ -1,0 +1,315 @@
+"""The element of a value at an index, as an expression.
+
+Views (reshape, transpose, slice, broadcast, ...) become index arithmetic and elementwise maps become expressions, down to
+values that lie in memory. Integers of any width are computed as int32 and truth values are kept in memory as int32.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from forerun import ir
+from forerun.codegen.tvm.builder import Buffer, Expr, Frame, fma, integer, let, multiply, number, store, truncated
+from forerun.codegen.tvm.functions import FUNCTIONS
+from forerun.codegen.tvm.target import OUTPUTS
+from forerun.errors import UnsupportedOperationError
+from forerun.ir import dims as dimensions
+
+Index = Expr | int
+INT32 = (-(1 << 31), (1 << 31) - 1)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value in memory: row-major from the offset in a slot on, or `packed` as a linear's weight."""
+
+    region: str
+    slot: int
+    dims: tuple[ir.Dim, ...]
+    dtype: str
+    packed: bool = False
+
+
+def kind_of(dtype: str) -> str:
+    """number, integer or truth; UnsupportedOperationError for a float that is not float32."""
+    if dtype == "i1":
+        return "truth"
+    if dtype in ir.INTEGER_DTYPES:
+        return "integer"
+    if dtype == "f32":
+        return "number"
+    raise UnsupportedOperationError(f"the tvm target computes in float32, not {dtype}; load the model as float32.")
+
+
+def region_of(dtype: str) -> str:
+    """The arena view a value of that dtype is kept in."""
+    return "numbers" if kind_of(dtype) == "number" else "indices"
+
+
+class Expressions:
+    """Elements of values within one kernel function."""
+
+    def __init__(self, frame: Frame, stored: dict[ir.SSAValue, Stored]) -> None:
+        self.frame = frame
+        self.stored = stored
+        self.computed: dict[ir.SSAValue, Callable[[Sequence[Index]], Expr]] = {}
+        self._windows: dict[tuple[str, int], Buffer] = {}
+
+    def window(self, stored: Stored) -> Buffer:
+        return self._windows[(stored.region, stored.slot)]
+
+    def open_windows(self, more: Sequence[Stored] = ()) -> None:
+        """Name the memory of every stored value; before any loop, so that each use is inside the names' scope."""
+        for stored in [*self.stored.values(), *more]:
+            key = (stored.region, stored.slot)
+            if key not in self._windows:
+                self._windows[key] = self.frame.window(stored.region, self.frame.slot(stored.slot))
+
+    def size(self, dim: ir.Dim) -> Index:
+        """A dimension's value."""
+        parts = dimensions.affine(dim)
+        if not parts.symbol:
+            return parts.offset
+        return self.frame.simplify(self.frame.size(parts.symbol) * parts.scale + parts.offset)
+
+    def flat(self, dims: Sequence[ir.Dim], index: Sequence[Index]) -> Index:
+        """The row-major place of an index; axes of size 1 do not count."""
+        place: Index = 0
+        for dim, at in zip(dims, index, strict=True):
+            place = place * self.size(dim) + (0 if dim == 1 else at)
+        return self.frame.simplify(place)
+
+    def unflat(self, dims: Sequence[ir.Dim], place: Index) -> list[Index]:
+        """The index of a row-major place."""
+        index: list[Index] = []
+        for axis in range(len(dims) - 1, -1, -1):
+            size = self.size(dims[axis])
+            if dims[axis] == 1:
+                index.append(0)
+            elif all(dim == 1 for dim in dims[:axis]):
+                index.append(place)
+                place = 0
+            else:
+                index.append(self.frame.simplify(_floormod(place, size)))
+                place = self.frame.simplify(_floordiv(place, size))
+        return index[::-1]
+
+    def place(self, stored: Stored, index: Sequence[Index]) -> Index:
+        """Where an element lies in a stored value's window."""
+        if not stored.packed:
+            return truncated(self.flat(stored.dims, index))
+        output, feature = index
+        features = self.size(stored.dims[1])
+        block, lane = _floordiv(output, OUTPUTS), _floormod(output, OUTPUTS)
+        return truncated(self.frame.simplify((block * features + feature) * OUTPUTS + lane))
+
+    def write(self, stored: Stored, index: Sequence[Index], value: Expr) -> None:
+        """Store one element."""
+        if kind_of(stored.dtype) == "truth":
+            value = tirx.Select(value, integer(1), integer(0))
+        store(self.window(stored), value, self.place(stored, index), 1)
+
+    def element(self, value: ir.SSAValue, index: Sequence[Index]) -> Expr:
+        """The value's element as float32, int32 or bool."""
+        if value in self.computed:
+            return self.computed[value](index)
+        if value in self.stored:
+            stored = self.stored[value]
+            at = self.window(stored)[self.place(stored, index)]
+            return tirx.NE(at, integer(0)) if kind_of(stored.dtype) == "truth" else at
+        return self.definition(value, index)
+
+    def definition(self, value: ir.SSAValue, index: Sequence[Index]) -> Expr:
+        """The value's element as its operation gives it, wherever the value is kept."""
+        operation = value.owner
+        rule = _RULES.get(type(operation))
+        if rule is None:
+            raise UnsupportedOperationError(f"the tvm target has no rule for {getattr(operation, 'name', operation)}.")
+        return rule(self, operation, list(index))
+
+    def operand(self, value: ir.SSAValue, index: Sequence[Index]) -> Expr:
+        """An operand of numpy's broadcasting, at an index of the result."""
+        dims = ir.tensor_type(value).dims
+        own = list(index)[len(index) - len(dims) :]
+        return self.element(value, [0 if dim == 1 else at for dim, at in zip(dims, own, strict=True)])
+
+
+def _floordiv(x: Index, y: Index) -> Index:
+    return x // y if isinstance(x, int) and isinstance(y, int) else tirx.floordiv(_expression(x), _expression(y))
+
+
+def _floormod(x: Index, y: Index) -> Index:
+    return x % y if isinstance(x, int) and isinstance(y, int) else tirx.floormod(_expression(x), _expression(y))
+
+
+def _expression(x: Index) -> Expr:
+    return integer(x) if isinstance(x, int) else x
+
+
+def _constant(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    value, kind = operation.parameter("value"), kind_of(operation.parameter("dtype"))
+    if kind == "number":
+        return number(float(value))
+    if kind == "truth":
+        return tirx.IntImm("bool", int(bool(value)))
+    return integer(min(max(int(value), INT32[0]), INT32[1]))
+
+
+def _map(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    function = operation.parameter("function")
+    operands = [context.operand(each, index) for each in operation.operands]
+    truth = ir.tensor_type(operation.operands[-1]).dtype == "i1"
+    if truth and function in _TRUTH:
+        return _TRUTH[function](*operands)
+    if not truth and function in _BITS:
+        return _BITS[function](*operands)
+    if function not in FUNCTIONS:
+        raise UnsupportedOperationError(f"the tvm target has no elementwise function {function}.")
+    return FUNCTIONS[function](*operands)
+
+
+_TRUTH: dict[str, Callable[..., Expr]] = {
+    "and": tirx.And,
+    "or": tirx.Or,
+    "mul": tirx.And,
+    "add": tirx.Or,
+    "max": tirx.Or,
+    "min": tirx.And,
+    "not": tirx.Not,
+    "xor": lambda x, y: tirx.NE(_bit(x), _bit(y)),
+    "eq": lambda x, y: tirx.EQ(_bit(x), _bit(y)),
+    "ne": lambda x, y: tirx.NE(_bit(x), _bit(y)),
+    "where": lambda condition, x, y: tirx.Or(tirx.And(condition, x), tirx.And(tirx.Not(condition), y)),
+}
+_BITS: dict[str, Callable[..., Expr]] = {
+    "and": tirx.bitwise_and,
+    "or": tirx.bitwise_or,
+    "xor": tirx.bitwise_xor,
+    "not": tirx.bitwise_not,
+}
+
+
+def _bit(x: Expr) -> Expr:
+    return tirx.Select(x, integer(1), integer(0))
+
+
+def convert(value: Expr, source: str, target: str) -> Expr:
+    """A cast between the dialect's dtypes."""
+    before, after = kind_of(source), kind_of(target)
+    if before == after:
+        return value
+    if before == "truth":
+        return _bit(value) if after == "integer" else tirx.Select(value, number(1.0), number(0.0))
+    if after == "truth":
+        return tirx.NE(value, number(0.0) if before == "number" else integer(0))
+    return value.astype("float32" if after == "number" else "int32")
+
+
+def _cast(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    (source,) = operation.operands
+    return convert(context.element(source, index), ir.tensor_type(source).dtype, operation.parameter("dtype"))
+
+
+def _reshape(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    (source,) = operation.operands
+    before, after = ir.tensor_type(source).dims, ir.tensor_type(operation.result).dims
+    return context.element(source, reshape_index(context, before, after, index))
+
+
+def reshape_index(
+    context: Expressions, before: Sequence[ir.Dim], after: Sequence[ir.Dim], index: Sequence[Index]
+) -> list[Index]:
+    """The index before a reshape of an index after it, through the smallest groups of axes of one volume."""
+    result: list[Index] = []
+    left, right = 0, 0
+    while left < len(before) or right < len(after):
+        stop_left, stop_right = left + (left < len(before)), right + (right < len(after))
+        while dimensions.volume(before[left:stop_left]) != dimensions.volume(after[right:stop_right]):
+            small = dimensions.volume(before[left:stop_left])[0] < dimensions.volume(after[right:stop_right])[0]
+            if stop_left < len(before) and (small or stop_right == len(after)):
+                stop_left += 1
+            elif stop_right < len(after):
+                stop_right += 1
+            else:
+                stop_left, stop_right = len(before), len(after)
+                break
+        group = after[right:stop_right]
+        if before[left:stop_left] == group:
+            result.extend(index[right:stop_right])
+        else:
+            result.extend(context.unflat(before[left:stop_left], context.flat(group, index[right:stop_right])))
+        left, right = stop_left, stop_right
+    return result
+
+
+def _transpose(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    own: list[Index] = [0] * len(index)
+    for axis, source in enumerate(operation.parameter("permutation")):
+        own[source] = index[axis]
+    return context.element(operation.operands[0], own)
+
+
+def _slice(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    dim, start = operation.parameter("dim"), context.size(operation.parameter("start"))
+    index[dim] = context.frame.simplify(index[dim] * operation.parameter("step", 1) + start)
+    return context.element(operation.operands[0], index)
+
+
+def _broadcast(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    return context.operand(operation.operands[0], index)
+
+
+def _iota(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    return _expression(truncated(index[0]))
+
+
+def _gather(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    table, *indices = operation.operands
+    lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
+    dims = ir.tensor_type(table).dims
+    chosen: list[Index] = []
+    for axis, each in enumerate(indices):
+        last = _expression(context.size(dims[axis])) - integer(1)
+        at = context.operand(each, index[:lead])
+        chosen.append(let(tirx.max(tirx.min(at, last), integer(0))))
+    return context.element(table, [*chosen, *index[lead:]])
+
+
+def _take_along(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    source, indices = operation.operands
+    dim = operation.parameter("dim")
+    last = _expression(context.size(ir.tensor_type(source).dims[dim])) - integer(1)
+    at = let(tirx.max(tirx.min(context.element(indices, index), last), integer(0)))
+    return context.element(source, [*index[:dim], at, *index[dim + 1 :]])
+
+
+def _rotary(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+    x, cos, sin = operation.operands
+    size = ir.tensor_type(x).dims[-1]
+    assert isinstance(size, int)
+    half, at = size // 2, _expression(index[-1])
+    other = context.element(x, [*index[:-1], context.frame.simplify(tirx.floormod(at + half, integer(size)))])
+    below = context.frame.simplify(at < integer(half))
+    turned = tirx.Select(below, multiply(other, number(-1.0)), other)
+    straight = multiply(context.element(x, index), context.operand(cos, index))
+    return fma(turned, context.operand(sin, index), straight)
+
+
+_RULES: dict[type, Callable[[Expressions, Any, list[Index]], Expr]] = {
+    ir.Constant: _constant,
+    ir.Map: _map,
+    ir.Cast: _cast,
+    ir.Reshape: _reshape,
+    ir.Transpose: _transpose,
+    ir.Slice: _slice,
+    ir.Broadcast: _broadcast,
+    ir.Iota: _iota,
+    ir.Gather: _gather,
+    ir.TakeAlong: _take_along,
+    ir.Rotary: _rotary,
+}
+
+INLINE = frozenset({*_RULES, ir.Parameter})
+"""Operations that need no memory of their own."""

@@ -1,0 +1,151 @@
+"""Where everything lies: weights in one packed buffer, values in one arena, the cache as one record a block."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forerun import ir
+from forerun.codegen.tvm.attention import padded, words_of
+from forerun.codegen.tvm.planning import Plan, Surroundings
+from forerun.codegen.tvm.target import OUTPUTS
+from forerun.ir import dims as dimensions
+
+ALIGNMENT = 16
+"""float32 numbers that every offset is a multiple of: one cache line."""
+
+SPARE = 1 << 14
+"""Numbers behind the last weight that a prefetch may name."""
+
+
+def aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """All weights of a function in one buffer; an offset in numbers for each name."""
+
+    buffer: torch.Tensor  # float32 [n]
+    offsets: dict[str, int]
+
+
+def packed_size(weight: ir.Weight, packed: bool) -> int:
+    """Numbers a weight takes: whole blocks of outputs where it is packed."""
+    dims = [int(dim) for dim in weight.type.dims]
+    if packed:
+        dims[0] = -(-dims[0] // OUTPUTS) * OUTPUTS
+    return aligned(math.prod(dims))
+
+
+def pack(
+    names: Iterable[str], declared: Mapping[str, ir.Weight], packed: frozenset[str], weights: Callable[[str], torch.Tensor]
+) -> PackedWeights:
+    """Copy the weights into one buffer, those of linears as [out / 32, in, 32]; one tensor is read at a time."""
+    offsets: dict[str, int] = {}
+    total = 0
+    for name in dict.fromkeys(names):
+        offsets[name] = total
+        total += packed_size(declared[name], name in packed)
+    buffer = torch.zeros(total + SPARE)
+    tables = buffer.view(torch.int32)
+    for name, offset in offsets.items():
+        tensor = weights(name).detach()
+        count = tensor.numel()
+        if not tensor.is_floating_point():
+            limits = torch.iinfo(torch.int32)
+            whole = tensor.to(torch.int64).clamp(limits.min, limits.max).to(torch.int32)
+            tables[offset : offset + count] = whole.reshape(-1)
+        elif name in packed:
+            _pack_linear(buffer[offset:], tensor)
+        else:
+            buffer[offset : offset + count] = tensor.reshape(-1).float()
+    return PackedWeights(buffer, offsets)
+
+
+def _pack_linear(target: torch.Tensor, weight: torch.Tensor) -> None:
+    outputs, features = weight.shape
+    whole = outputs // OUTPUTS
+    blocks = target[: -(-outputs // OUTPUTS) * OUTPUTS * features].view(-1, features, OUTPUTS)
+    blocks[:whole].copy_(weight[: whole * OUTPUTS].view(whole, OUTPUTS, features).transpose(1, 2))
+    if rest := outputs - whole * OUTPUTS:
+        blocks[whole, :, :rest].copy_(weight[whole * OUTPUTS :].transpose(0, 1))
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """One record of numbers a block: layer after layer, keys [Hkv, D, P], then values [Hkv, P, Dv]."""
+
+    offsets: dict[str, int]
+    record: int
+    words: torch.Tensor  # int64 [P, w]: the places in a record of what is cached at a lane
+    block: int
+
+
+def cache_layout(known: Surroundings) -> CacheLayout:
+    """The layout of all caches of a module."""
+    offsets: dict[str, int] = {}
+    places: list[torch.Tensor] = []
+    total, block = 0, next(iter(known.blocks.values()), ALIGNMENT)
+    lanes = torch.arange(block)[:, None, None]
+    for name, cache in known.caches.items():
+        heads, key_dim, value_dim = (cache.parameter(each) for each in ("heads", "key_dim", "value_dim"))
+        offsets[name] = total
+        keys = torch.arange(heads * key_dim).view(1, heads, key_dim) * block + lanes
+        width = padded(value_dim)
+        head, dim = torch.arange(heads)[None, :, None], torch.arange(value_dim)[None, None, :]
+        values = heads * key_dim * block + (head * block + lanes) * width + dim
+        places.extend(total + each.reshape(block, -1) for each in (keys, values))
+        total += aligned(words_of(heads, key_dim, value_dim, block))
+    # An odd number of cache lines a record: blocks of one layer fall into different cache sets.
+    record = total + ALIGNMENT if (total // ALIGNMENT) % 2 == 0 else total
+    words = torch.cat(places, 1) if places else torch.zeros((block, 0), dtype=torch.int64)
+    return CacheLayout(offsets, record, words, block)
+
+
+@dataclass(frozen=True)
+class ArenaLayout:
+    """Offsets, in numbers, of the function's values and of each region's scratch."""
+
+    values: dict[ir.SSAValue, int]
+    scratch: list[dict[int, int]]  # by region, then slot
+    size: int
+
+
+def arena_layout(plans: Sequence[Plan], returned: Sequence[ir.SSAValue], capacity: Mapping[str, int]) -> ArenaLayout:
+    """First fit over lifetimes: memory is free again after a value's last reader."""
+    last = dict.fromkeys(returned, len(plans))
+    for at, plan in enumerate(plans):
+        for outer in plan.region.arguments.values():
+            last[outer] = max(last.get(outer, 0), at)
+    live: list[tuple[int, int, int]] = []  # start, stop, last use
+    values: dict[ir.SSAValue, int] = {}
+    scratch: list[dict[int, int]] = []
+    size = 0
+
+    def place(count: int, until: int) -> int:
+        nonlocal size
+        start = 0
+        for begin, stop, _ in sorted(live):
+            if begin - start >= count:
+                break
+            start = max(start, stop)
+        live.append((start, start + count, until))
+        size = max(size, start + count)
+        return start
+
+    for at, plan in enumerate(plans):
+        live[:] = [each for each in live if each[2] >= at]
+        for _, outer in plan.region.results:
+            values[outer] = place(_volume(ir.tensor_type(outer).dims, capacity), max(last.get(outer, at), at))
+        own: dict[int, int] = {}
+        for number, slot in enumerate(plan.slots):
+            if slot.kind == "scratch":
+                own[number] = place(_volume(slot.key[1], capacity), at)
+        scratch.append(own)
+    return ArenaLayout(values, scratch, size)
+
+
+def _volume(dims: Sequence[ir.Dim], capacity: Mapping[str, int]) -> int:
+    return aligned(math.prod(dimensions.evaluate(dim, capacity) for dim in dims))

@@ -1,0 +1,450 @@
+"""A kernel's operations as phases: what is written to memory, in which order, and where all threads must meet.
+
+A phase is one function: rows of values (`RowPhase`), products with what is computed from them (`ProductPhase`),
+attention, or a part of the choice of the k largest. Values that no phase writes are computed where they are used.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forerun import ir
+from forerun.codegen.tvm.attention import Attention, Layer
+from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
+from forerun.codegen.tvm.linear import Bundle, Product
+from forerun.codegen.tvm.rowwise import ROWWISE, row_axis
+from forerun.codegen.tvm.topk import chunks_of
+from forerun.errors import UnsupportedOperationError
+from forerun.ir import dims as dimensions
+
+HEAVY = 6
+"""Elementwise operations from which on a value that is used twice is kept instead of computed twice."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a slot of a program row holds: the offset of a `value` of the function, a `weight`, a `cache`, the `scratch`
+    of some dims, or the size of a cache `record`."""
+
+    kind: str
+    key: Any = None
+
+
+@dataclass
+class RowPhase:
+    """Values and cache writes, row by row; `rows` is the dimension that is divided among threads, 1 for none."""
+
+    rows: ir.Dim
+    items: list[tuple[ir.SSAValue, Stored] | tuple[ir.CacheWrite, Layer]]
+
+
+@dataclass
+class ProductPhase:
+    """Linears, in bundles that share a pass over blocks of outputs."""
+
+    bundles: list[Bundle]
+
+
+@dataclass
+class AttentionPhase:
+    attention: Attention
+    result: Stored
+
+
+@dataclass
+class TopKPhase:
+    """`stage` 0: the chunks' maxima; 1: the choice."""
+
+    stage: int
+    logits: Stored
+    maxima: Stored
+    values: Stored
+    ids: Stored
+
+
+Phase = RowPhase | ProductPhase | AttentionPhase | TopKPhase
+
+
+@dataclass
+class Region:
+    """A kernel, or a single operation of a function treated as one."""
+
+    name: str
+    operations: list[ir.SpecOperation]
+    arguments: dict[ir.SSAValue, ir.SSAValue]  # the body's value -> the function's value
+    results: list[tuple[ir.SSAValue, ir.SSAValue]]  # yielded value, the function's value
+
+
+@dataclass
+class Plan:
+    """A region's phases, its slots, and where its values lie in memory while it runs."""
+
+    region: Region
+    phases: list[Phase] = field(default_factory=list[Phase])
+    slots: list[Slot] = field(default_factory=list[Slot])
+    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What planning needs to know of the module."""
+
+    caches: dict[str, ir.Cache]
+    blocks: dict[str, int]  # positions a block, of each cache
+    packed: frozenset[str]  # weights that a linear reads
+
+
+class Planner:
+    """Plans one region."""
+
+    def __init__(self, region: Region, surroundings: Surroundings) -> None:
+        self.plan = Plan(region)
+        self.region, self.surroundings = region, surroundings
+        self.done: set[Any] = set()
+        self.destinations: dict[ir.SSAValue, Stored] = {}
+        self.copies: list[tuple[ir.SSAValue, Stored]] = []
+        self.needed: set[ir.SSAValue] = set()
+        self.roots: list[tuple[int, ir.SSAValue, bool]] = []  # phase, value, whether an epilogue of that phase
+
+    def run(self) -> Plan:
+        for inner, outer in self.region.arguments.items():
+            self._argument(inner, outer)
+        for inner, outer in self.region.results:
+            slot = self._slot("value", outer)
+            kind = ir.tensor_type(inner)
+            place = Stored(region_of(kind.dtype), slot, kind.dims, kind.dtype)
+            self._destination(inner, place)
+        self._find_needed()
+        for operation in self._schedule():
+            self._operation(operation)
+            self.done.add(operation)
+        for value, place in self.copies:
+            self._row_item(value, place, ir.tensor_type(value).dims)
+        self._finish_products()
+        return self.plan
+
+    def _slot(self, kind: str, key: Any = None) -> int:
+        slot = Slot(kind, key)
+        if slot in self.plan.slots:
+            return self.plan.slots.index(slot)
+        self.plan.slots.append(slot)
+        return len(self.plan.slots) - 1
+
+    def _scratch(self, dims: Sequence[ir.Dim], dtype: str) -> Stored:
+        slot = self._slot("scratch", (len(self.plan.slots), tuple(dims)))
+        return Stored(region_of(dtype), slot, tuple(dims), dtype)
+
+    def _argument(self, inner: ir.SSAValue, outer: ir.SSAValue) -> None:
+        kind = ir.tensor_type(inner)
+        owner = outer.owner
+        if isinstance(owner, ir.Parameter):
+            self._weight(inner, owner)
+        elif isinstance(owner, ir.Constant):
+            return
+        else:
+            region = "inputs" if isinstance(owner, ir.Block) else region_of(kind.dtype)
+            self.plan.stored[inner] = Stored(region, self._slot("value", outer), kind.dims, kind.dtype)
+
+    def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
+        symbol, kind = operation.parameter("symbol"), ir.tensor_type(value)
+        region = "weights" if kind_of(kind.dtype) == "number" else "tables"
+        packed = symbol in self.surroundings.packed
+        self.plan.stored[value] = Stored(region, self._slot("weight", symbol), kind.dims, kind.dtype, packed)
+
+    def _destination(self, value: ir.SSAValue, place: Stored) -> None:
+        """Where a yielded value goes. A reshape of a value that is written here anyway is that memory under another shape."""
+        if value in self.destinations or value in self.plan.stored:
+            self.copies.append((value, place))
+            return
+        self.destinations[value] = place
+        source = value
+        while isinstance(source.owner, ir.Reshape):
+            source = source.owner.operands[0]
+        writes = isinstance(source.owner, ir.Linear | ir.TreeAttention) or type(source.owner) in ROWWISE
+        if source is not value and writes and source.owner in self.region.operations and source not in self.destinations:
+            self.destinations[source] = Stored(place.region, place.slot, ir.tensor_type(source).dims, place.dtype)
+
+    def _find_needed(self) -> None:
+        self.needed.update(self.destinations)
+        own = set(self.region.operations)
+        cost: dict[ir.SSAValue, int] = {}
+        for operation in self.region.operations:
+            if self._is_product(operation) or isinstance(operation, ir.TopK):
+                self.needed.add(operation.operands[0])
+            for value in operation.results:
+                inline = type(operation) in (ir.Map, ir.Rotary)
+                cost[value] = inline + sum(cost.get(each, 0) for each in operation.operands)
+                uses = sum(use.operation in own for use in value.uses)
+                if type(operation) not in INLINE:
+                    cost[value] = 0
+                elif inline and uses > 1 and cost[value] >= HEAVY:
+                    self.needed.add(value)
+                    cost[value] = 0
+
+    def _schedule(self) -> Iterator[ir.SpecOperation]:
+        """The order of the region, but a product follows the products before it as soon as its operands are ready."""
+        pending = list(self.region.operations)
+        while pending:
+            chosen = pending[0]
+            if self.plan.phases and isinstance(self.plan.phases[-1], ProductPhase):
+                ready = (each for each in pending if self._is_product(each) and self._ready(each))
+                chosen = next(ready, chosen)
+            pending.remove(chosen)
+            yield chosen
+
+    def _ready(self, operation: ir.SpecOperation) -> bool:
+        own = set(self.region.operations)
+        return all(each.owner not in own or each.owner in self.done for each in operation.operands)
+
+    def _is_product(self, operation: ir.SpecOperation) -> bool:
+        if not isinstance(operation, ir.Linear):
+            return False
+        weight = operation.operands[1]
+        owner = self.region.arguments.get(weight, weight).owner
+        return isinstance(owner, ir.Parameter) and owner.parameter("symbol") in self.surroundings.packed
+
+    def _operation(self, operation: ir.SpecOperation) -> None:
+        if isinstance(operation, ir.Parameter):
+            self._weight(operation.result, operation)
+        elif isinstance(operation, ir.Linear) and self._is_product(operation):
+            self._product(operation)
+        elif isinstance(operation, ir.TreeAttention):
+            self._attention(operation)
+        elif isinstance(operation, ir.CacheWrite):
+            self._cache_write(operation)
+        elif isinstance(operation, ir.TopK):
+            self._topk(operation)
+        elif type(operation) in ROWWISE:
+            self._write(operation.result)
+        elif type(operation) in INLINE:
+            if operation.result in self.needed:
+                self._write(operation.result)
+        else:
+            raise UnsupportedOperationError(f"the tvm target has no rule for {operation.name}; it cannot be compiled yet.")
+
+    def _write(self, value: ir.SSAValue) -> None:
+        """Have a value in memory."""
+        kind = ir.tensor_type(value)
+        owner: Any = value.owner
+        if isinstance(owner, ir.Reshape):
+            source = self.plan.stored.get(owner.operands[0])
+            place = self.destinations.get(value)
+            plain = source is not None and not source.packed and source.region in ("numbers", "indices")
+            if source is not None and plain and (place is None or place.slot == source.slot):
+                self.plan.stored[value] = Stored(source.region, source.slot, kind.dims, source.dtype)
+                return
+        place = self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+        phase = self.plan.phases[-1] if self.plan.phases else None
+        if isinstance(phase, ProductPhase) and self._joins(value, phase):
+            phase.bundles.append(Bundle(place, [], [(value, place)]))
+            self.roots.append((len(self.plan.phases) - 1, value, True))
+            self.plan.stored[value] = place
+            return
+        self._row_item(value, place, place.dims)
+        self.plan.stored[value] = place
+
+    def _row_item(self, value: ir.SSAValue, place: Stored, dims: Sequence[ir.Dim]) -> None:
+        axis = row_axis(dims)
+        rows = 1 if axis is None else dims[axis]
+        phase = self._row_phase(rows, [(value, axis)])
+        phase.items.append((value, place))
+        self.roots.append((len(self.plan.phases) - 1, value, False))
+
+    def _row_phase(self, rows: ir.Dim, reads: Sequence[tuple[ir.SSAValue, int | None]]) -> RowPhase:
+        """The open phase where it has these rows and what is read of it is read at its own row; else a new one."""
+        phase = self.plan.phases[-1] if self.plan.phases else None
+        if isinstance(phase, RowPhase) and phase.rows == rows:
+            written = {item[0] for item in phase.items}
+            if not any(self._crosses(value, axis, written, top=True) for value, axis in reads):
+                return phase
+        phase = RowPhase(rows, [])
+        self.plan.phases.append(phase)
+        return phase
+
+    def _crosses(self, value: ir.SSAValue, axis: int | None, written: set[Any], top: bool = False) -> bool:
+        """Whether the row of `value` (its index along `axis`) reads other rows of what the phase has written."""
+        kind = ir.tensor_type(value)
+        if not top and value in written:
+            return axis != row_axis(kind.dims)
+        operation: Any = value.owner
+        if (value in self.plan.stored and not top) or operation not in self.region.operations:
+            return False
+        if isinstance(operation, ir.Gather):
+            table, *indices = operation.operands
+            lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
+            inside = axis if axis is not None and axis < lead else None
+            return self._crosses(table, None, written) or any(
+                self._crosses(each, _right_aligned(inside, lead, each), written) for each in indices
+            )
+        return any(self._crosses(each, source_axis(operation, axis, each), written) for each in operation.operands)
+
+    def _joins(self, value: ir.SSAValue, phase: ProductPhase) -> bool:
+        """Whether a value is an elementwise function of the phase's products at its own index."""
+        products = {product.value for bundle in phase.bundles for product in bundle.products}
+        later = {value for bundle in phase.bundles for value, _ in bundle.epilogues}
+        dims = ir.tensor_type(value).dims
+        found: list[bool] = []
+
+        def visit(each: ir.SSAValue) -> bool:
+            if each in products:
+                found.append(True)
+                return ir.tensor_type(each).dims == dims
+            if each in later:
+                return False
+            if each in self.plan.stored or each.owner not in self.region.operations:
+                return True
+            operation: Any = each.owner
+            if isinstance(operation, ir.Map | ir.Cast):
+                return all(visit(operand) for operand in operation.operands)
+            return type(operation) in INLINE and not (self._leaves(each) & (products | later))
+
+        return type(value.owner) in (ir.Map, ir.Cast) and visit(value) and bool(found)
+
+    def _leaves(self, value: ir.SSAValue, top: bool = True) -> set[ir.SSAValue]:
+        """The values in memory, and products, that a value is computed from."""
+        operation: Any = value.owner
+        if operation not in self.region.operations or (value in self.plan.stored and not top) or self._is_product(operation):
+            return {value}
+        return {leaf for each in operation.operands for leaf in self._leaves(each, False)}
+
+    def _product(self, operation: ir.Linear) -> None:
+        x, weight, *bias = operation.operands
+        if x not in self.plan.stored or self.plan.stored[x].packed or self.plan.stored[x].region != "numbers":
+            if x in self.plan.stored or x.owner not in self.region.operations:
+                place = self._scratch(ir.tensor_type(x).dims, ir.tensor_type(x).dtype)
+                self._row_item(x, place, place.dims)
+                self.plan.stored[x] = place
+            else:
+                self._write(x)
+        phase = self.plan.phases[-1] if self.plan.phases else None
+        written = isinstance(phase, ProductPhase) and {value for b in phase.bundles for value, _ in b.epilogues}
+        if not isinstance(phase, ProductPhase) or (written and x in written):
+            phase = ProductPhase([])
+            self.plan.phases.append(phase)
+        value = operation.result
+        kind = ir.tensor_type(value)
+        raw = self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+        bias_place = self.plan.stored[bias[0]] if bias else None
+        phase.bundles.append(Bundle(self.plan.stored[x], [Product(value, self.plan.stored[weight], bias_place, raw)]))
+        self.plan.stored[value] = raw
+
+    def _finish_products(self) -> None:
+        """Merge the bundles that one value joins, and drop results that nothing reads from memory."""
+        for number, phase in enumerate(self.plan.phases):
+            if not isinstance(phase, ProductPhase):
+                continue
+            phase.bundles = self._merged(phase.bundles)
+            kept = {leaf for at, root, own in self.roots if not (own and at == number) for leaf in self._leaves(root)}
+            for bundle in phase.bundles:
+                last = bundle.products[-1]
+                if bundle.epilogues and last.value not in self.destinations and last.value not in kept:
+                    last.raw = None
+
+    def _merged(self, bundles: list[Bundle]) -> list[Bundle]:
+        merged = [bundle for bundle in bundles if bundle.products]
+        for bundle in bundles:
+            if bundle.products:
+                continue
+            (root, _), = bundle.epilogues
+            leaves = self._leaves(root)
+            joined = [each for each in merged if any(product.value in leaves for product in each.products)]
+            first = joined[0]
+            for each in joined[1:]:
+                if each.x != first.x:
+                    raise UnsupportedOperationError("spec.kernel joins linears of two inputs; put each into its own kernel.")
+                first.products.extend(each.products)
+                first.epilogues.extend(each.epilogues)
+                merged.remove(each)
+            first.epilogues.extend(bundle.epilogues)
+        return merged
+
+    def _layer(self, symbol: str) -> Layer:
+        cache, block = self.surroundings.caches[symbol], self.surroundings.blocks[symbol]
+        heads, key_dim, value_dim = (cache.parameter(name) for name in ("heads", "key_dim", "value_dim"))
+        return Layer(heads, key_dim, value_dim, block, self._slot("cache", symbol), self._slot("record"))
+
+    def _cache_write(self, operation: ir.CacheWrite) -> None:
+        keys = ir.tensor_type(operation.operands[0])
+        layer = self._layer(operation.parameter("symbol"))
+        phase = self._row_phase(keys.dims[0], [(each, 0) for each in operation.operands])
+        phase.items.append((operation, layer))
+        self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
+
+    def _attention(self, operation: ir.TreeAttention) -> None:
+        layer = self._layer(operation.parameter("symbol"))
+        query, positions, sequences, bases, paths, tables, *extra = operation.operands
+        kind = ir.tensor_type(operation.result)
+        heads = kind.dims[1]
+        assert isinstance(heads, int)
+        attention = Attention(
+            layer,
+            query,
+            positions,
+            sequences,
+            bases,
+            paths,
+            tables,
+            heads,
+            operation.parameter("scale"),
+            operation.parameter("softcap"),
+            operation.parameter("bias_by"),
+            dict(zip(operation.parameter("extra", ()), extra, strict=True)),
+        )
+        result = self.destinations.get(operation.result) or self._scratch(kind.dims, kind.dtype)
+        self.plan.phases.append(AttentionPhase(attention, result))
+        self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
+        self.plan.stored[operation.result] = result
+
+    def _topk(self, operation: ir.TopK) -> None:
+        (x,) = operation.operands
+        if x not in self.plan.stored or self.plan.stored[x].region != "numbers":
+            self._write(x)
+        logits = self.plan.stored[x]
+        size = logits.dims[-1]
+        assert isinstance(size, int)
+        values, ids = operation.results
+        places: list[Stored] = []
+        for value in (values, ids):
+            kind = ir.tensor_type(value)
+            places.append(self.destinations.get(value) or self._scratch(kind.dims, kind.dtype))
+            self.plan.stored[value] = places[-1]
+        maxima = self._scratch((*logits.dims[:-1], chunks_of(size)), "f32")
+        self.plan.phases.extend(TopKPhase(stage, logits, maxima, places[0], places[1]) for stage in (0, 1))
+        self.roots.append((len(self.plan.phases) - 1, x, False))
+
+
+def _right_aligned(axis: int | None, rank: int, operand: ir.SSAValue) -> int | None:
+    if axis is None:
+        return None
+    own = axis - (rank - ir.tensor_type(operand).rank)
+    return own if own >= 0 else None
+
+
+def source_axis(operation: Any, axis: int | None, operand: ir.SSAValue) -> int | None:
+    """The axis of an operand whose index is the result's index along `axis`; None where there is none."""
+    if axis is None:
+        return None
+    source, result = ir.tensor_type(operand), ir.tensor_type(operation.results[0])
+    match operation:
+        case ir.Transpose():
+            return operation.parameter("permutation")[axis]
+        case ir.Reshape():
+            before = dimensions.volume(result.dims[:axis])
+            for own, dim in enumerate(source.dims):
+                if dim == result.dims[axis] and dimensions.volume(source.dims[:own]) == before:
+                    return own
+            return None
+        case ir.Slice() | ir.Concat() | ir.Scan() | ir.Softmax() | ir.TakeAlong():
+            return None if operation.parameter("dim") == axis else axis
+        case ir.Reduce():
+            over = operation.parameter("dims")
+            if operation.parameter("keep", False):
+                return None if axis in over else axis
+            return [own for own in range(source.rank) if own not in over][axis]
+        case ir.Linear():
+            return axis if operand is operation.operands[0] and axis < source.rank - 1 else None
+        case _:
+            return _right_aligned(axis, result.rank, operand)
+
+
+__all__ = ["AttentionPhase", "Phase", "Plan", "Planner", "ProductPhase", "Region", "RowPhase", "Slot", "Surroundings", "TopKPhase"]

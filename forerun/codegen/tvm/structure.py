@@ -1,0 +1,92 @@
+"""A function's regions, and the text by which equal kernels are found."""
+
+from forerun import ir
+from forerun.codegen.tvm.planning import Plan, Planner, Region, Slot, Surroundings
+from forerun.ir import dims as dimensions
+
+
+def regions(function: ir.Function) -> list[Region]:
+    """The kernels of a function in order; an operation outside of kernels is one by itself."""
+    found: list[Region] = []
+    for operation in function.body:
+        if isinstance(operation, ir.Parameter | ir.Constant | ir.Return):
+            continue
+        if isinstance(operation, ir.Kernel):
+            arguments = dict(zip(operation.regions[0].block.args, operation.operands, strict=True))
+            results = list(zip(operation.yielded, operation.results, strict=True))
+            body = operation.body
+        else:
+            arguments = {value: value for value in operation.operands}
+            results = [(value, value) for value in operation.results]
+            body = [operation]
+        kind = operation.parameter("kind") if isinstance(operation, ir.Kernel) else None
+        found.append(Region(f"{kind or operation.mnemonic}_{len(found)}", body, arguments, results))
+    return found
+
+
+def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
+    """What planning a function's regions needs to know of the module."""
+    blocks: dict[str, int] = {}
+    packed: set[str] = set()
+    outer: dict[ir.SSAValue, ir.SSAValue] = {}
+    for operation in ir.walk(function.body):
+        if isinstance(operation, ir.Kernel):
+            outer.update(zip(operation.regions[0].block.args, operation.operands, strict=True))
+        elif isinstance(operation, ir.TreeAttention):
+            blocks[operation.parameter("symbol")] = operation.parameter("block")
+        elif isinstance(operation, ir.Linear):
+            weight = operation.operands[1]
+            owner = outer.get(weight, weight).owner
+            if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
+                packed.add(owner.parameter("symbol"))
+    default = next(iter(blocks.values()), 16)
+    caches = ir.caches(module)
+    return Surroundings(caches, {name: blocks.get(name, default) for name in caches}, frozenset(packed))
+
+
+def plans(function: ir.Function, known: Surroundings) -> list[Plan]:
+    """One plan a region."""
+    return [Planner(region, known).run() for region in regions(function)]
+
+
+def structure(plan: Plan, known: Surroundings) -> str:
+    """A text that is equal for kernels that differ only in which weights, caches and values they work on."""
+    names: dict[ir.SSAValue, str] = {}
+    lines: list[str] = []
+    for inner, outer in plan.region.arguments.items():
+        names[inner] = f"a{len(names)}"
+        owner = outer.owner
+        if isinstance(owner, ir.Constant):
+            lines.append(f"{names[inner]} = constant {_parameters(owner)}")
+        else:
+            lines.append(f"{names[inner]} = {plan.stored[inner]}")
+    for operation in plan.region.operations:
+        operands = ", ".join(names[each] for each in operation.operands)
+        for value in operation.results:
+            names[value] = f"v{len(names)}"
+        results = ", ".join(f"{names[value]}: {value.type}" for value in operation.results)
+        symbol = operation.parameter("symbol")
+        cache = "" if symbol not in known.caches else f" {_parameters(known.caches[symbol])} {known.blocks[symbol]}"
+        place = "" if not isinstance(operation, ir.Parameter) else f" {plan.stored[operation.result]}"
+        lines.append(f"{results} = {operation.name}({operands}) {_parameters(operation)}{cache}{place}")
+    lines.append("yield " + ", ".join(names[inner] for inner, _ in plan.region.results))
+    lines.append("slots " + ", ".join(_slot(slot) for slot in plan.slots))
+    return "\n".join(lines)
+
+
+def _parameters(operation: ir.SpecOperation) -> str:
+    return str({name: each for name, each in sorted(operation.parameters.items()) if name != "symbol"})
+
+
+def _slot(slot: Slot) -> str:
+    return f"scratch{slot.key}" if slot.kind == "scratch" else slot.kind
+
+
+def symbols(function: ir.Function) -> list[str]:
+    """The dimension names of a function's arguments."""
+    found: dict[str, None] = {}
+    for argument in function.block.args:
+        for dim in ir.tensor_type(argument).dims:
+            if name := dimensions.symbol(dim):
+                found[name] = None
+    return list(found)

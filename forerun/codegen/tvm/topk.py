@@ -1,0 +1,82 @@
+"""The k largest of a row: the maximum of each chunk first, then only chunks that hold a candidate are read.
+
+Ids are visited in ascending order and one displaces another only when strictly larger, so that among equals the lower id
+comes first. NaN is never larger than anything.
+"""
+
+from tvm import tirx
+
+from forerun.codegen.tvm.builder import Expr, across, each, integer, let, load, local, number, store, when
+from forerun.codegen.tvm.expressions import Expressions, Stored
+from forerun.codegen.tvm.target import LANES
+
+CHUNK = 512
+
+
+def chunks_of(size: int) -> int:
+    return -(-size // CHUNK)
+
+
+def emit_maxima(context: Expressions, logits: Stored, maxima: Stored, rows: Expr) -> None:
+    """maxima[row, chunk] of logits[row, :]."""
+    size = logits.dims[-1]
+    assert isinstance(size, int)
+    source, target, count = context.window(logits), context.window(maxima), chunks_of(size)
+    vectors = 4
+    with context.frame.divided(rows * integer(count)) as unit:
+        row, chunk = let(tirx.truncdiv(unit, integer(count))), let(tirx.truncmod(unit, integer(count)))
+        start = let(row * integer(size) + chunk * integer(CHUNK))
+        length = let(tirx.min(integer(CHUNK), integer(size) - chunk * integer(CHUNK)))
+        best = [local(LANES) for _ in range(vectors)]
+        for buffer in best:
+            store(buffer, tirx.Broadcast(number(-float("inf")), LANES), 0)
+        whole = let(tirx.truncdiv(length, integer(vectors * LANES)))
+        with context.frame.serial(0, whole) as step:
+            for vector, buffer in enumerate(best):
+                place = start + step * integer(vectors * LANES) + integer(vector * LANES)
+                store(buffer, tirx.max(load(source, place), load(buffer, 0)), 0)
+        peak = local(LANES)
+        store(peak, each([load(buffer, 0) for buffer in best], lambda x, y: let(tirx.max(x, y))), 0)
+        with context.frame.serial(whole * integer(vectors * LANES), length) as at:
+            store(peak, tirx.max(source[start + at], peak[integer(0)]), integer(0), 1)
+        store(target, across(peak, tirx.max), unit, 1)
+
+
+def emit_topk(context: Expressions, logits: Stored, maxima: Stored, values: Stored, ids: Stored, rows: Expr) -> None:
+    """The k largest of each row, from the chunks' maxima."""
+    size, k = logits.dims[-1], values.dims[-1]
+    assert isinstance(size, int)
+    assert isinstance(k, int)
+    frame, count = context.frame, chunks_of(size)
+    source, peaks = context.window(logits), context.window(maxima)
+    kept, named = context.window(values), context.window(ids)
+    with frame.divided(rows) as row:
+        out = let(row * integer(k))
+        for place in range(k):
+            store(kept, number(-float("inf")), out + integer(place), 1)
+            store(named, integer(-1), out + integer(place), 1)
+        last = out + integer(k - 1)
+        with frame.serial(0, count) as chunk:
+            candidate = tirx.Or(peaks[row * integer(count) + chunk] > kept[last], named[last] < integer(0))
+            with when(candidate):
+                start = let(chunk * integer(CHUNK))
+                stop = let(tirx.min(start + integer(CHUNK), integer(size)))
+                with frame.serial(start, stop) as at:
+                    value = let(source[row * integer(size) + at])
+                    with when(tirx.Or(value > kept[last], named[last] < integer(0))):
+                        _insert(kept, named, out, k, value, at)
+
+
+def _insert(kept: Expr, named: Expr, out: Expr, k: int, value: Expr, at: Expr) -> None:
+    """Bubble the entry up from the last place."""
+    store(kept, value, out + integer(k - 1), 1)
+    store(named, at, out + integer(k - 1), 1)
+    for place in range(k - 1, 0, -1):
+        upper, lower = out + integer(place - 1), out + integer(place)
+        with when(tirx.Or(kept[lower] > kept[upper], named[upper] < integer(0))):
+            value_above, id_above = let(kept[upper]), let(named[upper])
+            value_below, id_below = let(kept[lower]), let(named[lower])
+            store(kept, value_below, upper, 1)
+            store(named, id_below, upper, 1)
+            store(kept, value_above, lower, 1)
+            store(named, id_above, lower, 1)

@@ -1,0 +1,77 @@
+"""Where keys and values lie: sequences own blocks of P positions, a step's tree rows borrow spare slots."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError, TooLongError
+from forerun.runtime.executable import Int32
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """One sequence's place in the cache. Positions below `length` are committed: their keys and values are final."""
+
+    block: int  # P
+    blocks: Int32  # [B] block b holds positions [b * P, (b + 1) * P)
+    length: int = 0
+
+    def home(self, positions: Int32) -> Int32:
+        """The slots where these positions lie once they are committed."""
+        return self.blocks[positions // self.block] * self.block + positions % self.block
+
+
+class BlockCache:
+    """Hands out blocks and spare slots; no slot has two owners.
+
+    The spare slots lie in blocks of their own, enough for every row of one step. They belong to one step at a time.
+    """
+
+    def __init__(self, blocks: int, block: int, spare: int, order: Sequence[int] | None = None) -> None:
+        """`order` is a permutation of the blocks: those handed out first come first."""
+        order = range(blocks) if order is None else order
+        if sorted(order) != list(range(blocks)):
+            raise InvalidOptionError(f"order must hold each of the {blocks} blocks once")
+        reserved = -(-spare // block)
+        if reserved >= blocks:
+            raise TooLongError(
+                f"a cache of {blocks} blocks of {block} has no room beside {spare} spare slots: add blocks"
+            )
+        self.block = block
+        self._free = list(reversed(order[reserved:]))
+        starts = np.array(order[:reserved], np.int32) * block
+        self.spare = (starts[:, None] + np.arange(block, dtype=np.int32)).reshape(-1)[:spare]
+
+    @property
+    def free_positions(self) -> int:
+        return len(self._free) * self.block
+
+    def reserve(self, sequence: CachedSequence, positions: int) -> None:
+        """Give `sequence` room for this many positions in all, or raise `TooLongError` and change nothing."""
+        missing = -(-positions // self.block) - len(sequence.blocks)
+        if missing <= 0:
+            return
+        if missing > len(self._free):
+            raise TooLongError(
+                f"{positions} positions need {missing * self.block} more in the cache, and {self.free_positions} are "
+                "free: shorten the prompt or max_new_tokens, or compile with a larger max_length"
+            )
+        taken = [self._free.pop() for _ in range(missing)]
+        sequence.blocks = np.concatenate([sequence.blocks, np.array(taken, np.int32)])
+
+    def release(self, sequence: CachedSequence) -> None:
+        self._free.extend(reversed(sequence.blocks.tolist()))
+        sequence.blocks = np.empty(0, np.int32)
+        sequence.length = 0
+
+    @contextmanager
+    def sequence(self, positions: int) -> Generator[CachedSequence]:
+        """A sequence with room for `positions`, whose blocks are free again afterwards, whatever happens."""
+        sequence = CachedSequence(self.block, np.empty(0, np.int32))
+        try:
+            self.reserve(sequence, positions)
+            yield sequence
+        finally:
+            self.release(sequence)

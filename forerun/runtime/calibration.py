@@ -1,0 +1,128 @@
+"""Calibration: t(n), the time of a step of n rows, as measured on this machine."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.engine import Engine, most_outputs
+from forerun.runtime.executable import Int32, Rows
+from forerun.runtime.rows import tree_rows, tree_slots
+from forerun.runtime.tree import Float64, Tree
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a step by its rows: measured at `rows`, never falling, interpolated between, extended at the end."""
+
+    rows: tuple[int, ...]  # ascending
+    measured: tuple[float, ...]  # seconds
+
+    def __post_init__(self) -> None:
+        if not self.rows or len(self.rows) != len(self.measured):
+            raise InvalidOptionError("a cost model needs one time for each row count, and at least one")
+        if list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
+            raise InvalidOptionError("a cost model's row counts must ascend from 1 or more")
+        if min(self.measured) <= 0:
+            raise InvalidOptionError("a cost model's times must be above 0")
+
+    @cached_property
+    def _fitted(self) -> list[float]:
+        return isotonic(self.measured)
+
+    @cached_property
+    def _tables(self) -> dict[int, Float64]:
+        return {}
+
+    def table(self, rows: int) -> Float64:
+        """[rows] seconds of steps of 1 to `rows` rows."""
+        if rows not in self._tables:
+            counts = np.arange(1, rows + 1, dtype=np.float64)
+            table = np.interp(counts, self.rows, self._fitted)
+            beyond = counts > self.rows[-1]
+            table[beyond] *= counts[beyond] / self.rows[-1]  # each further row costs as much as the measured ones did
+            self._tables[rows] = table
+        return self._tables[rows]
+
+    def seconds(self, rows: int) -> float:
+        return float(self.table(rows)[-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "seconds": list(self.measured)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "CostModel":
+        return cls(tuple(int(count) for count in data["rows"]), tuple(float(value) for value in data["seconds"]))
+
+
+def isotonic(values: Sequence[float]) -> list[float]:
+    """The never-falling sequence nearest to `values` in squares (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            before, size = pools.pop()
+            mean, count = (before * size + mean * count) / (size + count), size + count
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
+
+
+def calibrate(
+    engine: Engine,
+    context: int = 128,
+    seconds: float = 1.0,
+    sizes: Sequence[int] = SIZES,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> CostModel:
+    """Medians of interleaved rounds over `sizes`, with `context` tokens in the cache, for about `seconds`.
+
+    There are 3 rounds at least and 25 at most. `progress` is told the fraction done.
+    """
+    executable = engine.executable
+    sizes = [size for size in sizes if size <= min(executable.max_rows, most_outputs(executable))]
+    context = max(1, min(context, executable.max_length // 2))
+    random = np.random.default_rng(seed)
+    times: list[list[float]] = [[] for _ in sizes]
+    with engine.sequence(min(context + executable.max_path + 1, executable.max_length)) as sequence:
+        engine.prefill(sequence, random.integers(0, executable.vocabulary, context, dtype=np.int32))
+        deepest = max(1, min(executable.max_path, executable.max_length - context - 1))
+        steps: list[Rows] = []
+        for size in sizes:
+            tree = _comb(random.integers(0, executable.vocabulary, size, dtype=np.int32), deepest)
+            slots, _ = tree_slots(sequence, tree, engine.cache.spare)
+            steps.append(tree_rows(sequence, tree, slots))
+        for rows in steps:  # the first run of a size may compile or allocate
+            engine.run(rows)
+        began = time.perf_counter()
+        while len(times[0]) < 3 or (len(times[0]) < 25 and time.perf_counter() - began < seconds):
+            for size_times, rows in zip(times, steps, strict=True):
+                start = time.perf_counter()
+                engine.run(rows)
+                size_times.append(time.perf_counter() - start)
+            if progress:
+                progress(min(1.0, max(len(times[0]) / 25, (time.perf_counter() - began) / seconds)))
+    return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
+
+
+def _comb(tokens: Int32, deepest: int) -> Tree:
+    """A tree such as drafters make: half of the rows a chain, the others leaves along it."""
+    parents, depths = [-1], [0]
+    tip = 0
+    for row in range(1, len(tokens)):
+        parent = tip if depths[tip] < deepest else parents[tip]
+        if row % 2 and depths[tip] < deepest:
+            tip = row
+        parents.append(parent)
+        depths.append(depths[parent] + 1)
+    count = len(tokens)
+    return Tree(
+        tokens, np.array(parents, np.int32), np.array(depths, np.int32), np.ones(count), np.zeros(count, np.int32)
+    )

@@ -1,0 +1,94 @@
+"""Several drafters as one: their trees merged by token prefix, their estimates weighed by what came true."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
+from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.tree import Float64, Tree, best_rows, merge_members, with_edges
+
+# Upper bounds of the classes of a drafter's estimate; class 0 is "not proposed".
+CLASSES = np.array([0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
+# The same for the best estimate that any drafter gives to another child of the same parent.
+RIVALS = np.array([0.2, 0.5, 0.8])
+
+
+class Merged(Drafter):
+    """Merges the trees of its drafters.
+
+    Its rates go by the combination of their estimates and the best rival's, so that it learns what a row is worth on
+    which two drafters agree, and one that only the weaker of them proposes.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        self.drafters = list(drafters)
+        self.wants_prompt_rows = any(drafter.wants_prompt_rows for drafter in drafters)
+        self.rates = AcceptanceRates(_prior(len(drafters)))
+        self._proposed: dict[Context, Tree] = {}
+
+    def begin(self, context: Context) -> None:
+        for drafter in self.drafters:
+            drafter.begin(context)
+
+    def propose(self, context: Context, budget: Budget) -> Tree:
+        trees = [drafter.propose(context, budget) for drafter in self.drafters]
+        tree, members = merge_members(trees)
+        feature = np.searchsorted(RIVALS, _best_rival(tree)).astype(np.int32)
+        digit = len(RIVALS) + 1
+        for index, part in enumerate(trees):
+            proposed = members[:, index] >= 0
+            estimate = part.edge_probability[members[proposed, index]]
+            feature[proposed] += digit * (1 + np.searchsorted(CLASSES, estimate)).astype(np.int32)
+            digit *= len(CLASSES) + 2
+        edges = self.rates.rate[feature]
+        siblings = np.bincount(tree.parent[1:], weights=edges[1:], minlength=len(tree))
+        edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
+        feature[0] = -1
+        tree = with_edges(Tree(tree.token, tree.parent, tree.depth, tree.probability, feature), edges)
+        self._proposed[context] = tree = tree.select(best_rows(tree, budget.rows))
+        return tree
+
+    def observe(self, context: Context, observation: Observation) -> None:
+        for drafter in self.drafters:
+            drafter.observe(context, observation)
+        tree = self._proposed[context]
+        for row, accepted in decided_rows(tree, observation.tokens):
+            self.rates.observe(int(tree.source[row]), accepted)
+
+    def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
+        for drafter in self.drafters:
+            drafter.observe_prompt(tokens, candidates, candidate_logits)
+
+    def end(self, context: Context) -> None:
+        self._proposed.pop(context, None)
+        for drafter in self.drafters:
+            drafter.end(context)
+
+
+def _best_rival(tree: Tree) -> Float64:
+    """[n] the largest edge probability among each row's siblings, itself left out."""
+    best, second, holder = [0.0] * len(tree), [0.0] * len(tree), [-1] * len(tree)  # of each row's children
+    parents, edges = tree.parent.tolist(), tree.edge_probability.tolist()
+    for row in range(1, len(tree)):
+        parent, edge = parents[row], edges[row]
+        if edge > best[parent]:
+            second[parent], best[parent], holder[parent] = best[parent], edge, row
+        elif edge > second[parent]:
+            second[parent] = edge
+    rivals = [second[parent] if holder[parent] == row else best[parent] for row, parent in enumerate(parents)]
+    return np.array(rivals)
+
+
+def _prior(drafters: int) -> Float64:
+    """[features] before anything is known, drafters err independently, and a rival takes from the unlikely."""
+    right = np.concatenate([[0.0], _middles(CLASSES)])  # by class
+    wrong = np.ones(1)
+    for _ in range(drafters):
+        wrong = ((1 - right)[:, None] * wrong).reshape(-1)  # the last drafter's class is the highest digit
+    return ((1 - wrong)[:, None] * (1 - wrong[:, None] * _middles(RIVALS))).reshape(-1)
+
+
+def _middles(bounds: Float64) -> Float64:
+    edges = np.concatenate([[0.0], bounds, [1.0]])
+    return (edges[:-1] + edges[1:]) / 2

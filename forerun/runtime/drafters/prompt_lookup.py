@@ -1,0 +1,113 @@
+"""Prompt lookup: what followed the last time that the context read like this.
+
+After Saxena's prompt lookup decoding (2023), with all recent occurrences of the longest matching suffix in one tree.
+"""
+
+import numpy as np
+
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
+from forerun.runtime.tree import Tree, TreeBuilder, best_rows
+
+LONGEST_COUNTED_MATCH = 12  # longer matches are no better evidence
+UNLIKELY = 0.01  # nothing grows on a row that is less likely than this
+RANKS = 3  # siblings: the first proposed, the second, any later one
+PRIOR_OF_MATCH = (0.23, 0.42, 0.6, 0.7, 0.75, 0.8, 0.8, 0.82, 0.85, 0.9, 0.91, 0.95)  # the first sibling's, by length
+
+
+class SuffixIndex:
+    """Where each n-gram of the context ended, the latest places last. O(1) a token, nothing is scanned again."""
+
+    def __init__(self, longest: int, places: int) -> None:
+        self.longest = longest
+        self.places = places
+        self.indexed = 0  # tokens of the context that are in the index
+        self._ends: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(longest)]
+
+    def extend(self, tokens: list[int]) -> None:
+        """Index the n-grams that have a successor: those that end before the last token."""
+        for end in range(self.indexed, len(tokens) - 1):
+            for length in range(1, min(self.longest, end + 1) + 1):
+                ends = self._ends[length - 1].setdefault(tuple(tokens[end + 1 - length : end + 1]), [])
+                ends.append(end)
+                if len(ends) > 2 * self.places:
+                    del ends[: self.places]
+        self.indexed = max(self.indexed, len(tokens) - 1)
+
+    def matches(self, tokens: list[int]) -> list[int]:
+        """Ends of earlier occurrences of the context's suffixes: longer n-grams first, then the latest first."""
+        found: dict[int, None] = {}
+        for length in range(min(self.longest, len(tokens) - 1), 0, -1):
+            for end in reversed(self._ends[length - 1].get(tuple(tokens[-length:]), [])):
+                found.setdefault(end)
+                if len(found) == self.places:
+                    return list(found)
+        return list(found)
+
+
+class PromptLookup(Drafter):
+    """Continues the context as it continued before. Its rates go by match length and rank among siblings."""
+
+    def __init__(self, longest: int = 4, places: int = 8) -> None:
+        """`longest`: the longest n-gram that is indexed; `places`: occurrences that one tree merges."""
+        self.longest = longest
+        self.places = places
+        prior = np.array(PRIOR_OF_MATCH)[:, None] * np.array([1.0, 0.4, 0.2])
+        self.rates = AcceptanceRates(prior.reshape(-1))
+        self._indices: dict[Context, SuffixIndex] = {}
+        self._proposed: dict[Context, Tree] = {}
+
+    def begin(self, context: Context) -> None:
+        self._indices[context] = SuffixIndex(self.longest, self.places)
+
+    def propose(self, context: Context, budget: Budget) -> Tree:
+        tokens = context.tokens
+        index = self._indices[context]
+        index.extend(tokens)
+        builder = TreeBuilder(tokens[-1])
+        children = [0] * (2 * budget.rows)
+        matches = [(_match_length(tokens, end), end) for end in index.matches(tokens)]
+        for length, end in sorted(matches, key=lambda match: -match[0]):
+            self._add_continuation(builder, children, tokens, end, length, budget.depth)
+        tree = builder.build()
+        self._proposed[context] = tree = tree.select(best_rows(tree, budget.rows))
+        return tree
+
+    def observe(self, context: Context, observation: Observation) -> None:
+        tree = self._proposed[context]
+        for row, accepted in decided_rows(tree, observation.tokens):
+            self.rates.observe(int(tree.source[row]), accepted)
+
+    def end(self, context: Context) -> None:
+        self._indices.pop(context, None)
+        self._proposed.pop(context, None)
+
+    def _add_continuation(
+        self, builder: TreeBuilder, children: list[int], tokens: list[int], end: int, match: int, depth: int
+    ) -> None:
+        """Add what followed position `end`, where `match` tokens match, as far as it is likely.
+
+        A continuation that reaches the end of the context goes on into itself. `children` counts each row's.
+        """
+        row = 0
+        drafted: list[int] = []
+        for offset in range(1, depth + 1):
+            place = end + offset
+            token = tokens[place] if place < len(tokens) else drafted[place - len(tokens)]
+            drafted.append(token)
+            child = builder.find(row, token)
+            if child is None:
+                if len(builder) == len(children) or builder.probabilities[row] < UNLIKELY:
+                    return
+                length = min(match + offset - 1, LONGEST_COUNTED_MATCH)  # if the path holds so far, so much matches
+                feature = (length - 1) * RANKS + min(children[row], RANKS - 1)
+                children[row] += 1
+                child = builder.add(row, token, float(self.rates.rate[feature]), feature)
+            row = child
+
+
+def _match_length(tokens: list[int], end: int) -> int:
+    """How many tokens up to `end` equal the context's last ones, counted no further than it matters."""
+    length = 1
+    while length < LONGEST_COUNTED_MATCH and length <= end and tokens[end - length] == tokens[-1 - length]:
+        length += 1
+    return length

@@ -1,0 +1,95 @@
+"""Token recycling: each token's likeliest successors, as the target saw them when it last stood there.
+
+After Luo et al., "Turning Trash into Treasure" (arXiv 2408.08696): an adjacency table of candidates, overwritten by
+every row the target evaluates, accepted or not. There the tree's shape is fixed; here each edge carries an estimate
+from the target's own logits at the time, and the tree grows where the product of the estimates is largest.
+"""
+
+import numpy as np
+
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
+from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.tree import Float64, Tree, best_rows
+
+# Upper bounds of the classes of a candidate's share of its row's candidates.
+SHARES = np.array([0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99])
+STILL_TRUE = (0.45, 0.65, 0.7)  # of a share, at first, in another context: at depth 1, at 2, deeper
+
+
+class TokenRecycling(Drafter):
+    """A table [V, K] that outlives requests; tokens that no request has met have no successors yet.
+
+    Its rates go by a candidate's share of probability among its row's candidates when it was seen, and by depth.
+    """
+
+    def __init__(self, vocabulary: int, candidates: int = 8, deepest: int = 8, wants_prompt_rows: bool = False) -> None:
+        """`candidates`: K, of which an executable with fewer fills fewer; `deepest`: the deepest row of a tree."""
+        self.deepest = deepest
+        self.wants_prompt_rows = wants_prompt_rows
+        self.successors = np.full((vocabulary, candidates), -1, np.int32)
+        self.share = np.zeros((vocabulary, candidates), np.uint8)  # the class of each successor's share
+        bounds = np.concatenate([[0.0], SHARES, [1.0]])
+        middle = (bounds[:-1] + bounds[1:]) / 2
+        self.rates = AcceptanceRates(np.concatenate([middle * stale for stale in STILL_TRUE]))
+        self._proposed: dict[Context, Tree] = {}
+
+    def propose(self, context: Context, budget: Budget) -> Tree:
+        self._proposed[context] = tree = self._grow(context.tokens[-1], budget)
+        return tree
+
+    def observe(self, context: Context, observation: Observation) -> None:
+        tree = self._proposed[context]
+        for row, accepted in decided_rows(tree, observation.tokens):
+            self.rates.observe(int(tree.source[row]), accepted)
+        self._record(observation.tree.token, observation.candidates, observation.candidate_logits)
+        # A token that stands in several rows keeps what the committed one showed.
+        path = observation.path
+        self._record(observation.tree.token[path], observation.candidates[path], observation.candidate_logits[path])
+
+    def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
+        self._record(tokens, candidates, candidate_logits)
+
+    def end(self, context: Context) -> None:
+        self._proposed.pop(context, None)
+
+    def _record(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
+        """tokens: [n], candidates and candidate_logits: [n, as many as the executable gives]"""
+        width = min(self.successors.shape[1], candidates.shape[1])
+        share = np.exp(candidate_logits[:, :width] - candidate_logits[:, :1])
+        share /= share.sum(axis=1, keepdims=True)
+        self.successors[tokens, :width] = candidates[:, :width]
+        self.share[tokens, :width] = np.searchsorted(SHARES, share)
+
+    def _grow(self, root: int, budget: Budget) -> Tree:
+        """The likeliest rows, level by level; a level keeps what could still be among the best `budget.rows`."""
+        features = len(SHARES) + 1
+        token, parent = [np.array([root], np.int32)], [np.array([-1], np.int32)]
+        probability, source = [np.ones(1)], [np.array([-1], np.int32)]
+        first = 0  # the row at which the last level begins
+        for depth in range(1, min(budget.depth, self.deepest) + 1):
+            feature = self.share[token[-1]] + np.int32(features * (min(depth, len(STILL_TRUE)) - 1))
+            likelihood = probability[-1][:, None] * self.rates.rate[feature]
+            successor = self.successors[token[-1]]
+            level, rank = np.nonzero((successor >= 0) & (likelihood > _threshold(probability, budget.rows)))
+            if len(level) == 0:
+                break
+            likelihood = likelihood[level, rank]
+            if len(level) >= budget.rows:
+                best = np.sort(np.argsort(-likelihood, kind="stable")[: budget.rows - 1])
+                level, rank, likelihood = level[best], rank[best], likelihood[best]
+            token.append(successor[level, rank])
+            parent.append((first + level).astype(np.int32))
+            probability.append(likelihood)
+            source.append(feature[level, rank])
+            first += len(token[-2])
+        depths = np.repeat(np.arange(len(token), dtype=np.int32), [len(level) for level in token])
+        tree = Tree(
+            np.concatenate(token), np.concatenate(parent), depths, np.concatenate(probability), np.concatenate(source)
+        )
+        return tree if len(tree) <= budget.rows else tree.select(best_rows(tree, budget.rows))
+
+
+def _threshold(probability: list[Float64], rows: int) -> float:
+    """The probability that a row must exceed to be among the best `rows` of those found so far."""
+    found = np.concatenate(probability)
+    return float(np.partition(found, len(found) - rows)[len(found) - rows]) if len(found) >= rows else 0.0

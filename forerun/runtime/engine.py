@@ -1,0 +1,133 @@
+"""The engine: an executable with its cache. It runs steps over trees of any number of sequences, and commits paths."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.errors import TooLongError
+from forerun.runtime.cache import BlockCache, CachedSequence
+from forerun.runtime.executable import Executable, Float32, Int32, Rows, StepResult
+from forerun.runtime.rows import join, prompt_rows, tree_rows, tree_slots
+from forerun.runtime.tree import Tree
+
+
+@dataclass(frozen=True)
+class TreeResult:
+    """What a step says of one sequence's tree; valid until the next step."""
+
+    tree: Tree
+    slots: Int32  # [n]
+    step: StepResult
+    first: int  # the step's output row of the root
+
+    def logits(self, row: int) -> Float32:
+        """[V] of one tree row."""
+        return self.step.logits[self.first + row]
+
+    @property
+    def candidates(self) -> Int32:
+        """[n, K]"""
+        return self.step.candidates[self.first : self.first + len(self.tree)]
+
+    @property
+    def candidate_logits(self) -> Float32:
+        """[n, K]"""
+        return self.step.candidate_logits[self.first : self.first + len(self.tree)]
+
+
+PromptObserver = Callable[[Int32, StepResult], None]
+
+
+def most_outputs(executable: Executable) -> int:
+    """The largest M: an executable whose prompt chunks are larger than its trees says so as `max_outputs`."""
+    return int(getattr(executable, "max_outputs", executable.max_rows))
+
+
+class Engine:
+    """State around an `Executable`: what is cached where. All decisions are made elsewhere."""
+
+    def __init__(self, executable: Executable, blocks: int | None = None) -> None:
+        """`blocks`: room in the cache; by default one sequence of `max_length` and a step's spare slots."""
+        self.executable = executable
+        if blocks is None:
+            blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
+        self.cache = BlockCache(blocks, executable.block, executable.max_rows)
+        self.state = executable.new_state(blocks)
+
+    def sequence(self, positions: int) -> AbstractContextManager[CachedSequence]:
+        """A new sequence with room for `positions`, freed on leaving the context."""
+        if positions > self.executable.max_length:
+            raise TooLongError(
+                f"{positions} positions exceed max_length {self.executable.max_length}: shorten the prompt or "
+                "max_new_tokens, or compile with a larger max_length"
+            )
+        return self.cache.sequence(positions)
+
+    def prefill(
+        self,
+        sequence: CachedSequence,
+        tokens: Int32,
+        chunk: int | None = None,
+        observer: PromptObserver | None = None,
+    ) -> None:
+        """Commit `tokens` to the cache, `chunk` rows a step.
+
+        An `observer` sees the results of all rows, a step at a time; without one only a step's last row is evaluated to
+        the logits.
+        """
+        most = most_outputs(self.executable) if observer else self.executable.max_rows
+        chunk = min(chunk or most, most)
+        self.cache.reserve(sequence, sequence.length + len(tokens))
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            outputs = np.arange(0 if observer else len(part) - 1, len(part), dtype=np.int32)
+            result = self.run(prompt_rows(sequence, part, outputs))
+            sequence.length += len(part)
+            if observer:
+                observer(part, result)
+
+    def step(self, sequences: Sequence[CachedSequence], trees: Sequence[Tree]) -> list[TreeResult]:
+        """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost."""
+        parts: list[Rows] = []
+        slots: list[Int32] = []
+        spare = self.cache.spare
+        self._check_room(trees)
+        for sequence, tree in zip(sequences, trees, strict=True):
+            self.cache.reserve(sequence, sequence.length + tree.height + 1)
+            tree_slot, used = tree_slots(sequence, tree, spare)
+            spare = spare[used:]
+            slots.append(tree_slot)
+            parts.append(tree_rows(sequence, tree, tree_slot))
+        result = self.run(join(parts))
+        first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
+        return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
+
+    def commit(
+        self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]
+    ) -> None:
+        """Make the keys and values of each path (rows from the root on) permanent. Only rows away from home move."""
+        source: list[Int32] = []
+        destination: list[Int32] = []
+        for sequence, result, path in zip(sequences, results, paths, strict=True):
+            slots = result.slots[list(path)]
+            home = sequence.home(np.arange(sequence.length, sequence.length + len(path), dtype=np.int32))
+            moved = slots != home
+            source.append(slots[moved])
+            destination.append(home[moved])
+            sequence.length += len(path)
+        if any(len(slots) for slots in source):
+            self.executable.copy_slots(self.state, np.concatenate(source), np.concatenate(destination))
+
+    def run(self, rows: Rows) -> StepResult:
+        return self.executable.run(self.state, rows)
+
+    def _check_room(self, trees: Sequence[Tree]) -> None:
+        rows = sum(len(tree) for tree in trees)
+        most = min(self.executable.max_rows, most_outputs(self.executable))
+        if rows > most:
+            raise TooLongError(f"{rows} rows of trees exceed the {most} of a step: propose smaller trees")
+        height = max(tree.height for tree in trees)
+        if height > self.executable.max_path:
+            raise TooLongError(f"a tree of depth {height} exceeds {self.executable.max_path}: propose shallower trees")

@@ -1,0 +1,126 @@
+"""The loop of speculative decoding, and what it returns. Plain decoding is the same loop with trees of one row."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
+from forerun.runtime.engine import Engine, PromptObserver, TreeResult, most_outputs
+from forerun.runtime.executable import Float32
+from forerun.runtime.policy import Policy
+from forerun.runtime.sampling import SamplingSettings, sample_token
+from forerun.runtime.verify import verify
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be generated: the text depends on this, the target and nothing else."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop: frozenset[int] = frozenset()  # a token of these is the last one
+    identifier: int = 0  # tells the random numbers of sequences with one seed apart
+    keep_logits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.max_new_tokens != int(self.max_new_tokens):
+            raise InvalidOptionError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
+
+    def keep(self, tokens: list[int], generated: int) -> int:
+        """How many of a step's tokens belong to the text, after `generated` others."""
+        room = self.max_new_tokens - generated
+        return next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.stop), min(len(tokens), room))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of the loop. The first one, of no rows, tells that the prompt is in the cache."""
+
+    tokens: list[int]  # the tokens that this step committed
+    rows: int  # the rows that it evaluated
+    logits: Float32 | None  # [len(tokens), V] when asked for: row i chose token i
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation cost."""
+
+    steps: int  # evaluations of the target after the prefill
+    rows: int  # rows of these steps
+    tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens committed per step, the bonus token included."""
+        return self.tokens / self.steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed, the prefill apart."""
+        return self.tokens / self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated text: new tokens only."""
+
+    token_ids: list[int]
+    logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless asked for
+    text: str | None  # None without a tokenizer
+    stats: Stats
+
+
+def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
+    """Speculative decoding: propose, step, verify, commit, observe. Closing the iterator frees the cache."""
+    context = Context(list(request.prompt))
+    most_rows = min(engine.executable.max_rows, most_outputs(engine.executable))
+    generated = 0
+    with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
+        try:
+            drafter.begin(context)
+            # All of the prompt but its last token, which is the root of the first tree.
+            observer = _prompt_observer(drafter)
+            engine.prefill(sequence, np.array(request.prompt[:-1], np.int32), observer=observer)
+            yield Step([], 0, None, finished=False)
+            finished = False
+            while not finished:
+                depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
+                budget = Budget(min(policy.rows, most_rows), depth)
+                [tree] = policy.choose([drafter.propose(context, budget)])
+                [result] = engine.step([sequence], [tree])
+                verdict = verify(tree, token_choice(result, request, sequence.length))
+                kept = verdict.cut(request.keep(verdict.tokens, generated))
+                engine.commit([sequence], [result], [kept.path])
+                logits = np.stack([result.logits(row) for row in kept.path]) if request.keep_logits else None
+                context.tokens.extend(kept.tokens)
+                generated += len(kept.tokens)
+                finished = generated == request.max_new_tokens or kept.tokens[-1] in request.stop
+                drafter.observe(
+                    context, Observation(tree, kept.path, kept.tokens, result.candidates, result.candidate_logits)
+                )
+                policy.observe(len(tree), len(kept.tokens))
+                yield Step(kept.tokens, len(tree), logits, finished)
+        finally:
+            drafter.end(context)
+
+
+def token_choice(result: TreeResult, request: Request, root: int) -> Callable[[int], int]:
+    """The token that a tree row's logits choose for the position after the row's own; the root's position is `root`."""
+    if not request.sampling.do_sample:
+        return lambda row: int(result.candidates[row, 0])
+    depth = result.tree.depth
+    return lambda row: sample_token(
+        result.logits(row), request.sampling, request.identifier, root + int(depth[row]) + 1
+    )
+
+
+def _prompt_observer(drafter: Drafter) -> PromptObserver | None:
+    if not drafter.wants_prompt_rows:
+        return None
+    return lambda tokens, result: drafter.observe_prompt(tokens, result.candidates, result.candidate_logits)

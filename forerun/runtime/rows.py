@@ -1,0 +1,107 @@
+"""From prompts and trees to the rows of a step. Pure functions; several sequences are joined without padding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.runtime.cache import CachedSequence
+from forerun.runtime.executable import Int32, Rows
+from forerun.runtime.tree import Tree
+
+
+def prompt_rows(sequence: CachedSequence, tokens: Int32, outputs: Int32) -> Rows:
+    """The rows of `tokens` at the positions that follow the committed ones, all at home."""
+    count = len(tokens)
+    positions = np.arange(sequence.length, sequence.length + count, dtype=np.int32)
+    return Rows(
+        tokens=tokens,
+        positions=positions,
+        sequences=np.zeros(count, np.int32),
+        slots=sequence.home(positions),
+        bases=positions + 1,
+        paths=np.zeros((count, 1), np.int32),
+        block_tables=sequence.blocks[None],
+        outputs=outputs,
+    )
+
+
+def tree_slots(sequence: CachedSequence, tree: Tree, spare: Int32) -> tuple[Int32, int]:
+    """The slots [n] of a tree's rows, and how many of `spare` they use.
+
+    The first row of each depth lies at its home, where a commit need not move it; siblings lie at spare slots.
+    """
+    _, first = np.unique(tree.depth, return_index=True)
+    at_home = np.zeros(len(tree), np.bool_)
+    at_home[first] = True
+    slots = sequence.home(sequence.length + tree.depth)
+    used = len(tree) - len(first)
+    slots[~at_home] = spare[:used]
+    return slots, used
+
+
+def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
+    """A tree's rows, every logit row wanted. The root lies at home, so that paths begin below it."""
+    count = len(tree)
+    paths = np.zeros((count, max(1, tree.height)), np.int32)
+    if tree.height:
+        paths[:, :] = slots[tree.ancestors]
+        paths[np.arange(1, tree.height + 1) > tree.depth[:, None]] = 0
+    return Rows(
+        tokens=tree.token,
+        positions=sequence.length + tree.depth,
+        sequences=np.zeros(count, np.int32),
+        slots=slots,
+        bases=np.full(count, sequence.length + 1, np.int32),
+        paths=paths,
+        block_tables=sequence.blocks[None],
+        outputs=np.arange(count, dtype=np.int32),
+    )
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """The rows of several sequences as one step's, in this order."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [len(part.tokens) for part in parts])
+    tables = np.cumsum([0] + [len(part.block_tables) for part in parts])
+    return Rows(
+        tokens=np.concatenate([part.tokens for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+        sequences=np.concatenate(
+            [part.sequences + np.int32(first) for part, first in zip(parts, tables[:-1], strict=True)]
+        ),
+        slots=np.concatenate([part.slots for part in parts]),
+        bases=np.concatenate([part.bases for part in parts]),
+        paths=_stack([part.paths for part in parts]),
+        block_tables=_stack([part.block_tables for part in parts]),
+        outputs=np.concatenate(
+            [part.outputs + np.int32(first) for part, first in zip(parts, starts[:-1], strict=True)]
+        ),
+    )
+
+
+def reorder(rows: Rows, order: NDArray[np.intp]) -> Rows:
+    """The same rows in another order; `outputs` still names the same rows, in the same order."""
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return Rows(
+        tokens=rows.tokens[order],
+        positions=rows.positions[order],
+        sequences=rows.sequences[order],
+        slots=rows.slots[order],
+        bases=rows.bases[order],
+        paths=rows.paths[order],
+        block_tables=rows.block_tables,
+        outputs=place[rows.outputs],
+    )
+
+
+def _stack(tables: Sequence[Int32]) -> Int32:
+    """Tables of several widths above one another, padded with 0."""
+    stacked = np.zeros((sum(len(table) for table in tables), max(table.shape[1] for table in tables)), np.int32)
+    start = 0
+    for table in tables:
+        stacked[start : start + len(table), : table.shape[1]] = table
+        start += len(table)
+    return stacked

@@ -1,0 +1,120 @@
+"""Token choice: a pure function of (logits, settings, sequence, absolute position).
+
+Random numbers are counter-based: token id t at position p of sequence s under seed k gets the t-th double of the
+Philox 4x64 stream with key (k, s) and counter (0, 0, p, 0). It depends on nothing else, so a sampled token is a
+property of its position, however many rows a step evaluates. The draw is Gumbel-max over the tokens the filters keep.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Float32
+
+Float64 = NDArray[np.float64]
+Kept = NDArray[np.intp]
+
+NUCLEUS_FIRST_LOOK = 1024  # tokens sorted before a nucleus is looked for in all of them
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """transformers' sampling options with their meanings; `None` filters nothing."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.do_sample:
+            self._reject_sampling_options()
+        if not math.isfinite(self.temperature) or self.temperature <= 0:
+            raise InvalidOptionError(
+                f"temperature must be above 0, not {self.temperature}: use do_sample=False for greedy decoding"
+            )
+        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
+            raise InvalidOptionError(f"top_k must be 1 or more, not {self.top_k}: leave it out to keep all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidOptionError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.seed < 2**64:
+            raise InvalidOptionError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
+
+    def _reject_sampling_options(self) -> None:
+        given = [
+            name
+            for name, neutral in (("temperature", 1.0), ("top_k", None), ("top_p", None))
+            if getattr(self, name) != neutral
+        ]
+        if given:
+            verb = "needs" if len(given) == 1 else "need"
+            raise InvalidOptionError(f"{' and '.join(given)} {verb} do_sample=True: add it, or decode greedily without")
+
+
+def greedy_token(logits: Float32) -> int:
+    """The largest logit's token id, the lowest among equals. logits: [V]"""
+    return int(logits.argmax())
+
+
+def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
+    """The token at `position` (absolute) of `sequence`, drawn from logits [V]: temperature, then top_k, then top_p."""
+    scores = logits.astype(np.float64) / settings.temperature
+    kept = np.arange(len(scores))
+    if settings.top_k is not None and settings.top_k < len(scores):
+        kept = keep_top_k(scores, settings.top_k)
+    if settings.top_p is not None and settings.top_p < 1:
+        kept = kept[keep_top_p(scores[kept], settings.top_p)]
+    if len(kept) == 1:
+        return int(kept[0])
+    uniform = random_row(settings.seed, sequence, position, len(scores))[kept]
+    with np.errstate(divide="ignore"):  # a uniform of exactly 0 makes a token that cannot win
+        gumbel = -np.log(-np.log(uniform))
+    return int(kept[(scores[kept] + gumbel).argmax()])
+
+
+def choose_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
+    """The token at `position` of `sequence`, greedy or sampled as `settings` say. logits: [V]"""
+    if settings.do_sample:
+        return sample_token(logits, settings, sequence, position)
+    return greedy_token(logits)
+
+
+def random_row(seed: int, sequence: int, position: int, vocabulary: int) -> Float64:
+    """[V] uniform numbers in [0, 1), one for each token id."""
+    philox = np.random.Philox(
+        key=np.array([seed, sequence], np.uint64), counter=np.array([0, 0, position, 0], np.uint64)
+    )
+    return np.random.Generator(philox).random(vocabulary)
+
+
+def keep_top_k(scores: Float64, k: int) -> Kept:
+    """Ascending ids of the k largest scores; all that equal the k-th stay, as in transformers."""
+    smallest = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return np.flatnonzero(scores >= smallest)
+
+
+def keep_top_p(scores: Float64, p: float) -> Kept:
+    """Ascending ids of the fewest tokens whose probabilities sum to p or more, at least one.
+
+    A token stays if those above it sum to less than p. Of equal scores the lower id stands above.
+    """
+    probabilities = np.exp(scores - scores.max())
+    probabilities /= probabilities.sum()
+    if len(scores) > NUCLEUS_FIRST_LOOK:
+        smallest = np.partition(scores, len(scores) - NUCLEUS_FIRST_LOOK)[len(scores) - NUCLEUS_FIRST_LOOK]
+        # All scores above `smallest` are here, so that the order among them is the order among all.
+        likely = np.flatnonzero(scores > smallest)
+        if probabilities[likely].sum() > p + 1e-6:
+            return likely[_nucleus(scores[likely], probabilities[likely], p)]
+    return _nucleus(scores, probabilities, p)
+
+
+def _nucleus(scores: Float64, probabilities: Float64, p: float) -> Kept:
+    order = np.argsort(-scores, kind="stable")
+    above = np.cumsum(probabilities[order]) - probabilities[order]
+    above[0] = 0.0
+    return np.sort(order[above < p])

@@ -1,0 +1,202 @@
+"""Trees of drafted tokens: data, and pure functions over it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Int32
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """n rows proposed for one sequence. Row 0 is the root, the last committed token; parents come before children."""
+
+    token: Int32  # [n]
+    parent: Int32  # [n] parent[0] = -1, parent[i] < i
+    depth: Int32  # [n] depth[0] = 0
+    probability: Float64  # [n] the draft's estimate that the whole path to the row is accepted; the root's is 1
+    source: Int32  # [n] which statistic the estimate came from, by the drafter's own numbering; the root's is -1
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @cached_property
+    def height(self) -> int:
+        """The depth of the deepest row."""
+        return int(self.depth.max())
+
+    @cached_property
+    def ancestors(self) -> Int32:
+        """[n, height]: entry (i, d - 1) is row i's ancestor at depth d (itself at its own depth), 0 past its depth."""
+        table = np.zeros((len(self), self.height), np.int32)
+        row, ancestor = np.arange(1, len(self)), np.arange(1, len(self))
+        while len(row):
+            table[row, self.depth[ancestor] - 1] = ancestor
+            ancestor = self.parent[ancestor]
+            inner = ancestor > 0
+            row, ancestor = row[inner], ancestor[inner]
+        return table
+
+    @cached_property
+    def edge_probability(self) -> Float64:
+        """[n] the estimate that a row is accepted, given that its parent is; the root's is 1."""
+        edge = self.probability / np.maximum(self.probability[self.parent], 1e-300)
+        edge[0] = 1.0
+        return edge
+
+    def children(self, row: int) -> list[int]:
+        return np.flatnonzero(self.parent == row).tolist()
+
+    def child(self, row: int, token: int) -> int | None:
+        """The first child of `row` that holds `token`."""
+        return self._rows.get((row, token))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[int, int], int]:
+        edges = list(zip(self.parent.tolist(), self.token.tolist(), strict=True))
+        return {edge: row for row, edge in reversed(list(enumerate(edges)))}  # of equal siblings the first
+
+    def path(self, row: int) -> list[int]:
+        """Rows from the root to `row`, both included."""
+        path = [row]
+        while (row := int(self.parent[row])) >= 0:
+            path.append(row)
+        return path[::-1]
+
+    def select(self, rows: NDArray[np.intp]) -> "Tree":
+        """The tree of these rows alone: ascending, the root first, each row's parent among them."""
+        place = np.full(len(self) + 1, -1, np.int32)  # the last entry stands for the root's parent, -1
+        place[rows] = np.arange(len(rows), dtype=np.int32)
+        return Tree(
+            self.token[rows], place[self.parent[rows]], self.depth[rows], self.probability[rows], self.source[rows]
+        )
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        open_rows = [0]
+        while open_rows:
+            row = open_rows.pop()
+            lines.append(f"{'  ' * int(self.depth[row])}{self.token[row]}  p={self.probability[row]:.3f}  row {row}")
+            open_rows.extend(reversed(self.children(row)))
+        return "\n".join(lines)
+
+
+class TreeBuilder:
+    """Grows a tree by token prefix: a second row with the same parent and token is the first one."""
+
+    def __init__(self, root: int) -> None:
+        self.tokens, self.parents, self.depths = [root], [-1], [0]
+        self.probabilities, self.sources = [1.0], [-1]
+        self._rows: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def find(self, parent: int, token: int) -> int | None:
+        return self._rows.get((parent, token))
+
+    def add(self, parent: int, token: int, edge: float, source: int) -> int:
+        """The row of `token` under `parent`; a new one is accepted with probability `edge`, given its parent."""
+        row = self._rows.setdefault((parent, token), len(self.tokens))
+        if row == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.depths.append(self.depths[parent] + 1)
+            self.probabilities.append(self.probabilities[parent] * edge)
+            self.sources.append(source)
+        return row
+
+    def build(self) -> Tree:
+        return Tree(
+            np.array(self.tokens, np.int32),
+            np.array(self.parents, np.int32),
+            np.array(self.depths, np.int32),
+            np.array(self.probabilities, np.float64),
+            np.array(self.sources, np.int32),
+        )
+
+
+def root_only(token: int) -> Tree:
+    """No speculation: plain decoding's tree."""
+    return TreeBuilder(token).build()
+
+
+def chain(root: int, tokens: Sequence[int]) -> Tree:
+    """A tree of one path, each row certain."""
+    builder = TreeBuilder(root)
+    row = 0
+    for token in tokens:
+        row = builder.add(row, token, 1.0, 0)
+    return builder.build()
+
+
+def best_rows(tree: Tree, count: int) -> NDArray[np.intp]:
+    """The `count` likeliest rows, ascending. A path is never likelier than its prefix, so they make a tree."""
+    order = np.argsort(-tree.probability, kind="stable")  # stable: of equals the parent stays before its child
+    return np.sort(order[:count])
+
+
+def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
+    """Several trees of one root as one, by token prefix; members[i, k] is the row of tree k that row i holds, or -1.
+
+    A row of several trees takes the largest of their edge probabilities, and its source is the index of that tree.
+    """
+    if len({int(tree.token[0]) for tree in trees}) != 1:
+        raise InvalidOptionError("trees can be merged only under one root token: give trees of the same sequence")
+    builder = TreeBuilder(int(trees[0].token[0]))
+    members: list[list[int]] = [[0] * len(trees)]
+    edges = [1.0]
+    for index, tree in enumerate(trees):
+        place = [0]
+        columns = (tree.token.tolist(), tree.parent.tolist(), tree.edge_probability.tolist())
+        for row, (token, parent, edge) in enumerate(zip(*columns, strict=True)):
+            if row == 0:
+                continue
+            merged = builder.add(place[parent], token, edge, index)
+            place.append(merged)
+            if merged == len(members):
+                members.append([-1] * len(trees))
+                edges.append(edge)
+            elif edge > edges[merged]:
+                edges[merged] = edge
+                builder.sources[merged] = index
+            members[merged][index] = row
+    tree = builder.build()
+    return with_edges(tree, np.array(edges)), np.array(members, np.int32)
+
+
+def merge(trees: Sequence[Tree]) -> Tree:
+    """Several trees of one root as one, by token prefix."""
+    return merge_members(trees)[0]
+
+
+def with_edges(tree: Tree, edges: Float64) -> Tree:
+    """The same rows with other edge probabilities [n]."""
+    probabilities = edges.tolist()
+    probabilities[0] = 1.0
+    for row, parent in enumerate(tree.parent.tolist()[1:], start=1):
+        probabilities[row] *= probabilities[parent]
+    return Tree(tree.token, tree.parent, tree.depth, np.array(probabilities), tree.source)
+
+
+def check(tree: Tree, vocabulary: int) -> None:
+    """Raises `InvalidOptionError` unless the arrays make a tree over token ids below `vocabulary`."""
+    if len({len(column) for column in (tree.token, tree.parent, tree.depth, tree.probability, tree.source)}) != 1:
+        raise InvalidOptionError("a tree's arrays must have one length")
+    if len(tree) == 0 or tree.parent[0] != -1 or tree.depth[0] != 0:
+        raise InvalidOptionError("a tree's row 0 must be its root, with parent -1 and depth 0")
+    rows = np.arange(1, len(tree))
+    if np.any(tree.parent[1:] < 0) or np.any(tree.parent[1:] >= rows):
+        raise InvalidOptionError("a tree's rows must come after their parents")
+    if np.any(tree.depth[1:] != tree.depth[tree.parent[1:]] + 1):
+        raise InvalidOptionError("a tree row's depth must be its parent's plus one")
+    if np.any(tree.probability[1:] > tree.probability[tree.parent[1:]]):
+        raise InvalidOptionError("a tree row cannot be likelier than its parent")
+    if np.any(tree.token < 0) or np.any(tree.token >= vocabulary):
+        raise InvalidOptionError(f"a tree's tokens must be ids from 0 to {vocabulary - 1}")

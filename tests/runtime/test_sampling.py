@@ -1,0 +1,129 @@
+"""Token choice has transformers' meaning, and depends on nothing but its arguments."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.sampling import SamplingSettings, choose_token, greedy_token, keep_top_p, random_row, sample_token
+
+SETTINGS = [
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 5},
+    {"top_p": 0.6},
+    {"temperature": 0.9, "top_k": 8, "top_p": 0.8},
+    {"top_k": 1},
+    {"top_p": 1e-6},
+    {"top_k": 1000, "top_p": 1.0},
+]
+
+
+def warped(logits: np.ndarray, options: dict) -> np.ndarray:
+    """transformers' probabilities."""
+    scores = torch.from_numpy(logits)[None]
+    if options.get("temperature", 1.0) != 1.0:
+        scores = TemperatureLogitsWarper(options["temperature"])(None, scores)
+    if options.get("top_k"):
+        scores = TopKLogitsWarper(options["top_k"])(None, scores)
+    if options.get("top_p") is not None and options["top_p"] < 1:
+        scores = TopPLogitsWarper(options["top_p"])(None, scores)
+    return scores.double().softmax(-1)[0].numpy()
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_distribution_is_transformers(options: dict):
+    logits = np.random.default_rng(1).normal(size=40).astype(np.float32) * 2
+    expected = warped(logits, options)
+    settings = SamplingSettings(do_sample=True, seed=7, **options)
+    draws = 6000
+    counts = np.bincount([sample_token(logits, settings, 0, position) for position in range(draws)], minlength=40)
+    assert not counts[expected == 0].any()
+    expected = expected * draws
+    tail = (expected > 0) & (expected < 5)
+    keep = expected >= 5
+    observed = np.append(counts[keep], counts[tail].sum())
+    wanted = np.append(expected[keep], expected[tail].sum())
+    chi_square = ((observed - wanted) ** 2 / np.maximum(wanted, 1e-9)).sum()
+    freedom = len(observed) - 1
+    assert chi_square < freedom + 5 * np.sqrt(2 * max(freedom, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([3, 50, 1500, 5000]),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+    p=st.floats(0.01, 0.999),
+)
+def test_nucleus_is_the_smallest_that_reaches_p(seed: int, size: int, scale: float, p: float):
+    scores = np.round(np.random.default_rng(seed).normal(size=size) * scale * 4) / 4
+    kept = keep_top_p(scores, p)
+    probabilities = np.exp(scores - scores.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-scores, kind="stable")
+    total = np.cumsum(probabilities[order])
+    count = int(np.searchsorted(total, p)) + 1
+    assert abs(len(kept) - min(count, size)) <= (np.abs(total - p) < 1e-9).any()
+    assert set(order[: len(kept)].tolist()) == set(kept.tolist())
+
+
+def test_nucleus_that_reaches_p_exactly():
+    assert keep_top_p(np.zeros(4), 0.5).tolist() == [0, 1]
+    assert keep_top_p(np.zeros(4), 0.51).tolist() == [0, 1, 2]
+    assert keep_top_p(np.array([0.0, 0.0, 9.0]), 1e-9).tolist() == [2]
+
+
+def test_greedy_takes_the_lowest_id_among_equals():
+    assert greedy_token(np.array([0, 3, 1, 3], np.float32)) == 1
+    assert choose_token(np.array([0, 3, 1, 3], np.float32), SamplingSettings(), 0, 0) == 1
+
+
+def test_random_numbers_are_functions_of_seed_sequence_position_and_token():
+    row = random_row(1, 2, 3, 100)
+    assert np.array_equal(row[:37], random_row(1, 2, 3, 37))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
+        assert not np.any(row == random_row(*other, 100))
+
+
+def test_sampling_does_not_depend_on_where_the_logits_lie():
+    random = np.random.default_rng(0)
+    settings = SamplingSettings(do_sample=True, temperature=0.8, top_p=0.9)
+    for position in range(20):
+        logits = random.normal(size=5003).astype(np.float32)
+        buffer = np.empty(5003 + 16, np.float32)
+        tokens = set()
+        for offset in range(16):
+            buffer[offset : offset + 5003] = logits
+            tokens.add(sample_token(buffer[offset : offset + 5003], settings, 0, position))
+        assert len(tokens) == 1
+
+
+def test_forbidden_tokens_are_never_drawn():
+    logits = np.full(20, -np.inf, np.float32)
+    logits[[3, 8]] = 0
+    for options in ({}, {"top_k": 5}, {"top_p": 0.9}):
+        settings = SamplingSettings(do_sample=True, **options)
+        assert {sample_token(logits, settings, 0, position) for position in range(50)} == {3, 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"do_sample": True, "temperature": 0.0}, "do_sample=False"),
+        ({"do_sample": True, "temperature": -1.0}, "do_sample=False"),
+        ({"do_sample": True, "temperature": float("nan")}, "temperature"),
+        ({"do_sample": True, "top_p": 0.0}, "top_p"),
+        ({"do_sample": True, "top_p": 1.1}, "top_p"),
+        ({"do_sample": True, "top_k": 0}, "top_k"),
+        ({"do_sample": True, "top_k": 1.5}, "top_k"),
+        ({"seed": -1}, "seed"),
+        ({"temperature": 0.7}, "temperature needs do_sample=True"),
+        ({"top_k": 5, "top_p": 0.9}, "top_k and top_p need do_sample=True"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, sentence: str):
+    with pytest.raises(InvalidOptionError, match=sentence):
+        SamplingSettings(**options)

@@ -1,0 +1,136 @@
+"""Policies cut trees where rows stop to pay; calibration measures what rows cost."""
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Oracle
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import SIZES, CostModel, calibrate, isotonic
+from forerun.runtime.engine import Engine
+from forerun.runtime.policy import CostAware, Fixed
+from forerun.runtime.tree import Tree, TreeBuilder, check
+
+
+def fan(edges: list[float]) -> Tree:
+    builder = TreeBuilder(0)
+    for token, edge in enumerate(edges):
+        builder.add(0, token, edge, 0)
+    return builder.build()
+
+
+FLAT = CostModel((1, 64), (1.0, 1.0))
+STEEP = CostModel((1, 64), (1.0, 64.0))
+
+
+def test_rows_that_cost_nothing_are_all_taken():
+    assert len(CostAware(FLAT).choose([fan([0.5, 0.2, 0.01])])[0]) == 4
+
+
+def test_rows_that_cost_a_whole_step_are_not_taken():
+    assert len(CostAware(STEEP).choose([fan([0.9, 0.05])])[0]) == 1
+
+
+def test_rows_are_taken_while_they_pay():
+    cost = CostModel((1, 11), (1.0, 2.0))  # a tenth of a step each
+    [tree] = CostAware(cost).choose([fan([0.3, 0.15, 0.09, 0.02])])
+    assert tree.probability.tolist() == [1.0, 0.3, 0.15]
+
+
+def test_a_plateau_is_crossed_if_what_lies_behind_pays():
+    cost = CostModel((1, 2, 3, 4), (1.0, 1.5, 1.5, 1.5))
+    assert len(CostAware(cost).choose([fan([0.3, 0.3, 0.3])])[0]) == 4
+    assert len(CostAware(cost).choose([fan([0.3])])[0]) == 1
+
+
+def test_time_is_dearer_when_steps_have_been_good():
+    cost = CostModel((1, 11), (1.0, 2.0))
+    policy = CostAware(cost)
+    tree = fan([0.15])
+    assert len(policy.choose([tree])[0]) == 2
+    for _ in range(200):
+        policy.observe(rows=2, tokens=4)
+    assert policy.rate == pytest.approx(4 / 1.1, rel=0.1)
+    assert len(policy.choose([tree])[0]) == 1
+
+
+def test_sequences_share_a_step_by_what_their_rows_are_worth():
+    cost = CostModel((1, 11), (1.0, 2.0))
+    good, bad = CostAware(cost, rows=5).choose([fan([0.5, 0.4, 0.3]), fan([0.12, 0.05])])
+    assert (len(good), len(bad)) == (4, 1)
+
+
+@given(
+    edges=st.lists(st.floats(0, 1), max_size=20),
+    times=st.lists(st.floats(0.001, 1), min_size=21, max_size=21),
+    rows=st.integers(1, 24),
+)
+def test_no_other_number_of_rows_is_worth_more(edges: list[float], times: list[float], rows: int):
+    cost = CostModel(tuple(range(1, 22)), tuple(times))
+    policy = CostAware(cost, rows=rows)
+    [tree] = policy.choose([fan(edges)])
+    check(tree, 100)
+    best = sorted(edges, reverse=True)
+    worth = [1 + sum(best[:n]) - policy.rate * cost.seconds(n + 1) for n in range(min(len(edges), rows - 1) + 1)]
+    assert worth[len(tree) - 1] == pytest.approx(max(worth))
+
+
+def test_fixed_takes_the_best_rows():
+    [tree] = Fixed(3).choose([fan([0.1, 0.5, 0.3])])
+    assert tree.probability.tolist() == [1.0, 0.5, 0.3]
+
+
+def test_options():
+    for make in (lambda: Fixed(0), lambda: CostAware(FLAT, rows=0), lambda: CostModel((), ())):
+        with pytest.raises(InvalidOptionError):
+            make()
+    for rows, seconds in (((2, 1), (1.0, 1.0)), ((1,), (0.0,)), ((1,), (1.0, 2.0))):
+        with pytest.raises(InvalidOptionError):
+            CostModel(rows, seconds)
+
+
+@given(values=st.lists(st.floats(0.01, 10), min_size=1, max_size=15))
+def test_isotonic_fit(values: list[float]):
+    fit = isotonic(values)
+    assert all(a <= b + 1e-12 for a, b in pairwise(fit))
+    assert sum(fit) == pytest.approx(sum(values))
+    assert isotonic(sorted(values)) == sorted(values)
+
+
+def test_cost_model_interpolates_extends_and_survives_json():
+    cost = CostModel((1, 3, 4), (1.0, 2.0, 1.8))
+    assert cost.table(3).tolist() == pytest.approx([1.0, 1.45, 1.9])
+    assert cost.seconds(4) == pytest.approx(1.9)
+    assert cost.seconds(8) == pytest.approx(3.8)
+    assert CostModel.from_dict(cost.to_dict()) == cost
+
+
+class Slow(Oracle):
+    """Each row takes half a millisecond beyond the first's two."""
+
+    def run(self, state, rows):
+        if len(rows.outputs) == len(rows.tokens):
+            time.sleep(0.0015 + 0.0005 * len(rows.tokens))
+        return super().run(state, rows)
+
+
+def test_calibration_measures():
+    oracle = Slow(max_rows=16, max_path=6, max_length=100)
+    engine = Engine(oracle)
+    done: list[float] = []
+    cost = calibrate(engine, context=20, seconds=0.3, progress=done.append)
+    assert cost.rows == tuple(size for size in SIZES if size <= 16)
+    assert 0.002 < cost.seconds(1) < cost.seconds(16) < 0.05
+    assert cost.seconds(16) - cost.seconds(1) > 0.006
+    assert done[-1] == 1.0
+    assert engine.cache.free_positions >= oracle.max_length
+
+
+@pytest.mark.parametrize(("max_path", "max_length"), [(1, 8), (3, 16), (64, 100)])
+def test_calibration_of_small_executables(max_path: int, max_length: int):
+    engine = Engine(Oracle(max_path=max_path, max_length=max_length))
+    assert np.all(np.diff(calibrate(engine, seconds=0.01).table(16)) >= 0)
