@@ -144,8 +144,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
     arguments.strategy = "autoregressive"
     model = _compiled(arguments)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
-    with progress.stage(f"verify {arguments.cases} cases"):
-        report = certify(model.executable, arguments.cases, arguments.seed)
+    with progress.counted("verify") as counted:
+        report = certify(model.executable, arguments.cases, arguments.seed, counted)
     print(json.dumps(report.to_dict()) if arguments.json else str(report))
     return 0 if report.exact else 1
 

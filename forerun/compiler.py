@@ -119,10 +119,16 @@ def generate_code(
     lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress
 ) -> Executable:
     """The back half: kernels for the target, with the weights packed for them."""
+    limits = {
+        "max_rows": MAX_ROWS,
+        "max_outputs": MAX_OUTPUTS,
+        "max_path": MAX_OUTPUTS,
+        "max_length": lowered.max_length,
+    }
     if target == "reference":
         from forerun.codegen.reference import ReferenceExecutable
 
-        return ReferenceExecutable(lowered.module, lowered.weights, MAX_ROWS, MAX_OUTPUTS, lowered.max_length)
+        return ReferenceExecutable(lowered.module, lowered.weights, **limits)
     from forerun.codegen.tvm import TvmExecutable  # TVM takes seconds to import: only who generates code waits for it
 
     with progress.stage("kernels"):

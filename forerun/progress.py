@@ -2,13 +2,21 @@
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import Progress as Display
-from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Progress(Protocol):
@@ -18,6 +26,11 @@ class Progress(Protocol):
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """A context that lasts as long as the named work."""
+        ...
+
+
+    def counted(self, name: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A stage whose work is counted: what it gives is told the units done and their number."""
         ...
 
 
@@ -35,6 +48,11 @@ class SilentProgress:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @contextmanager
+    def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
+        with self.stage(name):
+            yield lambda done, total: None
 
 
 class TerminalProgress(SilentProgress):
@@ -60,6 +78,15 @@ class TerminalProgress(SilentProgress):
             self._end(task)
             if finished:
                 self._console.print(f"[dim]{name:<32} {time.perf_counter() - started:6.1f} s[/dim]", highlight=False)
+
+    @contextmanager
+    def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
+        """Show a bar for as long as the body runs."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Display(*columns, console=self._console, transient=True) as display:
+            task = display.add_task(name, total=None)
+            with SilentProgress.stage(self, name):
+                yield lambda done, total: display.update(task, completed=done, total=total)
 
     def _begin(self, name: str) -> TaskID:
         display = self._display

@@ -19,7 +19,14 @@ class ReferenceExecutable:
     """A step evaluated operation by operation. Its bits are torch's, so the exactness contract does not hold for it."""
 
     def __init__(
-        self, module: ModuleOp, weights: Callable[[str], torch.Tensor], max_rows: int, max_path: int, max_length: int
+        self,
+        module: ModuleOp,
+        weights: Callable[[str], torch.Tensor],
+        *,
+        max_rows: int,
+        max_outputs: int,
+        max_path: int,
+        max_length: int,
     ) -> None:
         step = functions(module)["step"]
         attentions = [each for each in walk(step.body) if isinstance(each, TreeAttention)]
@@ -27,6 +34,7 @@ class ReferenceExecutable:
         self.weights = weights
         self.block: int = attentions[0].parameter("block") if attentions else 1
         self.max_rows = max_rows
+        self.max_outputs = max_outputs
         self.max_path = max_path
         self.max_length = max_length
         logits, candidates, _ = (tensor_type(each).dims for each in step.returned)

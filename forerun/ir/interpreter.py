@@ -9,6 +9,7 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
+from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
 from forerun.ir.structure import Kernel, caches, functions, weights
@@ -83,7 +84,12 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
             operation = value.owner
             assert isinstance(operation, SpecOperation)
             inputs = [value_of(each) for each in operation.operands]
-            results = operation.evaluate(environment, *inputs)
+            try:
+                results = operation.evaluate(environment, *inputs)
+            except IndexError as error:
+                raise InvalidOptionError(
+                    f"The model's position table is too short ({error}); compile with a smaller max_length."
+                ) from error
             known.update(
                 zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True)
             )

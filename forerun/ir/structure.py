@@ -11,7 +11,7 @@ from xdsl.ir import Block, Region, SSAValue
 from xdsl.irdl import irdl_op_definition, traits_def
 from xdsl.parser import Parser
 from xdsl.printer import Printer
-from xdsl.traits import IsTerminator
+from xdsl.traits import IsolatedFromAbove, IsTerminator
 
 from forerun.ir.operation import (
     Environment,
@@ -126,6 +126,7 @@ class Function(SpecOperation):
     """A function of the module: `spec.func @name(%a: type, ...) { ... spec.return(...) }`."""
 
     name = "spec.func"
+    traits = traits_def(IsolatedFromAbove())
 
     @classmethod
     def of(cls, name: str, arguments: Sequence[tuple[str, TensorType]]) -> Self:
@@ -165,7 +166,7 @@ class Function(SpecOperation):
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" @{self.symbol}(")
-        printer.print_list(self.block.args, printer.print_block_argument)
+        printer.print_list(self.block.args, lambda argument: _print_argument(printer, argument))
         printer.print_string(") ")
         if rest := {name: each for name, each in self.attributes.items() if name != "symbol"}:
             printer.print_string(f"attributes {parameter_text(rest)} ")
@@ -182,6 +183,13 @@ class Function(SpecOperation):
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
         raise NotImplementedError("forerun.ir.interpreter evaluates functions")
+
+
+def _print_argument(printer: Printer, argument: SSAValue) -> None:
+    """`%name: type`: xDSL's own would add a location, which its parser of arguments does not read."""
+    printer.print_ssa_value(argument)
+    printer.print_string(": ")
+    printer.print_attribute(argument.type)
 
 
 def operations(block: Block) -> list[SpecOperation]:

@@ -55,9 +55,7 @@ def pass_context(given: Context) -> PassContext:
 def function_named(module: ModuleOp, name: str) -> Function:
     """The function a pass works on; InvalidOptionError where the module has none of that name."""
     if name not in functions(module):
-        raise InvalidOptionError(
-            f"This pass works on @{name}, which the module does not have; run the passes before it."
-        )
+        raise InvalidOptionError(f"This pass works on @{name}, which the module lacks; run the passes before it.")
     return functions(module)[name]
 
 

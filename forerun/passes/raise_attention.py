@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from forerun.ir import (
@@ -29,79 +29,82 @@ HIDDEN = -1e4
 
 
 @dataclass(frozen=True)
+class Mask:
+    """factor * value, added to the scores; or, for i1, where the value is `visible` the key is seen."""
+
+    value: SSAValue
+    visible: bool = True
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Scores:
-    """scale * query key^T (capped), plus the masks: numbers that are added, or (i1) where True is visible."""
+    """scale * query key^T (capped), plus the masks. Nothing is built before all of a pattern has matched."""
 
     query: SSAValue  # [..., T, D]
     key: SSAValue  # [..., D, T]
     scale: float = 1.0
     softcap: float | None = None
-    masks: tuple[SSAValue, ...] = field(default=())
+    masks: tuple[Mask, ...] = ()
 
 
-def peel(value: SSAValue, build: Builder) -> Scores | None:
+def peel(value: SSAValue) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None where it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
         query, key = operation.inputs
         return Scores(query, key) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
-        return peel(operation.inputs[0], build)
+        return peel(operation.inputs[0])
     if not isinstance(operation, Map):
         return None
     match operation.parameter("function"):
         case "mul":
-            return _peel_product(operation, build)
+            return _peel_product(operation)
         case "div":
-            scores, factor = peel(operation.inputs[0], build), number(operation.inputs[1])
-            return None if scores is None or not factor else _scaled(scores, 1.0 / factor, build)
+            scores, factor = peel(operation.inputs[0]), number(operation.inputs[1])
+            return None if scores is None or not factor else _scaled(scores, 1.0 / factor)
         case "add":
             for inner, mask in either_order(operation):
-                if (scores := peel(inner, build)) is not None:
-                    return dataclasses.replace(scores, masks=(*scores.masks, mask))
+                if (scores := peel(inner)) is not None:
+                    return dataclasses.replace(scores, masks=(*scores.masks, Mask(mask)))
             return None
         case "max":
             low = number(operation.inputs[1])
-            return peel(operation.inputs[0], build) if low is not None and low <= HIDDEN else None
+            return peel(operation.inputs[0] is not None and low <= HIDDEN else None
         case "where":
             condition, kept, other = operation.inputs
             for inner, hidden, visible in ((kept, other, True), (other, kept, False)):
                 low = number(hidden)
-                if low is None or low > HIDDEN or (scores := peel(inner, build)) is None:
+                if low is None or low > HIDDEN or (scores := peel(inner)) is None:
                     continue
-                mask = condition if visible else build.map("not", condition)
-                return dataclasses.replace(scores, masks=(*scores.masks, mask))
+                return dataclasses.replace(scores, masks=(*scores.masks, Mask(condition, visible)))
             return None
         case _:
             return None
 
 
-def _peel_product(operation: Map, build: Builder) -> Scores | None:
+def _peel_product(operation: Map) -> Scores | None:
     for inner, factor in either_order(operation):
         value = number(factor)
         if value is None:
             continue
         if (cap := mapped(inner, "tanh")) is not None:
-            scores = peel(cap.inputs[0], build)
+            scores = peel(cap.inputs[0])
             if scores is None or scores.masks or scores.softcap is not None:
                 return None
             return dataclasses.replace(scores, scale=scores.scale * value, softcap=float(value))
-        scores = peel(inner, build)
-        return None if scores is None else _scaled(scores, value, build)
+        scores = peel(inner)
+        return None if scores is None else _scaled(scores, value)
     return None
 
 
-def _scaled(scores: Scores, factor: float, build: Builder) -> Scores | None:
-    """A factor behind a mask scales the mask too; i1 masks have no size."""
+def _scaled(scores: Scores, factor: float) -> Scores | None:
+    """A factor behind a mask scales the mask too."""
     if scores.softcap is not None:
         return None
-    masks = [
-        mask
-        if tensor_type(mask).dtype == "i1"
-        else build.map("mul", mask, build.constant(factor, tensor_type(mask).dtype))
-        for mask in scores.masks
-    ]
-    return dataclasses.replace(scores, scale=scores.scale * factor, masks=tuple(masks))
+    masks = tuple(dataclasses.replace(mask, factor=mask.factor * factor) for mask in scores.masks)
+    return dataclasses.replace(scores, scale=scores.scale * factor, masks=masks)
 
 
 class RaiseSpelledAttention(RewritePattern):
@@ -118,15 +121,15 @@ class RaiseSpelledAttention(RewritePattern):
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.parameter("dim") != tensor_type(weights).rank - 1:
             return
-        build = Builder.before(op, rewriter)
-        scores = peel(softmax.inputs[0], build)
+        scores = peel(softmax.inputs[0])
         if scores is None:
             self.context.note(f"raise-attention: a softmax at {op.location} is no softmax(scale * q k^T + mask) v")
             return
+        build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
         key = _heads_first(scores.key, build)
         key = build.transpose(key, (0, 2, 1))
-        mask = combined([_heads_first(each, build) for each in scores.masks], build)
+        mask = combined(scores.masks, build)
         parameters = {"scale": scores.scale, "softcap": scores.softcap, "extra": None if mask is None else ("mask",)}
         inputs = [query, key, value, *([] if mask is None else [mask])]
         result = build.add(Attention, *inputs, **parameters)
@@ -141,15 +144,19 @@ def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
     return build.reshape(value, (1,) * (3 - len(dims)) + tuple(dims))
 
 
-def combined(masks: Sequence[SSAValue], build: Builder) -> SSAValue | None:
+def combined(masks: Sequence[Mask], build: Builder) -> SSAValue | None:
     """One mask for several: all of the i1 ones must hold, the others add up."""
     total: SSAValue | None = None
     visible: SSAValue | None = None
     for mask in masks:
-        if tensor_type(mask).dtype == "i1":
-            visible = mask if visible is None else build.map("and", visible, mask)
+        value = _heads_first(mask.value, build)
+        dtype = tensor_type(value).dtype
+        if dtype == "i1":
+            value = value if mask.visible else build.map("not", value)
+            visible = value if visible is None else build.map("and", visible, value)
         else:
-            total = mask if total is None else build.map("add", total, build.cast(mask, tensor_type(total).dtype))
+            value = value if mask.factor == 1.0 else build.map("mul", value, build.constant(mask.factor, dtype))
+            total = value if total is None else build.map("add", total, build.cast(value, tensor_type(total).dtype))
     if total is None or visible is None:
         return visible if total is None else total
     return build.map("where", visible, total, build.constant(float("-inf"), tensor_type(total).dtype))

@@ -10,6 +10,7 @@ from forerun.ir import (
     Attention,
     Broadcast,
     Builder,
+    Dim,
     PatternRewriter,
     Reshape,
     RewritePattern,
@@ -27,18 +28,18 @@ class ReadUnrepeated(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
         query, key, value, *extra = op.inputs
+        keys, values = _unrepeated(key), _unrepeated(value)
+        if keys is None or values is None:
+            return
+        if keys[1][-3] != values[1][-3]:
+            return
         build = Builder.before(op, rewriter)
-        sources = [_unrepeated(each, build) for each in (key, value)]
-        if any(each is None for each in sources):
-            return
-        narrow = [each for each in sources if each is not None]
-        if tensor_type(narrow[0]).dims[-3] != tensor_type(narrow[1]).dims[-3]:
-            return
+        narrow = [build.reshape(source, dims) for source, dims in (keys, values)]
         replace(rewriter, op, Attention.make(query, *narrow, *extra, **op.parameters))
 
 
-def _unrepeated(value: SSAValue, build: Builder) -> SSAValue | None:
-    """x [.., Hkv, T, D] where the value is x with each head repeated: reshape(broadcast [.., Hkv, g, T, D])."""
+def _unrepeated(value: SSAValue) -> tuple[SSAValue, tuple[Dim, ...]] | None:
+    """What the value repeats for each group, and its shape [.., Hkv, T, D]: reshape(broadcast [.., Hkv, g, T, D])."""
     merged = defined_by(value, Reshape)
     wide = None if merged is None else defined_by(merged.inputs[0], Broadcast)
     if wide is None:
@@ -58,7 +59,7 @@ def _unrepeated(value: SSAValue, build: Builder) -> SSAValue | None:
         or dims[-2:] != after[-2:]
     ):
         return None
-    return build.reshape(wide.inputs[0], (*dims[:-3], heads, *dims[-2:]))
+    return wide.inputs[0], (*dims[:-3], heads, *dims[-2:])
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Executable(Protocol):
 
     block: int  # P, positions a block
     max_rows: int  # the largest N
+    max_outputs: int  # the largest M
     max_path: int  # the largest D
     max_length: int  # positions a sequence may have
     vocabulary: int  # V

@@ -22,7 +22,7 @@ from forerun.runtime.tree import Tree, check
 class Tokenizer(Protocol):
     """The part of transformers' and tokenizers' interface that is used."""
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> str: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
 
 
 class Streamer(Protocol):
