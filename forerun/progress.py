@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import Progress as Display
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Display
 
 
 class Progress(Protocol):
@@ -27,7 +27,6 @@ class Progress(Protocol):
     def stage(self, name: str) -> AbstractContextManager[None]:
         """A context that lasts as long as the named work."""
         ...
-
 
     def counted(self, name: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A stage whose work is counted: what it gives is told the units done and their number."""

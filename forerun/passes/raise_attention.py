@@ -71,7 +71,7 @@ def peel(value: SSAValue) -> Scores | None:
             return None
         case "max":
             low = number(operation.inputs[1])
-            return peel(operation.inputs[0] is not None and low <= HIDDEN else None
+            return peel(operation.inputs[0]) if low is not None and low <= HIDDEN else None
         case "where":
             condition, kept, other = operation.inputs
             for inner, hidden, visible in ((kept, other, True), (other, kept, False)):
