@@ -72,7 +72,7 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     module = ModuleOp([])
     forward = Function.of("forward", [("input_ids", _type_of(tokens, names))])
     bounds = {
-        str(symbol): (int(each.lower), min(int(each.upper), LONGEST))
+        str(symbol): (int(each.lower), int(min(each.upper, LONGEST)))
         for symbol, each in program.range_constraints.items()
     }
     importer = _Importer(forward, names, bounds)

@@ -1,0 +1,63 @@
+"""The main job on the real model, end to end: SmolLM2-135M-Instruct from its GGUF file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import forerun
+from forerun.cli import main
+from forerun.frontends.demo import demo_model
+from forerun.frontends.huggingface import encode_chat
+from forerun.frontends.source import open_source
+from forerun.runtime.certify import certify
+
+QUESTIONS = (
+    "What is the capital of France? Answer in one sentence.",
+    "Repeat this list twice: apple, river, stone, apple, river, stone.",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> forerun.CompiledModel:
+    return forerun.compile(demo_model(), strategy=forerun.TreeSpec(policy=forerun.Fixed(8)), max_length=512)
+
+
+@pytest.fixture(scope="module")
+def prompts(model: forerun.CompiledModel) -> list[list[int]]:
+    return [encode_chat(model.tokenizer, each) for each in QUESTIONS]
+
+
+def test_tokens_are_those_of_transformers(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
+    reference = open_source(demo_model()).model.model
+    for prompt in prompts:
+        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+        assert model.generate(prompt, max_new_tokens=24).token_ids == expected.tolist()
+
+
+def test_bits_are_those_of_plain_decoding(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
+    plain = forerun.with_strategy(model, "autoregressive")
+    for prompt in prompts:
+        for options in ({}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 7}):
+            fast, slow = (each.generate(prompt, 32, return_logits=True, **options) for each in (model, plain))
+            assert fast.token_ids == slow.token_ids
+            assert fast.logits is not None
+            assert slow.logits is not None
+            assert np.array_equal(fast.logits.view(np.uint32), slow.logits.view(np.uint32))
+
+
+def test_drafts_are_accepted(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
+    assert model.generate(prompts[1], max_new_tokens=48).stats.accepted_length > 1.3
+
+
+def test_certified(model: forerun.CompiledModel) -> None:
+    report = certify(model.executable, cases=5, seed=2)
+    assert report.exact, str(report)
+
+
+def test_demo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--max-new-tokens", "16", "--max-length", "512", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["bits_identical"] is True
+    assert set(shown["strategies"]) == {"tree_spec", "autoregressive"}

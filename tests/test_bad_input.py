@@ -1,0 +1,167 @@
+"""Bad input gets one sentence that names the thing and the remedy, as a `forerun.errors` class; exit code 2 on the shell."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import forerun
+from forerun import errors
+from forerun.cli import main
+from tests.models import FAMILIES, encoder
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def model() -> forerun.CompiledModel:
+    return forerun.compile(FAMILIES["llama"](), strategy="autoregressive", target="reference", max_length=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    FAMILIES["llama"]().save_pretrained(path)
+    return path
+
+
+class Sorts(nn.Module):
+    """Uses an operation without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(self.embedding(input_ids)).real
+
+
+class Averages(nn.Module):
+    """Every position sees the mean over the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 16)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(input_ids)
+        return embedded + embedded.mean(dim=1, keepdim=True)
+
+
+COMPILING: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
+    "a missing path": (errors.SourceNotFoundError, lambda: forerun.compile("/no/such/model"), "/no/such/model"),
+    "no model at all": (errors.NotAModelError, lambda: forerun.compile(42), "int"),
+    "an encoder": (errors.LookAheadError, lambda: forerun.compile(encoder()), "attention"),
+    "a mean over the sequence": (errors.LookAheadError, lambda: forerun.compile(Averages()), "reduce"),
+    "an operation without a rule": (errors.UnsupportedOperationError, lambda: forerun.compile(Sorts()), "fft"),
+    "an unknown strategy": (
+        errors.UnknownStrategyError,
+        lambda: forerun.compile("x", strategy="tree_spek"),
+        "tree_spec",
+    ),
+    "an unknown target": (errors.UnknownTargetError, lambda: forerun.compile("x", target="tpu"), "tpu"),
+    "an unknown dtype": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), dtype="int3"), "int3"),
+    "no room": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), max_length=1), "max_length"),
+}
+
+
+@pytest.mark.parametrize("case", COMPILING)
+def test_compile_says_what_is_wrong(case: str) -> None:
+    error, call, named = COMPILING[case]
+    with pytest.raises(error) as caught:
+        call()
+    first, *_ = str(caught.value).splitlines()
+    assert named in first
+    assert isinstance(caught.value, errors.ForerunError)
+
+
+GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
+    "an empty prompt": (errors.PromptError, {"input_ids": []}, "empty"),
+    "a token outside": (errors.PromptError, {"input_ids": [3, 999]}, "999"),
+    "a negative token": (errors.PromptError, {"input_ids": [-1]}, "-1"),
+    "two prompts": (errors.PromptError, {"input_ids": torch.ones(2, 3, dtype=torch.long)}, "2 prompts"),
+    "too long": (errors.TooLongError, {"input_ids": PROMPT, "max_new_tokens": 28}, "max_length 32"),
+    "no new tokens": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": 0}, "max_new_tokens"),
+    "temperature 0": (
+        errors.InvalidOptionError,
+        {"input_ids": PROMPT, "do_sample": True, "temperature": 0.0},
+        "do_sample=False",
+    ),
+    "top_p 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_p": 0.0}, "top_p"),
+    "top_k 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_k": 0}, "top_k"),
+    "contradiction": (errors.InvalidOptionError, {"input_ids": PROMPT, "temperature": 0.7}, "do_sample"),
+}
+
+
+@pytest.mark.parametrize("case", GENERATING)
+def test_generate_says_what_is_wrong_and_loses_nothing(case: str, model: forerun.CompiledModel) -> None:
+    error, options, named = GENERATING[case]
+    options = {"max_new_tokens": 4, **options}
+    with pytest.raises(error) as caught:
+        model.generate(**options)
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(model.generate(PROMPT, max_new_tokens=3, eos_token_id=[]).token_ids) == 3
+
+
+COMMANDS: dict[str, list[str]] = {
+    "a missing model": ["generate", "/no/such/model", "--prompt", "x"],
+    "a missing prompt file": ["generate", "MODEL", "--prompt-file", "/no/such/prompt"],
+    "a model without a tokenizer": ["generate", "MODEL", "--prompt", "x", "--target", "reference"],
+    "letters for token ids": ["generate", "MODEL", "--token-ids", "1,b", "--target", "reference"],
+    "an unknown strategy": ["generate", "MODEL", "--token-ids", "1", "--strategy", "magic"],
+    "an unknown target": ["dump", "MODEL", "--target", "abacus"],
+    "a token outside": [
+        "generate",
+        "MODEL",
+        "--token-ids",
+        "1,100000",
+        "--target",
+        "reference",
+        "--strategy",
+        "autoregressive",
+    ],
+    "no cases": ["verify", "MODEL", "--cases", "0", "--target", "reference"],
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_line_exits_with_2(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(folder) if each == "MODEL" else each for each in COMMANDS[case]]
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("forerun: ")
+    assert "Traceback" not in shown
+
+
+def test_errors_are_json_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "/no/such/model", "--prompt", "x", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "SourceNotFoundError"
+
+
+def test_dump_writes_one_numbered_file_a_pass(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--json"]) == 0
+    passes = json.loads(capsys.readouterr().out)["passes"]
+    files = sorted(tmp_path.glob("*.mlir"))
+    assert len(files) == len(passes) + 1
+    assert files[1].read_text(encoding="utf-8").startswith("// pass canonicalize\n// operations: ")
+
+
+def test_generate_from_token_ids(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "generate",
+        str(folder),
+        "--token-ids",
+        "1,2,3",
+        "--max-new-tokens",
+        "4",
+        "--target",
+        "reference",
+        "--json",
+    ]
+    assert main(command) == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 4
