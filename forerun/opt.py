@@ -75,7 +75,7 @@ def _read(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise SourceNotFoundError(f"There is no file {file!r}; give a path to MLIR text, or - for the input.") from error
+        raise SourceNotFoundError(f"There is no file {file!r}; give one of MLIR text, or - for stdin.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidOptionError(f"{file!r} cannot be read as text ({error}); give a file of MLIR text.") from error
 

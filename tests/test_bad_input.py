@@ -1,4 +1,4 @@
-"""Bad input gets one sentence that names the thing and the remedy, as a `forerun.errors` class; exit code 2 on the shell."""
+"""Bad input gets one sentence that names the thing and the remedy, as a class of `forerun.errors`; exit code 2."""
 
 import json
 from collections.abc import Callable

@@ -175,7 +175,7 @@ class SpecOperation(IRDLOperation):
         actual = [value.type for value in self.outputs]
         if expected != actual:
             shown = ", ".join(str(each) for each in expected)
-            raise VerifyException(f"{self.name} gives ({shown}), not ({', '.join(str(each) for each in actual)})")
+            raise VerifyException(f"gives ({shown}), not ({', '.join(str(each) for each in actual)})")
 
     def print(self, printer: Printer) -> None:
         attributes = dict(self.attributes)

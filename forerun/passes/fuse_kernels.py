@@ -31,6 +31,7 @@ from forerun.ir import (
     Parameter,
     Region,
     Reshape,
+    Rewriter,
     RMSNorm,
     Slice,
     Softmax,
@@ -180,6 +181,8 @@ class _Emitter:
                 self.outside[old] = new
         for index, value in enumerate(last.operands):
             last.operands[index] = self.outside[value]
+        for operation in reversed([each for each in self.order if each is not last]):
+            Rewriter.erase_op(operation)
 
     def escaping(self, index: int) -> list[SSAValue]:
         """The values of a group that other groups, or the function's results, read."""

@@ -49,7 +49,7 @@ class PlanMemory(Pass):
         kernels = [each for each in step.body if isinstance(each, Kernel)]
         order = {each: index for index, each in enumerate(kernels)}
         buffers = [
-            Buffer(value, self.bytes_of(value), index, _last_use(value, order, len(kernels)))
+            Buffer(value, self.bytes_of(value), index, max(index, _last_use(value, order, len(kernels))))
             for index, kernel in enumerate(kernels)
             for value in kernel.results
         ]
@@ -70,7 +70,7 @@ class PlanMemory(Pass):
 
 
 def _last_use(value: SSAValue, order: dict[Kernel, int], end: int) -> int:
-    """The last kernel that reads a value; what the function returns lives to the end."""
+    """The last kernel that reads a value, 0 where none does; what the function returns lives to the end."""
     users = [use.operation for use in value.uses]
     return max((order[each] if isinstance(each, Kernel) else end for each in users), default=0)
 

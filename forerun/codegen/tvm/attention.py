@@ -8,8 +8,6 @@ where its history lies. Invisible keys have score -inf, weight exactly 0, and th
 
 from dataclasses import dataclass, field
 
-from tvm import tirx
-
 from forerun import ir
 from forerun.codegen.tvm.builder import (
     Buffer,
@@ -31,6 +29,7 @@ from forerun.codegen.tvm.builder import (
 from forerun.codegen.tvm.expressions import Expressions, Stored
 from forerun.codegen.tvm.functions import exp, tanh
 from forerun.codegen.tvm.target import LANES
+from forerun.codegen.tvm.untyped import tirx
 
 LOWEST = -3.0e38
 """The running maximum before the first key: finite, so that a score of -inf gives exp(-inf) = 0 and never NaN."""
@@ -115,7 +114,11 @@ class Attention:
         """Query heads of one key head that one unit of work takes."""
         groups = self.heads // self.layer.heads
         vectors = padded(self.layer.value_dim) // LANES
-        return max(size for size in range(1, groups + 1) if groups % size == 0 and (size == 1 or size * vectors <= ACCUMULATORS))
+        return max(
+            size
+            for size in range(1, groups + 1)
+            if groups % size == 0 and (size == 1 or size * vectors <= ACCUMULATORS)
+        )
 
 
 def emit_attention(context: Expressions, attention: Attention, result: Stored) -> None:
@@ -140,7 +143,9 @@ class _Unit:
         self.sequence = let(element(attention.sequences, [row]))
         self.base = let(element(attention.bases, [row]))
         self.first = (
-            let(tirx.max(element(attention.extra["first"], [row]), integer(0))) if "first" in attention.extra else integer(0)
+            let(tirx.max(element(attention.extra["first"], [row]), integer(0)))
+            if "first" in attention.extra
+            else integer(0)
         )
         self.query = local(self.count * layer.key_dim)
         self.keys = local(layer.key_dim * layer.block)
@@ -159,7 +164,12 @@ class _Unit:
                 element = self.context.element(self.attention.query, [self.row, self.head + integer(index), dim])
                 store(self.query, element, integer(index * layer.key_dim) + dim, 1)
             if "sinks" in self.attention.extra:
-                store(self.largest[index], self.context.element(self.attention.extra["sinks"], [self.head + integer(index)]), zero, 1)
+                store(
+                    self.largest[index],
+                    self.context.element(self.attention.extra["sinks"], [self.head + integer(index)]),
+                    zero,
+                    1,
+                )
                 store(self.total[index], number(1.0), zero, 1)
             else:
                 store(self.largest[index], number(LOWEST), zero, 1)
@@ -196,7 +206,9 @@ class _Unit:
         found = local(1, "int32")
 
         def committed() -> None:
-            block = self.context.element(self.attention.tables, [self.sequence, tirx.truncdiv(position, integer(layer.block))])
+            block = self.context.element(
+                self.attention.tables, [self.sequence, tirx.truncdiv(position, integer(layer.block))]
+            )
             store(found, block * integer(layer.block) + tirx.truncmod(position, integer(layer.block)), integer(0), 1)
 
         def path() -> None:
@@ -213,11 +225,18 @@ class _Unit:
         high = let(tirx.min(self.position - begin + integer(1), integer(layer.block)))
         origin = let(self._slot(begin + low) - low)
         scattered = local(1, "int32")
-        store(scattered, tirx.Select(tirx.NE(tirx.truncmod(origin, integer(layer.block)), zero), integer(1), zero), zero, 1)
+        store(
+            scattered,
+            tirx.Select(tirx.NE(tirx.truncmod(origin, integer(layer.block)), zero), integer(1), zero),
+            zero,
+            1,
+        )
         path = let(tirx.max(low, self.base - begin))
-        with self.context.frame.serial(path, tirx.max(path, high)) as lane:
-            with when(tirx.NE(self._slot(begin + lane), origin + lane)):
-                store(scattered, integer(1), zero, 1)
+        with (
+            self.context.frame.serial(path, tirx.max(path, high)) as lane,
+            when(tirx.NE(self._slot(begin + lane), origin + lane)),
+        ):
+            store(scattered, integer(1), zero, 1)
 
         def in_place() -> None:
             window = layer_window(self.context, layer, tirx.truncdiv(origin, integer(layer.block)))
@@ -246,7 +265,9 @@ class _Unit:
                 store(self.keys, window[layer.key_place(self.key_head, dim, own)], dim * integer(layer.block) + lane, 1)
             for vector in range(self.vectors):
                 place = layer.value_place(self.key_head, own, integer(vector * LANES))
-                store(self.values, load(window, place), lane * integer(padded(layer.value_dim)) + integer(vector * LANES))
+                store(
+                    self.values, load(window, place), lane * integer(padded(layer.value_dim)) + integer(vector * LANES)
+                )
 
     def _scores(self, keys: Buffer, start: Expr) -> None:
         """q k for P keys: features are summed in `chains` interleaved chains, then as a tree."""
@@ -264,7 +285,8 @@ class _Unit:
             for chain in range(chains):
                 dim = step * integer(chains) + integer(chain)
                 columns = [
-                    let(load(keys, start + dim * integer(layer.block) + integer(vector * LANES))) for vector in range(vectors)
+                    let(load(keys, start + dim * integer(layer.block) + integer(vector * LANES)))
+                    for vector in range(vectors)
                 ]
                 for head in range(self.count):
                     query = splat(self.query[integer(head * layer.key_dim) + dim])

@@ -9,22 +9,25 @@ step's program), `weights` and `tables` the packed weights as float32 and as int
 likewise, `inputs` the step's int32 arguments.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from tvm import ir, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.sym import Analyzer
-from tvm.tirx.script import builder as T
-
 from forerun.codegen.tvm.target import LANES
+from forerun.codegen.tvm.untyped import Analyzer, IRBuilder, T, tirx, tvm_ir
 
 Expr = Any
 Buffer = Any
 
 UNBOUNDED = 1 << 40
-REGIONS = {"weights": "float32", "tables": "int32", "numbers": "float32", "indices": "int32", "state": "float32", "inputs": "int32"}
+REGIONS = {
+    "weights": "float32",
+    "tables": "int32",
+    "numbers": "float32",
+    "indices": "int32",
+    "state": "float32",
+    "inputs": "int32",
+}
 
 
 def integer(value: int, dtype: str = "int32") -> Expr:
@@ -86,7 +89,7 @@ def let(value: Expr) -> Expr:
 
 
 @contextmanager
-def when(condition: Expr) -> Iterator[None]:
+def when(condition: Expr) -> Generator[None]:
     with T.If(condition), T.Then():
         yield
 
@@ -173,20 +176,20 @@ class Frame:
         return expression if isinstance(expression, int) else self.analyzer.simplify(expression)
 
     @contextmanager
-    def serial(self, start: Expr | int, stop: Expr | int) -> Iterator[Expr]:
+    def serial(self, start: Expr | int, stop: Expr | int) -> Generator[Expr]:
         with T.serial(start, stop) as variable:
             extent = stop if isinstance(start, int) and start == 0 else stop - start
-            self.analyzer.bind(variable, ir.Range.from_min_extent(start, extent))
+            self.analyzer.bind(variable, tvm_ir.Range.from_min_extent(start, extent))
             yield variable
 
     @contextmanager
-    def vectorized(self, lanes: int = LANES) -> Iterator[Expr]:
+    def vectorized(self, lanes: int = LANES) -> Generator[Expr]:
         with T.vectorized(lanes) as variable:
-            self.analyzer.bind(variable, ir.Range.from_min_extent(0, lanes))
+            self.analyzer.bind(variable, tvm_ir.Range.from_min_extent(0, lanes))
             yield variable
 
     @contextmanager
-    def divided(self, count: Expr | int) -> Iterator[Expr]:
+    def divided(self, count: Expr | int) -> Generator[Expr]:
         """This part's share of 0 .. count - 1: consecutive, equal within one."""
         total = integer(count) if isinstance(count, int) else count
         start = let(tirx.truncdiv(self.part * total, self.parts))
@@ -197,13 +200,12 @@ class Frame:
 
 def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
     """A kernel's function."""
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True, s_tir=True), ExitStack():
-            arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
-            arguments.append(T.arg("sizes", T.handle("int32")))
-            arguments.append(T.arg("slots", T.handle("int64")))
-            arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in REGIONS.items())
-            frame = Frame(arguments, sizes)
-            frame.bind_sizes()
-            body(frame)
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True), ExitStack():
+        arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
+        arguments.append(T.arg("sizes", T.handle("int32")))
+        arguments.append(T.arg("slots", T.handle("int64")))
+        arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in REGIONS.items())
+        frame = Frame(arguments, sizes)
+        frame.bind_sizes()
+        body(frame)
     return builder.get()

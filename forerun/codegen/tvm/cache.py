@@ -6,10 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import tvm
-
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.target import Machine
+from forerun.codegen.tvm.untyped import tvm
 
 SOURCES = Path(__file__).parent
 
@@ -50,7 +49,9 @@ def load(key: str) -> Any | None:
 
 def _readable(text: str) -> str:
     """LLVM prints a storage class on private functions that its own parser refuses."""
-    return text.replace("define private dllexport", "define private").replace("define internal dllexport", "define internal")
+    return text.replace("define private dllexport", "define private").replace(
+        "define internal dllexport", "define internal"
+    )
 
 
 def save(key: str, module: Any) -> None:

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import tvm
-import tvm_ffi
 from numpy.typing import NDArray
 
 from forerun import ir
 from forerun.codegen.tvm.cache import compile_kernels, key_of, load
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
 from forerun.codegen.tvm.memory import ArenaLayout, arena_layout, cache_layout, pack
-from forerun.codegen.tvm.planning import Plan, Slot
+from forerun.codegen.tvm.planning import Slot
 from forerun.codegen.tvm.program import ENTRY
 from forerun.codegen.tvm.structure import plans, structure, surroundings, symbols
 from forerun.codegen.tvm.target import Machine
+from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.ir import dims as dimensions
 from forerun.runtime.executable import Int32, Rows, StepResult
@@ -130,6 +129,7 @@ class TvmExecutable:
     def _compile(self, cache: bool) -> Any:
         key = key_of(self._machine, [",".join(self._symbols), *self._kinds]) if cache else None
         module = load(key) if key is not None else None
+        self.from_cache = module is not None
         if module is None:
             module = compile_kernels(self.kernel_functions(), self._machine, key)
         self._module = module
@@ -161,7 +161,9 @@ class TvmExecutable:
         total = 0
         for argument in sorted(self._function.block.args, key=lambda each: each.name_hint == "block_tables"):
             if argument.name_hint not in ROW_INPUTS:
-                raise InvalidOptionError(f"@{self._function.symbol} has an argument {argument.name_hint} that no step gives.")
+                raise InvalidOptionError(
+                    f"@{self._function.symbol} has an argument {argument.name_hint} that no step gives."
+                )
             self._input_offsets[argument] = total
             if argument.name_hint != "block_tables":
                 sizes = ir.tensor_type(argument).sizes(self._capacities)
@@ -219,8 +221,8 @@ class TvmExecutable:
         self._call(state, 0, len(self._program))
         values = [self._view(value) for value in self._function.returned]
         empty = np.zeros((len(rows.outputs), 0))
-        ids = values[1] if len(values) > 1 else empty.astype(np.int32)
-        chosen = values[2] if len(values) > 2 else empty.astype(np.float32)
+        ids: Any = values[1] if len(values) > 1 else empty.astype(np.int32)
+        chosen: Any = values[2] if len(values) > 2 else empty.astype(np.float32)
         if len(values) > 2 and ids.dtype != np.int32:
             ids, chosen = chosen, ids
         return StepResult(values[0], ids, chosen)

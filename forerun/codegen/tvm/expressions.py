@@ -1,19 +1,18 @@
 """The element of a value at an index, as an expression.
 
-Views (reshape, transpose, slice, broadcast, ...) become index arithmetic and elementwise maps become expressions, down to
-values that lie in memory. Integers of any width are computed as int32 and truth values are kept in memory as int32.
+Views (reshape, transpose, slice, broadcast, ...) become index arithmetic and elementwise maps become expressions, down
+to values that lie in memory. Integers of any width are computed as int32; truth values are kept in memory as int32.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, Frame, fma, integer, let, multiply, number, store, truncated
 from forerun.codegen.tvm.functions import FUNCTIONS
 from forerun.codegen.tvm.target import OUTPUTS
+from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
 

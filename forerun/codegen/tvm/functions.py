@@ -7,14 +7,20 @@ Each takes and gives float32 expressions of any number of lanes. exp follows Cep
 import math
 from collections.abc import Callable, Sequence
 
-from tvm import tirx
-
 from forerun.codegen.tvm.builder import Expr, fma, integers_like, lanes_of, let, like, multiply
+from forerun.codegen.tvm.untyped import tirx
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693359375
 LN2_LOW = -2.12194440e-4
-EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+EXP_COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 ROUNDING = 1.5 * 2**23
 """Added to a small number and taken away again, it rounds to an integer."""
 SMALLEST, LARGEST = -87.33654, 88.72283
@@ -42,10 +48,11 @@ def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
 def exp(x: Expr) -> Expr:
     """e^x; exactly 0 below -87.34 (-inf included), inf above 88.72, NaN of NaN."""
     bounded = let(tirx.max(tirx.min(x, like(LARGEST, x)), like(SMALLEST, x)))
-    n = let(tirx.min(fma(bounded, like(LOG2_E, x), like(ROUNDING, x)) - like(ROUNDING, x), like(127.0, x)))
+    n = let(fma(bounded, like(LOG2_E, x), like(ROUNDING, x)) - like(ROUNDING, x))
     r = let(fma(n, like(-LN2_LOW, x), fma(n, like(-LN2_HIGH, x), bounded)))
     p = fma(multiply(r, r), horner(r, EXP_COEFFICIENTS), r) + like(1.0, x)
-    value = multiply(p, _power_of_two(n))
+    value = multiply(p, _power_of_two(tirx.min(n, like(127.0, x))))
+    value = tirx.Select(n > like(127.0, x), multiply(value, like(2.0, x)), value)
     value = tirx.Select(x < like(SMALLEST, x), like(0.0, x), value)
     value = tirx.Select(x > like(LARGEST, x), like(math.inf, x), value)
     return let(tirx.Select(tirx.NE(x, x), x, value))
@@ -79,7 +86,11 @@ def erf(x: Expr) -> Expr:
     """The error function: an odd polynomial inside 475/512, 1 - exp(polynomial) outside (after N. Juffa)."""
     x = let(x)
     t, s = let(tirx.abs(x)), let(multiply(x, x))
-    outer = fma(fma(like(-1.72853470e-5, x), t, like(3.83197126e-4, x)), s, fma(like(-3.88396438e-3, x), t, like(2.42546219e-2, x)))
+    outer = fma(
+        fma(like(-1.72853470e-5, x), t, like(3.83197126e-4, x)),
+        s,
+        fma(like(-3.88396438e-3, x), t, like(2.42546219e-2, x)),
+    )
     for coefficient in (-1.06777877e-1, -6.34846687e-1, -1.28717512e-1):
         outer = fma(outer, t, like(coefficient, x))
     outer = let(like(1.0, x) - exp(fma(outer, t, like(0.0, x) - t)))
@@ -139,7 +150,7 @@ def _is_integer(x: Expr) -> bool:
 def _below_zero(rest: Expr, divisor: Expr) -> Expr:
     """Whether a truncated quotient is one above the floor: the rest is not 0 and of the other sign."""
     zero = integers_like(0, rest)
-    return tirx.And(tirx.NE(rest, zero), tirx.NE(rest < zero, divisor < zero))
+    return tirx.Or(tirx.And(rest < zero, divisor > zero), tirx.And(rest > zero, divisor < zero))
 
 
 def _floor_div(x: Expr, y: Expr) -> Expr:

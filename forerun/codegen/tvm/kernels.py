@@ -3,10 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvm import tirx
-
 from forerun import ir
-from forerun.codegen.tvm.attention import emit_attention, emit_cache_write
+from forerun.codegen.tvm.attention import Layer, emit_attention, emit_cache_write
 from forerun.codegen.tvm.builder import Frame, function, integer, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
 from forerun.codegen.tvm.linear import emit_linear
@@ -14,6 +12,7 @@ from forerun.codegen.tvm.planning import AttentionPhase, Phase, Plan, ProductPha
 from forerun.codegen.tvm.rowwise import Rows
 from forerun.codegen.tvm.target import Machine
 from forerun.codegen.tvm.topk import emit_maxima, emit_topk
+from forerun.codegen.tvm.untyped import tirx
 
 Template = Callable[[Expressions, Any, Machine], None]
 """Emits one phase into the function under construction."""
@@ -33,6 +32,7 @@ def rows_template(context: Expressions, phase: RowPhase, machine: Machine) -> No
     def emit(row: Any) -> None:
         for what, where in phase.items:
             if isinstance(what, ir.CacheWrite):
+                assert isinstance(where, Layer)
                 emit_cache_write(context, where, list(what.operands), row)
             else:
                 assert isinstance(where, Stored)

@@ -1,20 +1,18 @@
 """The skinny linear: weights `[out / 32, in, 32]` streamed once, rows in register tiles.
 
 Each output is one chain of fma over the input features in order, in every tile, so a row's bits do not depend on how
-many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows to
-the next. Reads run 16 KiB ahead of the arithmetic.
+many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows
+to the next. Reads run 16 KiB ahead of the arithmetic.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tvm import tirx
-from tvm.tirx.script import builder as T
-
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, fma, integer, let, load, local, splat, store, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
 from forerun.codegen.tvm.target import LANES, OUTPUTS
+from forerun.codegen.tvm.untyped import T, tirx
 
 AHEAD = 128
 """Features (of 32 outputs, 128 bytes each) between a prefetch and its use."""
@@ -68,7 +66,7 @@ def emit_linear(context: Expressions, bundle: Bundle, tile_rows: int, rows: Inde
 
 
 def smaller_tiles(tile_rows: int) -> list[int]:
-    """Tiles for the last rows, ascending. A tile that is too large computes its last row several times, to one effect."""
+    """Tiles for the last rows, ascending. A tile that is too large computes its last row again, to the same effect."""
     return [size for size in (1, 2, 4, 6, 8) if size < tile_rows]
 
 
@@ -140,7 +138,9 @@ class _Tile:
                     result = let(result)
                     self.context.computed[product.value] = lambda index: result
                     for _, destination in written:
-                        self.context.write(destination, [*self.context.unflat(destination.dims[:-1], at), output], result)
+                        self.context.write(
+                            destination, [*self.context.unflat(destination.dims[:-1], at), output], result
+                        )
                     for value, destination in epilogues:
                         index = [*self.context.unflat(destination.dims[:-1], at), output]
                         self.context.write(destination, index, self.context.definition(value, index))
@@ -161,6 +161,3 @@ class _Tile:
             with when(tirx.EQ(start, integer(self.outputs - rest))):
                 for lane in range(rest):
                     one(integer(lane))
-
-
-

@@ -40,7 +40,10 @@ def packed_size(weight: ir.Weight, packed: bool) -> int:
 
 
 def pack(
-    names: Iterable[str], declared: Mapping[str, ir.Weight], packed: frozenset[str], weights: Callable[[str], torch.Tensor]
+    names: Iterable[str],
+    declared: Mapping[str, ir.Weight],
+    packed: frozenset[str],
+    weights: Callable[[str], torch.Tensor],
 ) -> PackedWeights:
     """Copy the weights into one buffer, those of linears as [out / 32, in, 32]; one tensor is read at a time."""
     offsets: dict[str, int] = {}

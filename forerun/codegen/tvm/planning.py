@@ -152,7 +152,7 @@ class Planner:
         self.plan.stored[value] = Stored(region, self._slot("weight", symbol), kind.dims, kind.dtype, packed)
 
     def _destination(self, value: ir.SSAValue, place: Stored) -> None:
-        """Where a yielded value goes. A reshape of a value that is written here anyway is that memory under another shape."""
+        """Where a yielded value goes; a reshape of a value that is written here anyway shares its memory."""
         if value in self.destinations or value in self.plan.stored:
             self.copies.append((value, place))
             return
@@ -161,7 +161,12 @@ class Planner:
         while isinstance(source.owner, ir.Reshape):
             source = source.owner.operands[0]
         writes = isinstance(source.owner, ir.Linear | ir.TreeAttention) or type(source.owner) in ROWWISE
-        if source is not value and writes and source.owner in self.region.operations and source not in self.destinations:
+        if (
+            source is not value
+            and writes
+            and source.owner in self.region.operations
+            and source not in self.destinations
+        ):
             self.destinations[source] = Stored(place.region, place.slot, ir.tensor_type(source).dims, place.dtype)
 
     def _find_needed(self) -> None:
@@ -220,7 +225,9 @@ class Planner:
             if operation.result in self.needed:
                 self._write(operation.result)
         else:
-            raise UnsupportedOperationError(f"the tvm target has no rule for {operation.name}; it cannot be compiled yet.")
+            raise UnsupportedOperationError(
+                f"the tvm target has no rule for {operation.name}; it cannot be compiled yet."
+            )
 
     def _write(self, value: ir.SSAValue) -> None:
         """Have a value in memory."""
@@ -303,7 +310,11 @@ class Planner:
     def _leaves(self, value: ir.SSAValue, top: bool = True) -> set[ir.SSAValue]:
         """The values in memory, and products, that a value is computed from."""
         operation: Any = value.owner
-        if operation not in self.region.operations or (value in self.plan.stored and not top) or self._is_product(operation):
+        if (
+            operation not in self.region.operations
+            or (value in self.plan.stored and not top)
+            or self._is_product(operation)
+        ):
             return {value}
         return {leaf for each in operation.operands for leaf in self._leaves(each, False)}
 
@@ -345,13 +356,15 @@ class Planner:
         for bundle in bundles:
             if bundle.products:
                 continue
-            (root, _), = bundle.epilogues
+            ((root, _),) = bundle.epilogues
             leaves = self._leaves(root)
             joined = [each for each in merged if any(product.value in leaves for product in each.products)]
             first = joined[0]
             for each in joined[1:]:
                 if each.x != first.x:
-                    raise UnsupportedOperationError("spec.kernel joins linears of two inputs; put each into its own kernel.")
+                    raise UnsupportedOperationError(
+                        "spec.kernel joins linears of two inputs; put each into its own kernel."
+                    )
                 first.products.extend(each.products)
                 first.epilogues.extend(each.epilogues)
                 merged.remove(each)
@@ -447,4 +460,15 @@ def source_axis(operation: Any, axis: int | None, operand: ir.SSAValue) -> int |
             return _right_aligned(axis, result.rank, operand)
 
 
-__all__ = ["AttentionPhase", "Phase", "Plan", "Planner", "ProductPhase", "Region", "RowPhase", "Slot", "Surroundings", "TopKPhase"]
+__all__ = [
+    "AttentionPhase",
+    "Phase",
+    "Plan",
+    "Planner",
+    "ProductPhase",
+    "Region",
+    "RowPhase",
+    "Slot",
+    "Surroundings",
+    "TopKPhase",
+]

@@ -10,48 +10,43 @@ threads meet at a barrier after each call.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tvm
-from tvm import ir, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T
-
 from forerun.codegen.tvm.builder import REGIONS, integer
+from forerun.codegen.tvm.untyped import IRBuilder, T, tirx, tvm, tvm_ir
 
 ENTRY = "run"
 
 
 def step_module(kernels: Mapping[str, Any]) -> Any:
     """An IRModule of the kernels' functions and the entry; a call's number is its kernel's place in the mapping."""
-    globals_ = [ir.GlobalVar(name) for name in kernels]
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"global_symbol": ENTRY})
-            names = ["program", "sizes", *REGIONS]
-            handles = [T.arg(name, T.handle()) for name in names]
-            first, last, parts = (T.arg(name, T.int32()) for name in ("first", "last", "parts"))
-            columns = tirx.Var("columns", "int64")
-            program = T.match_buffer(handles[0], (tirx.Var("calls", "int64"), columns), "int64")
-            sizes = T.match_buffer(handles[1], (tirx.Var("sizes_size", "int64"),), "int32")
-            regions = [
-                T.match_buffer(handle, (tirx.Var(f"{name}_size", "int64"),), dtype)
-                for handle, (name, dtype) in zip(handles[2:], REGIONS.items(), strict=True)
-            ]
-            pointers = [tirx.address_of(sizes[0])]
-            bases = [tirx.address_of(region[0]) for region in regions]
-            with T.attr(0, "pragma_parallel_launch_point", 1), T.serial(first, last) as call:
-                row = call.astype("int64")
-                with T.attr(0, "pragma_parallel_barrier_when_finish", 1), T.parallel(parts) as part:
-                    slots = tirx.address_of(program[row, integer(1, "int64")])
-                    kind = T.Bind(program[row, integer(0, "int64")])
-                    arguments = [part, parts, *pointers, slots, *bases]
-                    _dispatch(kind, globals_, list(kernels.values()), arguments, 0)
-    return tvm.IRModule({**dict(zip(globals_, kernels.values(), strict=True)), ir.GlobalVar(ENTRY): builder.get()})
+    globals_ = [tvm_ir.GlobalVar(name) for name in kernels]
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"global_symbol": ENTRY})
+        names = ["program", "sizes", *REGIONS]
+        handles = [T.arg(name, T.handle()) for name in names]
+        first, last, parts = (T.arg(name, T.int32()) for name in ("first", "last", "parts"))
+        columns = tirx.Var("columns", "int64")
+        program = T.match_buffer(handles[0], (tirx.Var("calls", "int64"), columns), "int64")
+        sizes = T.match_buffer(handles[1], (tirx.Var("sizes_size", "int64"),), "int32")
+        regions = [
+            T.match_buffer(handle, (tirx.Var(f"{name}_size", "int64"),), dtype)
+            for handle, (name, dtype) in zip(handles[2:], REGIONS.items(), strict=True)
+        ]
+        pointers = [tirx.address_of(sizes[0])]
+        bases = [tirx.address_of(region[0]) for region in regions]
+        with T.attr(0, "pragma_parallel_launch_point", 1), T.serial(first, last) as call:
+            row = call.astype("int64")
+            with T.attr(0, "pragma_parallel_barrier_when_finish", 1), T.parallel(parts) as part:
+                slots = tirx.address_of(program[row, integer(1, "int64")])
+                kind = T.Bind(program[row, integer(0, "int64")])
+                arguments = [part, parts, *pointers, slots, *bases]
+                _dispatch(kind, globals_, list(kernels.values()), arguments, 0)
+    return tvm.IRModule({**dict(zip(globals_, kernels.values(), strict=True)), tvm_ir.GlobalVar(ENTRY): builder.get()})
 
 
 def _dispatch(kind: Any, names: Sequence[Any], functions: Sequence[Any], arguments: Sequence[Any], first: int) -> None:
     """A binary search for the function's number."""
     if len(names) == 1:
-        T.evaluate(ir.Call(names[0], arguments, ret_ty=functions[0].ret_type))
+        T.evaluate(tvm_ir.Call(names[0], arguments, ret_ty=functions[0].ret_type))
         return
     middle = len(names) // 2
     with T.If(kind < integer(first + middle, "int64")):

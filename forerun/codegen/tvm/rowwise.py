@@ -4,11 +4,9 @@ Sums over the last axis go into 16 partial sums (feature i into partial sum i mo
 that order depends on the axis alone. Reductions over other axes are serial.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from tvm import tirx
 
 from forerun import ir
 from forerun.codegen.tvm.builder import (
@@ -29,6 +27,7 @@ from forerun.codegen.tvm.builder import (
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored, kind_of
 from forerun.codegen.tvm.functions import exp
 from forerun.codegen.tvm.target import LANES
+from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
 
@@ -63,7 +62,7 @@ def each_vector(context: Expressions, size: ir.Dim, body: Callable[[Index], None
 
 
 @contextmanager
-def outer_loops(context: Expressions, dims: Sequence[ir.Dim], row: dict[int, Expr]) -> Iterator[list[Index]]:
+def outer_loops(context: Expressions, dims: Sequence[ir.Dim], row: dict[int, Expr]) -> Generator[list[Index]]:
     """Serial loops over the axes, but those whose index `row` gives."""
     index: list[Index] = []
     stack: list[Any] = []
@@ -82,7 +81,11 @@ def outer_loops(context: Expressions, dims: Sequence[ir.Dim], row: dict[int, Exp
 
 
 def reduce_last(
-    context: Expressions, size: ir.Dim, start: float, term: Callable[[Expr, Index], Expr], combine: Callable[[Expr, Expr], Expr]
+    context: Expressions,
+    size: ir.Dim,
+    start: float,
+    term: Callable[[Expr, Index], Expr],
+    combine: Callable[[Expr, Expr], Expr],
 ) -> Expr:
     """16 partial results over an axis, then a tree. `term(partial, index)` is the next partial result."""
     partial = local(LANES)
@@ -111,9 +114,9 @@ class Rows:
         """Write one row of a value to `stored`; all of it where there is no row."""
         axis = row_axis(stored.dims)
         rows = {} if axis is None or row is None else {axis: row}
-        rule = _WRITERS.get(type(value.owner), Rows._elements)
+        rule = _WRITERS.get(type(value.owner), Rows.elements)
         if value in self.context.computed or self.context.stored.get(value, stored) is not stored:
-            rule = Rows._elements
+            rule = Rows.elements
         rule(self, value, stored, rows)
 
     def _fill(self, stored: Stored, rows: dict[int, Expr], element: Callable[[Sequence[Index]], Expr]) -> None:
@@ -130,11 +133,11 @@ class Rows:
                 self.context, last, lambda lane: self.context.write(stored, [*index, lane], element([*index, lane]))
             )
 
-    def _elements(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def elements(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         own = self.context.stored.get(value) is stored and value not in self.context.computed
         self._fill(stored, rows, lambda at: (self.context.definition if own else self.context.element)(value, at))
 
-    def _concat(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def concat(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         dim, start = operation.parameter("dim"), 0
         for operand in operation.operands:
@@ -152,7 +155,7 @@ class Rows:
                 )
             start = dimensions.add(start, dims[dim])
 
-    def _rms_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def rms_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         x, *weight = operation.operands
         *outer, last = stored.dims
@@ -174,7 +177,7 @@ class Rows:
 
             each_vector(self.context, last, normalized)
 
-    def _layer_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def layer_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         x, *affine = operation.operands
         *outer, last = stored.dims
@@ -203,7 +206,7 @@ class Rows:
 
             each_vector(self.context, last, normalized)
 
-    def _softmax(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def softmax(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         (x,) = operation.operands
         dim = operation.parameter("dim") % len(stored.dims)
@@ -232,7 +235,7 @@ class Rows:
             total = let(reduce_last(self.context, size, 0.0, lambda p, k: p + read(k), lambda a, b: a + b))
             each_vector(self.context, size, lambda k: self.context.write(stored, at(k), read(k) / total))
 
-    def _scan(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def scan(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         dim = operation.parameter("dim") % len(stored.dims)
         if dim in rows:
@@ -245,7 +248,7 @@ class Rows:
                 store(total, total[integer(0)] + self.context.element(operation.operands[0], at), integer(0), 1)
                 self.context.write(stored, at, total[integer(0)])
 
-    def _reduce(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def reduce(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         (x,) = operation.operands
         source = ir.tensor_type(x)
@@ -253,7 +256,9 @@ class Rows:
         function = operation.parameter("function")
         kept = [axis for axis in range(source.rank) if axis not in over]
         if row_axis(source.dims) in over:
-            raise UnsupportedOperationError("spec.reduce over the rows of a step would mix rows; it cannot be compiled.")
+            raise UnsupportedOperationError(
+                "spec.reduce over the rows of a step would mix rows; it cannot be compiled."
+            )
         axis = row_axis(stored.dims)
         source_rows = {} if axis is None or not rows else {axis if keep else kept[axis]: rows[axis]}
         others = [1 if axis in over else dim for axis, dim in enumerate(source.dims)]
@@ -309,7 +314,7 @@ class Rows:
             result = tirx.NE(result, integer(0))
         self.context.write(stored, result_index, result)
 
-    def _matmul(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
+    def matmul(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
         operation: Any = value.owner
         left, right = operation.operands
         inner = ir.tensor_type(left).dims[-1]
@@ -374,14 +379,14 @@ _SERIAL: dict[str, Callable[[Expr, Expr], Expr]] = {
 }
 
 _WRITERS: dict[type, Callable[[Rows, ir.SSAValue, Stored, dict[int, Expr]], None]] = {
-    ir.Concat: Rows._concat,
-    ir.RMSNorm: Rows._rms_norm,
-    ir.LayerNorm: Rows._layer_norm,
-    ir.Softmax: Rows._softmax,
-    ir.Scan: Rows._scan,
-    ir.Reduce: Rows._reduce,
-    ir.MatMul: Rows._matmul,
-    ir.Linear: Rows._matmul,
+    ir.Concat: Rows.concat,
+    ir.RMSNorm: Rows.rms_norm,
+    ir.LayerNorm: Rows.layer_norm,
+    ir.Softmax: Rows.softmax,
+    ir.Scan: Rows.scan,
+    ir.Reduce: Rows.reduce,
+    ir.MatMul: Rows.matmul,
+    ir.Linear: Rows.matmul,
 }
 
 ROWWISE = frozenset(_WRITERS)

@@ -12,8 +12,12 @@ def regions(function: ir.Function) -> list[Region]:
         if isinstance(operation, ir.Parameter | ir.Constant | ir.Return):
             continue
         if isinstance(operation, ir.Kernel):
-            arguments = dict(zip(operation.regions[0].block.args, operation.operands, strict=True))
-            results = list(zip(operation.yielded, operation.results, strict=True))
+            arguments: dict[ir.SSAValue, ir.SSAValue] = dict(
+                zip(operation.regions[0].block.args, operation.operands, strict=True)
+            )
+            results: list[tuple[ir.SSAValue, ir.SSAValue]] = list(
+                zip(operation.yielded, operation.results, strict=True)
+            )
             body = operation.body
         else:
             arguments = {value: value for value in operation.operands}

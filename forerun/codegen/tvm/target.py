@@ -1,9 +1,9 @@
 """The machine's LLVM target, and how many rows a register tile holds on it."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import tvm
-from tvm.target import Target
+from forerun.codegen.tvm.untyped import Target, tvm
 
 LANES = 16
 """Numbers in one vector of the generated code; LLVM splits it where the machine's registers are shorter. The order of
@@ -28,7 +28,9 @@ class Machine:
         """This machine, as LLVM sees it."""
         triple = str(tvm.get_global_func("tvm.codegen.llvm.GetProcessTriple")())
         cpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
-        present = {str(name): bool(has) for name, has in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()}
+        present = {
+            str(name): bool(has) for name, has in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")().items()
+        }
         features = tuple(f"{'+' if has else '-'}{name}" for name, has in sorted(present.items()))
         if present.get("avx512f"):
             return Machine(triple, cpu, features, 32, 16)
@@ -37,7 +39,7 @@ class Machine:
         return Machine(triple, cpu, features, 16, 8 if present.get("avx2") else 4)
 
     @property
-    def target(self) -> Target:
+    def target(self) -> Any:
         return Target({"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "mattr": list(self.features)})
 
     @property

@@ -1,14 +1,13 @@
 """The k largest of a row: the maximum of each chunk first, then only chunks that hold a candidate are read.
 
-Ids are visited in ascending order and one displaces another only when strictly larger, so that among equals the lower id
-comes first. NaN is never larger than anything.
+Ids are visited in ascending order and one displaces another only when strictly larger, so that among equals the lower
+id comes first. NaN is never larger than anything.
 """
-
-from tvm import tirx
 
 from forerun.codegen.tvm.builder import Expr, across, each, integer, let, load, local, number, store, when
 from forerun.codegen.tvm.expressions import Expressions, Stored
 from forerun.codegen.tvm.target import LANES
+from forerun.codegen.tvm.untyped import tirx
 
 CHUNK = 512
 

@@ -1,0 +1,13 @@
+"""TVM's modules without their annotations, which describe less than they accept."""
+
+import importlib
+from typing import Any
+
+tvm: Any = importlib.import_module("tvm")
+tvm_ffi: Any = importlib.import_module("tvm_ffi")
+tirx: Any = importlib.import_module("tvm.tirx")
+tvm_ir: Any = importlib.import_module("tvm.ir")
+T: Any = importlib.import_module("tvm.tirx.script.builder")
+IRBuilder: Any = importlib.import_module("tvm.script.ir_builder").IRBuilder
+Analyzer: Any = importlib.import_module("tvm.sym").Analyzer
+Target: Any = importlib.import_module("tvm.target").Target

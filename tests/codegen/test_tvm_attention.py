@@ -1,0 +1,224 @@
+"""Tree attention with all its options against the interpreter, and row determinism of whole steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from steps import ROW_TYPES, Step, decoder, prompt_rows, rows_of
+
+from forerun import ir
+from forerun.codegen.tvm import TEMPLATES, TvmExecutable
+
+LENGTH = 200
+
+
+def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
+    step = Step(seed)
+    tables = [
+        step.weight(name, LENGTH * 2, count * dim)
+        for name, count, dim in (("q", heads, key_dim), ("k", groups, key_dim), ("v", groups, value_dim))
+    ]
+    step.cache("cache", groups, key_dim, value_dim)
+    symbol = ir.Symbol("cache")
+    arguments = {name: step.argument(name) for name in ROW_TYPES}
+
+    def write(b, q, k, v, tokens, slots):
+        query, key, value = (
+            b.reshape(b.add(ir.Gather, each, tokens), ("N", count, dim))
+            for each, count, dim in ((q, heads, key_dim), (k, groups, key_dim), (v, groups, value_dim))
+        )
+        b.emit(ir.CacheWrite.make(key, value, slots, symbol=symbol))
+        return query
+
+    query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "rows")
+    extra, more = [], {}
+    if "window" in options:
+        extra.append("first")
+    for name, shape in (("bias", (heads, LENGTH)), ("sinks", (heads,))):
+        if name in options:
+            extra.append(name)
+            more[name] = step.weight(name, *shape)
+
+    def attend(b, q, positions, sequences, bases, paths, table, *rest):
+        named = dict(zip([each for each in extra if each != "first"], rest, strict=True))
+        if "first" in extra:
+            window = b.constant(options["window"] - 1, "i32")
+            named["first"] = b.map("max", b.map("sub", positions, window), b.constant(0, "i32"))
+        return b.add(
+            ir.TreeAttention,
+            *(q, positions, sequences, bases, paths, table),
+            *(named[each] for each in extra),
+            symbol=symbol,
+            block=16,
+            scale=0.3,
+            softcap=options.get("softcap"),
+            value_dim=value_dim,
+            extra=tuple(extra) if extra else None,
+            bias_by=options.get("bias"),
+        )
+
+    names = ("positions", "sequences", "bases", "paths", "block_tables")
+    inputs = [query, *(arguments[each] for each in names), *more.values()]
+    return step.finish(step.kernel(inputs, attend, "attention")), step.weights
+
+
+def tree_rows(generator, table, committed, count, first_free):
+    """A random tree behind `committed` positions; its rows' slots are scattered."""
+    parents = [-1] + [int(generator.integers(0, row)) for row in range(1, count)]
+    slots = first_free + generator.permutation(3 * count)[:count]
+    paths = []
+    for row in range(count):
+        path, at = [], row
+        while at >= 0:
+            path.append(int(slots[at]))
+            at = parents[at]
+        paths.append(path[::-1])
+    positions = np.array([committed + len(path) - 1 for path in paths])
+    wide = np.zeros((count, max(map(len, paths))), np.int32)
+    for row, path in enumerate(paths):
+        wide[row, : len(path)] = path
+    tokens = generator.integers(0, LENGTH, count)
+    return rows_of(tokens, positions, np.zeros(count), slots, np.full(count, committed), wide, [table])
+
+
+OPTIONS = [
+    (6, 2, 16, 16, {}),
+    (4, 4, 20, 36, {"softcap": 5.0}),
+    (4, 1, 64, 64, {"window": 19}),
+    (6, 3, 32, 24, {"bias": "key", "sinks": True}),
+    (2, 1, 16, 48, {"bias": "distance", "window": 40, "softcap": 3.0}),
+]
+
+
+@pytest.mark.parametrize(("heads", "groups", "key_dim", "value_dim", "options"), OPTIONS)
+def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_dim, options):
+    module, weights = attention_step(heads, groups, key_dim, value_dim, options)
+    generator = np.random.default_rng(heads)
+    table = [5, 2, 9, 0, 7]
+    prompt = prompt_rows(generator.integers(0, LENGTH, 53), 0, table)
+    tree = tree_rows(generator, table, 53, 17, 10 * 16)
+    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    state = executable.new_state(16)
+    state.numbers.copy_(torch.randn(state.numbers.shape) * 1e3)
+    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    for rows in (prompt, tree):
+        executable._arena.fill_(math.nan)
+        result = executable.run(state, rows).logits
+        inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
+        (expected,) = ir.evaluate(module, "step", inputs, environment)
+        np.testing.assert_allclose(result, expected.numpy(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    module, weights = decoder()
+    return module, weights, TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+
+
+def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
+    """Logits of a text, one row a step."""
+    state = executable.new_state(16)
+    rows = (prompt_rows([token], at, table) for at, token in enumerate(tokens))
+    return np.stack([executable.run(state, each).logits[0].copy() for each in rows])
+
+
+def test_a_step_matches_the_interpreter(compiled):
+    module, weights, executable = compiled
+    rows = prompt_rows(np.random.default_rng(1).integers(0, 331, 45), 0, [4, 2, 7])
+    executable._arena.fill_(math.nan)
+    result = executable.run(executable.new_state(16), rows)
+    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
+    logits, ids, values = ir.evaluate(module, "step", inputs, environment)
+    np.testing.assert_allclose(result.logits, logits.numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.candidate_logits, values.numpy(), rtol=1e-3, atol=1e-4)
+    assert np.array_equal(result.candidates, np.argsort(-result.logits, 1, kind="stable")[:, :8])
+    assert ids.shape == result.candidates.shape
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 5, 8, 12, 13, 33, 64])
+def test_chunks_of_a_prompt_give_the_same_bits(compiled, chunk):
+    executable = compiled[2]
+    tokens = np.random.default_rng(2).integers(0, 331, 70)
+    expected = plain(executable, tokens)
+    state = executable.new_state(16)
+    for start in range(0, 70, chunk):
+        rows = prompt_rows(tokens[start : start + chunk], start, [9, 0, 4, 11, 2])
+        executable._arena.fill_(math.nan)
+        assert np.array_equal(executable.run(state, rows).logits, expected[start : start + chunk])
+
+
+def test_a_tree_in_any_order_and_slots_gives_the_bits_of_plain_decoding(compiled):
+    executable = compiled[2]
+    generator = np.random.default_rng(3)
+    table = [9, 0, 4, 11, 2]
+    prompt = generator.integers(0, 331, 37)
+    for count in (1, 2, 7, 16, 33):
+        state = executable.new_state(24)
+        executable.run(state, prompt_rows(prompt, 0, table))
+        rows = tree_rows(generator, table, 37, count, 12 * 16)
+        order = generator.permutation(count)
+        names = ("tokens", "positions", "sequences", "slots", "bases", "paths")
+        shuffled = rows_of(*(getattr(rows, name)[order] for name in names), rows.block_tables)
+        result = executable.run(state, shuffled).logits.copy()
+        for place, row in enumerate(order):
+            length = rows.positions[row] - 37 + 1
+            path = [int(rows.tokens[rows.slots.tolist().index(slot)]) for slot in rows.paths[row, :length]]
+            if place % 5 == 0 or count < 8:
+                assert np.array_equal(plain(executable, [*prompt, *path])[-1], result[place])
+
+
+def test_committed_slots_may_move(compiled):
+    executable = compiled[2]
+    tokens = np.random.default_rng(4).integers(0, 331, 30)
+    expected = plain(executable, tokens)
+    state = executable.new_state(16)
+    executable.run(state, prompt_rows(tokens[:20], 0, [1, 2]))
+    executable.copy_slots(state, np.arange(16, 36, dtype=np.int32), np.arange(36, 16, -1, dtype=np.int32) + 100)
+    slots = np.arange(36, 16, -1) + 100
+    executable.copy_slots(state, slots.astype(np.int32), np.arange(5 * 16, 5 * 16 + 20, dtype=np.int32))
+    result = executable.run(state, prompt_rows(tokens[20:], 20, [5, 6])).logits
+    assert np.array_equal(result, expected[20:])
+
+
+def test_thread_counts_give_the_same_bits(compiled):
+    module, weights, executable = compiled
+    single = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
+    rows = prompt_rows(np.arange(40), 0, [0, 1, 2])
+    first = executable.run(executable.new_state(4), rows).logits.copy()
+    assert np.array_equal(first, single.run(single.new_state(4), rows).logits)
+
+
+def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
+    module, weights, executable = compiled
+    rows = prompt_rows(np.arange(20), 0, [0, 1])
+    entries = executable.trace(executable.new_state(4), rows)
+    assert [each.kernel.split("_")[0] for each in entries[:4]] == ["rows", "linear", "attention", "linear"]
+    assert np.array_equal(entries[-3].value, executable.run(executable.new_state(4), rows).logits)
+    faulty = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
+    moved = faulty.trace(faulty.new_state(4), rows)
+    different = [a.kernel for a, b in zip(entries, moved, strict=True) if not np.array_equal(a.value, b.value)]
+    assert different[0] == "attention_2"
+
+
+def _faulty(context, phase, machine):
+    """Scales scores by a hair more than asked."""
+    phase.attention.scale *= 1.0001
+    TEMPLATES["attention"](context, phase, machine)
+
+
+def test_compiled_code_is_found_again_and_a_broken_file_is_replaced(compiled, monkeypatch, tmp_path):
+    module, weights, executable = compiled
+    monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
+    rows = prompt_rows(np.arange(20), 0, [0, 1])
+    expected = executable.run(executable.new_state(4), rows).logits.copy()
+    TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    (file,) = tmp_path.glob("*.ll")
+    whole = file.read_text()
+    again = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    assert again.from_cache
+    assert np.array_equal(again.run(again.new_state(4), rows).logits, expected)
+    file.write_text(whole[: len(whole) // 2])
+    assert not TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256).from_cache
+    assert len(file.read_text().splitlines()) == len(whole.splitlines())

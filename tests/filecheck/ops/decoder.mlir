@@ -1,0 +1,64 @@
+// RUN: forerun-opt %s | filecheck %s
+// RUN: forerun-opt %s | forerun-opt - | filecheck %s
+// RUN: forerun-opt %s --generic | forerun-opt - | filecheck %s
+// RUN: forerun-opt %s --generic | filecheck %s --check-prefix GENERIC
+
+// The decoder's own operations, weights, caches and a kernel.
+
+builtin.module {
+// CHECK: builtin.module {
+  spec.weight @model.norm.weight {shape = [8], dtype = "f32"}
+  // CHECK-NEXT: spec.weight @model.norm.weight {shape = [8], dtype = "f32"}
+  spec.weight @derived.0 {shape = [32], dtype = "i64", derived = 0}
+  // CHECK-NEXT: spec.weight @derived.0 {shape = [32], dtype = "i64", derived = 0}
+  spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+  // CHECK-NEXT: spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+  spec.func @constants() {
+  // CHECK-NEXT: spec.func @constants() {
+    %positions = spec.iota() {size = 32} -> !spec.tensor<[32], i64>
+    // CHECK-NEXT: %positions = spec.iota() {size = 32} -> !spec.tensor<[32], i64>
+    spec.return(%positions)
+    // CHECK-NEXT: spec.return(%positions)
+  }
+  // CHECK-NEXT: }
+  spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[1, T, 4], f32>, %cos: !spec.tensor<[T, 4], f32>, %first: !spec.tensor<[T], i64>, %sinks: !spec.tensor<[2], f32>) {
+  // CHECK-NEXT: spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[1, T, 4], f32>, %cos: !spec.tensor<[T, 4], f32>, %first: !spec.tensor<[T], i64>, %sinks: !spec.tensor<[2], f32>) {
+    %turned = spec.rotary(%q, %cos, %cos) -> !spec.tensor<[2, T, 4], f32>
+    // CHECK-NEXT: %turned = spec.rotary(%q, %cos, %cos) -> !spec.tensor<[2, T, 4], f32>
+    %attended = spec.attention(%turned, %k, %k, %first, %sinks) {scale = 0.5, softcap = 30.0, causal = true, extra = ["first", "sinks"]} -> !spec.tensor<[2, T, 4], f32>
+    // CHECK-NEXT: %attended = spec.attention(%turned, %k, %k, %first, %sinks) {scale = 0.5, softcap = 30.0, causal = true, extra = ["first", "sinks"]} -> !spec.tensor<[2, T, 4], f32>
+    %centred = spec.layer_norm(%attended) {eps = 1.0e-05} -> !spec.tensor<[2, T, 4], f32>
+    // CHECK-NEXT: %centred = spec.layer_norm(%attended) {eps = 1.0e-05} -> !spec.tensor<[2, T, 4], f32>
+    spec.return(%centred)
+    // CHECK-NEXT: spec.return(%centred)
+  }
+  // CHECK-NEXT: }
+  spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %k: !spec.tensor<[N, 1, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) attributes {arena = 4096} {
+  // CHECK-NEXT: spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %k: !spec.tensor<[N, 1, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) attributes {arena = 4096} {
+    spec.cache_write @attention.0(%k, %k, %rows)
+    // CHECK-NEXT: spec.cache_write @attention.0(%k, %k, %rows)
+    %attended = spec.tree_attention @attention.0(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+    // CHECK-NEXT: %attended = spec.tree_attention @attention.0(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+    %flat = spec.reshape(%attended) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
+    // CHECK-NEXT: %flat = spec.reshape(%attended) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
+    %weight = spec.parameter @model.norm.weight() {shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
+    // CHECK-NEXT: %weight = spec.parameter @model.norm.weight() {shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
+    %normed = spec.kernel(%flat, %weight) {kind = "row_wise", offsets = [64]} {
+    // CHECK-NEXT: %normed = spec.kernel(%flat, %weight) {kind = "row_wise", offsets = [64]} {
+    ^bb0(%flat_1: !spec.tensor<[N, 8], f32>, %weight_1: !spec.tensor<[8], f32>):
+    // CHECK-NEXT: ^bb0(%flat_1: !spec.tensor<[N, 8], f32>, %weight_1: !spec.tensor<[8], f32>):
+      %inner = spec.rms_norm(%flat_1, %weight_1) {eps = 1.0e-06} -> !spec.tensor<[N, 8], f32>
+      // CHECK-NEXT: %inner = spec.rms_norm(%flat_1, %weight_1) {eps = 1.0e-06} -> !spec.tensor<[N, 8], f32>
+      spec.yield(%inner)
+      // CHECK-NEXT: spec.yield(%inner)
+    } -> !spec.tensor<[N, 8], f32>
+    // CHECK-NEXT: } -> !spec.tensor<[N, 8], f32>
+    spec.return(%normed)
+    // CHECK-NEXT: spec.return(%normed)
+  }
+  // CHECK-NEXT: }
+}
+// CHECK-NEXT: }
+// GENERIC: "spec.weight"() {symbol = @model.norm.weight, shape = [8 : i64], dtype = "f32"} : () -> ()
+// GENERIC: "spec.cache_write"(%k, %k, %rows) {symbol = @attention.0} : 
+// GENERIC: "spec.kernel"(%flat, %weight) ({

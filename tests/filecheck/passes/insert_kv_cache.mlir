@@ -1,0 +1,58 @@
+// RUN: forerun-opt %s --split-input-file -p insert-kv-cache{block=8} | filecheck %s
+
+// Tokens become rows, positions an argument, attention a cache write and an attention over the cache.
+
+spec.weight @table {shape = [16, 8], dtype = "f32"}
+spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+  %table = spec.parameter @table() {shape = [16, 8], dtype = "f32"} -> !spec.tensor<[16, 8], f32>
+  %x = spec.gather(%table, %input_ids) -> !spec.tensor<[1, T, 8], f32>
+  %range = spec.iota() {size = "T"} -> !spec.tensor<[T], i64>
+  %place = spec.gather(%table, %range) -> !spec.tensor<[T, 8], f32>
+  %sum = spec.map(%x, %place) {function = "add"} -> !spec.tensor<[1, T, 8], f32>
+  %split = spec.reshape(%sum) {shape = [1, "T", 2, 4]} -> !spec.tensor<[1, T, 2, 4], f32>
+  %heads = spec.transpose(%split) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, T, 4], f32>
+  %attended = spec.attention(%heads, %heads, %heads) {scale = 0.5, causal = true} -> !spec.tensor<[1, 2, T, 4], f32>
+  %back = spec.transpose(%attended) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, T, 2, 4], f32>
+  %y = spec.reshape(%back) {shape = [1, "T", 8]} -> !spec.tensor<[1, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.weight @table {shape = [16, 8], dtype = "f32"}
+// CHECK-NEXT: spec.cache @attention.0 {heads = 2, key_dim = 4, value_dim = 4}
+// CHECK-NEXT: spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+// CHECK-NEXT: %table = spec.parameter @table() {shape = [16, 8], dtype = "f32"} -> !spec.tensor<[16, 8], f32>
+// CHECK-NEXT: %x = spec.gather(%table, %input_ids) -> !spec.tensor<[1, T, 8], f32>
+// CHECK-NEXT: %range = spec.iota() {size = "T"} -> !spec.tensor<[T], i64>
+// CHECK-NEXT: %place = spec.gather(%table, %range) -> !spec.tensor<[T, 8], f32>
+// CHECK-NEXT: %sum = spec.map(%x, %place) {function = "add"} -> !spec.tensor<[1, T, 8], f32>
+// CHECK-NEXT: %split = spec.reshape(%sum) {shape = [1, "T", 2, 4]} -> !spec.tensor<[1, T, 2, 4], f32>
+// CHECK-NEXT: %heads = spec.transpose(%split) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, T, 4], f32>
+// CHECK-NEXT: %attended = spec.attention(%heads, %heads, %heads) {scale = 0.5, causal = true} -> !spec.tensor<[1, 2, T, 4], f32>
+// CHECK-NEXT: %back = spec.transpose(%attended) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, T, 2, 4], f32>
+// CHECK-NEXT: %y = spec.reshape(%back) {shape = [1, "T", 8]} -> !spec.tensor<[1, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+// CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>) {
+// CHECK-NEXT: [[S0:%[0-9]+]] = spec.cast(%tokens) {dtype = "i64"} -> !spec.tensor<[N], i64>
+// CHECK-NEXT: [[S1:%[0-9]+]] = spec.reshape([[S0]]) {shape = [1, "N"]} -> !spec.tensor<[1, N], i64>
+// CHECK-NEXT: %table = spec.parameter @table() {shape = [16, 8], dtype = "f32"} -> !spec.tensor<[16, 8], f32>
+// CHECK-NEXT: %x = spec.gather(%table, [[S1]]) -> !spec.tensor<[1, N, 8], f32>
+// CHECK-NEXT: [[S2:%[0-9]+]] = spec.cast(%positions) {dtype = "i64"} -> !spec.tensor<[N], i64>
+// CHECK-NEXT: %place = spec.gather(%table, [[S2]]) -> !spec.tensor<[N, 8], f32>
+// CHECK-NEXT: %sum = spec.map(%x, %place) {function = "add"} -> !spec.tensor<[1, N, 8], f32>
+// CHECK-NEXT: %split = spec.reshape(%sum) {shape = [1, "N", 2, 4]} -> !spec.tensor<[1, N, 2, 4], f32>
+// CHECK-NEXT: %heads = spec.transpose(%split) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, N, 4], f32>
+// CHECK-NEXT: [[S3:%[0-9]+]] = spec.transpose(%heads) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, N, 2, 4], f32>
+// CHECK-NEXT: [[S4:%[0-9]+]] = spec.reshape([[S3]]) {shape = ["N", 2, 4]} -> !spec.tensor<[N, 2, 4], f32>
+// CHECK-NEXT: spec.cache_write @attention.0([[S4]], [[S4]], %slots)
+// CHECK-NEXT: [[S5:%[0-9]+]] = spec.constant() {value = 1, dtype = "i32"} -> !spec.tensor<[], i32>
+// CHECK-NEXT: [[S6:%[0-9]+]] = spec.map(%positions, [[S5]]) {function = "add"} -> !spec.tensor<[N], i32>
+// CHECK-NEXT: [[S7:%[0-9]+]] = spec.constant() {value = 0, dtype = "i32"} -> !spec.tensor<[], i32>
+// CHECK-NEXT: [[S8:%[0-9]+]] = spec.broadcast([[S7]]) {shape = ["N", 0]} -> !spec.tensor<[N, 0], i32>
+// CHECK-NEXT: [[S9:%[0-9]+]] = spec.tree_attention @attention.0([[S4]], %positions, %sequences, [[S6]], [[S8]], %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+// CHECK-NEXT: [[S10:%[0-9]+]] = spec.reshape([[S9]]) {shape = [1, "N", 2, 4]} -> !spec.tensor<[1, N, 2, 4], f32>
+// CHECK-NEXT: [[S11:%[0-9]+]] = spec.transpose([[S10]]) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, N, 4], f32>
+// CHECK-NEXT: %back = spec.transpose([[S11]]) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, N, 2, 4], f32>
+// CHECK-NEXT: %y = spec.reshape(%back) {shape = [1, "N", 8]} -> !spec.tensor<[1, N, 8], f32>
+// CHECK-NEXT: [[S12:%[0-9]+]] = spec.reshape(%y) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
+// CHECK-NEXT: spec.return([[S12]])
+// CHECK-NEXT: }

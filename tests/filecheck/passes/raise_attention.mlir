@@ -1,0 +1,91 @@
+// RUN: forerun-opt %s --split-input-file -p raise-attention,canonicalize | filecheck %s
+
+// softmax(q k^T / 2 + mask) v.
+
+spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, T, 4], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %mask: !spec.tensor<[1, 1, T, T], f32>) {
+  %across = spec.transpose(%k) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 2, 4, T], f32>
+  %product = spec.matmul(%q, %across) -> !spec.tensor<[1, 2, T, T], f32>
+  %two = spec.constant() {value = 2.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %scaled = spec.map(%product, %two) {function = "div"} -> !spec.tensor<[1, 2, T, T], f32>
+  %masked = spec.map(%scaled, %mask) {function = "add"} -> !spec.tensor<[1, 2, T, T], f32>
+  %weights = spec.softmax(%masked) {dim = 3} -> !spec.tensor<[1, 2, T, T], f32>
+  %y = spec.matmul(%weights, %v) -> !spec.tensor<[1, 2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, T, 4], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %mask: !spec.tensor<[1, 1, T, T], f32>) {
+// CHECK-NEXT: %across = spec.transpose(%k) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 2, 4, T], f32>
+// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%q) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F1:%[0-9]+]] = spec.reshape(%v) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F2:%[0-9]+]] = spec.reshape(%across) {shape = [2, 4, "T"]} -> !spec.tensor<[2, 4, T], f32>
+// CHECK-NEXT: [[F3:%[0-9]+]] = spec.transpose([[F2]]) {permutation = [0, 2, 1]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F4:%[0-9]+]] = spec.reshape(%mask) {shape = [1, "T", "T"]} -> !spec.tensor<[1, T, T], f32>
+// CHECK-NEXT: [[F5:%[0-9]+]] = spec.attention([[F0]], [[F3]], [[F1]], [[F4]]) {scale = 0.5, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: %y = spec.reshape([[F5]]) {shape = [1, 2, "T", 4]} -> !spec.tensor<[1, 2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
+// Scores capped by 30 tanh(s / 30), in heads of three dimensions, a mask of bools.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %visible: !spec.tensor<[T, T], i1>) {
+  %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+  %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>
+  %cap = spec.constant() {value = 32.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %small = spec.map(%product, %cap) {function = "div"} -> !spec.tensor<[2, T, T], f32>
+  %squashed = spec.map(%small) {function = "tanh"} -> !spec.tensor<[2, T, T], f32>
+  %capped = spec.map(%squashed, %cap) {function = "mul"} -> !spec.tensor<[2, T, T], f32>
+  %low = spec.constant() {value = -1.0e+09, dtype = "f32"} -> !spec.tensor<[], f32>
+  %masked = spec.map(%visible, %capped, %low) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+  %weights = spec.softmax(%masked) {dim = 2} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %visible: !spec.tensor<[T, T], i1>) {
+// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%visible) {shape = [1, "T", "T"]} -> !spec.tensor<[1, T, T], i1>
+// CHECK-NEXT: %y = spec.attention(%q, %k, %v, [[F0]]) {scale = 1.0, softcap = 32.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
+// Declines: a score of -5 does not hide a key.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %visible: !spec.tensor<[T, T], i1>) {
+  %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+  %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>
+  %low = spec.constant() {value = -5.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %masked = spec.map(%visible, %product, %low) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+  %weights = spec.softmax(%masked) {dim = 2} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: // raise-attention: a softmax at loc(unknown) is no softmax(scale * q k^T + mask) v
+// CHECK: spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %visible: !spec.tensor<[T, T], i1>) {
+// CHECK-NEXT: %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+// CHECK-NEXT: %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>
+// CHECK-NEXT: %low = spec.constant() {value = -5.0, dtype = "f32"} -> !spec.tensor<[], f32>
+// CHECK-NEXT: %masked = spec.map(%visible, %product, %low) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+// CHECK-NEXT: %weights = spec.softmax(%masked) {dim = 2} -> !spec.tensor<[2, T, T], f32>
+// CHECK-NEXT: %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
+// Declines silently: the softmax is over the rows, so this is no attention at all.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>) {
+  %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+  %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>
+  %weights = spec.softmax(%product) {dim = 1} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>) {
+// CHECK-NEXT: %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+// CHECK-NEXT: %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>
+// CHECK-NEXT: %weights = spec.softmax(%product) {dim = 1} -> !spec.tensor<[2, T, T], f32>
+// CHECK-NEXT: %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }

@@ -1,0 +1,53 @@
+// RUN: forerun-opt %s --split-input-file -p raise-grouped-queries,canonicalize | filecheck %s
+
+// Two query heads share one of two key heads: the repetition goes.
+
+spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
+  %apart = spec.reshape(%k) {shape = [1, 2, 1, "T", 8]} -> !spec.tensor<[1, 2, 1, T, 8], f32>
+  %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+  %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+  %y = spec.attention(%q, %repeated, %repeated) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
+// CHECK-NEXT: %y = spec.attention(%q, %k, %k) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
+// Declines: heads tiled as a whole ([k0 k1 k0 k1]) are another pairing than heads repeated ([k0 k0 k1 k1]).
+
+spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
+  %apart = spec.reshape(%k) {shape = [1, 1, 2, "T", 8]} -> !spec.tensor<[1, 1, 2, T, 8], f32>
+  %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+  %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+  %y = spec.attention(%q, %repeated, %repeated) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
+// CHECK-NEXT: %apart = spec.reshape(%k) {shape = [1, 1, 2, "T", 8]} -> !spec.tensor<[1, 1, 2, T, 8], f32>
+// CHECK-NEXT: %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+// CHECK-NEXT: %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+// CHECK-NEXT: %y = spec.attention(%q, %repeated, %repeated) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
+// Declines: only the keys are repeated.
+
+spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>, %v: !spec.tensor<[1, 4, T, 8], f32>) {
+  %apart = spec.reshape(%k) {shape = [1, 2, 1, "T", 8]} -> !spec.tensor<[1, 2, 1, T, 8], f32>
+  %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+  %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+  %y = spec.attention(%q, %repeated, %v) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>, %v: !spec.tensor<[1, 4, T, 8], f32>) {
+// CHECK-NEXT: %apart = spec.reshape(%k) {shape = [1, 2, 1, "T", 8]} -> !spec.tensor<[1, 2, 1, T, 8], f32>
+// CHECK-NEXT: %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+// CHECK-NEXT: %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+// CHECK-NEXT: %y = spec.attention(%q, %repeated, %v) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }

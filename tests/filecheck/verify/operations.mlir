@@ -1,0 +1,54 @@
+// RUN: not forerun-opt %s --split-input-file 2>&1 | filecheck %s
+
+// The operation at fault stands between its neighbours, with a mark in front.
+
+// CHECK: spec.map add mixes ['f32', 'bf16']:
+// CHECK-NEXT: %one = spec.constant
+// CHECK-NEXT: %a = spec.map
+// CHECK-NEXT: %b = spec.cast
+// CHECK-NEXT: {{^  }}> %sum = spec.map(%a, %b)
+// CHECK-NEXT: %c = spec.map
+// CHECK-NEXT: %d = spec.map
+// CHECK-NEXT: spec.return(%d)
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %far = spec.constant() {value = 2.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %one = spec.constant() {value = 1.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %a = spec.map(%x) {function = "exp"} -> !spec.tensor<[1, T], f32>
+  %b = spec.cast(%x) {dtype = "bf16"} -> !spec.tensor<[1, T], bf16>
+  %sum = spec.map(%a, %b) {function = "add"} -> !spec.tensor<[1, T], f32>
+  %c = spec.map(%sum) {function = "sin"} -> !spec.tensor<[1, T], f32>
+  %d = spec.map(%c) {function = "cos"} -> !spec.tensor<[1, T], f32>
+  spec.return(%d)
+}
+
+// -----
+
+// A result of another type than the shape rule gives.
+
+// CHECK: spec.linear gives (!spec.tensor<[1, T, 6], f32>), not (!spec.tensor<[1, T, 7], f32>)
+
+spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %w: !spec.tensor<[6, 8], f32>) {
+  %y = spec.linear(%x, %w) -> !spec.tensor<[1, T, 7], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.map uses a value before its definition, or of another function:
+// CHECK-NEXT: > %y = spec.map(%later)
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = "spec.map"(%later) {function = "exp"} : (!spec.tensor<[1, T], f32>) -> !spec.tensor<[1, T], f32>
+  %later = spec.map(%x) {function = "exp"} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.iota has the dimension U, which no argument of its function has:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.iota() {size = "U"} -> !spec.tensor<[U], i64>
+  spec.return(%y)
+}

@@ -1,0 +1,58 @@
+// RUN: not forerun-opt %s --split-input-file 2>&1 | filecheck %s
+
+// CHECK: spec.parameter reads the weight @missing, which the module does not declare:
+// CHECK-NEXT: > %w = spec.parameter @missing()
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %w = spec.parameter @missing() {shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
+  spec.return(%w)
+}
+
+// -----
+
+// CHECK: spec.parameter reads @w as !spec.tensor<[8], f32>, declared !spec.tensor<[9], f32>:
+
+spec.weight @w {shape = [9], dtype = "f32"}
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %w = spec.parameter @w() {shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
+  spec.return(%w)
+}
+
+// -----
+
+// CHECK: spec.cache_write uses the cache @attention.0, which the module does not declare:
+// CHECK-NEXT: > spec.cache_write @attention.0(%k, %k, %slots)
+
+spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>) {
+  spec.cache_write @attention.0(%k, %k, %slots)
+  spec.return(%k)
+}
+
+// -----
+
+// CHECK: the symbol @w is defined twice; rename one.
+
+spec.weight @w {shape = [9], dtype = "f32"}
+spec.cache @w {heads = 1, key_dim = 4, value_dim = 4}
+
+// -----
+
+// CHECK: weight @derived.0 is no result of @constants with type !spec.tensor<[8], f32>; derive it there.
+
+spec.weight @derived.0 {shape = [8], dtype = "f32", derived = 0}
+
+// -----
+
+// CHECK: weight @derived.0 is no result of @constants with type !spec.tensor<[8], f32>; derive it there.
+
+spec.weight @derived.0 {shape = [8], dtype = "f32", derived = 0}
+spec.func @constants() {
+  %range = spec.iota() {size = 8} -> !spec.tensor<[8], i64>
+  spec.return(%range)
+}
+
+// -----
+
+// CHECK: spec.iota cannot stand at the top of a module; put it into a spec.func.
+
+%range = spec.iota() {size = 8} -> !spec.tensor<[8], i64>

@@ -1,0 +1,52 @@
+"""Small modules for tests: one function, built operation by operation or written as text."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from forerun import ir
+from forerun.ir.dims import Dim
+
+DTYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "i1", torch.bfloat16: "bf16"}
+
+
+def function(arguments: dict[str, ir.TensorType], body: Callable[..., object], name: str = "forward") -> ir.ModuleOp:
+    """A module with one function; `body(build, *arguments)` returns a value or several."""
+    made = ir.Function.of(name, list(arguments.items()))
+    results = body(ir.Builder(made.block), *made.block.args)
+    made.block.add_op(ir.Return.make(*(results if isinstance(results, (tuple, list)) else (results,))))
+    return ir.ModuleOp([made])
+
+
+def tensor(dims: Sequence[Dim], dtype: str = "f32") -> ir.TensorType:
+    return ir.TensorType.of(dims, dtype)
+
+
+def text_module(text: str) -> ir.ModuleOp:
+    module = ir.parse_ir(text)
+    ir.verify(module)
+    return module
+
+
+def no_weights(name: str) -> torch.Tensor:
+    raise AssertionError(f"weight {name} was read")
+
+
+def run(
+    operation: type[ir.SpecOperation],
+    *inputs: torch.Tensor,
+    bindings: dict[str, int] | None = None,
+    caches: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    **parameters: object,
+) -> tuple[torch.Tensor, ...]:
+    """Evaluate one operation on tensors, after checking that its shape rule foresees what it gives."""
+    environment = ir.Environment(no_weights, caches or {}, bindings or {})
+    block = ir.Block(arg_types=[tensor(each.shape, DTYPES[each.dtype]) for each in inputs])
+    made = operation.make(*block.args, **parameters)
+    results = made.evaluate(environment, *inputs)
+    results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
+    for value, result in zip(made.results, results, strict=True):
+        kind = ir.tensor_type(value)
+        assert kind.sizes(bindings or {}) == tuple(result.shape)
+        assert kind.dtype == DTYPES[result.dtype]
+    return results

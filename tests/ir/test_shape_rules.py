@@ -1,0 +1,135 @@
+"""Every shape rule accepts what it should and rejects what it should not, with a message that says why."""
+
+from typing import Any
+
+import pytest
+
+from forerun import ir
+from forerun.ir import TensorType
+
+Types = list[TensorType]
+
+
+def t(*dims: int | str, dtype: str = "f32") -> TensorType:
+    return TensorType.of(dims, dtype)
+
+
+def i(*dims: int | str, dtype: str = "i64") -> TensorType:
+    return TensorType.of(dims, dtype)
+
+
+ACCEPTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], Types]] = [
+    (ir.Parameter, [], {"symbol": ir.Symbol("w"), "shape": (3, 4), "dtype": "bf16"}, [t(3, 4, dtype="bf16")]),
+    (ir.Constant, [], {"value": 1.5, "dtype": "f32"}, [t()]),
+    (ir.Iota, [], {"size": "2*T-1"}, [i("2*T-1")]),
+    (ir.Map, [t(1, "T", 8), t(8)], {"function": "add"}, [t(1, "T", 8)]),
+    (ir.Map, [t("T", 1), t(1, "T")], {"function": "lt"}, [t("T", "T", dtype="i1")]),
+    (ir.Map, [t("T", dtype="i1"), t(), t(2, 1)], {"function": "where"}, [t(2, "T")]),
+    (ir.Cast, [t(1, "T")], {"dtype": "i32"}, [i(1, "T", dtype="i32")]),
+    (ir.Reduce, [t(1, "T", 8)], {"function": "sum", "dims": (0, 2), "keep": True}, [t(1, "T", 1)]),
+    (ir.Reduce, [t(1, "T", 8)], {"function": "argmax", "dims": (2,)}, [i(1, "T")]),
+    (ir.Scan, [i(1, "T")], {"dim": 1}, [i(1, "T")]),
+    (ir.Reshape, [t(1, "T", 8)], {"shape": ("2*T", 4)}, [t("2*T", 4)]),
+    (ir.Reshape, [t("T-1", 6)], {"shape": (3, "T-1", 2)}, [t(3, "T-1", 2)]),
+    (ir.Broadcast, [t(1, 8)], {"shape": (3, "T", 8)}, [t(3, "T", 8)]),
+    (ir.Transpose, [t(1, "T", 8)], {"permutation": (2, 0, 1)}, [t(8, 1, "T")]),
+    (ir.Slice, [t("T", 8)], {"dim": 0, "start": 1, "stop": "T"}, [t("T-1", 8)]),
+    (ir.Slice, [t("T", 8)], {"dim": 1, "start": 1, "stop": 8, "step": 3}, [t("T", 3)]),
+    (ir.Concat, [t("T", 8), t(1, 8), t("T", 8)], {"dim": 0}, [t("2*T+1", 8)]),
+    (ir.Gather, [t(9, 8), i(1, "T")], {}, [t(1, "T", 8)]),
+    (ir.Gather, [t(9, 8, 7), i("T", 1, dtype="i32"), i(5)], {}, [t("T", 5, 7)]),
+    (ir.TakeAlong, [t("T", 8), i("T", 2)], {"dim": 1}, [t("T", 2)]),
+    (ir.Linear, [t(1, "T", 8), t(6, 8), t(6)], {}, [t(1, "T", 6)]),
+    (ir.MatMul, [t(4, "T", 8), t(8, 3)], {}, [t(4, "T", 3)]),
+    (ir.Softmax, [t(2, "T")], {"dim": 1}, [t(2, "T")]),
+    (ir.TopK, [t("M", 100)], {"k": 4, "index_dtype": "i32"}, [t("M", 4), i("M", 4, dtype="i32")]),
+    (ir.RMSNorm, [t("N", 8), t(8)], {"eps": 1e-6}, [t("N", 8)]),
+    (ir.LayerNorm, [t("N", 8), t(8), t(8)], {"eps": 1e-6}, [t("N", 8)]),
+    (ir.Rotary, [t(1, 2, "T", 8), t("T", 8), t("T", 8)], {}, [t(1, 2, "T", 8)]),
+    (ir.Attention, [t(4, "T", 8), t(2, "T", 8), t(2, "T", 6)], {"scale": 1.0}, [t(4, "T", 6)]),
+    (ir.CacheWrite, [t("N", 2, 8), t("N", 2, 6), i("N")], {"symbol": ir.Symbol("c")}, []),
+    (
+        ir.TreeAttention,
+        [t("N", 4, 8), i("N"), i("N"), i("N"), i("N", "D"), i("S", "B")],
+        {"symbol": ir.Symbol("c"), "value_dim": 6, "block": 16, "scale": 1.0},
+        [t("N", 4, 6)],
+    ),
+    (ir.Return, [t("N")], {}, []),
+    (ir.Yield, [t("N")], {}, []),
+    (ir.Weight, [], {"symbol": ir.Symbol("w"), "shape": (3,), "dtype": "f32"}, []),
+    (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 1, "key_dim": 2, "value_dim": 3}, []),
+]
+
+REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
+    (ir.Map, [t(8)], {"function": "cosh"}, "no function 'cosh'"),
+    (ir.Map, [t(8)], {"function": "add"}, "add takes 2 operands"),
+    (ir.Map, [t(8), t(8), t(8)], {"function": "where"}, "the condition of where is i1"),
+    (ir.Map, [t(8), i(8)], {"function": "add"}, "add mixes"),
+    (ir.Map, [t("T"), t("N")], {"function": "add"}, r"\['N', 'T'\] do not broadcast"),
+    (ir.Map, [t(3), t("T")], {"function": "add"}, "do not broadcast"),
+    (ir.Reduce, [t(8)], {"function": "median", "dims": (0,)}, "no function 'median'"),
+    (ir.Reduce, [t(8)], {"function": "sum", "dims": (1,)}, "no dimensions"),
+    (ir.Reshape, [t("T", 8)], {"shape": ("T", 4)}, "has not as many elements as"),
+    (ir.Reshape, [t("T")], {"shape": ("N",)}, "has not as many elements as"),
+    (ir.Broadcast, [t(3)], {"shape": (4,)}, "do not broadcast"),
+    (ir.Broadcast, [t(3, 4)], {"shape": (4,)}, "does not broadcast to"),
+    (ir.Transpose, [t(3, 4)], {"permutation": (0, 0)}, "permutes no"),
+    (ir.Transpose, [t(3, 4)], {"permutation": (0,)}, "permutes no"),
+    (ir.Slice, [t("T")], {"dim": 0, "start": 0, "stop": "T", "step": 2}, "a step over the named dimension T"),
+    (ir.Concat, [t("T", 8), t("T", 7)], {"dim": 0}, "do not concatenate along 0"),
+    (ir.Concat, [t("T"), i("T")], {"dim": 0}, "mixes dtypes"),
+    (ir.Gather, [t(9, 8), t(3)], {}, "indices are i64 or i32"),
+    (ir.Gather, [t(9), i(3), i(3)], {}, "2 indices into"),
+    (ir.Gather, [t(9)], {}, "0 indices into"),
+    (ir.Linear, [t("T", 8), t(6, 7)], {}, "does not multiply"),
+    (ir.Linear, [t("T", 8), t(6, 8, dtype="bf16")], {}, "mixes f32 and bf16"),
+    (ir.Linear, [t("T", 8), t(6, 8), t(8)], {}, "one number an output"),
+    (ir.MatMul, [t(3, 4), t(3, 4)], {}, "does not multiply"),
+    (ir.MatMul, [t(4), t(4, 3)], {}, "does not multiply"),
+    (ir.MatMul, [t(3, 4), t(4, 3, dtype="bf16")], {}, "mixes f32 and bf16"),
+    (ir.MatMul, [t(2, 3, 4), t(3, 4, 3)], {}, "do not broadcast"),
+    (ir.RMSNorm, [t("N", 8), t(7)], {"eps": 1e-6}, "one number a feature"),
+    (ir.LayerNorm, [t("N", 8), t(8), t(7)], {"eps": 1e-6}, "one number a feature"),
+    (ir.Rotary, [t("T", 7), t("T", 7), t("T", 7)], {}, "even dimension"),
+    (ir.Rotary, [t("T", 8), t("T", 6), t("T", 6)], {}, "do not fit"),
+    (ir.Rotary, [t("T", 8), t("T", 8), t(1, 8)], {}, "do not fit"),
+    (ir.Attention, [t(3, "T", 8), t(2, "T", 8), t(2, "T", 8)], {"scale": 1.0}, "3 over 2"),
+    (ir.Attention, [t(2, "T", 8), t(2, "T", 6), t(2, "T", 8)], {"scale": 1.0}, "spec.tensor"),
+    (ir.Attention, [t("T", 8), t("T", 8), t("T", 8)], {"scale": 1.0}, "attention over"),
+    (ir.CacheWrite, [t("N", 2, 8), t("N", 1, 8), i("N")], {"symbol": ir.Symbol("c")}, "of the same rows"),
+]
+
+
+def identifier(case: Any) -> str | None:
+    return case.name.removeprefix("spec.") if isinstance(case, type) else None
+
+
+@pytest.mark.parametrize(("operation", "operands", "parameters", "expected"), ACCEPTED, ids=identifier)
+def test_accepts(operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], expected: Types) -> None:
+    block = ir.Block(arg_types=operands)
+    made = operation.make(*block.args, **parameters)
+    assert [each.type for each in made.results] == expected
+    made.verify(verify_nested_ops=False)
+
+
+@pytest.mark.parametrize(("operation", "operands", "parameters", "message"), REJECTED, ids=identifier)
+def test_rejects(operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ir.VerifyException, match=message):
+        operation.infer(operands, parameters)
+
+
+def test_every_operation_is_accepted_once() -> None:
+    bodies = {ir.Function, ir.Kernel}
+    assert {case[0] for case in ACCEPTED} == set(ir.OPERATIONS) - bodies
+
+
+@pytest.mark.parametrize(
+    ("operation", "operands", "parameters", "expected"), [case for case in ACCEPTED if case[3]], ids=identifier
+)
+def test_the_verifier_shares_the_rule(
+    operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], expected: Types
+) -> None:
+    block = ir.Block(arg_types=operands)
+    wrong = operation.raw(block.args, [each.with_dims((*each.dims, 5)) for each in expected], parameters)
+    with pytest.raises(ir.VerifyException, match="gives"):
+        wrong.verify(verify_nested_ops=False)

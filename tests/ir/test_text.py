@@ -1,0 +1,95 @@
+"""Text and back: parameters of every kind, bit for bit, in both forms."""
+
+import math
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forerun import ir
+from forerun.errors import VerificationError
+from tests.ir.build import function, tensor
+
+FORMS = pytest.mark.parametrize("generic", [False, True], ids=["pretty", "generic"])
+
+
+def again(module: ir.ModuleOp, generic: bool) -> ir.ModuleOp:
+    return ir.parse_ir(ir.print_ir(module, generic))
+
+
+def constant(value: Any) -> ir.ModuleOp:
+    return function(
+        {"x": tensor([1, "T"])}, lambda build, x: (x, build.add(ir.Constant, value=value, dtype="f64"))
+    )
+
+
+def parameter(module: ir.ModuleOp) -> Any:
+    return ir.functions(module)["forward"].body[0].parameter("value")
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "value", [1 / math.sqrt(48), 1e-6, 0.1, -0.0, 1e22, 123456789.0, 5e-324, math.inf, -math.inf, math.nan, 2.0**-30]
+)
+def test_floats_survive(value: float, generic: bool) -> None:
+    read = parameter(again(constant(value), generic))
+    assert isinstance(read, float)
+    assert bits(read) == bits(value)
+
+
+@given(st.floats(allow_nan=False), st.booleans())
+def test_any_float_survives(value: float, generic: bool) -> None:
+    read = parameter(again(constant(value), generic))
+    assert isinstance(read, float)
+    assert bits(read) == bits(value)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 0, 1, -(2**63), 2**63 - 1, "text", 'a "quoted" \\ one', "", (), (1, "T", 2.5, True), ((1,), (2, 3))],
+    ids=repr,
+)
+def test_parameters_survive_with_their_type(value: Any, generic: bool) -> None:
+    read = parameter(again(constant(value), generic))
+    assert read == value
+    assert type(read) is type(value)
+
+
+@FORMS
+def test_symbols_survive(generic: bool) -> None:
+    name = ir.Symbol("model.layers.0.self_attn.q_proj.weight")
+    module = ir.ModuleOp([ir.Weight.make(symbol=name, shape=(2, 3), dtype="bf16", derived=None)])
+    assert set(ir.weights(again(module, generic))) == {name}
+
+
+@FORMS
+def test_names_of_arguments_survive(generic: bool) -> None:
+    kind = tensor([1, "T"])
+    made = ir.ModuleOp([])
+    for name in ("forward", "step"):
+        inner = function({"positions": kind, "tokens": kind}, lambda build, x, y: build.map("add", x, y), name)
+        made.body.block.add_op(ir.functions(inner)[name].detach() or ir.functions(inner)[name])
+    for each in ir.functions(again(made, generic)).values():
+        assert [argument.name_hint for argument in each.block.args] == ["positions", "tokens"]
+
+
+@FORMS
+def test_locations_survive(generic: bool) -> None:
+    module = constant(1.0)
+    place = ir.FileLineColLoc(ir.StringAttr("model.py"), ir.IntAttr(7), ir.IntAttr(0))
+    ir.functions(module)["forward"].body[0].location = place
+    text = ir.print_ir(module, generic, locations=True)
+    assert ir.functions(ir.parse_ir(text))["forward"].body[0].location == place
+    assert "model.py" not in ir.print_ir(module, generic)
+
+
+def test_a_text_that_is_no_ir_is_named() -> None:
+    with pytest.raises(VerificationError, match=r"broken\.mlir is not IR of the spec dialect"):
+        ir.parse_ir("spec.func @f(", "broken.mlir")
