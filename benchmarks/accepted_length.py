@@ -16,7 +16,7 @@ from benchmarks.common import arguments, model_path, progress, read_prompts, rep
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--strategy", default="tree_spec")
-    parser.add_argument("--plain", action="store_true", help="decode plainly as well, interleaved, for the ratio of speeds")
+    parser.add_argument("--plain", action="store_true", help="decode plainly as well, interleaved")
     given = parser.parse_args()
     model = forerun.compile(model_path(given.model), strategy=given.strategy)
     plain = forerun.with_strategy(model, "autoregressive")

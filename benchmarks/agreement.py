@@ -1,4 +1,4 @@
-"""Does `autoregressive` give transformers' greedy tokens? Where it differs: how close were transformers' top two logits?
+"""Does `autoregressive` give transformers' greedy tokens? Where it differs: how close were the top two logits?
 
     python -m benchmarks.agreement --prompts specbench.jsonl
 """

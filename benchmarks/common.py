@@ -32,9 +32,9 @@ class Prompt:
 def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--prompts", type=Path, required=True, help="a JSON-lines file with question_id, category, turns")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with question_id, category, turns")
     parser.add_argument("--model", type=Path, default=None, help="a directory or a GGUF file (default: SmolLM2)")
-    parser.add_argument("--count", type=int, default=defaults.get("count"), help="prompts to take, spread over the file")
+    parser.add_argument("--count", type=int, default=defaults.get("count"), help="prompts, spread over the file")
     parser.add_argument("--max-new-tokens", type=int, default=defaults.get("max_new_tokens", 128))
     parser.add_argument("--out", type=Path, default=Path("results"), help="the folder for the JSON result")
     return parser

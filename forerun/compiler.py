@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -25,12 +25,22 @@ from forerun.runtime.model import CompiledModel
 from forerun.strategies import Strategy, resolve_strategy
 
 TARGETS = ("auto", "cpu", "reference")
+DTYPES = ("float32",)
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
 """Rows whose logits a step can give: the largest tree."""
 BLOCK = 16
 CANDIDATES = 8
+
+
+class Limits(TypedDict):
+    """How large a step may be (`forerun.runtime.executable`)."""
+
+    max_rows: int
+    max_outputs: int
+    max_path: int
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,8 @@ def lower(
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline."""
     progress = progress or open_progress()
+    if dtype not in DTYPES:
+        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
     if max_length < 2:
         raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
     opened = open_source(source, dtype, progress)
@@ -119,12 +131,7 @@ def generate_code(
     lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress
 ) -> Executable:
     """The back half: kernels for the target, with the weights packed for them."""
-    limits = {
-        "max_rows": MAX_ROWS,
-        "max_outputs": MAX_OUTPUTS,
-        "max_path": MAX_OUTPUTS,
-        "max_length": lowered.max_length,
-    }
+    limits = Limits(max_rows=MAX_ROWS, max_outputs=MAX_OUTPUTS, max_path=MAX_OUTPUTS, max_length=lowered.max_length)
     if target == "reference":
         from forerun.codegen.reference import ReferenceExecutable
 
@@ -132,9 +139,7 @@ def generate_code(
     from forerun.codegen.tvm import TvmExecutable  # TVM takes seconds to import: only who generates code waits for it
 
     with progress.stage("kernels"):
-        executable = TvmExecutable(
-            lowered.module, lowered.weights, max_rows=MAX_ROWS, max_path=MAX_OUTPUTS, max_length=lowered.max_length
-        )
+        executable = TvmExecutable(lowered.module, lowered.weights, **limits)
     if dump_dir is not None:
         kernels = Path(dump_dir) / "kernels"
         kernels.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """The table from ATen names to `spec` operations, shared by every frontend that speaks ATen.
 
-A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest Python values. It
-returns a value, or a tuple of values where the operator returns several. Names that are exactly one elementwise function
-are data (`UNARY`, `BINARY`).
+A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest Python values.
+It returns a value, or a tuple of values where the operator returns several. Names that are exactly one elementwise
+function are data (`UNARY`, `BINARY`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ UNARY = {
     "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "relu", "silu", "log_sigmoid",
 }  # fmt: skip
 BINARY = {
-    "mul": "mul", "floor_divide": "floor_div", "remainder": "remainder", "pow": "pow", 
+    "mul": "mul", "floor_divide": "floor_div", "remainder": "remainder", "pow": "pow",
     "maximum": "max", "minimum": "min",
     "__and__": "and", "__or__": "or", "__xor__": "xor", "bitwise_and": "and", "bitwise_or": "or",
     "logical_and": "and", "logical_or": "or", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",

@@ -41,7 +41,7 @@ class PlanMemory(Pass):
 
     name: ClassVar[str] = "plan-memory"
 
-    max_rows: int = 512
+    max_rows: int = 256
     max_outputs: int = 64
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.engine import Engine, most_outputs
+from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Int32, Rows
 from forerun.runtime.rows import tree_rows, tree_slots
 from forerun.runtime.tree import Float64, Tree
@@ -87,7 +87,7 @@ def calibrate(
     There are 3 rounds at least and 25 at most. `progress` is told the fraction done.
     """
     executable = engine.executable
-    sizes = [size for size in sizes if size <= min(executable.max_rows, most_outputs(executable))]
+    sizes = [size for size in sizes if size <= min(executable.max_rows, executable.max_outputs)]
     context = max(1, min(context, executable.max_length // 2))
     random = np.random.default_rng(seed)
     times: list[list[float]] = [[] for _ in sizes]

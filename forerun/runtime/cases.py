@@ -6,7 +6,6 @@ import numpy as np
 from numpy.random import Generator
 
 from forerun.runtime.cache import CachedSequence
-from forerun.runtime.engine import most_outputs
 from forerun.runtime.executable import Executable, Int32, Rows
 from forerun.runtime.rows import prompt_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
@@ -34,7 +33,7 @@ class Limits:
         text = max(
             1, min(max(SHORT, executable.block * 5 // 2), 200, room)
         )  # across blocks where they are not too long
-        outputs = most_outputs(executable)
+        outputs = executable.max_outputs
         tree_rows = min(executable.max_rows, outputs, TREE_ROWS)
         return cls(executable.max_rows, outputs, tree_rows, height, text, text + 2 * (height + 1))
 

@@ -1,5 +1,6 @@
 """The engine: an executable with its cache. It runs steps over trees of any number of sequences, and commits paths."""
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,11 +41,6 @@ class TreeResult:
 PromptObserver = Callable[[Int32, StepResult], None]
 
 
-def most_outputs(executable: Executable) -> int:
-    """The largest M: an executable whose prompt chunks are larger than its trees says so as `max_outputs`."""
-    return int(getattr(executable, "max_outputs", executable.max_rows))
-
-
 class Engine:
     """State around an `Executable`: what is cached where. All decisions are made elsewhere."""
 
@@ -55,6 +51,8 @@ class Engine:
             blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
         self.state = executable.new_state(blocks)
+        self.serving = threading.RLock()
+        """Held by a request while it runs: steps share buffers, whoever asks for them."""
 
     def sequence(self, positions: int) -> AbstractContextManager[CachedSequence]:
         """A new sequence with room for `positions`, freed on leaving the context."""
@@ -77,7 +75,7 @@ class Engine:
         An `observer` sees the results of all rows, a step at a time; without one only a step's last row is evaluated to
         the logits.
         """
-        most = most_outputs(self.executable) if observer else self.executable.max_rows
+        most = self.executable.max_outputs if observer else self.executable.max_rows
         chunk = min(chunk or most, most)
         self.cache.reserve(sequence, sequence.length + len(tokens))
         for start in range(0, len(tokens), chunk):
@@ -125,7 +123,7 @@ class Engine:
 
     def _check_room(self, trees: Sequence[Tree]) -> None:
         rows = sum(len(tree) for tree in trees)
-        most = min(self.executable.max_rows, most_outputs(self.executable))
+        most = min(self.executable.max_rows, self.executable.max_outputs)
         if rows > most:
             raise TooLongError(f"{rows} rows of trees exceed the {most} of a step: propose smaller trees")
         height = max(tree.height for tree in trees)

@@ -7,7 +7,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
-from forerun.runtime.engine import Engine, PromptObserver, TreeResult, most_outputs
+from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Float32
 from forerun.runtime.policy import Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -79,7 +79,7 @@ class Generation:
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
     """Speculative decoding: propose, step, verify, commit, observe. Closing the iterator frees the cache."""
     context = Context(list(request.prompt))
-    most_rows = min(engine.executable.max_rows, most_outputs(engine.executable))
+    most_rows = min(engine.executable.max_rows, engine.executable.max_outputs)
     generated = 0
     with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
         try:

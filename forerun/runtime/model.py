@@ -1,6 +1,5 @@
 """The compiled model: what `forerun.compile` returns."""
 
-import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -58,7 +57,6 @@ class CompiledModel:
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(eos_token_ids)
         self.cost = cost
-        self._serving = threading.RLock()
 
     def generate(
         self,
@@ -88,7 +86,7 @@ class CompiledModel:
         )
         tokens: list[int] = []
         logits: list[Float32] = []
-        with self._serving, closing(self.steps(request)) as steps:
+        with self.engine.serving, closing(self.steps(request)) as steps:
             if streamer:
                 streamer.put(_tensor([prompt]))
             meter = _Meter()
@@ -129,7 +127,7 @@ class CompiledModel:
                 raise InvalidOptionError(
                     f"a tree's root must be its prompt's last token, {prompt[-1]}, not {tree.token[0]}"
                 )
-        with self._serving, ExitStack() as stack:
+        with self.engine.serving, ExitStack() as stack:
             sequences = [
                 stack.enter_context(self.engine.sequence(len(prompt) + tree.height))
                 for prompt, tree in zip(tokens, trees, strict=True)

@@ -75,7 +75,7 @@ def test_names_of_arguments_survive(generic: bool) -> None:
     made = ir.ModuleOp([])
     for name in ("forward", "step"):
         inner = function({"positions": kind, "tokens": kind}, lambda build, x, y: build.map("add", x, y), name)
-        made.body.block.add_op(ir.functions(inner)[name].detach() or ir.functions(inner)[name])
+        made.body.block.add_op(ir.functions(inner)[name].clone())
     for each in ir.functions(again(made, generic)).values():
         assert [argument.name_hint for argument in each.block.args] == ["positions", "tokens"]
 

@@ -30,7 +30,7 @@ def test_the_neighbourhood_of_an_operation_in_a_kernel_is_the_kernel() -> None:
     kind = tensor(["N"])
     step = ir.Function.of("step", [("x", kind)])
     block = ir.Block(arg_types=[kind])
-    wrong = ir.Map.raw(block.args, [tensor(["M"])], {"function": "exp"})
+    wrong = ir.Map.raw(block.args, [tensor(["N", 2])], {"function": "exp"})
     block.add_ops([wrong, ir.Yield.make(wrong.result)])
     kernel = ir.Kernel.of(step.block.args, ir.Region(block), kind="row_wise")
     step.block.add_ops([kernel, ir.Return.make(kernel.result)])

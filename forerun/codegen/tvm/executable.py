@@ -102,7 +102,7 @@ class TvmExecutable:
                 if name := dimensions.symbol(dim):
                     capacity[name] = size
         self._capacities = capacity
-        arena = arena_layout(self._plans, self._function.returned, capacity)
+        arena = arena_layout(self._function, self._plans, capacity)
         self._arena = torch.empty(max(1, arena.size))
         self._arena_layout = arena
         self._place_inputs()

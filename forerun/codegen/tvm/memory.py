@@ -15,6 +15,9 @@ from forerun.ir import dims as dimensions
 ALIGNMENT = 16
 """float32 numbers that every offset is a multiple of: one cache line."""
 
+NUMBER = 4
+"""Bytes of a number."""
+
 SPARE = 1 << 14
 """Numbers behind the last weight that a prefetch may name."""
 
@@ -116,37 +119,31 @@ class ArenaLayout:
     size: int
 
 
-def arena_layout(plans: Sequence[Plan], returned: Sequence[ir.SSAValue], capacity: Mapping[str, int]) -> ArenaLayout:
-    """First fit over lifetimes: memory is free again after a value's last reader."""
-    last = dict.fromkeys(returned, len(plans))
-    for at, plan in enumerate(plans):
-        for outer in plan.region.arguments.values():
-            last[outer] = max(last.get(outer, 0), at)
-    live: list[tuple[int, int, int]] = []  # start, stop, last use
+def arena_layout(function: ir.Function, plans: Sequence[Plan], capacity: Mapping[str, int]) -> ArenaLayout:
+    """The plan that the IR carries (plan-memory), and every region's scratch behind it, where regions take turns.
+
+    A value that the IR has no place for, in a function that was not planned, gets memory of its own.
+    """
     values: dict[ir.SSAValue, int] = {}
-    scratch: list[dict[int, int]] = []
-    size = 0
-
-    def place(count: int, until: int) -> int:
-        nonlocal size
-        start = 0
-        for begin, stop, _ in sorted(live):
-            if begin - start >= count:
-                break
-            start = max(start, stop)
-        live.append((start, start + count, until))
-        size = max(size, start + count)
-        return start
-
-    for at, plan in enumerate(plans):
-        live[:] = [each for each in live if each[2] >= at]
+    for operation in function.body:
+        offsets = operation.parameter("offsets", ())
+        values.update((value, offset // NUMBER) for value, offset in zip(operation.results, offsets, strict=False))
+    end = function.parameter("arena", 0) // NUMBER
+    for plan in plans:
         for _, outer in plan.region.results:
-            values[outer] = place(_volume(ir.tensor_type(outer).dims, capacity), max(last.get(outer, at), at))
-        own: dict[int, int] = {}
+            if outer not in values:
+                values[outer] = end
+                end += _volume(ir.tensor_type(outer).dims, capacity)
+    scratch: list[dict[int, int]] = []
+    size = end
+    for plan in plans:
+        own, top = dict[int, int](), end
         for number, slot in enumerate(plan.slots):
             if slot.kind == "scratch":
-                own[number] = place(_volume(slot.key[1], capacity), at)
+                own[number] = top
+                top += _volume(slot.key[1], capacity)
         scratch.append(own)
+        size = max(size, top)
     return ArenaLayout(values, scratch, size)
 
 
