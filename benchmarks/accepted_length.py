@@ -1,6 +1,6 @@
 """How many tokens does a strategy commit a step, and how fast is it against plain decoding?
 
-    python -m benchmarks.accepted_length --prompts specbench.jsonl
+python -m benchmarks.accepted_length --prompts specbench.jsonl
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does `autoregressive` give transformers' greedy tokens? Where it differs: how close were the top two logits?
 
-    python -m benchmarks.agreement --prompts specbench.jsonl
+python -m benchmarks.agreement --prompts specbench.jsonl
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ def main() -> int:
         ids = prompt.encode(compiled.tokenizer)
         ours = compiled.generate(ids, max_new_tokens=given.max_new_tokens, eos_token_id=[]).token_ids
         with torch.inference_mode():
+            inputs = torch.tensor([ids])
             theirs = reference.generate(
-                torch.tensor([ids]), max_new_tokens=given.max_new_tokens, do_sample=False, eos_token_id=None
+                inputs,
+                attention_mask=torch.ones_like(inputs),  # else padding tokens inside the prompt would be hidden
+                max_new_tokens=given.max_new_tokens,
+                do_sample=False,
+                eos_token_id=None,
             )[0, len(ids) :].tolist()
         if ours == theirs:
             equal += 1

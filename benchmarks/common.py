@@ -15,6 +15,7 @@ from rich.table import Table
 
 from forerun.frontends.demo import demo_model
 from forerun.frontends.huggingface import encode_chat
+from forerun.storage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,6 @@ def report(name: str, out: Path, columns: Sequence[str], rows: Iterable[Sequence
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     Console().print(table)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(result, indent=1))
     print(f"written to {path}")

@@ -1,6 +1,6 @@
 """Does a strategy give the token ids and the logits of `autoregressive`, bit for bit?
 
-    python -m benchmarks.contract --prompts specbench.jsonl
+python -m benchmarks.contract --prompts specbench.jsonl
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
 from forerun.runtime.model import CompiledModel
+from forerun.storage import write_atomically
 from forerun.strategies import Strategy, resolve_strategy
 
 TARGETS = ("auto", "cpu", "reference")
@@ -141,10 +142,8 @@ def generate_code(
     with progress.stage("kernels"):
         executable = TvmExecutable(lowered.module, lowered.weights, **limits)
     if dump_dir is not None:
-        kernels = Path(dump_dir) / "kernels"
-        kernels.mkdir(parents=True, exist_ok=True)
         for name, text in executable.kernel_texts().items():
-            (kernels / f"{name}.py").write_text(text, encoding="utf-8")
+            write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)
     return executable
 
 

@@ -16,16 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from forerun.frontends.huggingface import load_tokenizer
 from forerun.frontends.quiet import quiet_libraries
+from forerun.storage import cache_directory
 
 CONFIG_FILE = "parsed_config.json"
 TOKENIZER_FOLDER = "tokenizer"
 Conversion = tuple[dict[str, Any], PreTrainedTokenizerBase | None]
-
-
-def cache_directory() -> Path:
-    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`."""
-    chosen = os.environ.get("FORERUN_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "forerun"
 
 
 def cached_conversion(digest: str, convert: Callable[[], Conversion]) -> Conversion:

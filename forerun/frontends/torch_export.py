@@ -74,6 +74,7 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     bounds = {
         str(symbol): (int(each.lower), int(min(each.upper, LONGEST)))
         for symbol, each in program.range_constraints.items()
+        if str(symbol) in names
     }
     importer = _Importer(forward, names, bounds)
     importer.values[inputs[0]] = forward.block.args[0]

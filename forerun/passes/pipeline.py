@@ -23,6 +23,7 @@ from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
+from forerun.storage import write_atomically
 
 
 def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int) -> list[Pass]:
@@ -100,8 +101,7 @@ def run_pipeline(
     """
     records: list[PassRecord] = []
     if dump_dir is not None:
-        dump_dir.mkdir(parents=True, exist_ok=True)
-        _write(dump_dir / "00_import.mlir", "// as imported\n" + print_ir(module))
+        write_atomically(dump_dir / "00_import.mlir", "// as imported\n" + print_ir(module))
     for index, each in enumerate(passes, start=1):
         before, text = count(module), print_ir(module) if dump_dir is not None else ""
         noted = len(context.notes)
@@ -116,7 +116,7 @@ def run_pipeline(
         if dump_dir is not None:
             after = print_ir(module)
             name = each.name.replace("-", "_")
-            _write(dump_dir / f"{index:02d}_{name}.mlir", record.header(after != text) + after)
+            write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(after != text) + after)
     return records
 
 
@@ -138,7 +138,3 @@ def parse_passes(text: str) -> Iterator[Pass]:
             yield PASSES[spec.name].from_spec(spec)
         except ValueError as error:
             raise InvalidOptionError(f"Pass {spec.name} does not take these options: {error}.") from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

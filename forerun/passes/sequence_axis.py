@@ -112,6 +112,8 @@ def _transfer(operation: SpecOperation, inputs: Sequence[Along], result: SSAValu
     kind = max((each.kind for each in inputs), default=Kind.CONSTANT)
     axes = sequence_axes(result)
     if kind == Kind.CONSTANT:
+        if not axes and isinstance(operation, Slice) and isinstance(operation.parameter("start"), str):
+            return _global(operation, "takes the end of the sequence")  # a row of a table that the length chooses
         return Along(Kind.POSITIONAL, axes[0]) if len(axes) == 1 else Along(Kind.PAIRWISE) if axes else CONSTANT
     if any(dimensions.affine(dim).scale != 1 for dim in tensor_type(result).dims if dimensions.symbol(dim)):
         return _global(operation, "merges the sequence with another dimension")
@@ -243,7 +245,7 @@ def _take_along(operation: SpecOperation, inputs: Sequence[Along]) -> str:
 
 def _attention(operation: SpecOperation, inputs: Sequence[Along]) -> str:
     """Causality itself is checked where the mask is evaluated (tabulate-positions)."""
-    if any(-2 not in sequence_axes(value) for value in operation.inputs[:3]):
+    if any(tensor_type(value).dims[-2] != SEQUENCE for value in operation.inputs[:3]):
         return "attends across something that is not the sequence"
     extra = operation.parameter("extra", ())
     return "" if operation.parameter("causal") or "mask" in extra else "attends to later positions"

@@ -31,9 +31,7 @@ def test_greedy_tokens_are_those_of_transformers(family: tuple[Any, forerun.Comp
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
-def test_bits_are_those_of_plain_decoding(
-    family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]
-) -> None:
+def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
     compiled = family[1]
     plain = forerun.with_strategy(compiled, "autoregressive")
     fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))

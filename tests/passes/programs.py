@@ -84,6 +84,11 @@ class Stepper:
 
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
         """The logits of every row."""
+        environment = ir.Environment(self.weights, self.caches)
+        return ir.evaluate(self.program.module, "step", self.inputs(rows), environment)[0]
+
+    def inputs(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """What @step takes for these rows."""
         depth = max(1, *(len(row.slots) for row in rows))
         positions = [len(row.text) - 1 for row in rows]
         own = [row.slots[-1] if row.slots else self.slot(row.sequence, len(row.text) - 1) for row in rows]
@@ -97,9 +102,7 @@ class Stepper:
             "block_tables": self.tables.tolist(),
             "outputs": list(range(len(rows))),
         }
-        inputs = [torch.tensor(given[each.name_hint or ""], dtype=torch.int32) for each in self.step.block.args]
-        environment = ir.Environment(self.weights, self.caches)
-        return ir.evaluate(self.program.module, "step", inputs, environment)[0]
+        return [torch.tensor(given[each.name_hint or ""], dtype=torch.int32) for each in self.step.block.args]
 
     def prefill(self, prompts: Sequence[Sequence[int]], seed: int) -> list[tuple[Row, torch.Tensor]]:
         """Commit prompts in random chunks, rows of the sequences mixed; every row with its logits."""

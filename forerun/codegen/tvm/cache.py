@@ -1,22 +1,16 @@
 """Compiled steps on disk: optimized LLVM IR, which TVM loads and turns into machine code without a C compiler."""
 
+import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.target import Machine
 from forerun.codegen.tvm.untyped import tvm
+from forerun.storage import cache_directory, write_atomically
 
 SOURCES = Path(__file__).parent
-
-
-def cache_directory() -> Path:
-    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`."""
-    given = os.environ.get("FORERUN_CACHE_DIR")
-    return Path(given) if given else Path.home() / ".cache" / "forerun"
 
 
 def source_digest() -> str:
@@ -36,7 +30,7 @@ def key_of(machine: Machine, parts: list[str]) -> str:
 
 
 def load(key: str) -> Any | None:
-    """The module under a key, or None where there is none that loads."""
+    """The module under a key, or None where there is none that loads; a broken file makes room for a new one."""
     path = cache_directory() / f"{key}.ll"
     if not path.is_file():
         return None
@@ -55,16 +49,9 @@ def _readable(text: str) -> str:
 
 
 def save(key: str, module: Any) -> None:
-    """Write under a temporary name, then rename: readers see a whole file or none. A full disk is not an error."""
-    directory = cache_directory()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=directory, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            file.write(_readable(module.inspect_source("ll")))
-        os.replace(name, directory / f"{key}.ll")
-    except OSError:
-        return
+    """Keep a module. A full disk is not an error: the next start compiles again."""
+    with contextlib.suppress(OSError):
+        write_atomically(cache_directory() / f"{key}.ll", _readable(module.inspect_source("ll")))
 
 
 def compile_kernels(kernels: dict[str, Any], machine: Machine, key: str | None) -> Any:

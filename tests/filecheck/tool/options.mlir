@@ -26,7 +26,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 
 // LIST: canonicalize
 // LIST: plan-memory every buffer of a step, with its lifetime, in one arena.
-// LIST-NEXT: max_rows=512
+// LIST-NEXT: max_rows=256
 // LIST-NEXT: max_outputs=64
 
 // PASS: forerun-opt: There is no pass 'tabulate'; choose from canonicalize, raise-norms

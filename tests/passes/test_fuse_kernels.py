@@ -1,0 +1,105 @@
+"""Every operation of a step is in exactly one kernel, in an order that respects values and caches."""
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+
+import pytest
+
+from forerun import ir
+from forerun.passes.base import PassContext
+from forerun.passes.fuse_kernels import inline
+from forerun.passes.pipeline import step_pipeline
+from tests.passes.programs import BLOCK, LENGTH, program
+
+FAMILIES = ["llama", "gemma2", "gpt2", "gpt_neox", "bloom"]
+FUSE = 13
+"""Where fuse-kernels stands in the pipeline."""
+
+
+@cache
+def fused(family: str) -> tuple[ir.Function, ir.Function]:
+    """@step before and after the pass."""
+    changed = program(family)
+    context = PassContext(changed.weights.__getitem__, max_length=LENGTH)
+    passes = step_pipeline(max_rows=16, max_outputs=8, block=BLOCK, candidates=4)
+    assert passes[FUSE].name == "fuse-kernels"
+    for each in passes[:FUSE]:
+        each.apply(context, changed.module)
+    before = changed.module.clone()
+    passes[FUSE].apply(context, changed.module)
+    ir.verify(changed.module)
+    return ir.functions(before)["step"], ir.functions(changed.module)["step"]
+
+
+def computed(operations: Iterable[ir.SpecOperation]) -> Counter[str]:
+    """Operations that cost something, by what they are."""
+    return Counter(
+        f"{each.name} {sorted((name, str(value)) for name, value in each.attributes.items())}"
+        for each in operations
+        if not inline(each) and not each.ends_body and not isinstance(each, ir.Kernel)
+    )
+
+
+def kernels(step: ir.Function) -> list[ir.Kernel]:
+    return [each for each in step.body if isinstance(each, ir.Kernel)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_kernels_and_nothing_else(family: str) -> None:
+    _, after = fused(family)
+    assert {type(each) for each in after.body} == {ir.Kernel, ir.Return}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_operation_is_in_exactly_one_kernel(family: str) -> None:
+    before, after = fused(family)
+    assert computed(ir.walk(after.body)) == computed(before.body)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_keep_their_order_within_a_kernel(family: str) -> None:
+    for kernel in kernels(fused(family)[1]):
+        known = set(kernel.regions[0].block.args)
+        for each in kernel.body:
+            assert set(each.operands) <= known
+            known.update(each.results)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_is_written_before_it_is_read(family: str) -> None:
+    writes: dict[str, int] = {}
+    reads: dict[str, int] = {}
+    for index, kernel in enumerate(kernels(fused(family)[1])):
+        for each in kernel.body:
+            if isinstance(each, ir.CacheWrite):
+                writes[each.parameter("symbol")] = index
+            if isinstance(each, ir.TreeAttention):
+                reads[each.parameter("symbol")] = index
+    assert writes.keys() == reads.keys() != set()
+    assert all(writes[cache] < reads[cache] for cache in reads)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_and_candidates_stand_alone(family: str) -> None:
+    for kernel in kernels(fused(family)[1]):
+        heavy = [type(each) for each in kernel.body if isinstance(each, ir.TreeAttention | ir.TopK | ir.Linear)]
+        match kernel.parameter("kind"):
+            case "attention":
+                assert heavy == [ir.TreeAttention]
+            case "topk":
+                assert heavy == [ir.TopK]
+            case "linear":
+                assert set(heavy) == {ir.Linear}
+                assert len({each.inputs[0] for each in kernel.body if isinstance(each, ir.Linear)}) == 1
+            case other:
+                assert other == "row_wise"
+                assert heavy == []
+
+
+def test_a_llama_layer_is_five_kernels() -> None:
+    """Norm + q, k, v + rotary + cache write; attention; output; norm + gate, up; down."""
+    counts = Counter(each.parameter("kind") for each in kernels(fused("llama")[1]))
+    layers = 2
+    assert counts["attention"] == layers
+    assert counts["linear"] == 4 * layers + 1
