@@ -45,10 +45,10 @@ RuleType = TypeVar("RuleType", bound=Rule)
 
 RULES: dict[str, Rule] = {}
 VIEWS = frozenset({
-    "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T",
-    "swapaxes", "expand", "expand_as", "broadcast_to", "slice", "select", "narrow", "chunk", "split",
-    "split_with_sizes", "unbind",
-    "alias", "detach", "view_as", "reshape_as",
+    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "transpose", "permute", "t",
+    "numpy_T", "mT", "swapaxes", "swapdims", "expand", "expand_as", "broadcast_to", "slice", "select", "narrow",
+    "chunk", "split", "split_with_sizes", "unbind", "view_as", "reshape_as",
+    "alias", "detach", "contiguous", "dropout", "lift_fresh", "to", "type_as",
 })  # fmt: skip
 """Operators whose result may share memory with their operand."""
 
@@ -90,7 +90,7 @@ def promoted(build: Builder, *operands: Operand, least: str | None = None) -> li
     if len(operands) == 1:
         dtype = torch.result_type(_witness(operands[0]), _witness(operands[0]))
     for left, right in pairwise(operands):
-        dtype = torch.result_type(_witness(left), _witness(right))
+        dtype = torch.promote_types(dtype, torch.result_type(_witness(left), _witness(right)))
     if least is not None and not dtype.is_floating_point:
         dtype = torch_dtype(least)
     name = dtype_name(dtype)
@@ -184,7 +184,7 @@ def _softplus(build: Builder, x: SSAValue, beta: Scalar = 1, threshold: Scalar =
     return build.map("where", build.map("gt", *promoted(build, scaled, float(threshold))), x, soft)
 
 
-@rule("clamp", "clip", "hardtanh")
+@rule("clamp", "clip")
 def _clamp(build: Builder, x: SSAValue, min: Operand | None = None, max: Operand | None = None) -> SSAValue:
     if min is not None:
         x = build.map("max", *promoted(build, x, min))
@@ -193,6 +193,7 @@ def _clamp(build: Builder, x: SSAValue, min: Operand | None = None, max: Operand
 
 RULES["clamp_min"] = lambda build, x, min: _clamp(build, x, min=min)
 RULES["clamp_max"] = lambda build, x, max: _clamp(build, x, max=max)
+RULES["hardtanh"] = lambda build, x, min_val=-1.0, max_val=1.0: _clamp(build, x, min_val, max_val)
 
 
 @rule("leaky_relu")
@@ -355,6 +356,11 @@ def _transpose(build: Builder, x: SSAValue, first: int, second: int) -> SSAValue
 @rule("t", "numpy_T")
 def _reverse(build: Builder, x: SSAValue) -> SSAValue:
     return build.transpose(x, range(tensor_type(x).rank)[::-1])
+
+
+@rule("mT")
+def _transposed_matrix(build: Builder, x: SSAValue) -> SSAValue:
+    return _transpose(build, x, -2, -1)
 
 
 @rule("permute")
@@ -523,8 +529,16 @@ def _reduction(function: str) -> Rule:
     return reduce
 
 
-RULES.update({name: _reduction(name) for name in ("sum", "mean", "any", "all", "argmax")})
+RULES.update({name: _reduction(name) for name in ("sum", "mean", "any", "all")})
 RULES.update({"amax": _reduction("max"), "amin": _reduction("min")})
+
+
+@rule("argmax")
+def _argmax(build: Builder, x: SSAValue, dim: int | None = None, keepdim: bool = False) -> SSAValue:
+    if dim is not None:
+        return build.reduce("argmax", x, (axis(x, dim),), keepdim)
+    place = build.reduce("argmax", build.reshape(x, (-1,)), (0,))
+    return build.reshape(place, (1,) * tensor_type(x).rank) if keepdim else place
 
 
 def _extreme(function: str) -> Rule:
@@ -547,13 +561,22 @@ RULES.update({"max": _extreme("max"), "min": _extreme("min")})
 
 @rule("var")
 def _var(
-    build: Builder, x: SSAValue, dim: Any = None, *, correction: Scalar | None = None, keepdim: bool = False
+    build: Builder,
+    x: SSAValue,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: Scalar | None = None,
 ) -> SSAValue:
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
     over = axes(x, dim)
     count = math.prod(_size(x, each) for each in over)
     centred = build.map("sub", x, build.reduce("mean", x, over, keep=True))
     total = build.reduce("sum", build.map("mul", centred, centred), over, keepdim)
-    return build.map("div", *promoted(build, total, float(count - (1 if correction is None else correction))))
+    less = int(unbiased) if correction is None else correction
+    return build.map("div", *promoted(build, total, float(count - less)))
 
 
 def _size(x: SSAValue, dim: int) -> int:

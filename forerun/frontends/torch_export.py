@@ -105,6 +105,8 @@ class _Importer:
         self.names = names
         self.bounds = bounds
         self.values: dict[Node, Any] = {}
+        self.borrowed: set[Node] = set()
+        """What nested graphs get from outside."""
 
     def run(self, graph: Graph) -> list[Any]:
         for node in graph.nodes:
@@ -144,7 +146,7 @@ class _Importer:
         if nested := [each for each in arguments if isinstance(each, GraphModule)]:
             after = arguments[arguments.index(nested[0]) + 1 :]
             return self.inline(nested[0], after)
-        mutates = name.endswith("_") and not name.endswith("__")
+        mutates = _in_place(node)
         rule = RULES.get(name) or (RULES.get(name[:-1]) if mutates else None)
         if rule is None:
             raise self.unsupported(node, "has no rule")
@@ -160,18 +162,23 @@ class _Importer:
         return result
 
     def inline(self, module: GraphModule, arguments: Sequence[Any]) -> Any:
-        placeholders = (each for each in module.graph.nodes if each.op == "placeholder")
+        placeholders = [each for each in module.graph.nodes if each.op == "placeholder"]
+        self.borrowed.update(placeholders)
         self.values.update(zip(placeholders, arguments, strict=True))
         return self.run(module.graph)
 
     def assign(self, node: Node, result: SSAValue) -> None:
-        """A mutation becomes a new value under the old name; the old tensor must not be seen through another view."""
+        """A mutation becomes a new value under the old names; nothing later may see the old tensor through a view."""
         target = node.args[0]
         assert isinstance(target, Node)
-        shared = [target, *(user for user in target.users if user is not node)]
-        if any(operator_name(each.target) in VIEWS for each in shared):
-            raise self.unsupported(node, "changes a tensor that is also seen through a view")
-        self.values[target] = result
+        order = {each: index for index, each in enumerate(node.graph.nodes)}
+        same, shared = _connected(target, _in_place), _connected(target, _shares)
+        if shared & self.borrowed:
+            raise self.unsupported(node, "changes a tensor that comes from outside its region")
+        for each in shared - same:
+            if order[each] < order[node] and any(order[user] > order[node] for user in each.users):
+                raise self.unsupported(node, "changes a tensor that is also seen through a view")
+        self.values.update(dict.fromkeys(same, result))
 
     def check(self, node: Node, result: Any) -> None:
         """What a rule built must have the shape and dtype that torch.export saw."""
@@ -203,6 +210,36 @@ def operator_name(target: Callable[..., Any] | str) -> str:
     if isinstance(target, OpOverload):
         return target.name().partition("::")[2].partition(".")[0]
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _in_place(node: Node) -> bool:
+    """Whether a node's result is its first operand, changed."""
+    name = operator_name(node.target)
+    return node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+
+
+def _shares(node: Node) -> bool:
+    """Whether a node's result may share memory with its first operand."""
+    if node.target is operator.getitem:
+        (source, _) = node.args
+        return isinstance(source, Node) and _shares(source)
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+        return False
+    if operator_name(node.target) in ("to", "type_as"):
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # another dtype is a copy
+    return _in_place(node) or operator_name(node.target) in VIEWS
+
+
+def _connected(target: Node, linked: Callable[[Node], bool]) -> set[Node]:
+    """The nodes that `linked` results connect with a target, itself included."""
+    found, pending = {target}, [target]
+    while pending:
+        each = pending.pop()
+        near = [user for user in each.users if user.args[:1] == (each,) and linked(user)]
+        near += [source for source in each.args[:1] if isinstance(source, Node) and linked(each)]
+        pending += [other for other in near if other not in found]
+        found.update(near)
+    return found
 
 
 def source_line(node: Node) -> tuple[str, int] | None:

@@ -176,6 +176,7 @@ class Reduce(SpecOperation):
         function, over = parameters["function"], parameters["dims"]
         require(function in REDUCTIONS, f"spec.reduce has no function {function!r}")
         require(all(0 <= dim < types[0].rank for dim in over), f"no dimensions {over} in {types[0]}")
+        require(function != "argmax" or len(over) == 1, "argmax is along one dimension")
         dims: list[Dim] = []
         for axis, dim in enumerate(types[0].dims):
             if axis not in over:

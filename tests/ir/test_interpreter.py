@@ -264,7 +264,7 @@ def test_attention_with_capped_scores_and_sinks() -> None:
     close(result, np.einsum("bhij,bhjd->bhid", weights / total, repeated[1]))
 
 
-# --- attention over a tree ----------------------------------------------------------------------------------------------
+# --- attention over a tree --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -277,7 +277,9 @@ def test_tree_attention_is_attention_along_each_path(seed: int) -> None:
     rows_of = random.integers(1, 6, sequences)
     slots_in_all = 64
     free = list(random.permutation(slots_in_all // block))
-    tables = np.array([[free.pop() for _ in range(10)] for _ in range(sequences)], dtype=np.int32) if block < 4 else None
+    tables = (
+        np.array([[free.pop() for _ in range(10)] for _ in range(sequences)], dtype=np.int32) if block < 4 else None
+    )
     if tables is None:
         tables = np.array([[free.pop() for _ in range(4)] for _ in range(sequences)], dtype=np.int32)
     loose = [slot for each in free for slot in range(each * block, (each + 1) * block)]
@@ -327,7 +329,7 @@ def test_cache_writes_reach_their_slots() -> None:
     assert not keys[[0, 2, 3, 5]].any()
 
 
-# --- functions ----------------------------------------------------------------------------------------------------------
+# --- functions --------------------------------------------------------------------------------------------------------
 
 
 def test_functions_take_sizes_from_their_inputs() -> None:

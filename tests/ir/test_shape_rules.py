@@ -69,6 +69,7 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Map, [t(3), t("T")], {"function": "add"}, "do not broadcast"),
     (ir.Reduce, [t(8)], {"function": "median", "dims": (0,)}, "no function 'median'"),
     (ir.Reduce, [t(8)], {"function": "sum", "dims": (1,)}, "no dimensions"),
+    (ir.Reduce, [t(8, 8)], {"function": "argmax", "dims": (0, 1)}, "argmax is along one dimension"),
     (ir.Reshape, [t("T", 8)], {"shape": ("T", 4)}, "has not as many elements as"),
     (ir.Reshape, [t("T")], {"shape": ("N",)}, "has not as many elements as"),
     (ir.Broadcast, [t(3)], {"shape": (4,)}, "do not broadcast"),
@@ -105,7 +106,9 @@ def identifier(case: Any) -> str | None:
 
 
 @pytest.mark.parametrize(("operation", "operands", "parameters", "expected"), ACCEPTED, ids=identifier)
-def test_accepts(operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], expected: Types) -> None:
+def test_accepts(
+    operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], expected: Types
+) -> None:
     block = ir.Block(arg_types=operands)
     made = operation.make(*block.args, **parameters)
     assert [each.type for each in made.results] == expected

@@ -20,9 +20,7 @@ def again(module: ir.ModuleOp, generic: bool) -> ir.ModuleOp:
 
 
 def constant(value: Any) -> ir.ModuleOp:
-    return function(
-        {"x": tensor([1, "T"])}, lambda build, x: (x, build.add(ir.Constant, value=value, dtype="f64"))
-    )
+    return function({"x": tensor([1, "T"])}, lambda build, x: (x, build.add(ir.Constant, value=value, dtype="f64")))
 
 
 def parameter(module: ir.ModuleOp) -> Any:

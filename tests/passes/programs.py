@@ -119,7 +119,7 @@ class Stepper:
         return results
 
     def tree(self, prompts: Sequence[Sequence[int]], seed: int, size: int = 5) -> list[tuple[Row, torch.Tensor]]:
-        """A random tree behind every prompt, at random slots, the rows in a random order that keeps parents in front."""
+        """A random tree behind every prompt, at random slots, its rows in random order."""
         random = np.random.default_rng(seed)
         loose = list(random.permutation(self.loose))
         rows: list[Row] = []

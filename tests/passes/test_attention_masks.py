@@ -74,7 +74,9 @@ def of_the_length(build: ir.Builder) -> ir.SSAValue:
 
 
 def by_head(build: ir.Builder) -> ir.SSAValue:
-    limit = compare(build, "mul", compare(build, "add", build.reshape(build.add(ir.Iota, size=HEADS), (HEADS, 1, 1)), 1), 3)
+    limit = compare(
+        build, "mul", compare(build, "add", build.reshape(build.add(ir.Iota, size=HEADS), (HEADS, 1, 1)), 1), 3
+    )
     return build.map("and", causal(build), build.map("lt", behind(build), limit))
 
 
@@ -145,7 +147,7 @@ UNDERSTOOD = [
     (biased(by_key), Mask(False, "key", "causal with a bias by key")),
     (biased(buckets), Mask(False, "distance", "causal with a bias by distance")),
 ]
-UNDERSTOOD_NAMES = "causal window chunked zeros low alibi alibi_from_the_front by_key buckets".split()
+UNDERSTOOD_NAMES = ["causal", "window", "chunked", "zeros", "low", "alibi", "alibi_from_the_front", "by_key", "buckets"]
 
 REFUSED: list[tuple[MaskBody, type[ForerunError], str]] = [
     (prefix, LookAheadError, "lets position 0 see position 1"),

@@ -87,4 +87,9 @@ def test_raised_programs_hold_the_decoders_operations() -> None:
     kinds = [type(each) for each in ir.functions(changed.module)["forward"].body]
     layers = 2
     counted = {kind: kinds.count(kind) for kind in (ir.RMSNorm, ir.Rotary, ir.Attention, ir.Linear)}
-    assert counted == {ir.RMSNorm: 2 * layers + 1, ir.Rotary: 2 * layers, ir.Attention: layers, ir.Linear: 7 * layers + 1}
+    assert counted == {
+        ir.RMSNorm: 2 * layers + 1,
+        ir.Rotary: 2 * layers,
+        ir.Attention: layers,
+        ir.Linear: 7 * layers + 1,
+    }

@@ -68,7 +68,9 @@ def test_a_step_that_lives_in_its_arena_gives_the_same_logits(family: str) -> No
     arena = torch.full((step.parameter("arena"),), 0x7F, dtype=torch.uint8)
     kernels = [each for each in step.body if isinstance(each, ir.Kernel)]
     places = {
-        value: offset for each in kernels for value, offset in zip(each.results, each.parameter("offsets", ()), strict=True)
+        value: offset
+        for each in kernels
+        for value, offset in zip(each.results, each.parameter("offsets", ()), strict=True)
     }
     bindings = {"N": len(rows), "M": len(rows)}
 

@@ -10,7 +10,7 @@ from forerun.errors import LookAheadError
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.tracing import TokenLogits, trace_module
 from forerun.passes.base import PassContext
-from forerun.passes.pipeline import step_pipeline
+from forerun.passes.pipeline import run_pipeline, step_pipeline
 from forerun.passes.sequence_axis import RULES, Along, Kind, analyse, require_incremental
 from forerun.passes.tabulate_positions import TabulatePositions
 from tests.ir.build import function, tensor
@@ -116,7 +116,12 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("a mean over tokens", ir.Reduce, "reduces over the whole", lambda b, x: b.reduce("mean", x, (1,), keep=True)),
     ("a mean over positions", ir.Reduce, "reduces over the whole", lambda b, x: b.reduce("mean", place(b), (0,))),
     ("a softmax over tokens", ir.Softmax, "takes a softmax over the whole", lambda b, x: b.add(ir.Softmax, x, dim=1)),
-    ("a softmax over pairs", ir.Softmax, "takes a softmax over the whole", lambda b, x: b.add(ir.Softmax, pairs(b), dim=1)),
+    (
+        "a softmax over pairs",
+        ir.Softmax,
+        "takes a softmax over the whole",
+        lambda b, x: b.add(ir.Softmax, pairs(b), dim=1),
+    ),
     ("the largest tokens", ir.TopK, "takes the largest over the whole", lambda b, x: top_tokens(b, x)),
     ("tokens backwards", ir.Gather, "picks tokens by index", lambda b, x: backwards(b, x)),
     ("tokens by position", ir.TakeAlong, "picks tokens by index", lambda b, x: taken(b, x)),
@@ -126,7 +131,12 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("a table at the length", ir.Slice, "takes the end of the sequence", lambda b, x: at_the_length(b, x)),
     ("the first token", ir.Slice, "takes a fixed part", lambda b, x: b.slice(x, 1, 0, 1)),
     ("the next token", ir.Slice, "shifts the sequence towards its end", lambda b, x: b.slice(x, 1, 1, "T")),
-    ("padding behind", ir.Concat, "puts values behind the sequence", lambda b, x: b.concat([x, constant(b, 1, 1, 8)], 1)),
+    (
+        "padding behind",
+        ir.Concat,
+        "puts values behind the sequence",
+        lambda b, x: b.concat([x, constant(b, 1, 1, 8)], 1),
+    ),
     ("tokens twice", ir.Concat, "merges the sequence with another dimension", lambda b, x: b.concat([x, x], 1)),
     ("tokens folded", ir.Reshape, "merges the sequence", lambda b, x: b.reshape(x, (1, 2, "T", 4))),
     ("a product over tokens", ir.MatMul, "mixes positions in a product", lambda b, x: mixed(b, x)),
@@ -134,7 +144,12 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("a layer over positions", ir.Linear, "mixes positions with a weight", lambda b, x: mixer(b, x)),
     ("tokens against tokens", ir.Map, "lays tokens against tokens", lambda b, x: crossed(b, x)),
     ("a weight of tokens", ir.Linear, "takes a weight that depends", lambda b, x: token_weight(b, x)),
-    ("an encoder's attention", ir.Attention, "attends to later positions", lambda b, x: b.add(ir.Attention, x, x, x, scale=1.0)),
+    (
+        "an encoder's attention",
+        ir.Attention,
+        "attends to later positions",
+        lambda b, x: b.add(ir.Attention, x, x, x, scale=1.0),
+    ),
     ("attention over features", ir.Attention, "not the sequence", lambda b, x: over_features(b, x)),
     ("attention over more keys", ir.Attention, "not the sequence", lambda b, x: over_more(b, x)),
     ("a norm over the sequence", ir.LayerNorm, "normalises over the whole", lambda b, x: sequence_norm(b, x)),
@@ -223,7 +238,9 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_what_looks_ahead_may_be_computed_in_vain() -> None:
-    module = function({"x": tensor([1, "T", 8])}, lambda build, x: (build.reduce("sum", x, (1,)), build.map("exp", x))[1])
+    module = function(
+        {"x": tensor([1, "T", 8])}, lambda build, x: (build.reduce("sum", x, (1,)), build.map("exp", x))[1]
+    )
     require_incremental(ir.functions(module)["forward"])
 
 
@@ -241,7 +258,6 @@ def test_a_table_that_the_length_aligns_is_rejected_where_it_is_tabulated() -> N
 
 def test_an_encoder_is_named_as_what_looks_ahead() -> None:
     module = import_program(trace_module(TokenLogits(encoder()), "BERT", 32))
-    context = PassContext(max_length=32)
+    passes = step_pipeline(max_rows=8, max_outputs=4, block=4, candidates=2)
     with pytest.raises(LookAheadError, match=r"attention at \w+\.py:\d+ (attends to later|lets position 0 see)"):
-        for each in step_pipeline(max_rows=8, max_outputs=4, block=4, candidates=2):
-            each.apply(context, module)
+        run_pipeline(module, passes, PassContext(max_length=32))
