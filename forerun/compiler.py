@@ -148,7 +148,7 @@ def generate_code(
 
 
 def measure_cost(engine: Engine, progress: Progress) -> CostModel:
-    with progress.stage("calibrate"):
+    with progress.stage("calibrate"), engine.serving:
         return calibrate(engine)
 
 

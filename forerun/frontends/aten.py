@@ -62,7 +62,7 @@ BINARY = {
     "__and__": "and", "__or__": "or", "__xor__": "xor", "bitwise_and": "and", "bitwise_or": "or",
     "logical_and": "and", "logical_or": "or", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
 }  # fmt: skip
-IDENTITY = {"contiguous", "clone", "alias", "detach", "dropout", "lift_fresh_copy", "lift_fresh", "detach_"}
+IDENTITY = {"contiguous", "clone", "alias", "detach", "lift_fresh_copy", "lift_fresh", "detach_"}
 
 
 def rule(*names: str) -> Callable[[RuleType], RuleType]:
@@ -158,6 +158,13 @@ def _div(build: Builder, x: Operand, y: Operand, *, rounding_mode: str | None = 
         )
         return build.cast(truncated, tensor_type(promoted(build, x, y)[0]).dtype)
     return quotient
+
+
+@rule("dropout")
+def _dropout(build: Builder, x: SSAValue, p: float = 0.5, train: bool = False) -> SSAValue:
+    if train and p > 0.0:
+        raise ValueError("dropout while training: call eval() first")
+    return x
 
 
 @rule("square")
@@ -720,6 +727,8 @@ def _attention(
     enable_gqa: bool = False,
     attn_mask: SSAValue | None = None,
 ) -> SSAValue:
+    if dropout > 0.0:
+        raise ValueError("attention dropout")
     mask = attn_mask if mask is None else mask
     width = tensor_type(query).dims[-1]
     scale = 1 / math.sqrt(int(width)) if scale is None else float(scale)

@@ -51,13 +51,14 @@ from forerun.ir.structure import (
     Return,
     Weight,
     Yield,
+    backward_slice,
     caches,
     functions,
     operations,
     walk,
     weights,
 )
-from forerun.ir.text import OPERATIONS, context, parse_ir, print_ir
+from forerun.ir.text import OPERATIONS, context, load_dialects, parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
 
@@ -122,6 +123,7 @@ __all__ = [
     "VerifyException",
     "Weight",
     "Yield",
+    "backward_slice",
     "broadcast_dims",
     "caches",
     "context",
@@ -129,6 +131,7 @@ __all__ = [
     "encode",
     "evaluate",
     "functions",
+    "load_dialects",
     "neighbourhood",
     "new_caches",
     "op_type_rewrite_pattern",

@@ -12,7 +12,7 @@ from xdsl.ir import SSAValue
 from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
-from forerun.ir.structure import Kernel, caches, functions, weights
+from forerun.ir.structure import Kernel, backward_slice, caches, functions, weights
 
 Values = dict[SSAValue, torch.Tensor]
 
@@ -69,31 +69,25 @@ def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Env
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
-    """All weights of a module: the stored ones, and those that `@constants` derives, evaluated when asked for."""
+    """All weights of a module: the stored ones, and those that `@constants` derives, evaluated whenever asked for.
+
+    Nothing is kept: tables and masks over positions have large intermediate values.
+    """
     declared = weights(module)
-    known: Values = {}
 
     def weight(name: str) -> torch.Tensor:
         derived = declared[name].parameter("derived") if name in declared else None
-        return stored(name) if derived is None else value_of(functions(module)["constants"].returned[derived])
-
-    environment = Environment(weight)
-
-    def value_of(value: SSAValue) -> torch.Tensor:
-        if value not in known:
-            operation = value.owner
-            assert isinstance(operation, SpecOperation)
-            inputs = [value_of(each) for each in operation.operands]
-            try:
-                results = operation.evaluate(environment, *inputs)
-            except IndexError as error:
-                raise InvalidOptionError(
-                    f"The model's position table is too short ({error}); compile with a smaller max_length."
-                ) from error
-            known.update(
-                zip(operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True)
-            )
-        return known[value]
+        if derived is None:
+            return stored(name)
+        value = functions(module)["constants"].returned[derived]
+        values: Values = {}
+        try:
+            run_body(backward_slice(value), values, Environment(weight), keep={value})
+        except IndexError as error:
+            raise InvalidOptionError(
+                f"The model's position table is too short ({error}); compile with a smaller max_length."
+            ) from error
+        return values[value]
 
     return weight
 

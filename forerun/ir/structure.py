@@ -21,6 +21,7 @@ from forerun.ir.operation import (
     Tensors,
     encode,
     parameter_text,
+    require,
     tensor_type,
 )
 from forerun.ir.types import TensorType
@@ -59,12 +60,24 @@ class Weight(_Declaration):
     def type(self) -> TensorType:
         return TensorType.of(self.parameter("shape"), self.parameter("dtype"))
 
+    @classmethod
+    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        TensorType.of(parameters["shape"], parameters["dtype"])
+        return []
+
 
 @irdl_op_definition
 class Cache(_Declaration):
     """The cached keys and values of one attention: `heads`, `key_dim`, `value_dim` numbers a slot."""
 
     name = "spec.cache"
+
+    @classmethod
+    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        for name in ("heads", "key_dim", "value_dim"):
+            size = parameters[name]
+            require(isinstance(size, int) and size >= 1, f"{name} is 1 or more, not {size}")
+        return []
 
 
 @irdl_op_definition
@@ -218,3 +231,22 @@ def walk(body: Iterable[SpecOperation]) -> Iterable[SpecOperation]:
         yield each
         if isinstance(each, Kernel):
             yield from each.body
+
+
+def backward_slice(value: SSAValue) -> list[SpecOperation]:
+    """The operations a value is made of, operands first."""
+    ordered: dict[SpecOperation, None] = {}
+    pending = [value.owner]
+    while pending:
+        operation = pending[-1]
+        if not isinstance(operation, SpecOperation) or operation in ordered:
+            pending.pop()
+            continue
+        missing = [each.owner for each in operation.operands if each.owner not in ordered]
+        missing = [each for each in missing if isinstance(each, SpecOperation)]
+        if missing:
+            pending.extend(missing)
+        else:
+            ordered[operation] = None
+            pending.pop()
+    return list(ordered)

@@ -27,11 +27,16 @@ OPERATIONS: list[type[Operation]] = [
 SPEC = Dialect("spec", OPERATIONS, [TensorType])
 
 
+def load_dialects(context: Context) -> None:
+    """Let an xDSL context know `builtin` and `spec`."""
+    context.load_dialect(Builtin)
+    context.load_dialect(SPEC)
+
+
 def context() -> Context:
     """An xDSL context that knows `builtin` and `spec`."""
     known = Context()
-    known.load_dialect(Builtin)
-    known.load_dialect(SPEC)
+    load_dialects(known)
     return known
 
 

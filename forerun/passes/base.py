@@ -19,8 +19,8 @@ from forerun.ir import (
     RewritePattern,
     SpecOperation,
     SSAValue,
-    context,
     functions,
+    load_dialects,
 )
 
 Pass = ModulePass
@@ -35,8 +35,7 @@ class PassContext(Context):
 
     def __init__(self, weights: Callable[[str], torch.Tensor] = no_weights, max_length: int = 2048) -> None:
         super().__init__()
-        known = context()
-        self._loaded_dialects = known._loaded_dialects  # pyright: ignore[reportPrivateUsage]
+        load_dialects(self)
         self.weights = weights
         self.max_length = max_length
         self.notes: list[str] = []

@@ -162,9 +162,7 @@ class _Emitter:
         self.step = step
         self.groups = groups
         self.order = {operation: index for index, operation in enumerate(step.body)}
-        self.member_of = {
-            operation: each.kind and index for index, each in enumerate(groups) for operation in each.members
-        }
+        self.member_of = {operation: index for index, each in enumerate(groups) for operation in each.members}
         self.outside: dict[SSAValue, SSAValue] = {each: each for each in step.block.args}
 
     def emit(self) -> None:

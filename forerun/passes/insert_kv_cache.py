@@ -34,7 +34,8 @@ from forerun.ir import (
 from forerun.ir import dims as dimensions
 from forerun.passes.base import Pass, function_named
 from forerun.passes.canonicalize import clean
-from forerun.passes.sequence_axis import SEQUENCE, sequence_axes
+from forerun.passes.matching import SEQUENCE
+from forerun.passes.sequence_axis import sequence_axes
 from forerun.passes.substitute import clone_with
 
 ROWS = "N"

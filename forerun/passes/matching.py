@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from forerun.ir import Broadcast, Cast, Constant, Map, Reshape, SpecOperation, SSAValue, tensor_type
+from forerun.ir import Broadcast, Constant, Map, Reshape, SpecOperation, SSAValue, tensor_type
 from forerun.ir import dims as dimensions
+
+HIDDEN = -1e4
+"""A number this low, put where a score would be, hides the key (models write -1e4, -1e9, the dtype's least, -inf)."""
+
+SEQUENCE = "T"
+"""The name of the sequence dimension in `@forward`."""
 
 Op = TypeVar("Op", bound=SpecOperation)
 
@@ -50,9 +56,3 @@ def is_vector(value: SSAValue, size: int | str) -> bool:
     """Whether a value is one number a feature: its last dimension is `size`, all others are 1."""
     dims = tensor_type(value).dims
     return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1])
-
-
-def behind_casts(value: SSAValue) -> SSAValue:
-    while (cast := defined_by(value, Cast)) is not None:
-        value = cast.inputs[0]
-    return value

@@ -25,6 +25,10 @@ ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
 
 
+WORD = 4
+"""Bytes that a number takes at least: targets keep truth values and small integers as 32 bits."""
+
+
 @dataclass(frozen=True)
 class Buffer:
     """`size` bytes, alive from kernel `start` to kernel `stop`, both included."""
@@ -37,7 +41,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class PlanMemory(Pass):
-    """Kernels get `offsets`, one a result, in bytes; `@step` gets `arena`, the bytes in all."""
+    """Kernels get `offsets`, one a result, in bytes; `@step` gets `arena` (bytes) and the sizes planned for."""
 
     name: ClassVar[str] = "plan-memory"
 
@@ -59,13 +63,15 @@ class PlanMemory(Pass):
                 kernel.attributes["offsets"] = encode([offsets[each] for each in kernel.results])
         arena = max((offsets[each.value] + each.size for each in buffers), default=0)
         step.attributes["arena"] = encode(arena)
+        step.attributes["max_rows"] = encode(self.max_rows)
+        step.attributes["max_outputs"] = encode(self.max_outputs)
         total = sum(each.size for each in buffers)
         pass_context(ctx).note(f"plan-memory: {len(buffers)} buffers, {total} bytes, in an arena of {arena} bytes")
 
     def bytes_of(self, value: SSAValue) -> int:
         kind = tensor_type(value)
         count = prod(kind.sizes({"N": self.max_rows, "M": self.max_outputs}))
-        size = count * torch_dtype(kind.dtype).itemsize
+        size = count * max(WORD, torch_dtype(kind.dtype).itemsize)
         return -(-size // ALIGNMENT) * ALIGNMENT
 
 

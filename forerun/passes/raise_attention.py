@@ -11,6 +11,7 @@ from forerun.ir import (
     Attention,
     Builder,
     Cast,
+    Dim,
     Map,
     MatMul,
     PatternRewriter,
@@ -22,19 +23,17 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.base import PassContext, RewritePass, replace
-from forerun.passes.matching import defined_by, either_order, mapped, number, symbols
-
-HIDDEN = -1e4
-"""A number this low, put where a score would be, hides the key (models write -1e4, -1e9, the dtype's least, -inf)."""
+from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, mapped, number, symbols
 
 
 @dataclass(frozen=True)
-class Mask:
-    """factor * value, added to the scores; or, for i1, where the value is `visible` the key is seen."""
+class ScoreMask:
+    """factor * value, added to the scores; for i1, a key is seen where the value is `visible`, else it gets `low`."""
 
     value: SSAValue
     visible: bool = True
     factor: float = 1.0
+    low: float = HIDDEN
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Scores:
     key: SSAValue  # [..., D, T]
     scale: float = 1.0
     softcap: float | None = None
-    masks: tuple[Mask, ...] = ()
+    masks: tuple[ScoreMask, ...] = ()
 
 
 def peel(value: SSAValue) -> Scores | None:
@@ -67,7 +66,7 @@ def peel(value: SSAValue) -> Scores | None:
         case "add":
             for inner, mask in either_order(operation):
                 if (scores := peel(inner)) is not None:
-                    return dataclasses.replace(scores, masks=(*scores.masks, Mask(mask)))
+                    return dataclasses.replace(scores, masks=(*scores.masks, ScoreMask(mask)))
             return None
         case "max":
             low = number(operation.inputs[1])
@@ -78,7 +77,7 @@ def peel(value: SSAValue) -> Scores | None:
                 low = number(hidden)
                 if low is None or low > HIDDEN or (scores := peel(inner)) is None:
                     continue
-                return dataclasses.replace(scores, masks=(*scores.masks, Mask(condition, visible)))
+                return dataclasses.replace(scores, masks=(*scores.masks, ScoreMask(condition, visible, low=float(low))))
             return None
         case _:
             return None
@@ -100,10 +99,14 @@ def _peel_product(operation: Map) -> Scores | None:
 
 
 def _scaled(scores: Scores, factor: float) -> Scores | None:
-    """A factor behind a mask scales the mask too."""
+    """A factor behind a mask scales the mask too; what hid a key must still hide it."""
     if scores.softcap is not None:
         return None
-    masks = tuple(dataclasses.replace(mask, factor=mask.factor * factor) for mask in scores.masks)
+    masks = tuple(
+        dataclasses.replace(mask, factor=mask.factor * factor, low=mask.low * factor) for mask in scores.masks
+    )
+    if any(mask.low > HIDDEN for mask in masks if tensor_type(mask.value).dtype == "i1"):
+        return None
     return dataclasses.replace(scores, scale=scores.scale * factor, masks=masks)
 
 
@@ -125,10 +128,12 @@ class RaiseSpelledAttention(RewritePattern):
         if scores is None:
             self.context.note(f"raise-attention: a softmax at {op.location} is no softmax(scale * q k^T + mask) v")
             return
+        if not _fit(*(_three(each) for each in (scores.query, scores.key, value))):
+            self.context.note(f"raise-attention: the heads of the softmax at {op.location} are spelled in another way")
+            return
         build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
-        key = _heads_first(scores.key, build)
-        key = build.transpose(key, (0, 2, 1))
+        key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
         mask = combined(scores.masks, build)
         parameters = {"scale": scores.scale, "softcap": scores.softcap, "extra": None if mask is None else ("mask",)}
         inputs = [query, key, value, *([] if mask is None else [mask])]
@@ -136,15 +141,29 @@ class RaiseSpelledAttention(RewritePattern):
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
 
 
-def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
-    """The value with three dimensions: a batch of one dropped, missing leading dimensions added."""
+def _three(value: SSAValue) -> tuple[Dim, ...]:
+    """A value's dimensions with a batch of one dropped and missing leading dimensions added; more than three stay."""
     dims = tensor_type(value).dims
     while len(dims) > 3 and dims[0] == 1:
         dims = dims[1:]
-    return build.reshape(value, (1,) * (3 - len(dims)) + tuple(dims))
+    return (1,) * (3 - len(dims)) + dims
 
 
-def combined(masks: Sequence[Mask], build: Builder) -> SSAValue | None:
+def _fit(query: tuple[Dim, ...], key: tuple[Dim, ...], value: tuple[Dim, ...]) -> bool:
+    """query [H, T, D], key [Hkv, D, T], value [Hkv, T, Dv] with H a multiple of Hkv."""
+    if not len(query) == len(key) == len(value) == 3:
+        return False
+    heads, groups = query[0], key[0]
+    if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups or value[0] != groups:
+        return False
+    return query[1] == key[2] == value[1] == SEQUENCE
+
+
+def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
+    return build.reshape(value, _three(value))
+
+
+def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
     """One mask for several: all of the i1 ones must hold, the others add up."""
     total: SSAValue | None = None
     visible: SSAValue | None = None

@@ -21,7 +21,7 @@ from enum import IntEnum
 from math import prod
 from typing import ClassVar
 
-from forerun.errors import LookAheadError
+from forerun.errors import LookAheadError, UnsupportedOperationError
 from forerun.ir import (
     Attention,
     Broadcast,
@@ -52,8 +52,7 @@ from forerun.ir import (
 )
 from forerun.ir import dims as dimensions
 from forerun.passes.base import Pass, function_named, pass_context
-
-SEQUENCE = "T"
+from forerun.passes.matching import SEQUENCE
 
 
 class Kind(IntEnum):
@@ -285,14 +284,33 @@ def require_incremental(function: Function) -> dict[SSAValue, Along]:
     for value in function.returned:
         along = known[value]
         if along.kind == Kind.GLOBAL and along.cause is not None:
-            raise look_ahead(along.cause, along.reason)
+            raise _unraised(function, along.cause) or look_ahead(along.cause, along.reason)
     return known
 
 
+def _unraised(function: Function, cause: SpecOperation) -> UnsupportedOperationError | None:
+    """Scores of tokens against tokens that go into a softmax are an attention that no pattern knew, causal or not."""
+    if not isinstance(cause, MatMul):
+        return None
+    softmax = next(
+        (each for each in function.body if isinstance(each, Softmax) and -1 in sequence_axes(each.result)), None
+    )
+    if softmax is None:
+        return None
+    return UnsupportedOperationError(
+        f"The softmax at {place(softmax)} is no attention that raise-attention knows, softmax(scale * q k^T + mask) v; "
+        f"spell it so, or with scaled_dot_product_attention.\n{neighbourhood(softmax)}"
+    )
+
+
+def place(operation: SpecOperation) -> str:
+    """The source line an operation comes from."""
+    return str(operation.location).removeprefix('loc("').removesuffix(":0)").replace('"', "")
+
+
 def look_ahead(operation: SpecOperation, reason: str) -> LookAheadError:
-    where = str(operation.location).removeprefix('loc("').removesuffix(":0)").replace('"', "")
     return LookAheadError(
-        f"The model cannot be decoded position by position: {operation.mnemonic} at {where} {reason}; "
+        f"The model cannot be decoded position by position: {operation.mnemonic} at {place(operation)} {reason}; "
         f"compile a causal decoder instead.\n{neighbourhood(operation)}"
     )
 

@@ -35,22 +35,3 @@ def substituted(value: Any, names: Mapping[str, Dim]) -> Any:
     for name, dim in names.items():
         value = dimensions.substitute(value, name, dim)
     return value
-
-
-def backward_slice(value: SSAValue) -> list[SpecOperation]:
-    """The operations a value is made of, operands first."""
-    ordered: dict[SpecOperation, None] = {}
-    pending = [value.owner]
-    while pending:
-        operation = pending[-1]
-        if not isinstance(operation, SpecOperation) or operation in ordered:
-            pending.pop()
-            continue
-        missing = [each.owner for each in operation.operands if each.owner not in ordered]
-        missing = [each for each in missing if isinstance(each, SpecOperation)]
-        if missing:
-            pending.extend(missing)
-        else:
-            ordered[operation] = None
-            pending.pop()
-    return list(ordered)

@@ -23,18 +23,19 @@ from forerun.ir import (
     Parameter,
     Return,
     Rewriter,
-    Slice,
     SSAValue,
     Symbol,
     Weight,
+    backward_slice,
     tensor_type,
 )
 from forerun.passes.attention_masks import Mask, classify
 from forerun.passes.base import Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
-from forerun.passes.raise_attention import HIDDEN
-from forerun.passes.sequence_axis import SEQUENCE, Along, Kind, look_ahead, require_incremental
-from forerun.passes.substitute import backward_slice, clone_with
+from forerun.passes.lengths import require_same_at_every_length
+from forerun.passes.matching import HIDDEN, SEQUENCE
+from forerun.passes.sequence_axis import Along, Kind, look_ahead, require_incremental
+from forerun.passes.substitute import clone_with
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class _Tables:
         """Replace constant and positional values, where tokens meet them, by parameters and table look-ups."""
         for operation in self.forward.body:
             kinds = {self.known[each].kind for each in operation.results if each in self.known}
-            if not kinds & {Kind.ROW_LOCAL, Kind.CAUSAL}:
+            if not operation.ends_body and not kinds & {Kind.ROW_LOCAL, Kind.CAUSAL}:
                 continue
             for place, value in enumerate(operation.operands):
                 along = self.known.get(value)
@@ -94,6 +95,7 @@ class _Tables:
                 operation.operands[place] = self.replaced[value]
 
     def constant(self, value: SSAValue) -> SSAValue:
+        require_same_at_every_length(value, None, self.length, self.context)
         return self.parameter(self.clone(value), value.name_hint)
 
     def table(self, value: SSAValue, along: Along) -> SSAValue:
@@ -101,11 +103,9 @@ class _Tables:
         assert along.axis is not None
         if isinstance(value.owner, Iota):
             return self.rows
-        for operation in backward_slice(value):
-            if isinstance(operation, Slice) and isinstance(operation.parameter("start"), str):
-                raise look_ahead(operation, "counts positions from the end of the sequence")
         rank = tensor_type(value).rank
         axis = rank + along.axis
+        require_same_at_every_length(value, axis, self.length, self.context)
         front = [axis, *(each for each in range(rank) if each != axis)]
         table = self.parameter(self.build.transpose(self.clone(value), front), value.name_hint)
         return self.top.transpose(self.top.add(Gather, table, self.rows), [front.index(each) for each in range(rank)])
