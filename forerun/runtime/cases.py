@@ -13,6 +13,11 @@ from forerun.runtime.tree import Tree
 SEQUENCES = 4
 TREE_ROWS = 64
 SHORT = 40  # most prompts are no longer than this
+MIDDLE = 200  # and nearly all of the others no longer than this
+FULL_EVERY, FULL_AT = 32, 7  # cases 7, 39, 71, ... have a chunk as large as a step may be
+END_AT = 19  # the case that goes to the last position of a sequence
+FURTHEST = 4096  # or as far as this, as plain decoding takes a step for each position
+LONG_TEXT = 0  # the text that long prompts are cut from
 
 
 @dataclass(frozen=True)
@@ -23,19 +28,31 @@ class Limits:
     outputs: int  # of a step
     tree_rows: int  # of all trees of a step
     height: int  # of a tree
-    text: int  # the longest prompt
-    positions: int  # the most that a sequence takes: a prompt and two trees
+    trees: int  # of a sequence, one after another
+    text: int  # the longest prompt but for a few
+    full: int  # the longest prompt but for one: more than the rows of a step, where `max_length` allows it
+    end: int  # the positions of the sequence that goes furthest
 
     @classmethod
     def of(cls, executable: Executable) -> "Limits":
         height = max(0, min(executable.max_path - 1, executable.max_length // 4 - 1))
-        room = executable.max_length - 2 * (height + 1)
-        text = max(
-            1, min(max(SHORT, executable.block * 5 // 2), 200, room)
-        )  # across blocks where they are not too long
+        trees = min(2, executable.max_length - 1)
+        room = executable.max_length - trees * (height + 1)
+        text = min(max(SHORT, executable.block * 5 // 2), MIDDLE, room)  # across blocks where they are not too long
+        full = max(text, min(executable.max_rows + 2 * executable.block + 8, room, FURTHEST))
         outputs = executable.max_outputs
         tree_rows = min(executable.max_rows, outputs, TREE_ROWS)
-        return cls(executable.max_rows, outputs, tree_rows, height, text, text + 2 * (height + 1))
+        end = max(full, min(executable.max_length, FURTHEST))
+        return cls(executable.max_rows, outputs, tree_rows, height, trees, text, full, end)
+
+    def texts(self, count: int) -> list[int]:
+        """The lengths of the texts that prompts are cut from."""
+        return [self.end if text == LONG_TEXT else self.text for text in range(count)]
+
+    def blocks(self, block: int) -> int:
+        """Blocks that the sequences of any one case fit in."""
+        longest = self.full + self.trees * (self.height + 1)
+        return max(-(-self.end // block), SEQUENCES * -(-longest // block))
 
 
 @dataclass(frozen=True)
@@ -50,26 +67,74 @@ class Script:
     def prompt(self) -> int:
         return sum(self.chunks)
 
+    @property
+    def positions(self) -> int:
+        """The most that it takes."""
+        return self.prompt + sum(tree.height + 1 for tree in self.trees)
 
-def random_scripts(random: Generator, limits: Limits, texts: int, vocabulary: int) -> list[Script]:
-    """One to `SEQUENCES` sequences whose first trees together have as many rows as a step may have, or fewer."""
+
+def random_scripts(random: Generator, limits: Limits, case: int, texts: int, vocabulary: int) -> list[Script]:
+    """What becomes of the sequences of a case, one to `SEQUENCES`."""
+    if case == END_AT:
+        return [_to_the_end(random, limits, vocabulary)]
+    if case % FULL_EVERY == FULL_AT:
+        return _full_chunks(random, limits, vocabulary)
+    return _ordinary(random, limits, texts, vocabulary)
+
+
+def _ordinary(random: Generator, limits: Limits, texts: int, vocabulary: int) -> list[Script]:
+    """Sequences whose first trees together have as many rows as a step may have, or fewer."""
     count = int(random.integers(1, min(SEQUENCES, limits.tree_rows) + 1))
     total = max(count, log_uniform(random, limits.tree_rows))
     cuts = np.sort(random.choice(np.arange(1, total), count - 1, replace=False)) if count > 1 else np.empty(0, np.int64)
     sizes = np.diff(np.concatenate([[0], cuts, [total]])).tolist()
     scripts: list[Script] = []
     for size in sizes:
-        prompt = int(
-            random.integers(
-                min(4, limits.text), (limits.text if random.random() < 0.25 else min(SHORT, limits.text)) + 1
-            )
+        text, longest = int(random.integers(texts)), min(SHORT, limits.text)
+        kind = random.random()
+        if kind < 0.04:
+            text, longest = LONG_TEXT, limits.full
+        elif kind < 0.25:
+            longest = limits.text
+        prompt = int(random.integers(min(4, limits.text), longest + 1))
+        scripts.append(
+            Script(text, random_chunks(random, prompt, limits.rows), _trees(random, limits, size, vocabulary))
         )
-        chunks: list[int] = []
-        while sum(chunks) < prompt:
-            chunks.append(log_uniform(random, min(limits.rows, prompt - sum(chunks))))
-        trees = [random_tree(random, rows, limits.height, vocabulary) for rows in (size, int(random.integers(1, 4)))]
-        scripts.append(Script(int(random.integers(texts)), chunks, trees))
     return scripts
+
+
+def _full_chunks(random: Generator, limits: Limits, vocabulary: int) -> list[Script]:
+    """One long prompt twice: with a chunk as large as a step may be, at a random place, and in other chunks."""
+    chunk = min(limits.rows, limits.full)
+    before = int(random.integers(limits.full - chunk + 1))
+    rest = limits.full - chunk - before
+    full = [*random_chunks(random, before, limits.rows), chunk, *random_chunks(random, rest, limits.rows)]
+    size = max(1, limits.tree_rows // 4)
+    chunkings = [full] if limits.tree_rows < 2 else [full, random_chunks(random, limits.full, limits.rows)]
+    return [Script(LONG_TEXT, chunks, _trees(random, limits, size, vocabulary)) for chunks in chunkings]
+
+
+def _to_the_end(random: Generator, limits: Limits, vocabulary: int) -> Script:
+    """One sequence whose last tree's deepest row stands at the last position."""
+    sizes = [1, min(8, limits.tree_rows)][: limits.trees]  # all of the first tree is committed
+    trees = [random_tree(random, size, limits.height, vocabulary) for size in sizes]
+    prompt = limits.end - sum(tree.height + 1 for tree in trees)
+    return Script(LONG_TEXT, random_chunks(random, prompt, limits.rows), trees)
+
+
+def _trees(random: Generator, limits: Limits, rows: int, vocabulary: int) -> list[Tree]:
+    """A tree of `rows` rows, then a small one."""
+    sizes = [rows, int(random.integers(1, 4))][: limits.trees]
+    return [random_tree(random, size, limits.height, vocabulary) for size in sizes]
+
+
+def random_chunks(random: Generator, rows: int, most: int) -> list[int]:
+    """Sizes that add up to `rows`, none above `most`."""
+    chunks: list[int] = []
+    while rows > 0:
+        chunks.append(log_uniform(random, min(most, rows)))
+        rows -= chunks[-1]
+    return chunks
 
 
 def random_tree(random: Generator, rows: int, height: int, vocabulary: int) -> Tree:

@@ -1,7 +1,8 @@
 """`forerun verify`: whether a compiled model keeps row determinism, on random schedules against plain decoding.
 
 Every row of every step of a case is held bit for bit against the same history decoded one row at a time in a sequence
-of its own. On a difference the first kernel whose output differs is named, where the executable can trace its kernels.
+of its own. On a difference the first kernel whose output differs in the row's history is named, where the executable
+can trace its kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from forerun.runtime.cases import (
     random_tree_rows,
 )
 from forerun.runtime.executable import Executable, Float32, Int32, Rows, StepResult
-from forerun.runtime.plain import PlainDecoder
+from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
 
 TEXTS = 3
@@ -42,16 +43,18 @@ class KernelOutput(Protocol):
     @property
     def value(self) -> NDArray[Any]: ...
 
+    @property
+    def along(self) -> str | None:
+        """What the leading axis of the value is: "N" for the step's rows, "M" for its outputs, None for neither."""
+        ...
+
 
 @runtime_checkable
 class Traceable(Protocol):
     """An executable that can show what its kernels compute."""
 
     def trace(self, state: Any, rows: Rows) -> Sequence[KernelOutput]:
-        """Run the step, and return all results in the order of computation.
-
-        The leading axis of a value that belongs to rows is the step's rows, or its outputs where their number differs.
-        """
+        """Run the step, and return all results in the order of computation."""
         ...
 
 
@@ -65,7 +68,7 @@ class Divergence:
     rows: int  # that the step has
     position: int  # of the row in its sequence
     largest_difference: float  # between the logits
-    kernel: str | None  # None where the executable cannot trace
+    kernel: str | None  # where its history first differs, maybe in an earlier step; None if it cannot be traced
     output: str | None
 
     def __str__(self) -> str:
@@ -101,7 +104,12 @@ class VerifyReport:
 def certify(
     executable: Executable, cases: int = 200, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
-    """Run `cases` random cases, the same for the same seed. `progress` is told the cases done and their number."""
+    """Run `cases` random cases, the same for the same seed. `progress` is told the cases done and their number.
+
+    The executable must not be used by anyone else meanwhile, by a model that generates least of all: the caches are
+    certify's own, but the memory in which a step computes is the executable's.
+    From the 20th case on, the last positions of `max_length` are among those compared (up to `cases.FURTHEST`).
+    """
     if cases < 1:
         raise InvalidOptionError(f"cases must be at least 1, not {cases}")
     certifier = _Certifier(executable, seed)
@@ -145,6 +153,26 @@ class _Expected:
     position: int  # in the text; -1 for a tail
     tail: tuple[int, ...]
 
+    def begins(self, other: "_Expected") -> bool:
+        """Whether this history is the beginning of the other, or all of it."""
+        if self.owner is not other.owner:
+            return False
+        if self.position >= 0:
+            return other.position < 0 or self.position <= other.position
+        return self.tail == other.tail[: len(self.tail)]
+
+
+@dataclass(frozen=True)
+class _Step:
+    rows: Rows
+    expected: list[_Expected]  # of each row
+
+
+@dataclass(frozen=True)
+class _Copy:
+    source: Int32
+    destination: Int32
+
 
 class _Certifier:
     def __init__(self, executable: Executable, seed: int) -> None:
@@ -152,12 +180,14 @@ class _Certifier:
         self.random = np.random.default_rng(seed)
         self.limits = Limits.of(executable)
         self.texts = [
-            self.random.integers(0, executable.vocabulary, self.limits.text, dtype=np.int32) for _ in range(TEXTS)
+            self.random.integers(0, executable.vocabulary, length, dtype=np.int32)
+            for length in self.limits.texts(TEXTS)
         ]
-        self.plain = PlainDecoder(executable, self.texts, SEQUENCES, self.limits.positions)
+        self.plain = PlainDecoder(executable, self.texts, SEQUENCES, self.limits.trees * (self.limits.height + 1))
         self.spare = executable.max_rows
-        self.blocks = SEQUENCES * -(-self.limits.positions // executable.block) + -(-self.spare // executable.block) + 2
+        self.blocks = self.limits.blocks(executable.block) + -(-self.spare // executable.block) + 2
         self.state = executable.new_state(self.blocks)  # what earlier cases left there must not matter
+        self.events: list[_Step | _Copy] = []  # of the case
         self.steps = self.rows = self.differences = 0
         self.first: Divergence | None = None
 
@@ -165,13 +195,13 @@ class _Certifier:
         cache = BlockCache(
             self.blocks, self.executable.block, self.spare, self.random.permutation(self.blocks).tolist()
         )
-        scripts = random_scripts(self.random, self.limits, TEXTS, self.executable.vocabulary)
+        self.events = []
+        self.plain.forget_branches()
         running: list[_Progress] = []
-        for branch, script in enumerate(scripts):
+        for script in random_scripts(self.random, self.limits, case, TEXTS, self.executable.vocabulary):
             sequence = CachedSequence(self.executable.block, np.empty(0, np.int32))
-            cache.reserve(sequence, self.limits.positions)
-            self.plain.begin(branch, script.text, script.prompt)
-            running.append(_Progress(branch, script, sequence))
+            cache.reserve(sequence, script.positions)
+            running.append(_Progress(self.plain.begin(script.text, script.prompt), script, sequence))
         step = 0
         while any(not progress.finished for progress in running):
             self._run_step(case, step, _some(self.random, running, self.limits.rows), cache)
@@ -192,7 +222,9 @@ class _Certifier:
             reorder(join(parts), order), outputs=random_outputs(self.random, len(expected), self.limits.outputs)
         )
         result = self.executable.run(self.state, rows)
-        self._compare(case, step, rows, result, [expected[i] for i in order])
+        done = _Step(rows, [expected[i] for i in order])
+        self.events.append(done)
+        self._compare(case, step, done, result)
         for progress, part in zip(chosen, parts, strict=True):
             self._advance(progress, part)
 
@@ -218,20 +250,21 @@ class _Certifier:
             sequence = progress.sequence
             home = sequence.home(np.arange(sequence.length, sequence.length + len(path), dtype=np.int32))
             self.executable.copy_slots(self.state, part.slots[path], home)
+            self.events.append(_Copy(part.slots[path], home))
             progress.committed += tuple(tree.token[path].tolist())
             sequence.length += len(path)
         progress.done += 1
 
-    def _compare(self, case: int, step: int, rows: Rows, result: StepResult, expected: list[_Expected]) -> None:
+    def _compare(self, case: int, number: int, step: _Step, result: StepResult) -> None:
         self.steps += 1
         # Copied, as plain decoding may reuse the result's memory; by history, so that plain decoding rarely goes back.
         logits, candidates = np.array(result.logits), np.array(result.candidates)
         candidate_logits = np.array(result.candidate_logits)
+        rows, expected = step.rows, step.expected
         outputs = rows.outputs.tolist()
         for output in sorted(range(len(outputs)), key=lambda output: expected[outputs[output]].tail):
             row = outputs[output]
-            plain = self._plain_logits(expected[row])
-            same = np.array_equal(logits[output].view(np.uint32), plain.view(np.uint32))
+            same = digest(logits[output]) == self._plain_digest(expected[row])
             best = likeliest(logits[output], self.executable.candidates)
             right = np.array_equal(best, candidates[output]) and np.array_equal(
                 logits[output][best].view(np.uint32), candidate_logits[output].view(np.uint32)
@@ -241,37 +274,57 @@ class _Certifier:
                 continue
             self.differences += 1
             if self.first is None:
-                kernel, name = ("token choice", "candidates") if same else self._locate(rows, output, expected[row])
+                plain = self.executable.run(self.plain.state, self._plain_row(expected[row])).logits[0]
                 difference = float(np.abs(logits[output].astype(np.float64) - plain).max())
+                kernel, name = ("token choice", "candidates") if same else self._locate(expected[row])
                 position = int(rows.positions[row])
-                self.first = Divergence(case, step, row, len(expected), position, difference, kernel, name)
+                self.first = Divergence(case, number, row, len(expected), position, difference, kernel, name)
 
-    def _plain_logits(self, expected: _Expected) -> Float32:
+    def _plain_digest(self, expected: _Expected) -> bytes:
         owner = expected.owner
         if expected.position >= 0:
-            return self.plain.text_logits(owner.script.text, expected.position)
-        return self.plain.logits(owner.branch, expected.tail)
+            return self.plain.text_digest(owner.script.text, expected.position)
+        return self.plain.digest(owner.branch, expected.tail)
 
-    def _locate(self, rows: Rows, output: int, expected: _Expected) -> tuple[str | None, str | None]:
-        """The first kernel, and its output, whose bits for the row differ between the step and plain decoding."""
-        if not isinstance(self.executable, Traceable):
-            return None, None
-        owner, text = expected.owner, expected.owner.script.text
+    def _plain_row(self, expected: _Expected) -> Rows:
+        owner = expected.owner
         if expected.position >= 0:
-            token = int(self.texts[text][expected.position])
-            plain_row = self.plain.text_row(text, expected.position, token)
-        else:
-            plain_row = self.plain.last_row(owner.branch, expected.tail)
-        step_results = self.executable.trace(self.state, rows)
-        plain_results = self.executable.trace(self.plain.state, plain_row)
-        place = {len(rows.outputs): output, len(rows.tokens): int(rows.outputs[output])}  # by length of leading axis
-        for found, plain in zip(step_results, plain_results, strict=True):
-            size = found.value.shape[0] if found.value.ndim else None
-            if size not in place:
+            return self.plain.text_row(owner.script.text, expected.position)
+        return self.plain.last_row(owner.branch, expected.tail)
+
+    def _locate(self, expected: _Expected) -> tuple[str | None, str | None]:
+        """The first kernel, and its output, whose bits differ in a history.
+
+        The case so far is run again: a row whose logits nobody asked for, in an earlier step, may have left wrong keys
+        and values in the cache, and the kernel that reads them is not to blame. The state is the same afterwards.
+        """
+        executable, origin = self.executable, None
+        if not isinstance(executable, Traceable):
+            return None, None
+        for event in self.events:
+            if isinstance(event, _Copy):
+                executable.copy_slots(self.state, event.source, event.destination)
+            elif origin is not None:
+                executable.run(self.state, event.rows)
+            else:
+                origin = self._differing(executable, event, expected)
+        return origin or (None, None)
+
+    def _differing(self, executable: Traceable, step: _Step, expected: _Expected) -> tuple[str, str] | None:
+        """Run a step; its first kernel, and that kernel's output, that differs in a row of the history `expected`."""
+        results = executable.trace(self.state, step.rows)
+        first, outputs = len(results), step.rows.outputs.tolist()
+        for row, history in enumerate(step.expected):
+            if not history.begins(expected):
                 continue
-            if np.array(found.value[place[size]]).tobytes() != np.array(plain.value[0]).tobytes():
-                return found.kernel, found.output
-        return None, None
+            places = {"N": row, "M": outputs.index(row) if row in outputs else None}
+            plain_results = executable.trace(self.plain.state, self._plain_row(history))
+            for number, (found, plain) in enumerate(zip(results[:first], plain_results, strict=False)):
+                place = places.get(found.along or "")
+                if place is not None and found.value[place].tobytes() != plain.value[0].tobytes():
+                    first = number
+                    break
+        return (results[first].kernel, results[first].output) if first < len(results) else None
 
 
 def _some(random: Generator, running: list[_Progress], most_rows: int) -> list[_Progress]:

@@ -1,5 +1,6 @@
 """Plain decoding, one row a step: what every schedule is held against."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,47 +12,68 @@ from forerun.runtime.rows import prompt_rows
 FIRST_OUTPUT = np.zeros(1, np.int32)
 
 
+def digest(logits: Float32) -> bytes:
+    """Stands for all bits of logits [V], which would be too many to keep for every row."""
+    return hashlib.sha256(np.ascontiguousarray(logits).data).digest()
+
+
+@dataclass(eq=False)
+class _Text:
+    tokens: Int32
+    sequence: CachedSequence
+    known: list[bytes] = field(default_factory=list[bytes])  # digest of each position's logits, as far as decoded
+
+
 @dataclass(eq=False)
 class _Branch:
     """A sequence that shares a text's beginning and then goes its own way."""
 
-    sequence: CachedSequence
-    text: int = 0
-    start: int = 0  # tokens of the text that it begins with
-    tail: list[int] = field(default_factory=list)  # the tokens after them that are in the cache
-    known: dict[tuple[int, ...], Float32] = field(default_factory=dict)  # tail -> the logits [V] of its last token
+    sequence: CachedSequence  # begins with blocks of the text
+    start: int  # tokens of the text that it begins with
+    tail: list[int] = field(default_factory=list[int])  # the tokens after them that are in the cache
+    known: dict[tuple[int, ...], bytes] = field(default_factory=dict[tuple[int, ...], bytes])  # tail -> digest
 
 
 class PlainDecoder:
-    """Decodes a few texts a row at a time once, and branches from any of their beginnings."""
+    """Decodes a few texts a row at a time, each as far as it is asked for, and branches from any of their beginnings.
+
+    What it returns for a row is the digest of its logits [V].
+    """
 
     def __init__(self, executable: Executable, texts: list[Int32], branches: int, longest: int) -> None:
-        """`longest`: the most positions that a branch may take."""
+        """`longest`: the most positions that a branch may take after what it shares with its text."""
         self.executable = executable
         block = executable.block
-        sizes = [-(-len(text) // block) for text in texts] + [-(-longest // block)] * branches
-        self.cache = BlockCache(sum(sizes) + 1, block, spare=1)
-        self.state = executable.new_state(sum(sizes) + 1)
-        self._texts = [self._sequence(len(text)) for text in texts]
-        self._branches = [_Branch(self._sequence(longest)) for _ in range(branches)]
-        self._text_logits = [
-            np.stack([self._feed(sequence, token) for token in text.tolist()])
-            for sequence, text in zip(self._texts, texts, strict=True)
-        ]
+        self._own = longest + block  # a branch's first block holds the end of what it shares
+        blocks = sum(-(-len(text) // block) for text in texts) + branches * -(-self._own // block) + 1
+        self.cache = BlockCache(blocks, block, spare=1)
+        self.state = executable.new_state(blocks)
+        self._texts = [_Text(text, self._sequence(len(text))) for text in texts]
+        self._free = [self._sequence(self._own) for _ in range(branches)]
+        self._branches: list[_Branch] = []
 
-    def text_logits(self, text: int, position: int) -> Float32:
-        """[V] at one position of a text."""
-        return self._text_logits[text][position]
+    def text_digest(self, text: int, position: int) -> bytes:
+        """Of one position of a text."""
+        self._decode(text, position + 1)
+        return self._texts[text].known[position]
 
-    def begin(self, branch: int, text: int, start: int) -> None:
-        """Let `branch` begin with the first `start` tokens of `text`."""
-        sequence = self._branches[branch].sequence
-        positions = np.arange(start, dtype=np.int32)
-        self.executable.copy_slots(self.state, self._texts[text].home(positions), sequence.home(positions))
-        self._branches[branch] = _Branch(sequence, text, start)
+    def forget_branches(self) -> None:
+        self._branches = []
 
-    def logits(self, branch: int, tail: tuple[int, ...]) -> Float32:
-        """[V] of the last token of `tail`, which follows the branch's beginning."""
+    def begin(self, text: int, start: int) -> int:
+        """A new branch that begins with the first `start` tokens of `text`."""
+        self._decode(text, start)
+        block, source = self.executable.block, self._texts[text].sequence
+        shared = start // block
+        blocks = np.concatenate([source.blocks[:shared], self._free[len(self._branches)].blocks])
+        sequence = CachedSequence(block, blocks, start)
+        rest = np.arange(shared * block, start, dtype=np.int32)
+        self.executable.copy_slots(self.state, source.home(rest), sequence.home(rest))
+        self._branches.append(_Branch(sequence, start))
+        return len(self._branches) - 1
+
+    def digest(self, branch: int, tail: tuple[int, ...]) -> bytes:
+        """Of the last token of `tail`, which follows the branch's beginning."""
         known = self._branches[branch].known
         if tail not in known:
             self._rewind(branch, tail)
@@ -62,10 +84,19 @@ class PlainDecoder:
         self._rewind(branch, tail[:-1])
         return self._row(self._branches[branch].sequence, tail[-1])
 
-    def text_row(self, text: int, position: int, token: int) -> Rows:
-        """The one-row step that decodes a text's token."""
-        self._texts[text].length = position
-        return self._row(self._texts[text], token)
+    def text_row(self, text: int, position: int) -> Rows:
+        """The one-row step that decodes a text's token, all before it being in the cache."""
+        self._decode(text, position)
+        kept = self._texts[text]
+        return self._row(
+            CachedSequence(kept.sequence.block, kept.sequence.blocks, position), int(kept.tokens[position])
+        )
+
+    def _decode(self, text: int, length: int) -> None:
+        """Bring a text's first `length` tokens into the cache."""
+        kept = self._texts[text]
+        for token in kept.tokens[len(kept.known) : length].tolist():
+            kept.known.append(self._feed(kept.sequence, token))
 
     def _rewind(self, branch_index: int, tail: tuple[int, ...]) -> None:
         """Bring the branch's cache to `tail`: go back to what is shared, then decode the rest."""
@@ -80,10 +111,10 @@ class PlainDecoder:
             branch.known[tuple(branch.tail)] = self._feed(branch.sequence, token)
         branch.sequence.length = branch.start + len(branch.tail)
 
-    def _feed(self, sequence: CachedSequence, token: int) -> Float32:
+    def _feed(self, sequence: CachedSequence, token: int) -> bytes:
         result = self.executable.run(self.state, self._row(sequence, token))
         sequence.length += 1
-        return np.array(result.logits[0])
+        return digest(result.logits[0])
 
     def _row(self, sequence: CachedSequence, token: int) -> Rows:
         return prompt_rows(sequence, np.array([token], np.int32), FIRST_OUTPUT)

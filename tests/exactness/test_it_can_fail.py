@@ -1,7 +1,10 @@
 """The certificate means something: a reduction whose order depends on the number of rows is found and named."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -32,14 +35,44 @@ def split_sums(self: Any, weight: Any, rows: Sequence[Any]) -> list[list[Any]]:
     return [[vector[0] for vector in row] for row in sums]
 
 
-def test_a_planted_row_dependent_reduction_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear._Tile, "_sums", split_sums)
-    lowered = lower(FAMILIES["llama"](), max_length=128)
+class Planted:
+    """Templates that emit one product phase, the `product`-th of those compiled, with split sums."""
+
+    def __init__(self, product: int) -> None:
+        self.product = product
+        self.phases = self.products = 0
+        self.place = -1  # of the faulty phase among all
+        self.templates = {name: partial(self.emit, name) for name in TEMPLATES}
+
+    def emit(self, name: str, context: Any, phase: Any, machine: Any) -> None:
+        faulty = name == "products" and self.products == self.product
+        if faulty:
+            self.place = self.phases
+        with patch.object(linear._Tile, "_sums", split_sums) if faulty else nullcontext():
+            TEMPLATES[name](context, phase, machine)
+        self.phases += 1
+        self.products += name == "products"
+
+
+@pytest.fixture(scope="module")
+def lowered() -> Any:
+    return lower(FAMILIES["llama"](), max_length=128)
+
+
+# Products of one layer, the last rows chosen from all, the head: each its own code, which both layers share.
+@pytest.mark.parametrize("product", [0, 1, 3, 5])
+def test_a_planted_row_dependent_reduction_is_found_and_named(lowered: Any, product: int) -> None:
+    planted = Planted(product)
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 128}
     # Given templates keep the faulty kernels out of the cache.
-    executable = TvmExecutable(lowered.module, lowered.weights, templates=TEMPLATES, **limits)
-    report = certify(executable, cases=5, seed=0)
+    executable = TvmExecutable(lowered.module, lowered.weights, templates=planted.templates, **limits)
+    phases, place = planted.phases, planted.place
+    names = [name.rsplit("_phase_")[0] for name in executable.kernel_functions()]
+    assert len(names) == phases
+    report = certify(executable, cases=3, seed=product)
     assert not report.exact
     assert report.first is not None
-    assert "linear" in str(report.first)
-    assert "row" in str(report)
+    assert names[place].startswith("linear")
+    assert report.first.kernel == names[place]
+    assert f"kernel {names[place]} " in str(report)
+    assert f"row {report.first.row} of" in str(report)

@@ -138,6 +138,7 @@ class KernelResult(NamedTuple):
     kernel: str
     output: str
     value: np.ndarray
+    along: str | None
 
 
 @dataclass
@@ -161,9 +162,11 @@ class Kernels(Oracle):
         hidden = rows.tokens.astype(np.float32)[:, None]
         mixed = np.stack([self.mixed(rows, row, digest) for row, digest in enumerate(digests)])
         logits = np.stack([self.row_logits(rows, row, digests[row]) for row in rows.outputs.tolist()])
+        # As long as the rows or the outputs, and different in every step, but not along either.
+        tables = [np.arange(len(each)) + len(mixed) for each in (rows.tokens, rows.outputs)]
         return [
-            KernelResult("embed", "hidden", hidden),
-            KernelResult("attention", "table", np.arange(3 * len(mixed))),
-            KernelResult("attention", "mixed", mixed),
-            KernelResult("head", "logits", logits),
+            KernelResult("embed", "hidden", hidden, "N"),
+            *(KernelResult("embed", "table", table, None) for table in tables),
+            KernelResult("attention", "mixed", mixed, "N"),
+            KernelResult("head", "logits", logits, "M"),
         ]

@@ -1,9 +1,13 @@
 """`certify` passes an executable that keeps the contract, and names the kernel and row of one that does not."""
 
+from typing import ClassVar
+
+import numpy as np
 import pytest
 from oracle import Kernels, Oracle
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime import cases
 from forerun.runtime.certify import certify
 
 
@@ -19,9 +23,90 @@ def test_exact_executable_passes():
     assert "all bits equal" in str(report)
 
 
-@pytest.mark.parametrize(("max_path", "max_length", "block"), [(1, 32, 16), (2, 12, 4), (64, 256, 32)])
+@pytest.mark.parametrize(
+    ("max_path", "max_length", "block"), [(1, 32, 16), (2, 12, 4), (64, 256, 32), (4, 2, 16), (4, 3, 1)]
+)
 def test_all_sizes(max_path: int, max_length: int, block: int):
-    assert certify(Oracle(max_path=max_path, max_length=max_length, block=block), cases=10).exact
+    oracle = Watched(max_path=max_path, max_length=max_length, block=block)
+    assert certify(oracle, cases=20).exact
+    assert oracle.last_position == max_length - 1
+
+
+def test_full_steps_and_all_positions_are_reached():
+    oracle = Watched(max_rows=48, max_outputs=8, max_length=300)
+    assert certify(oracle, cases=8).exact
+    assert max(oracle.steps) == 48
+    assert oracle.last_position < 299
+    assert certify(oracle, cases=20).exact
+    assert oracle.last_position == 299
+
+
+def test_no_position_past_the_furthest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cases, "FURTHEST", 120)
+    oracle = Watched(max_length=10**6)
+    assert certify(oracle, cases=20).exact
+    assert oracle.last_position == 119
+
+
+def test_fault_at_the_last_position_is_found():
+    class Last(Kernels):
+        def row_logits(self, rows, row, digest):
+            return super().row_logits(rows, row, digest) + (rows.positions[row] == 149 and len(rows.tokens) > 1)
+
+    report = certify(Last(max_length=150), cases=20)
+    assert report.first is not None
+    assert (report.first.case, report.first.position, report.first.kernel) == (cases.END_AT, 149, "head")
+
+
+def test_wrong_cache_is_not_blamed_on_the_kernel_that_reads_it():
+    """The first row of larger steps has a wrong hidden value, which only the rows that read it show."""
+
+    class Kept(Kernels):
+        misled: ClassVar[dict[int, bool]] = {}  # row of the step under way -> whether it reads a wrong value
+
+        def run(self, state, rows):
+            for row, slot in enumerate(rows.slots.tolist()):
+                self.wrong(state)[slot] = row == 0 and len(rows.tokens) > 2
+            return super().run(state, rows)
+
+        def wrong(self, state):
+            if not hasattr(state, "wrong"):
+                state.wrong = [False] * len(state.token)
+            return state.wrong
+
+        def copy_slots(self, state, source, destination):
+            super().copy_slots(state, source, destination)
+            kept = [self.wrong(state)[slot] for slot in source.tolist()]
+            for slot, wrong in zip(destination.tolist(), kept, strict=True):
+                self.wrong(state)[slot] = wrong
+
+        def read(self, state, rows, row):
+            base, table = int(rows.bases[row]), rows.block_tables[rows.sequences[row]]
+            home = [int(table[j // self.block]) * self.block + j % self.block for j in range(base)]
+            path = rows.paths[row, : rows.positions[row] + 1 - base].tolist()
+            self.misled[row] = any(self.wrong(state)[slot] for slot in (home + path)[:-1])
+            return super().read(state, rows, row)
+
+        def mixed(self, rows, row, digest):
+            return super().mixed(rows, row, digest) * np.float32(2 if self.misled[row] else 1)
+
+        def trace(self, state, rows):
+            embed, *others = super().trace(state, rows)
+            embed.value[0] += len(rows.tokens) > 2
+            return [embed, *others]
+
+    report = certify(Kept(), cases=20)
+    assert report.first is not None
+    assert report.first.row != 0 or report.first.rows < 3
+    assert report.first.kernel == "embed"
+
+
+class Watched(Oracle):
+    last_position = -1
+
+    def run(self, state, rows):
+        self.last_position = max(self.last_position, int(rows.positions.max()))
+        return super().run(state, rows)
 
 
 @pytest.mark.parametrize("kernel", ["attention", "head"])

@@ -31,7 +31,8 @@ class TraceEntry:
 
     kernel: str
     output: str
-    value: NDArray[Any]  # [N, ...] for values of rows
+    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
+    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
 
 
 @dataclass
@@ -79,6 +80,10 @@ class TvmExecutable:
         self._machine = Machine.host()
         self.max_rows, self.max_path, self.max_length = max_rows, max_path, max_length
         self.max_outputs = max_rows if max_outputs is None else max_outputs
+        for name, limit in (("max_rows", self.max_rows), ("max_outputs", self.max_outputs)):
+            planned = self._function.parameter(name, limit)
+            if limit > planned:
+                raise InvalidOptionError(f"{name} is {limit}, and the memory was planned for {planned}; plan it for more.")
         self._layout = cache_layout(known)
         self.block = self._layout.block
         self._read_results()
@@ -235,7 +240,11 @@ class TvmExecutable:
             self._call(state, first, last)
             for number, (_, outer) in enumerate(plan.region.results):
                 name = outer.name_hint or f"result_{number}"
-                entries.append(TraceEntry(plan.region.name, name, self._view(outer).copy()))
+                dims = ir.tensor_type(outer).dims
+                axis = next((axis for axis, dim in enumerate(dims) if dim in ("N", "M")), None)
+                along = None if axis is None else str(dims[axis])
+                value = np.moveaxis(self._view(outer), axis or 0, 0) if dims else self._view(outer)
+                entries.append(TraceEntry(plan.region.name, name, value.copy(), along))
         return entries
 
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
