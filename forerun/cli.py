@@ -222,6 +222,10 @@ def _read(path: Path) -> str:
         raise SourceNotFoundError(
             f"The prompt file {path} cannot be read ({error.strerror}); check the path."
         ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidOptionError(
+            f"The prompt file {path} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
+        ) from error
 
 
 def _same_bits(left: Any, right: Any) -> bool:

@@ -126,11 +126,11 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def resolve_strategy(strategy: str | Strategy) -> Strategy:
+def resolve_strategy(strategy: object) -> Strategy:
     """A strategy by name or as it is; UnknownStrategyError with the nearest name otherwise."""
     if isinstance(strategy, Strategy):
         return strategy
-    if strategy in STRATEGIES:
+    if isinstance(strategy, str) and strategy in STRATEGIES:
         return STRATEGIES[strategy]
     near = get_close_matches(str(strategy), STRATEGIES, n=1)
     hint = f"did you mean {near[0]!r}? The strategies are" if near else "use one of"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,6 +64,7 @@ COMPILING: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
         lambda: forerun.compile("x", strategy="tree_spek"),
         "tree_spec",
     ),
+    "a list of strategies": (errors.UnknownStrategyError, lambda: forerun.compile("x", strategy=["a"]), "'a'"),  # type: ignore[arg-type]
     "an unknown target": (errors.UnknownTargetError, lambda: forerun.compile("x", target="tpu"), "tpu"),
     "an unknown dtype": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), dtype="int3"), "int3"),
     "no room": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), max_length=1), "max_length"),
@@ -86,6 +88,31 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "two prompts": (errors.PromptError, {"input_ids": torch.ones(2, 3, dtype=torch.long)}, "2 prompts"),
     "too long": (errors.TooLongError, {"input_ids": PROMPT, "max_new_tokens": 28}, "max_length 32"),
     "no new tokens": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": 0}, "max_new_tokens"),
+    "new tokens as text": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": "5"}, "max_new_tokens"),
+    "new tokens as None": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": None}, "max_new_tokens"),
+    "new tokens as float": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": 2.0}, "max_new_tokens"),
+    "temperature as text": (errors.InvalidOptionError, {"input_ids": PROMPT, "temperature": "1"}, "temperature"),
+    "no seed": (errors.InvalidOptionError, {"input_ids": PROMPT, "seed": None}, "seed"),
+    "half a seed": (errors.InvalidOptionError, {"input_ids": PROMPT, "seed": 1.5}, "seed"),
+    "top_k as text": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_k": "3"}, "top_k"),
+    "a tiny temperature": (
+        errors.InvalidOptionError,
+        {"input_ids": PROMPT, "do_sample": True, "temperature": 1e-320},
+        "do_sample=False",
+    ),
+    "a negative end": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": -1}, "eos_token_id"),
+    "an end outside": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": [1, 10**6]}, "eos_token_id"),
+    "an end as text": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": "</s>"}, "eos_token_id"),
+    "ends of ends": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": [[1], [1, 2]]}, "eos_token_id"),
+    "text": (errors.PromptError, {"input_ids": "hello"}, "encode the text with the tokenizer first"),
+    "texts": (errors.PromptError, {"input_ids": ["hello"]}, "encode the text with the tokenizer first"),
+    "nothing": (errors.PromptError, {"input_ids": None}, "encode the text with the tokenizer first"),
+    "a dictionary": (
+        errors.PromptError,
+        {"input_ids": {"input_ids": PROMPT}},
+        "encode the text with the tokenizer first",
+    ),
+    "floats": (errors.PromptError, {"input_ids": torch.ones(3, dtype=torch.bfloat16)}, "float64"),
     "temperature 0": (
         errors.InvalidOptionError,
         {"input_ids": PROMPT, "do_sample": True, "temperature": 0.0},
@@ -106,6 +133,15 @@ def test_generate_says_what_is_wrong_and_loses_nothing(case: str, model: forerun
     assert named in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(model.generate(PROMPT, max_new_tokens=3, eos_token_id=[]).token_ids) == 3
+
+
+def test_integers_of_numpy_are_integers(model: forerun.CompiledModel) -> None:
+    plain = model.generate(PROMPT, max_new_tokens=3, do_sample=True, top_k=5, seed=7, eos_token_id=[])
+    ends = np.array([], np.int64)
+    numpy = model.generate(
+        np.array(PROMPT), np.int8(3), True, np.float32(1.0), np.int64(5), seed=np.uint64(7), eos_token_id=ends
+    )
+    assert numpy.token_ids == plain.token_ids
 
 
 COMMANDS: dict[str, list[str]] = {
@@ -136,6 +172,13 @@ def test_the_command_line_exits_with_2(case: str, folder: Path, capsys: pytest.C
     shown = capsys.readouterr().err
     assert shown.startswith("forerun: ")
     assert "Traceback" not in shown
+
+
+def test_a_prompt_file_that_is_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompt"
+    file.write_bytes(b"caf\xe9")
+    assert main(["generate", str(folder), "--prompt-file", str(file)]) == 2
+    assert f"The prompt file {file} is not UTF-8 text (byte 3); convert it to UTF-8." in capsys.readouterr().err
 
 
 def test_errors_are_json_where_asked(capsys: pytest.CaptureFixture[str]) -> None:

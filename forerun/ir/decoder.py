@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as functional
 from xdsl.irdl import irdl_op_definition
 
-from forerun.ir.operation import Environment, Parameters, SpecOperation, Tensors, require
+from forerun.ir.dims import Dim
+from forerun.ir.operation import Environment, Parameters, SpecOperation, Tensors, require, require_parameters
+from forerun.ir.ops import broadcast_dims
 from forerun.ir.types import TensorType
 
 
@@ -21,6 +23,7 @@ class RMSNorm(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_parameters(parameters, "eps")
         require(all(each.dims == types[0].dims[-1:] for each in types[1:]), "the weight has one number a feature")
         return [types[0]]
 
@@ -38,6 +41,7 @@ class LayerNorm(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_parameters(parameters, "eps")
         require(all(each.dims == types[0].dims[-1:] for each in types[1:]), "weight and bias have one number a feature")
         return [types[0]]
 
@@ -101,6 +105,23 @@ def extra_inputs(parameters: Parameters, inputs: Sequence[torch.Tensor], count: 
     return dict(zip(parameters.get("extra", ()), inputs[count:], strict=True))
 
 
+def check_extra(
+    types: Sequence[TensorType], parameters: Parameters, rows: Sequence[Dim], heads: Dim
+) -> dict[str, TensorType]:
+    """The optional operands' types by name, after the shape rules of those that both attentions take."""
+    names = parameters.get("extra", ())
+    require(len(names) == len(set(names)) == len(types), f"extra operands {list(names)}, but {len(types)} are given")
+    extra = dict(zip(names, types, strict=True))
+    first, bias, sinks = (extra.get(name) for name in ("first", "bias", "sinks"))
+    if first is not None:
+        require(first.dims == tuple(rows) and first.dtype in ("i64", "i32"), f"first {first} is no position of a row")
+    if bias is not None:
+        require(bias.rank == 2 and bias.dims[0] in (1, heads), f"the bias {bias} does not fit {heads} heads")
+        require(parameters["bias_by"] in ("key", "distance"), f"a bias by {parameters['bias_by']!r}")
+    require(sinks is None or sinks.dims == (heads,), f"the sinks {sinks} do not fit {heads} heads")
+    return extra
+
+
 @irdl_op_definition
 class Attention(SpecOperation):
     """Attention of every position of a sequence over the sequence.
@@ -116,11 +137,17 @@ class Attention(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_parameters(parameters, "scale")
         q, k, v = types[:3]
         require(q.rank == k.rank == v.rank and q.rank >= 3, f"attention over {q}, {k}, {v}")
         require(q.dims[-1] == k.dims[-1] and k.dims[-2] == v.dims[-2] and k.dims[-3] == v.dims[-3], f"{q}, {k}, {v}")
         heads, groups = q.dims[-3], k.dims[-3]
         require(isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0, f"{heads} over {groups}")
+        extra = check_extra(types[3:], parameters, q.dims[-2:-1], heads)
+        require(extra.keys() <= {"mask", "first", "bias", "sinks"}, f"there is no extra operand in {list(extra)}")
+        mask, scores = extra.get("mask"), (*q.dims[:-1], k.dims[-2])
+        fits = mask is None or broadcast_dims([mask.dims, scores]) == scores
+        require(fits, f"the mask {mask} does not fit scores of {list(scores)}")
         return [q.with_dims((*q.dims[:-1], v.dims[-1]))]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -154,7 +181,11 @@ class CacheWrite(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        require(len(types) == 3 and types[0].dims[:2] == types[1].dims[:2], "keys, values and slots of the same rows")
+        require_parameters(parameters, "symbol")
+        keys, values, slots = types
+        fits = keys.rank == values.rank == 3 and keys.dims[:2] == values.dims[:2] and slots.dims == keys.dims[:1]
+        require(fits, f"{keys}, {values} and {slots} are not keys, values and slots of the same rows")
+        require(slots.dtype in ("i64", "i32"), "slots are i64 or i32")
         return []
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -176,7 +207,19 @@ class TreeAttention(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        return [types[0].with_dims((*types[0].dims[:-1], parameters["value_dim"]))]
+        require_parameters(parameters, "symbol", "scale")
+        block, value_dim = parameters["block"], parameters["value_dim"]
+        require(isinstance(block, int) and block >= 1, f"a block has 1 position or more, not {block}")
+        require(isinstance(value_dim, int) and value_dim >= 1, f"a value has 1 number or more, not {value_dim}")
+        q, *of_rows, paths, tables = types[:6]
+        require(q.rank == 3, f"queries are [N, H, D], not {q}")
+        require(all(each.dims == q.dims[:1] for each in of_rows), f"{[str(each) for each in of_rows]} are not [N]")
+        require(paths.rank == 2 and paths.dims[0] == q.dims[0], f"the paths {paths} are not of the rows of {q}")
+        require(tables.rank == 2, f"the block tables {tables} are not [S, B]")
+        require(all(each.dtype in ("i64", "i32") for each in types[1:6]), "rows are described by i64 or i32")
+        extra = check_extra(types[6:], parameters, q.dims[:1], q.dims[1])
+        require(extra.keys() <= {"first", "bias", "sinks"}, f"there is no extra operand in {list(extra)}")
+        return [q.with_dims((*q.dims[:-1], value_dim))]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
         query, positions, sequences, bases, paths, tables = inputs[:6]

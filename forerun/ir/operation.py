@@ -171,11 +171,24 @@ class SpecOperation(IRDLOperation):
         return self.name.removeprefix("spec.")
 
     def verify_(self) -> None:
-        expected = list(self.infer([tensor_type(value) for value in self.inputs], self.parameters))
+        expected = self._expected()
         actual = [value.type for value in self.outputs]
         if expected != actual:
             shown = ", ".join(str(each) for each in expected)
             raise VerifyException(f"gives ({shown}), not ({', '.join(str(each) for each in actual)})")
+
+    def _expected(self) -> list[TensorType]:
+        """The result types by the shape rule; what text of any kind can make it stumble over, in words."""
+        given = self.parameters
+        try:
+            return list(self.infer([tensor_type(value) for value in self.inputs], given))
+        except KeyError as error:
+            raise VerifyException(f"needs the parameter {error.args[0]!r}") from error
+        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+            shown = ", ".join(str(value.type) for value in self.inputs)
+            raise VerifyException(
+                f"does not take the operands ({shown}) with the parameters {given} ({error})"
+            ) from error
 
     def print(self, printer: Printer) -> None:
         attributes = dict(self.attributes)
@@ -225,6 +238,18 @@ def tensor_type(value: SSAValue) -> TensorType:
     if not isinstance(value.type, TensorType):
         raise VerifyException(f"a spec.tensor is expected, not {value.type}")
     return value.type
+
+
+def require_dim(dim: Any, *types: TensorType) -> None:
+    """`dim` is an axis of all these tensors, counted from the front."""
+    for each in types:
+        require(isinstance(dim, int) and 0 <= dim < each.rank, f"has no dimension {dim} in {each}")
+
+
+def require_parameters(parameters: Parameters, *names: str) -> None:
+    """These parameters are given; KeyError, which the verifier puts into words, names the first that is not."""
+    for name in names:
+        parameters[name]
 
 
 def require(condition: bool, message: str) -> None:

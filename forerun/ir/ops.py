@@ -11,7 +11,15 @@ from xdsl.irdl import irdl_op_definition
 
 from forerun.ir import dims as dimensions
 from forerun.ir.dims import Dim
-from forerun.ir.operation import Environment, Parameters, SpecOperation, Tensors, require
+from forerun.ir.operation import (
+    Environment,
+    Parameters,
+    SpecOperation,
+    Tensors,
+    require,
+    require_dim,
+    require_parameters,
+)
 from forerun.ir.types import TensorType, torch_dtype
 
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
@@ -96,6 +104,7 @@ class Parameter(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_parameters(parameters, "symbol")
         return [TensorType.of(parameters["shape"], parameters["dtype"])]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -110,6 +119,8 @@ class Constant(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        value = parameters["value"]
+        require(isinstance(value, bool | int | float), f"the value of a constant is a number, not {value!r}")
         return [TensorType.of((), parameters["dtype"])]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -198,6 +209,7 @@ class Scan(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_dim(parameters["dim"], types[0])
         return [types[0]]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -253,6 +265,12 @@ class Transpose(SpecOperation):
         return inputs[0].permute(self.parameter("permutation"))
 
 
+def _ordered(low: Dim, high: Dim) -> bool:
+    """Whether low <= high, as far as that can be told without values for the names."""
+    a, b = dimensions.affine(low), dimensions.affine(high)
+    return (a.scale, a.symbol) != (b.scale, b.symbol) or a.offset <= b.offset
+
+
 @irdl_op_definition
 class Slice(SpecOperation):
     """Elements start, start + step, ... below stop along `dim`; the bounds are dimensions, not negative."""
@@ -262,7 +280,12 @@ class Slice(SpecOperation):
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
         dim, step = parameters["dim"], parameters.get("step", 1)
-        size = dimensions.add(parameters["stop"], dimensions.multiply(parameters["start"], -1))
+        start, stop = parameters["start"], parameters["stop"]
+        require_dim(dim, types[0])
+        require(isinstance(step, int) and step >= 1, f"a step is 1 or more, not {step}")
+        size = dimensions.add(stop, dimensions.multiply(start, -1))
+        within = all(_ordered(*pair) for pair in ((0, start), (start, stop), (stop, types[0].dims[dim])))
+        require(within, f"{start} to {stop} is no range of dimension {dim} of {types[0]}")
         if step != 1:
             require(isinstance(size, int), f"a step over the named dimension {types[0].dims[dim]}")
             size = math.ceil(int(size) / step)
@@ -285,6 +308,8 @@ class Concat(SpecOperation):
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
         dim = parameters["dim"]
+        require(len(types) > 0, "spec.concat takes one operand or more")
+        require_dim(dim, *types)
         others = {tuple(size for axis, size in enumerate(each.dims) if axis != dim) for each in types}
         require(len(others) == 1, f"shapes {[str(each) for each in types]} do not concatenate along {dim}")
         require(len({each.dtype for each in types}) == 1, "spec.concat mixes dtypes")
@@ -325,7 +350,13 @@ class TakeAlong(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        return [types[0].with_dims(types[1].dims)]
+        dim, (x, index) = parameters["dim"], types
+        require(x.rank == index.rank, f"{index} does not index {x}")
+        require(index.dtype in ("i64", "i32"), "indices are i64 or i32")
+        require_dim(dim, x)
+        pairs = enumerate(zip(index.dims, x.dims, strict=True))
+        require(all(axis == dim or _ordered(*pair) for axis, pair in pairs), f"{index} is larger than {x}")
+        return [x.with_dims(index.dims)]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
         return torch.gather(inputs[0], self.parameter("dim"), inputs[1].long())
@@ -374,6 +405,7 @@ class Softmax(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+        require_dim(parameters["dim"], types[0])
         return [types[0]]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
@@ -388,7 +420,11 @@ class TopK(SpecOperation):
 
     @classmethod
     def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        dims = (*types[0].dims[:-1], parameters["k"])
+        k = parameters["k"]
+        require(types[0].rank > 0, "a number has no last dimension")
+        require(isinstance(k, int) and k >= 1, f"k is 1 or more, not {k}")
+        require(_ordered(k, types[0].dims[-1]), f"{types[0]} has not {k} elements to choose from")
+        dims = (*types[0].dims[:-1], k)
         return [types[0].with_dims(dims), TensorType.of(dims, parameters.get("index_dtype", "i64"))]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:

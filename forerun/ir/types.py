@@ -60,6 +60,11 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
 
     @staticmethod
     def of(dims: Sequence[Dim], dtype: str) -> TensorType:
+        """The type; ValueError where there is no such dtype, or a text is no dimension."""
+        for dim in dims:
+            dimensions.affine(dim)
+        if dtype not in _ELEMENTS:
+            raise ValueError(f"there is no element type {dtype!r}, only {', '.join(_ELEMENTS)}")
         shape = [IntAttr(dim) if isinstance(dim, int) else StringAttr(dim) for dim in dims]
         return TensorType(ArrayAttr(shape), _ELEMENTS[dtype][0])
 

@@ -31,6 +31,10 @@ def verify(module: ModuleOp) -> None:
         if operation.symbol in seen:
             raise VerificationError(f"the symbol @{operation.symbol} is defined twice; rename one.")
         seen.add(operation.symbol)
+        if not isinstance(operation, Function):
+            _check_alone(operation)
+        elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
+            raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
     declared_weights, declared_caches = weights(module), caches(module)
     _check_derived(module, declared_weights)
     for function in functions(module).values():
@@ -49,7 +53,7 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
             continue
         constants = functions(module).get("constants")
         results = [] if constants is None else constants.returned
-        if index >= len(results) or tensor_type(results[index]) != each.type:
+        if not isinstance(index, int) or not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
             raise VerificationError(
                 f"weight @{name} is no result of @constants with type {each.type}; derive it there."
             )
@@ -65,10 +69,7 @@ def _check(
     for operand in operation.operands:
         if operand not in visible:
             raise _fault(operation, "uses a value before its definition, or of another function")
-    try:
-        operation.verify(verify_nested_ops=False)
-    except VerifyException as error:
-        raise _fault(operation, str(error)) from error
+    _check_alone(operation)
     for value in operation.results:
         unknown = {dimensions.symbol(dim) for dim in tensor_type(value).dims} - names - {""}
         if unknown:
@@ -81,16 +82,42 @@ def _check(
             raise _fault(
                 operation, f"reads @{symbol} as {operation.result.type}, declared {declared_weights[symbol].type}"
             )
-    if isinstance(operation, CacheWrite | TreeAttention) and symbol not in declared_caches:
-        raise _fault(operation, f"uses the cache @{symbol}, which the module does not declare")
+    if isinstance(operation, CacheWrite | TreeAttention):
+        if symbol not in declared_caches:
+            raise _fault(operation, f"uses the cache @{symbol}, which the module does not declare")
+        _check_cache(operation, declared_caches[symbol])
     if isinstance(operation, Kernel):
         _check_kernel(operation, names, declared_weights, declared_caches)
     visible.update(operation.results)
 
 
+def _check_alone(operation: SpecOperation) -> None:
+    try:
+        operation.verify(verify_nested_ops=False)
+    except VerifyException as error:
+        raise _fault(operation, str(error)) from error
+
+
+def _check_cache(operation: CacheWrite | TreeAttention, cache: Cache) -> None:
+    """Heads and numbers a head are those of the cache; a query's heads share them evenly."""
+    heads, key_dim, value_dim = (cache.parameter(name) for name in ("heads", "key_dim", "value_dim"))
+    first = tensor_type(operation.operands[0]).dims
+    if isinstance(operation, CacheWrite):
+        fits = first[1:] == (heads, key_dim) and tensor_type(operation.operands[1]).dims[1:] == (heads, value_dim)
+    else:
+        shares = isinstance(first[1], int) and first[1] % heads == 0
+        fits = shares and first[2] == key_dim and operation.parameter("value_dim") == value_dim
+    if not fits:
+        raise _fault(
+            operation, f"does not fit the cache @{cache.symbol} of {heads} heads with {key_dim} and {value_dim} numbers"
+        )
+
+
 def _check_kernel(
     kernel: Kernel, names: set[str], declared_weights: dict[str, Weight], declared_caches: dict[str, Cache]
 ) -> None:
+    if len(kernel.regions) != 1 or len(kernel.regions[0].blocks) != 1:
+        raise _fault(kernel, "does not have one block as its body")
     block = kernel.regions[0].block
     if not isinstance(block.last_op, Yield):
         raise _fault(kernel, "does not end in spec.yield")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Float32
+from forerun.runtime.options import require_integer
 from forerun.runtime.policy import Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.runtime.verify import verify
@@ -26,8 +26,7 @@ class Request:
     keep_logits: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.max_new_tokens != int(self.max_new_tokens):
-            raise InvalidOptionError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
+        object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
 
     def keep(self, tokens: list[int], generated: int) -> int:
         """How many of a step's tokens belong to the text, after `generated` others."""

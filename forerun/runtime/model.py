@@ -1,7 +1,7 @@
 """The compiled model: what `forerun.compile` returns."""
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.generation import Generation, Request, Stats, Step, decode
+from forerun.runtime.options import require_integer
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.tree import Tree, check
@@ -140,10 +141,14 @@ class CompiledModel:
     def _stop_tokens(self, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
         if eos_token_id is None:
             return self.eos_token_ids
-        given = np.asarray(eos_token_id)
+        try:
+            given = np.asarray(eos_token_id)
+        except ValueError as error:
+            raise InvalidOptionError("eos_token_id must be a token id or one list of them: give a flat list") from error
         if given.size and not np.issubdtype(given.dtype, np.integer):
             raise InvalidOptionError(f"eos_token_id must be a token id or a list of them, not {eos_token_id!r}")
-        return frozenset(given.reshape(-1).tolist())
+        most = self.executable.vocabulary - 1
+        return frozenset(require_integer("eos_token_id", each, 0, most) for each in given.reshape(-1).tolist())
 
 
 class _Meter:
@@ -169,16 +174,21 @@ class _Meter:
 
 def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
     """One prompt's token ids, from a list, an array or a tensor, [T] or [1, T]. Raises `PromptError`."""
-    if hasattr(input_ids, "detach"):
-        input_ids = input_ids.detach().cpu().numpy()
+    if input_ids is None or isinstance(input_ids, str | bytes | Mapping):
+        raise PromptError(
+            f"input_ids must be token ids, not {type(input_ids).__name__}: encode the text with the tokenizer first "
+            "and give its input_ids"
+        )
     try:
-        ids = np.asarray(input_ids)
+        ids = np.asarray(input_ids.detach().cpu().tolist() if hasattr(input_ids, "detach") else input_ids)
     except ValueError as error:
         raise PromptError(
             "input_ids must be one list of token ids: give prompts of several lengths one at a time"
         ) from error
     if ids.ndim == 2 and len(ids) > 1:
         raise PromptError(f"input_ids holds {len(ids)} prompts: call generate once for each of them")
+    if ids.dtype == object or ids.dtype.kind in "US":
+        raise PromptError("input_ids must be a list of token ids: encode the text with the tokenizer first")
     if ids.ndim > 2 or ids.ndim == 0:
         raise PromptError(f"input_ids must have the shape [T] or [1, T], not {list(ids.shape)}")
     ids = ids.reshape(-1)

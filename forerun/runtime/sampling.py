@@ -5,7 +5,6 @@ Philox 4x64 stream with key (k, s) and counter (0, 0, p, 0). It depends on nothi
 property of its position, however many rows a step evaluates. The draw is Gumbel-max over the tokens the filters keep.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
+from forerun.runtime.options import require_integer, require_number
 
 Float64 = NDArray[np.float64]
 Kept = NDArray[np.intp]
 
+LEAST_TEMPERATURE = 1e-200  # logits divided by less leave float64's range
 NUCLEUS_FIRST_LOOK = 1024  # tokens sorted before a nucleus is looked for in all of them
 
 
@@ -31,18 +32,24 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._keep("temperature", require_number("temperature", self.temperature))
+        if self.top_k is not None:
+            self._keep("top_k", require_integer("top_k", self.top_k, least=1))
+        if self.top_p is not None:
+            self._keep("top_p", require_number("top_p", self.top_p))
+        self._keep("seed", require_integer("seed", self.seed, least=0, most=2**64 - 1))
         if not self.do_sample:
             self._reject_sampling_options()
-        if not math.isfinite(self.temperature) or self.temperature <= 0:
+        if not LEAST_TEMPERATURE <= self.temperature < float("inf"):
             raise InvalidOptionError(
-                f"temperature must be above 0, not {self.temperature}: use do_sample=False for greedy decoding"
+                f"temperature must be finite and at least {LEAST_TEMPERATURE}, not {self.temperature}: use "
+                "do_sample=False for greedy decoding"
             )
-        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
-            raise InvalidOptionError(f"top_k must be 1 or more, not {self.top_k}: leave it out to keep all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InvalidOptionError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 <= self.seed < 2**64:
-            raise InvalidOptionError(f"seed must be from 0 to 2**64 - 1, not {self.seed}")
+
+    def _keep(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)  # Python's numbers in place of numpy's, whose sums wrap
 
     def _reject_sampling_options(self) -> None:
         given = [
@@ -53,11 +60,6 @@ class SamplingSettings:
         if given:
             verb = "needs" if len(given) == 1 else "need"
             raise InvalidOptionError(f"{' and '.join(given)} {verb} do_sample=True: add it, or decode greedily without")
-
-
-def greedy_token(logits: Float32) -> int:
-    """The largest logit's token id, the lowest among equals. logits: [V]"""
-    return int(logits.argmax())
 
 
 def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
@@ -74,13 +76,6 @@ def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, pos
     with np.errstate(divide="ignore"):  # a uniform of exactly 0 makes a token that cannot win
         gumbel = -np.log(-np.log(uniform))
     return int(kept[(scores[kept] + gumbel).argmax()])
-
-
-def choose_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
-    """The token at `position` of `sequence`, greedy or sampled as `settings` say. logits: [V]"""
-    if settings.do_sample:
-        return sample_token(logits, settings, sequence, position)
-    return greedy_token(logits)
 
 
 def random_row(seed: int, sequence: int, position: int, vocabulary: int) -> Float64:

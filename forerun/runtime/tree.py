@@ -171,11 +171,6 @@ def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
     return with_edges(tree, np.array(edges)), np.array(members, np.int32)
 
 
-def merge(trees: Sequence[Tree]) -> Tree:
-    """Several trees of one root as one, by token prefix."""
-    return merge_members(trees)[0]
-
-
 def with_edges(tree: Tree, edges: Float64) -> Tree:
     """The same rows with other edge probabilities [n]."""
     probabilities = edges.tolist()

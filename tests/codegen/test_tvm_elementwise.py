@@ -177,5 +177,96 @@ def test_an_unknown_operation_is_named():
         TvmExecutable(module, step.weights.__getitem__)
 
 
+def test_negative_indices_count_from_the_end_and_others_stop_at_the_rim():
+    step = Step(5)
+    table = step.weight("table", 40, 7)
+
+    def body(b, table, tokens):
+        behind = b.map("sub", tokens, b.constant(5, "i32"))
+        ids = b.map("where", b.map("lt", tokens, b.constant(20, "i32")), behind, tokens)
+        x = b.add(ir.Gather, table, ids)
+        return x, b.add(ir.TakeAlong, x, b.reshape(b.map("remainder", ids, b.constant(7, "i32")), ("N", 1)), dim=1)
+
+    module = step.finish(*step.kernel([table, step.argument("tokens")], body, "rows"))
+    results, expected = evaluate(module, step.weights, indices(40))
+    for result, exact in zip(results, expected, strict=True):
+        assert np.array_equal(result, exact)
+    assert np.array_equal(results[0][0], step.weights["table"][-5].numpy())
+
+
+def test_integer_functions_match_the_interpreter():
+    step = Step()
+
+    def body(b, tokens):
+        x = b.map("sub", b.cast(b.reshape(tokens, ("N", 1)), "i64"), b.constant(20, "i64"))
+        even = b.map("eq", b.map("remainder", x, b.constant(2, "i64")), b.constant(0, "i64"))
+        small = b.map("lt", x, b.constant(3, "i64"))
+        return (
+            x,
+            b.map("mul", x, b.constant(-31, "i64")),
+            *(b.map(each, x) for each in ("neg", "abs", "sign", "relu", "not")),
+            *(b.map(each, x, b.constant(6, "i64")) for each in ("and", "or", "xor", "max", "min", "floor_div")),
+            *(b.map(each, even, small) for each in ("lt", "le", "gt", "ge", "eq", "ne", "xor", "and", "or")),
+            b.cast(b.map("remainder", x, b.constant(100, "i64")), "i8"),
+        )
+
+    module = step.finish(*step.kernel([step.argument("tokens")], body, "rows"))
+    results, expected = evaluate(module, step.weights, indices(40))
+    for result, exact in zip(results, expected, strict=True):
+        assert np.array_equal(result.astype(exact.dtype), exact)
+
+
+TOO_LARGE = {
+    "a constant": (lambda b, x: b.map("add", x, b.constant(1 << 31, "i64")), "spec.constant may give 2147483648"),
+    "a limit": (
+        lambda b, x: b.cast(b.map("lt", x, b.constant(-(1 << 63), "i64")), "i64"),
+        "spec.constant may give -9223372036854775808",
+    ),
+    "a sum": (lambda b, x: b.map("add", x, b.constant((1 << 31) - 1, "i64")), "spec.map add may give"),
+    "a hash": (lambda b, x: b.map("mul", x, b.constant(2654435761 % (1 << 31), "i64")), "spec.map mul may give"),
+    "a square": (lambda b, x: b.map("mul", x, x), "spec.map mul may give"),
+    "a product with a rounded number": (
+        lambda b, x: b.map("mul", b.cast(b.cast(x, "f32"), "i64"), b.constant(3, "i64")),
+        "spec.map mul may give anything",
+    ),
+    "a power": (lambda b, x: b.map("pow", x, b.constant(2, "i64")), "spec.map pow has no kernel"),
+    "an exponential": (lambda b, x: b.map("exp", x), "spec.map exp has no kernel"),
+    "a byte": (lambda b, x: b.cast(b.cast(x, "i8"), "i64"), "spec.cast may give 16777215"),
+    "a rounded short": (lambda b, x: b.cast(b.cast(b.cast(x, "f32"), "i16"), "i64"), "spec.cast may leave i16"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_integers_that_may_leave_int32_are_refused_in_one_sentence(case):
+    body, named = TOO_LARGE[case]
+    step = Step()
+    # The chain crosses two kernels: what the second one refuses follows from the first.
+    x = step.kernel([step.argument("tokens")], lambda b, t: b.cast(t, "i64"), "rows")
+    module = step.finish(step.kernel([x], body, "rows"))
+    with pytest.raises(UnsupportedOperationError) as caught:
+        TvmExecutable(module, step.weights.__getitem__)
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_truth_value_has_no_sine():
+    step = Step()
+
+    def body(b, tokens):
+        return b.cast(b.map("sin", b.map("lt", b.reshape(tokens, ("N", 1)), b.constant(3, "i32"))), "f32")
+
+    module = step.finish(step.kernel([step.argument("tokens")], body, "rows"))
+    with pytest.raises(UnsupportedOperationError, match="sin on i1"):
+        TvmExecutable(module, step.weights.__getitem__)
+
+
+def test_a_table_of_large_integers_is_refused():
+    step = Step()
+    table = step.weight("table", tensor=torch.tensor([[1, 2], [3, 1 << 40]]))
+    module = step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
+    with pytest.raises(UnsupportedOperationError, match="the weight table holds 1099511627776"):
+        TvmExecutable(module, step.weights.__getitem__)
+
+
 def test_rows_of_the_helper_are_int32():
     assert rows_of([1], [0], [0], [0], [1], [[0]], [[0]]).tokens.dtype == np.int32

@@ -60,6 +60,10 @@ ACCEPTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], Types]] = [
     (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 1, "key_dim": 2, "value_dim": 3}, []),
 ]
 
+ATTENDED = [t(4, "T", 8), t(2, "T", 8), t(2, "T", 6)]
+ROWS = [t("N", 4, 8), i("N"), i("N"), i("N"), i("N", "D"), i("S", "B")]
+TREE = {"symbol": ir.Symbol("c"), "value_dim": 6, "block": 16, "scale": 1.0}
+
 REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Map, [t(8)], {"function": "cosh"}, "no function 'cosh'"),
     (ir.Map, [t(8)], {"function": "add"}, "add takes 2 operands"),
@@ -98,6 +102,56 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Attention, [t(2, "T", 8), t(2, "T", 6), t(2, "T", 8)], {"scale": 1.0}, "spec.tensor"),
     (ir.Attention, [t("T", 8), t("T", 8), t("T", 8)], {"scale": 1.0}, "attention over"),
     (ir.CacheWrite, [t("N", 2, 8), t("N", 1, 8), i("N")], {"symbol": ir.Symbol("c")}, "of the same rows"),
+    (ir.CacheWrite, [t("N", 2, 8), t("N", 2, 8), i("M")], {"symbol": ir.Symbol("c")}, "of the same rows"),
+    (ir.Constant, [], {"value": "one", "dtype": "f32"}, "a constant is a number"),
+    (ir.Softmax, [t(2, "T")], {"dim": 2}, "no dimension 2"),
+    (ir.Softmax, [t(2, "T")], {"dim": -1}, "no dimension -1"),
+    (ir.Scan, [t(2, "T")], {"dim": 7}, "no dimension 7"),
+    (ir.Slice, [t("T", 8)], {"dim": 5, "start": 0, "stop": 1}, "no dimension 5"),
+    (ir.Slice, [t("T", 8)], {"dim": 1, "start": 0, "stop": 9}, "0 to 9 is no range of dimension 1"),
+    (ir.Slice, [t("T", 8)], {"dim": 1, "start": -1, "stop": 8}, "no range"),
+    (ir.Slice, [t("T", 8)], {"dim": 1, "start": 5, "stop": 4}, "no range"),
+    (ir.Slice, [t("T", 8)], {"dim": 0, "start": 0, "stop": "T+1"}, "no range"),
+    (ir.Slice, [t("T", 8)], {"dim": 1, "start": 0, "stop": 8, "step": 0}, "a step is 1 or more"),
+    (ir.Concat, [], {"dim": 0}, "one operand or more"),
+    (ir.Concat, [t("T"), t("T")], {"dim": 1}, "no dimension 1"),
+    (ir.TakeAlong, [t("T", 8), i("T", 2)], {"dim": 2}, "no dimension 2"),
+    (ir.TakeAlong, [t("T", 8), t("T", 2)], {"dim": 1}, "indices are i64 or i32"),
+    (ir.TakeAlong, [t("T", 8), i("T")], {"dim": 1}, "does not index"),
+    (ir.TakeAlong, [t(3, 8), i(4, 2)], {"dim": 1}, "is larger than"),
+    (ir.TopK, [t("M", 100)], {"k": 101}, "not 101 elements"),
+    (ir.TopK, [t("M", 100)], {"k": 0}, "k is 1 or more"),
+    (ir.TopK, [t()], {"k": 1}, "no last dimension"),
+    (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 0, "key_dim": 2, "value_dim": 3}, "heads is 1 or more"),
+    (ir.Attention, [*ATTENDED, t("T", 3)], {"scale": 1.0, "extra": ("mask",)}, "do(es)? not (fit|broadcast)"),
+    (ir.Attention, [*ATTENDED, t(2, 4, "T", "T")], {"scale": 1.0, "extra": ("mask",)}, "does not fit scores"),
+    (ir.Attention, [*ATTENDED, i(1, "T")], {"scale": 1.0, "extra": ("first",)}, "no position of a row"),
+    (ir.Attention, [*ATTENDED, t(3, 9)], {"scale": 1.0, "extra": ("bias",), "bias_by": "key"}, "fit 4 heads"),
+    (ir.Attention, [*ATTENDED, t(4, 9)], {"scale": 1.0, "extra": ("bias",), "bias_by": "row"}, "a bias by 'row'"),
+    (ir.Attention, [*ATTENDED, t(3)], {"scale": 1.0, "extra": ("sinks",)}, "do not fit 4 heads"),
+    (ir.Attention, [*ATTENDED, t(4)], {"scale": 1.0}, "1 are given"),
+    (ir.Attention, [*ATTENDED, t(4)], {"scale": 1.0, "extra": ("drains",)}, "no extra operand"),
+    (ir.TreeAttention, [*ROWS, i("N", 2)], {**TREE, "extra": ("first",)}, "no position of a row"),
+    (ir.TreeAttention, [*ROWS, t(2)], {**TREE, "extra": ("sinks",)}, "do not fit 4 heads"),
+    (ir.TreeAttention, [t(1, "N", 4, 8), *ROWS[1:]], TREE, "queries are"),
+    (ir.TreeAttention, [*ROWS[:2], i("M"), *ROWS[3:]], TREE, "are not"),
+    (ir.TreeAttention, [*ROWS[:4], i("D"), ROWS[5]], TREE, "the paths"),
+    (ir.TreeAttention, ROWS, {**TREE, "block": 0}, "a block has 1 position"),
+]
+
+MALFORMED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
+    (ir.Reduce, [t(8)], {}, "needs the parameter 'function'"),
+    (ir.Softmax, [t(8)], {}, "needs the parameter 'dim'"),
+    (ir.RMSNorm, [t(8)], {}, "needs the parameter 'eps'"),
+    (ir.Attention, ATTENDED, {}, "needs the parameter 'scale'"),
+    (ir.Weight, [], {"symbol": ir.Symbol("w")}, "needs the parameter 'shape'"),
+    (ir.Cast, [t(8)], {"dtype": "f99"}, "there is no element type 'f99'"),
+    (ir.Cast, [], {"dtype": "f32"}, "does not take the operands"),
+    (ir.Rotary, [t(8)], {}, "does not take the operands"),
+    (ir.Reshape, [t(8)], {"shape": 8}, "does not take the operands"),
+    (ir.Iota, [], {"size": "T T"}, "'T T' is no dimension"),
+    (ir.Linear, [t(), t()], {}, "does not multiply"),
+    (ir.Rotary, [t(), t(), t()], {}, "does not take the operands"),
 ]
 
 
@@ -119,6 +173,15 @@ def test_accepts(
 def test_rejects(operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ir.VerifyException, match=message):
         operation.infer(operands, parameters)
+
+
+@pytest.mark.parametrize(("operation", "operands", "parameters", "message"), MALFORMED, ids=identifier)
+def test_the_verifier_says_what_is_malformed(
+    operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], message: str
+) -> None:
+    block = ir.Block(arg_types=operands)
+    with pytest.raises(ir.VerifyException, match=message):
+        operation.raw(block.args, [], parameters).verify(verify_nested_ops=False)
 
 
 def test_every_operation_is_accepted_once() -> None:

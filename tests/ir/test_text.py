@@ -20,7 +20,8 @@ def again(module: ir.ModuleOp, generic: bool) -> ir.ModuleOp:
 
 
 def constant(value: Any) -> ir.ModuleOp:
-    return function({"x": tensor([1, "T"])}, lambda build, x: (x, build.add(ir.Constant, value=value, dtype="f64")))
+    made = ir.Constant.raw([], [tensor([], "f64")], {"value": value, "dtype": "f64"})
+    return function({"x": tensor([1, "T"])}, lambda build, x: (x, build.emit(made).result))
 
 
 def parameter(module: ir.ModuleOp) -> Any:

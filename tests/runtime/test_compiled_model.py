@@ -17,7 +17,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
-from forerun.runtime.tree import chain, merge, root_only
+from forerun.runtime.tree import chain, merge_members, root_only
 
 
 class Words:
@@ -202,7 +202,7 @@ def test_evaluating_trees():
     oracle = Oracle(max_rows=32, max_outputs=32)
     model = CompiledModel(oracle)
     prompts = [[1, 2, 3], [4]]
-    trees = [merge([chain(3, [5, 6]), chain(3, [7])]), chain(4, [8])]
+    trees = [merge_members([chain(3, [5, 6]), chain(3, [7])])[0], chain(4, [8])]
     for prompt, tree, logits in zip(prompts, trees, model.evaluate_trees(prompts, trees), strict=True):
         for row in range(len(tree)):
             history = prompt[:-1] + tree.token[tree.path(row)].tolist()

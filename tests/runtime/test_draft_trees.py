@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.runtime.cache import BlockCache, CachedSequence
 from forerun.runtime.rows import tree_slots
-from forerun.runtime.tree import Tree, TreeBuilder, best_rows, chain, check, merge, merge_members, root_only
+from forerun.runtime.tree import Tree, TreeBuilder, best_rows, chain, check, merge_members, root_only
 from forerun.runtime.verify import verify
 
 
@@ -50,7 +50,7 @@ def test_merging_keeps_every_prefix_once(parts: list[Tree]):
 
 def test_trees_of_different_roots_do_not_merge():
     with pytest.raises(InvalidOptionError, match="one root"):
-        merge([root_only(1), root_only(2)])
+        merge_members([root_only(1), root_only(2)])
 
 
 @given(tree=trees(), count=st.integers(1, 20))
@@ -79,7 +79,7 @@ def test_verification_follows_the_drawn_children(tree: Tree, tokens: list[int]):
 
 
 def test_text_of_a_tree():
-    tree = merge([chain(7, [1, 2]), chain(7, [3])])
+    tree, _ = merge_members([chain(7, [1, 2]), chain(7, [3])])
     assert [line.split()[0] for line in str(tree).splitlines()] == ["7", "1", "2", "3"]
     assert str(tree).splitlines()[2].startswith("    2")
 

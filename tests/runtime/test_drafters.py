@@ -9,7 +9,7 @@ from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Draf
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup, SuffixIndex
 from forerun.runtime.drafters.token_recycling import TokenRecycling
-from forerun.runtime.tree import Tree, TreeBuilder, chain, check, merge, root_only
+from forerun.runtime.tree import Tree, TreeBuilder, chain, check, merge_members, root_only
 
 
 def observation(tree: Tree, tokens: list[int], candidates: np.ndarray | None = None) -> Observation:
@@ -111,7 +111,7 @@ def _all_rows(drafter: TokenRecycling, token: int, depth: int, probability: floa
 
 
 def test_decided_rows_are_the_children_along_the_committed_path():
-    tree = merge([chain(0, [1, 2, 3]), chain(0, [1, 4]), chain(0, [5, 6])])
+    tree, _ = merge_members([chain(0, [1, 2, 3]), chain(0, [1, 4]), chain(0, [5, 6])])
     tested = {(int(tree.token[row]), right) for row, right in decided_rows(tree, [1, 4, 9])}
     assert tested == {(1, True), (5, False), (2, False), (4, True)}
     assert decided_rows(root_only(3), [1]) == []

@@ -18,7 +18,7 @@ from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
 from forerun.runtime.generation import Request, Step, decode
 from forerun.runtime.policy import CostAware, Fixed, Policy
-from forerun.runtime.sampling import SamplingSettings, choose_token
+from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.runtime.tree import Tree, TreeBuilder, chain
 
 
@@ -49,7 +49,10 @@ def reference(oracle: Oracle, request: Request) -> tuple[list[int], np.ndarray]:
     tokens, logits = list(request.prompt), []
     while len(logits) < request.max_new_tokens and not (logits and tokens[-1] in request.stop):
         logits.append(oracle.logits(tokens))
-        tokens.append(choose_token(logits[-1], request.sampling, request.identifier, len(tokens)))
+        if request.sampling.do_sample:
+            tokens.append(sample_token(logits[-1], request.sampling, request.identifier, len(tokens)))
+        else:
+            tokens.append(int(logits[-1].argmax()))
     return tokens[len(request.prompt) :], np.stack(logits)
 
 

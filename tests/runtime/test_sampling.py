@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.sampling import SamplingSettings, choose_token, greedy_token, keep_top_p, random_row, sample_token
+from forerun.runtime.sampling import SamplingSettings, keep_top_p, random_row, sample_token
 
 SETTINGS = [
     {"temperature": 0.7},
@@ -76,11 +76,6 @@ def test_nucleus_that_reaches_p_exactly():
     assert keep_top_p(np.array([0.0, 0.0, 9.0]), 1e-9).tolist() == [2]
 
 
-def test_greedy_takes_the_lowest_id_among_equals():
-    assert greedy_token(np.array([0, 3, 1, 3], np.float32)) == 1
-    assert choose_token(np.array([0, 3, 1, 3], np.float32), SamplingSettings(), 0, 0) == 1
-
-
 def test_random_numbers_are_functions_of_seed_sequence_position_and_token():
     row = random_row(1, 2, 3, 100)
     assert np.array_equal(row[:37], random_row(1, 2, 3, 37))
@@ -119,7 +114,18 @@ def test_forbidden_tokens_are_never_drawn():
         ({"do_sample": True, "top_p": 1.1}, "top_p"),
         ({"do_sample": True, "top_k": 0}, "top_k"),
         ({"do_sample": True, "top_k": 1.5}, "top_k"),
+        ({"do_sample": True, "top_k": "3"}, "top_k must be an integer"),
+        ({"do_sample": True, "top_k": True}, "top_k must be an integer"),
+        ({"do_sample": True, "top_p": "0.5"}, "top_p must be a number"),
+        ({"do_sample": True, "temperature": "1"}, "temperature must be a number"),
+        ({"do_sample": True, "temperature": None}, "temperature must be a number"),
+        ({"do_sample": True, "temperature": 1e-320}, "at least 1e-200"),
+        ({"do_sample": True, "temperature": float("inf")}, "finite"),
+        ({"temperature": "1"}, "temperature must be a number"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": None}, "seed must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
         ({"temperature": 0.7}, "temperature needs do_sample=True"),
         ({"top_k": 5, "top_p": 0.9}, "top_k and top_p need do_sample=True"),
     ],
@@ -127,3 +133,16 @@ def test_forbidden_tokens_are_never_drawn():
 def test_options_that_make_no_sense_are_refused(options: dict, sentence: str):
     with pytest.raises(InvalidOptionError, match=sentence):
         SamplingSettings(**options)
+
+
+def test_the_least_temperature_takes_the_largest_logit():
+    settings = SamplingSettings(do_sample=True, temperature=1e-200, top_p=0.9)
+    largest = np.finfo(np.float32).max
+    assert sample_token(np.array([0, largest, -largest, -np.inf], np.float32), settings, 0, 0) == 1
+
+
+def test_numbers_of_numpy_are_kept_as_those_of_python():
+    settings = SamplingSettings(True, np.float32(0.5), np.int8(100), np.float64(0.25), np.uint64(2**64 - 1))
+    assert settings == SamplingSettings(True, 0.5, 100, 0.25, 2**64 - 1)
+    assert {type(settings.temperature), type(settings.top_p)} == {float}
+    assert {type(settings.top_k), type(settings.seed)} == {int}

@@ -1,7 +1,8 @@
 """The element of a value at an index, as an expression.
 
 Views (reshape, transpose, slice, broadcast, ...) become index arithmetic and elementwise maps become expressions, down
-to values that lie in memory. Integers of any width are computed as int32; truth values are kept in memory as int32.
+to values that lie in memory. Integers of any width are computed as int32 (`integers` refuses what does not fit); truth
+values are kept in memory as int32.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
 
 Index = Expr | int
-INT32 = (-(1 << 31), (1 << 31) - 1)
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,29 @@ def _constant(context: Expressions, operation: Any, index: list[Index]) -> Expr:
         return number(float(value))
     if kind == "truth":
         return tirx.IntImm("bool", int(bool(value)))
-    return integer(min(max(int(value), INT32[0]), INT32[1]))
+    return integer(int(value))
 
 
 def _map(context: Expressions, operation: Any, index: list[Index]) -> Expr:
     function = operation.parameter("function")
     operands = [context.operand(each, index) for each in operation.operands]
-    truth = ir.tensor_type(operation.operands[-1]).dtype == "i1"
-    if truth and function in _TRUTH:
-        return _TRUTH[function](*operands)
-    if not truth and function in _BITS:
-        return _BITS[function](*operands)
-    if function not in FUNCTIONS:
-        raise UnsupportedOperationError(f"the tvm target has no elementwise function {function}.")
-    return FUNCTIONS[function](*operands)
+    functions = _FUNCTIONS[kind_of(ir.tensor_type(operation.operands[-1]).dtype)]
+    if function not in functions:
+        dtype = ir.tensor_type(operation.operands[-1]).dtype
+        raise UnsupportedOperationError(f"the tvm target has no elementwise function {function} on {dtype}.")
+    return functions[function](*operands)
+
+
+def _bit(x: Expr) -> Expr:
+    return tirx.Select(x, integer(1), integer(0))
+
+
+def _of_bits(function: Callable[..., Expr]) -> Callable[..., Expr]:
+    return lambda x, y: function(_bit(x), _bit(y))
+
+
+def _same(x: Expr) -> Expr:
+    return x
 
 
 _TRUTH: dict[str, Callable[..., Expr]] = {
@@ -178,20 +187,21 @@ _TRUTH: dict[str, Callable[..., Expr]] = {
     "min": tirx.And,
     "not": tirx.Not,
     "xor": lambda x, y: tirx.NE(_bit(x), _bit(y)),
-    "eq": lambda x, y: tirx.EQ(_bit(x), _bit(y)),
-    "ne": lambda x, y: tirx.NE(_bit(x), _bit(y)),
+    **{name: _of_bits(FUNCTIONS[name]) for name in sorted(ir.COMPARISONS)},
     "where": lambda condition, x, y: tirx.Or(tirx.And(condition, x), tirx.And(tirx.Not(condition), y)),
 }
-_BITS: dict[str, Callable[..., Expr]] = {
+_INTEGERS: dict[str, Callable[..., Expr]] = {
+    **FUNCTIONS,
     "and": tirx.bitwise_and,
     "or": tirx.bitwise_or,
     "xor": tirx.bitwise_xor,
     "not": tirx.bitwise_not,
+    "relu": lambda x: tirx.max(x, integer(0)),
+    "floor": _same,
+    "ceil": _same,
+    "round": _same,
 }
-
-
-def _bit(x: Expr) -> Expr:
-    return tirx.Select(x, integer(1), integer(0))
+_FUNCTIONS = {"number": FUNCTIONS, "integer": _INTEGERS, "truth": _TRUTH}
 
 
 def convert(value: Expr, source: str, target: str) -> Expr:
@@ -264,23 +274,33 @@ def _iota(context: Expressions, operation: Any, index: list[Index]) -> Expr:
     return _expression(truncated(index[0]))
 
 
+def _inside(at: Expr, size: Index, wraps: bool = True) -> Expr:
+    """An index within an axis: a negative one counts from the end, and what lies outside then is moved to the rim.
+
+    The inputs of a step need not wrap, for none is negative.
+    """
+    size = _expression(size)
+    if wraps:
+        at = let(at)
+        at = tirx.Select(at < integer(0), at + size, at)
+    return let(tirx.max(tirx.min(at, size - integer(1)), integer(0)))
+
+
 def _gather(context: Expressions, operation: Any, index: list[Index]) -> Expr:
     table, *indices = operation.operands
     lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
     dims = ir.tensor_type(table).dims
     chosen: list[Index] = []
     for axis, each in enumerate(indices):
-        last = _expression(context.size(dims[axis])) - integer(1)
-        at = context.operand(each, index[:lead])
-        chosen.append(let(tirx.max(tirx.min(at, last), integer(0))))
+        counted = each in context.stored and context.stored[each].region == "inputs"
+        chosen.append(_inside(context.operand(each, index[:lead]), context.size(dims[axis]), wraps=not counted))
     return context.element(table, [*chosen, *index[lead:]])
 
 
 def _take_along(context: Expressions, operation: Any, index: list[Index]) -> Expr:
     source, indices = operation.operands
     dim = operation.parameter("dim")
-    last = _expression(context.size(ir.tensor_type(source).dims[dim])) - integer(1)
-    at = let(tirx.max(tirx.min(context.element(indices, index), last), integer(0)))
+    at = _inside(context.element(indices, index), context.size(ir.tensor_type(source).dims[dim]))
     return context.element(source, [*index[:dim], at, *index[dim + 1 :]])
 
 

@@ -10,6 +10,7 @@ from forerun import ir
 from forerun.codegen.tvm.attention import padded, words_of
 from forerun.codegen.tvm.planning import Plan, Surroundings
 from forerun.codegen.tvm.target import OUTPUTS
+from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
 
 ALIGNMENT = 16
@@ -60,14 +61,22 @@ def pack(
         tensor = weights(name).detach()
         count = tensor.numel()
         if not tensor.is_floating_point():
-            limits = torch.iinfo(torch.int32)
-            whole = tensor.to(torch.int64).clamp(limits.min, limits.max).to(torch.int32)
-            tables[offset : offset + count] = whole.reshape(-1)
+            tables[offset : offset + count] = _int32(name, tensor).reshape(-1)
         elif name in packed:
             _pack_linear(buffer[offset:], tensor)
         else:
             buffer[offset : offset + count] = tensor.reshape(-1).float()
     return PackedWeights(buffer, offsets)
+
+
+def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    whole = tensor.to(torch.int32)
+    if (outside := tensor[whole != tensor]).numel():
+        raise UnsupportedOperationError(
+            f"the tvm target keeps integers as int32, and the weight {name} holds {int(outside[0])}; use smaller "
+            "numbers, or the reference target."
+        )
+    return whole
 
 
 def _pack_linear(target: torch.Tensor, weight: torch.Tensor) -> None:

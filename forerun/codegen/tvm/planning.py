@@ -11,6 +11,7 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.tvm.attention import Attention, Layer
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
+from forerun.codegen.tvm.integers import Ranges
 from forerun.codegen.tvm.linear import Bundle, Product
 from forerun.codegen.tvm.rowwise import ROWWISE, row_axis
 from forerun.codegen.tvm.topk import chunks_of
@@ -107,6 +108,9 @@ class Planner:
         self.roots: list[tuple[int, ir.SSAValue, bool]] = []  # phase, value, whether an epilogue of that phase
 
     def run(self) -> Plan:
+        ranges = Ranges()
+        for operation in self.region.operations:
+            ranges.check(operation)
         for inner, outer in self.region.arguments.items():
             self._argument(inner, outer)
         for inner, outer in self.region.results:

@@ -52,3 +52,58 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
   %y = spec.iota() {size = "U"} -> !spec.tensor<[U], i64>
   spec.return(%y)
 }
+
+// -----
+
+// Parameters that are missing, or that name no dimension.
+
+// CHECK: spec.reduce needs the parameter 'function':
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.reduce(%x) {} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.slice has no dimension 5 in !spec.tensor<[1, T], f32>:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.slice(%x) {dim = 5, start = 0, stop = 1} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.softmax has no dimension 7 in !spec.tensor<[1, T], f32>:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.softmax(%x) {dim = 7} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.cache needs the parameter 'value_dim':
+
+spec.cache @c {heads = 2, key_dim = 4}
+
+// -----
+
+// CHECK: spec.cache_write does not fit the cache @c of 2 heads with 4 and 6 numbers:
+
+spec.cache @c {heads = 2, key_dim = 4, value_dim = 6}
+spec.func @step(%k: !spec.tensor<[N, 2, 4], f32>, %slots: !spec.tensor<[N], i32>) {
+  spec.cache_write @c(%k, %k, %slots)
+  spec.return()
+}
+
+// -----
+
+// CHECK: spec.tree_attention does not fit the cache @c of 2 heads with 4 and 6 numbers:
+
+spec.cache @c {heads = 2, key_dim = 4, value_dim = 6}
+spec.func @step(%q: !spec.tensor<[N, 3, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) {
+  %y = spec.tree_attention @c(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 6, scale = 0.5} -> !spec.tensor<[N, 3, 6], f32>
+  spec.return(%y)
+}
