@@ -33,6 +33,12 @@ class PackedWeights:
     buffer: torch.Tensor  # float32 [n]
     offsets: dict[str, int]
 
+    def bytes(self, name: str) -> int:
+        """What one weight takes, to the next one's offset."""
+        start = self.offsets[name]
+        behind = (offset for offset in self.offsets.values() if offset > start)
+        return (min(behind, default=len(self.buffer) - SPARE) - start) * NUMBER
+
 
 def packed_size(weight: ir.Weight, packed: bool) -> int:
     """Numbers a weight takes: whole blocks of outputs where it is packed."""
