@@ -279,14 +279,13 @@ class TvmExecutable:
         """Copy what is cached at each source slot to its destination; all reads happen before all writes."""
         if len(source) == 0:
             return
-        places = [self._places(np.asarray(slots)) for slots in (source, destination)]
-        state.numbers[places[1]] = state.numbers[places[0]]
+        numbers = state.numbers.numpy()  # torch would wake threads of its own, that then stand in the next step's way
+        numbers[self._places(destination)] = numbers[self._places(source)]
 
-    def _places(self, slots: Int32) -> torch.Tensor:
-        """int64 [n, w]: where the numbers cached at slots lie."""
-        whole = torch.from_numpy(slots.astype(np.int64))
-        starts = torch.div(whole, self.block, rounding_mode="floor") * self._layout.record
-        return starts[:, None] + self._layout.words[whole % self.block]
+    def _places(self, slots: Int32) -> NDArray[np.int64]:
+        """[n, w]: where the numbers cached at slots lie."""
+        whole = np.asarray(slots).astype(np.int64)
+        return (whole // self.block * self._layout.record)[:, None] + self._layout.words[whole % self.block]
 
     def _load(self, rows: Rows) -> None:
         count, path = rows.paths.shape
