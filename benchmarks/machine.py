@@ -1,12 +1,9 @@
-"""What the machine can do, and what a process takes of it."""
+"""How many threads take part, and how fast memory is read."""
 
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -76,16 +73,3 @@ def _read_function(count: int, threads: int) -> Any:
 
 def _add(x: Expr, y: Expr) -> Expr:
     return x + y
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held since it was started.
-
-    On Linux `ru_maxrss` begins at what the starting process held, so that the process's own high-water mark is read.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

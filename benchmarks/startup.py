@@ -18,7 +18,8 @@ from benchmarks.common import model_path, report
 
 GENERATE = """
 import json, sys, time
-from benchmarks.machine import peak_bytes, pin_threads
+from benchmarks.machine import pin_threads
+from benchmarks.memory import peak_bytes
 path, dtype, strategy, threads = sys.argv[1:]
 pin_threads(int(threads))
 import forerun
@@ -41,7 +42,7 @@ print(json.dumps({
 IMPORTS = """
 import json
 import torch, tvm
-from benchmarks.machine import peak_bytes
+from benchmarks.memory import peak_bytes
 print(json.dumps({"peak_bytes": peak_bytes()}))
 """
 
