@@ -58,12 +58,17 @@ def progress(items: Sequence[Any], description: str) -> Iterable[Any]:
     return track(items, description, console=Console(stderr=True), transient=True)
 
 
-def report(name: str, out: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], result: dict[str, Any]) -> None:
-    """Print a table, then write the result as JSON under a temporary name and rename it."""
+def print_table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)  # a file has room for all columns
+
+
+def report(name: str, out: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], result: dict[str, Any]) -> None:
+    """Print a table, then write the result as JSON under a temporary name and rename it."""
+    print_table(name, columns, rows)
     path = out / f"{name}.json"
     write_atomically(path, json.dumps(result, indent=1))
     print(f"written to {path}")

@@ -1,7 +1,8 @@
 """Calibration: t(n), the time of a step of n rows, as measured on this machine."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -86,19 +87,10 @@ def calibrate(
 
     There are 3 rounds at least and 25 at most. `progress` is told the fraction done.
     """
-    executable = engine.executable
-    sizes = [size for size in sizes if size <= min(executable.max_rows, executable.max_outputs)]
-    context = max(1, min(context, executable.max_length // 2))
-    random = np.random.default_rng(seed)
+    limits = engine.executable
+    sizes = [size for size in sizes if size <= min(limits.max_rows, limits.max_outputs)]
     times: list[list[float]] = [[] for _ in sizes]
-    with engine.sequence(min(context + executable.max_path + 1, executable.max_length)) as sequence:
-        engine.prefill(sequence, random.integers(0, executable.vocabulary, context, dtype=np.int32))
-        deepest = max(1, min(executable.max_path, executable.max_length - context - 1))
-        steps: list[Rows] = []
-        for size in sizes:
-            tree = _comb(random.integers(0, executable.vocabulary, size, dtype=np.int32), deepest)
-            slots, _ = tree_slots(sequence, tree, engine.cache.spare)
-            steps.append(tree_rows(sequence, tree, slots))
+    with trial_steps(engine, sizes, context, seed) as steps:
         for rows in steps:  # the first run of a size may compile or allocate
             engine.run(rows)
         began = time.perf_counter()
@@ -110,6 +102,23 @@ def calibrate(
             if progress:
                 progress(min(1.0, max(len(times[0]) / 25, (time.perf_counter() - began) / seconds)))
     return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
+
+
+@contextmanager
+def trial_steps(engine: Engine, sizes: Sequence[int], context: int = 128, seed: int = 0) -> Generator[list[Rows]]:
+    """Steps of random trees of these sizes behind one prompt of `context` tokens, to be run in any order."""
+    executable = engine.executable
+    context = max(1, min(context, executable.max_length // 2))
+    deepest = max(1, min(executable.max_path, executable.max_length - context - 1))
+    random = np.random.default_rng(seed)
+    with engine.sequence(min(context + executable.max_path + 1, executable.max_length)) as sequence:
+        engine.prefill(sequence, random.integers(0, executable.vocabulary, context, dtype=np.int32))
+        steps: list[Rows] = []
+        for size in sizes:
+            tree = _comb(random.integers(0, executable.vocabulary, size, dtype=np.int32), deepest)
+            slots, _ = tree_slots(sequence, tree, engine.cache.spare)
+            steps.append(tree_rows(sequence, tree, slots))
+        yield steps
 
 
 def _comb(tokens: Int32, deepest: int) -> Tree:

@@ -8,7 +8,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.tree import Tree, best_rows
+from forerun.runtime.tree import Tree
 
 
 class Policy(Protocol):
@@ -39,7 +39,7 @@ class Fixed:
             raise InvalidOptionError(f"a tree has at least 1 row, not {self.rows}")
 
     def choose(self, trees: Sequence[Tree]) -> list[Tree]:
-        return [tree.select(best_rows(tree, self.rows)) for tree in trees]
+        return [tree.likeliest(self.rows) for tree in trees]
 
     def observe(self, rows: int, tokens: int) -> None:
         pass
@@ -80,9 +80,9 @@ class CostAware:
         if taken == 0:
             return [tree.select(np.zeros(1, np.intp)) for tree in trees]
         if roots == 1:
-            return [trees[0].select(best_rows(trees[0], taken + 1))]
+            return [trees[0].likeliest(taken + 1)]
         counts = _shares(trees, taken)
-        return [tree.select(best_rows(tree, count)) for tree, count in zip(trees, counts, strict=True)]
+        return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
     def observe(self, rows: int, tokens: int) -> None:
         self._tokens = self._tokens * self.memory + tokens

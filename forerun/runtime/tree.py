@@ -77,6 +77,10 @@ class Tree:
             self.token[rows], place[self.parent[rows]], self.depth[rows], self.probability[rows], self.source[rows]
         )
 
+    def likeliest(self, count: int) -> "Tree":
+        """The tree of the `count` likeliest rows."""
+        return self if len(self) <= count else self.select(best_rows(self, count))
+
     def __str__(self) -> str:
         lines: list[str] = []
         open_rows = [0]

@@ -202,6 +202,20 @@ def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
     assert different[0] == "attention_2"
 
 
+def test_kernels_are_timed_with_the_bytes_of_their_weights(compiled):
+    _, weights, executable = compiled
+    rows = prompt_rows(np.arange(20), 0, [0, 1])
+    times = executable.time_kernels(executable.new_state(4), rows, rounds=2)
+    names = dict.fromkeys(each.kernel for each in executable.trace(executable.new_state(4), rows))
+    assert [each.kernel for each in times] == list(names)
+    for each in times:
+        assert each.seconds >= 0
+        assert each.value_bytes > 0
+        assert each.weight_bytes >= sum(weights[name].numel() * 4 for name in each.weights)
+    assert 0 < sum(each.weight_bytes for each in times) <= executable.weight_bytes
+    assert any(not each.weights for each in times)
+
+
 def _faulty(context, phase, machine):
     """Scales scores by a hair more than asked."""
     phase.attention.scale *= 1.0001

@@ -1,8 +1,10 @@
 """An IR function compiled for the CPU: one call runs all its kernels, for any number of rows."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from forerun.codegen.tvm.planning import Slot
 from forerun.codegen.tvm.program import ENTRY
 from forerun.codegen.tvm.structure import plans, structure, surroundings, symbols
 from forerun.codegen.tvm.target import Machine
+from forerun.codegen.tvm.timing import KernelTime, linear_weights, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.ir import dims as dimensions
@@ -41,6 +44,10 @@ class State:
 
     numbers: torch.Tensor  # [blocks * record]
     shared: Any  # the same memory as TVM sees it
+
+    @property
+    def bytes(self) -> int:
+        return self.numbers.nbytes
 
 
 class TvmExecutable:
@@ -215,6 +222,11 @@ class TvmExecutable:
 
     # --- running
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the packed weights take."""
+        return self._weights.buffer.nbytes
+
     def new_state(self, blocks: int) -> State:
         """A cache of `blocks * P` slots, all zero."""
         numbers = torch.zeros(max(1, blocks) * self._layout.record)
@@ -247,18 +259,42 @@ class TvmExecutable:
                 entries.append(TraceEntry(plan.region.name, name, value.copy(), along))
         return entries
 
+    def time_kernels(self, state: State, rows: Rows, rounds: int = 5) -> list[KernelTime]:
+        """The kernels of a step in order, each timed by itself in `rounds` whole steps.
+
+        So each finds its weights where a step leaves them, in memory. The time of an empty launch is taken off.
+        """
+        self._load(rows)
+        times: list[list[float]] = [[] for _ in self._spans]
+        launches: list[float] = []
+        for _ in range(rounds):
+            for kernel_times, (first, last) in zip(times, self._spans, strict=True):
+                start = time.perf_counter()
+                self._call(state, first, last)
+                middle = time.perf_counter()
+                self._call(state, 0, 0)
+                launches.append(time.perf_counter() - middle)
+                kernel_times.append(middle - start)
+        launch = median(launches)
+        found: list[KernelTime] = []
+        for plan, text, kernel_times in zip(self._plans, self._texts, times, strict=True):
+            names = linear_weights(plan)
+            moved = sum(self._weights.bytes(name) for name in names), value_bytes(plan, self._bindings, rows)
+            seconds = max(0.0, median(kernel_times) - launch)
+            found.append(KernelTime(plan.region.name, self._kinds[text], names, *moved, seconds))
+        return found
+
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         """Copy what is cached at each source slot to its destination; all reads happen before all writes."""
         if len(source) == 0:
             return
-        places = [self._places(np.asarray(slots)) for slots in (source, destination)]
-        state.numbers[places[1]] = state.numbers[places[0]]
+        numbers = state.numbers.numpy()  # torch would wake threads of its own, that then stand in the next step's way
+        numbers[self._places(destination)] = numbers[self._places(source)]
 
-    def _places(self, slots: Int32) -> torch.Tensor:
-        """int64 [n, w]: where the numbers cached at slots lie."""
-        whole = torch.from_numpy(slots.astype(np.int64))
-        starts = torch.div(whole, self.block, rounding_mode="floor") * self._layout.record
-        return starts[:, None] + self._layout.words[whole % self.block]
+    def _places(self, slots: Int32) -> NDArray[np.int64]:
+        """[n, w]: where the numbers cached at slots lie."""
+        whole = np.asarray(slots).astype(np.int64)
+        return (whole // self.block * self._layout.record)[:, None] + self._layout.words[whole % self.block]
 
     def _load(self, rows: Rows) -> None:
         count, path = rows.paths.shape
@@ -310,4 +346,4 @@ def _set_threads(threads: int | None) -> int:
     return min(threads, pool)
 
 
-__all__: Sequence[str] = ["State", "TraceEntry", "TvmExecutable"]
+__all__: Sequence[str] = ["KernelTime", "State", "TraceEntry", "TvmExecutable"]

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forerun import ir
 from forerun.codegen.tvm.attention import padded, words_of
@@ -33,6 +35,12 @@ class PackedWeights:
 
     buffer: torch.Tensor  # float32 [n]
     offsets: dict[str, int]
+
+    def bytes(self, name: str) -> int:
+        """What one weight takes, to the next one's offset."""
+        start = self.offsets[name]
+        behind = (offset for offset in self.offsets.values() if offset > start)
+        return (min(behind, default=len(self.buffer) - SPARE) - start) * NUMBER
 
 
 def packed_size(weight: ir.Weight, packed: bool) -> int:
@@ -94,7 +102,7 @@ class CacheLayout:
 
     offsets: dict[str, int]
     record: int
-    words: torch.Tensor  # int64 [P, w]: the places in a record of what is cached at a lane
+    words: NDArray[np.int64]  # [P, w]: the places in a record of what is cached at a lane
     block: int
 
 
@@ -116,7 +124,7 @@ def cache_layout(known: Surroundings) -> CacheLayout:
     # An odd number of cache lines a record: blocks of one layer fall into different cache sets.
     record = total + ALIGNMENT if (total // ALIGNMENT) % 2 == 0 else total
     words = torch.cat(places, 1) if places else torch.zeros((block, 0), dtype=torch.int64)
-    return CacheLayout(offsets, record, words, block)
+    return CacheLayout(offsets, record, words.numpy(), block)
 
 
 @dataclass(frozen=True)

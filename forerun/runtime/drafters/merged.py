@@ -6,7 +6,7 @@ import numpy as np
 
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.tree import Float64, Tree, best_rows, merge_members, with_edges
+from forerun.runtime.tree import Float64, Tree, merge_members, with_edges
 
 # Upper bounds of the classes of a drafter's estimate; class 0 is "not proposed".
 CLASSES = np.array([0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
@@ -46,7 +46,7 @@ class Merged(Drafter):
         edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
         feature[0] = -1
         tree = with_edges(Tree(tree.token, tree.parent, tree.depth, tree.probability, feature), edges)
-        self._proposed[context] = tree = tree.select(best_rows(tree, budget.rows))
+        self._proposed[context] = tree = tree.likeliest(budget.rows)
         return tree
 
     def observe(self, context: Context, observation: Observation) -> None:

@@ -6,7 +6,7 @@ After Saxena's prompt lookup decoding (2023), with all recent occurrences of the
 import numpy as np
 
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
-from forerun.runtime.tree import Tree, TreeBuilder, best_rows
+from forerun.runtime.tree import Tree, TreeBuilder
 
 LONGEST_COUNTED_MATCH = 12  # longer matches are no better evidence
 UNLIKELY = 0.01  # nothing grows on a row that is less likely than this
@@ -69,7 +69,7 @@ class PromptLookup(Drafter):
         for length, end in sorted(matches, key=lambda match: -match[0]):
             self._add_continuation(builder, children, tokens, end, length, budget.depth)
         tree = builder.build()
-        self._proposed[context] = tree = tree.select(best_rows(tree, budget.rows))
+        self._proposed[context] = tree = tree.likeliest(budget.rows)
         return tree
 
     def observe(self, context: Context, observation: Observation) -> None:

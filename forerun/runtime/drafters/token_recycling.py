@@ -9,7 +9,7 @@ import numpy as np
 
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.tree import Float64, Tree, best_rows
+from forerun.runtime.tree import Float64, Tree
 
 # Upper bounds of the classes of a candidate's share of its row's candidates.
 SHARES = np.array([0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99])
@@ -86,7 +86,7 @@ class TokenRecycling(Drafter):
         tree = Tree(
             np.concatenate(token), np.concatenate(parent), depths, np.concatenate(probability), np.concatenate(source)
         )
-        return tree if len(tree) <= budget.rows else tree.select(best_rows(tree, budget.rows))
+        return tree.likeliest(budget.rows)
 
 
 def _threshold(probability: list[Float64], rows: int) -> float:
