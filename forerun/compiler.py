@@ -26,7 +26,9 @@ from forerun.storage import write_atomically
 from forerun.strategies import Strategy, resolve_strategy
 
 TARGETS = ("auto", "cpu", "reference")
-DTYPES = ("float32",)
+STORAGES = {"float32": "f32", "bfloat16": "bf16"}
+"""How matrices are kept, by dtype."""
+DTYPES = tuple(STORAGES)
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
@@ -69,7 +71,7 @@ def compile(
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
                 input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
-    dtype       "float32"
+    dtype       how matrices are kept: "float32", or "bfloat16" for half the bytes a step reads; all else is float32
     target      "cpu" (TVM and LLVM), "reference" (the IR interpreter); "auto" is the best this machine has
     max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
     dump_dir    where to write the IR after every pass and the source of every kernel
@@ -112,7 +114,7 @@ def lower(
         raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
     if max_length < 2:
         raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
-    opened = open_source(source, dtype, progress)
+    opened = open_source(source, "float32", progress)
     if opened.max_positions is not None:
         max_length = min(max_length, opened.max_positions)
     with progress.stage("trace"):
@@ -122,7 +124,7 @@ def lower(
         verify(module)
     stored = program_weights(program)
     context = PassContext(stored.__getitem__, max_length)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype])
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)

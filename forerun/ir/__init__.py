@@ -44,6 +44,7 @@ from forerun.ir.ops import (
     Transpose,
     broadcast_dims,
 )
+from forerun.ir.storage import STORAGES, as_stored
 from forerun.ir.structure import (
     Cache,
     Function,
@@ -67,6 +68,7 @@ __all__ = [
     "INTEGER_DTYPES",
     "OPERATIONS",
     "REDUCTIONS",
+    "STORAGES",
     "ArgSpecParseError",
     "Attention",
     "Block",
@@ -122,6 +124,7 @@ __all__ = [
     "VerifyException",
     "Weight",
     "Yield",
+    "as_stored",
     "broadcast_dims",
     "caches",
     "context",

@@ -94,7 +94,7 @@ class TvmExecutable:
             calls += len(self._plans[texts.index(text)].phases)
         self.compiled_kernels = calls
         self._run = self._compile(cache and not templates)
-        packed = pack(self._weight_names(), ir.weights(module), known.packed, weights)
+        packed = pack(self._weight_names(), ir.weights(module), known.formats, weights)
         self._weights = packed
         capacity = dict.fromkeys(self._symbols, 1)
         for argument in self._function.block.args:

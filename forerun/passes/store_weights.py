@@ -1,0 +1,71 @@
+"""store_weights: the matrices of linears, and tables that tokens are looked up in, are kept in fewer bytes.
+
+A step of a few rows takes the time of reading its weights once, so bytes of weights are time. Norms, biases and
+position tables are a small part of them and keep their dtype. Activations and sums are not touched: what is stored is
+widened to the weight's dtype where it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import (
+    STORAGES,
+    Context,
+    Function,
+    Gather,
+    Linear,
+    ModuleOp,
+    Parameter,
+    SSAValue,
+    encode,
+    tensor_type,
+    weights,
+)
+from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.substitute import backward_slice
+
+FULL = "f32"
+"""Every weight in its own dtype."""
+
+
+@dataclass(frozen=True)
+class StoreWeights(Pass):
+    """Weights that qualify get `storage`; with "f32" none does."""
+
+    name: ClassVar[str] = "store-weights"
+
+    storage: str = FULL
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        if self.storage != FULL and self.storage not in STORAGES:
+            raise InvalidOptionError(f"There is no storage {self.storage!r}; use {FULL} or {', '.join(STORAGES)}.")
+        if self.storage == FULL:
+            return
+        declared = weights(op)
+        chosen = dict.fromkeys(matrices(function_named(op, "step")))
+        for name in chosen:
+            declared[name].attributes["storage"] = encode(self.storage)
+        pass_context(ctx).note(f"store-weights: {len(chosen)} of {len(declared)} weights as {self.storage}")
+
+
+def matrices(step: Function) -> Iterator[str]:
+    """The float32 matrices that a linear multiplies with, or whose rows tokens choose."""
+    tokens = step.argument("tokens")
+    for operation in step.body:
+        if isinstance(operation, Linear):
+            matrix = operation.operands[1]
+        elif isinstance(operation, Gather) and any(_made_of(each, tokens) for each in operation.operands[1:]):
+            matrix = operation.operands[0]
+        else:
+            continue
+        kind = tensor_type(matrix)
+        if isinstance(matrix.owner, Parameter) and kind.rank == 2 and kind.dtype == "f32":
+            yield matrix.owner.parameter("symbol")
+
+
+def _made_of(value: SSAValue, argument: SSAValue) -> bool:
+    return value is argument or any(argument in each.operands for each in backward_slice(value))
