@@ -12,10 +12,14 @@ from xdsl.dialects.builtin import ModuleOp
 
 from forerun.ir.structure import weights
 
+BLOCK_STORAGES = ("q4_0", "q4_1", "q8_0")
+"""The source's own quantized blocks (GGML's types of these names); the tensor holds what they stand for."""
+
 STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bf16": lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype),
+    **dict.fromkeys(BLOCK_STORAGES, lambda tensor: tensor),
 }
-"""The values that a tensor has once it is stored: rounded to nearest, ties to even."""
+"""The values that a tensor has once it is stored. bf16 rounds to nearest, ties to even."""
 
 
 def as_stored(module: ModuleOp, values: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:

@@ -7,12 +7,14 @@ widened to the weight's dtype where it is read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import (
+    BLOCK_STORAGES,
     STORAGES,
     Context,
     Function,
@@ -30,26 +32,32 @@ from forerun.passes.substitute import backward_slice
 
 FULL = "f32"
 """Every weight in its own dtype."""
+NATIVE = "native"
+"""Every matrix as its source keeps it (`PassContext.storages`); in its own dtype, where the source does not say."""
 
 
 @dataclass(frozen=True)
 class StoreWeights(Pass):
-    """Weights that qualify get `storage`; with "f32" none does."""
+    """Matrices get `storage`: one for all, "native" for their source's; with "f32" none gets any."""
 
     name: ClassVar[str] = "store-weights"
 
     storage: str = FULL
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        if self.storage != FULL and self.storage not in STORAGES:
-            raise InvalidOptionError(f"There is no storage {self.storage!r}; use {FULL} or {', '.join(STORAGES)}.")
+        known = (FULL, NATIVE, *(each for each in STORAGES if each not in BLOCK_STORAGES))
+        if self.storage not in known:
+            raise InvalidOptionError(f"There is no storage {self.storage!r} for all weights; use {', '.join(known)}.")
         if self.storage == FULL:
             return
-        declared = weights(op)
-        chosen = dict.fromkeys(matrices(function_named(op, "step")))
-        for name in chosen:
-            declared[name].attributes["storage"] = encode(self.storage)
-        pass_context(ctx).note(f"store-weights: {len(chosen)} of {len(declared)} weights as {self.storage}")
+        context, declared = pass_context(ctx), weights(op)
+        chosen = dict.fromkeys(matrices(function_named(op, "step")), self.storage)
+        if self.storage == NATIVE:
+            chosen = {name: context.storages[name] for name in chosen if name in context.storages}
+        for name, storage in chosen.items():
+            declared[name].attributes["storage"] = encode(storage)
+        for storage, count in Counter(chosen.values()).items():
+            context.note(f"store-weights: {count} of {len(declared)} weights as {storage}")
 
 
 def matrices(step: Function) -> Iterator[str]:

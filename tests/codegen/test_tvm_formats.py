@@ -2,6 +2,7 @@
 
 import math
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -10,15 +11,28 @@ from test_tvm_elementwise import evaluate, indices
 
 from forerun import ir
 from forerun.codegen.tvm import TvmExecutable
-from forerun.codegen.tvm.formats import FORMATS
+from forerun.codegen.tvm.quantized import FORMATS
 from forerun.runtime.certify import certify
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
-STORAGES = [each for each in FORMATS if each is not None]
+BLOCKS = [(96, 50), (32, 64), (64, 97)]
+assert set(FORMATS) == {None, *ir.STORAGES}
 
 
 def rounded(tensor):
     return tensor.to(torch.bfloat16).float()
+
+
+def quantized(weights, storage):
+    """What GGUF makes of the weights: the values, and the blocks."""
+    kind = gguf.GGMLQuantizationType[storage.upper()]
+    values, blocks = dict(weights), {}
+    for name, each in weights.items():
+        if each.dim() == 2:
+            raw = gguf.quantize(each.numpy(), kind)
+            values[name] = torch.from_numpy(gguf.dequantize(raw, kind))
+            blocks[name] = torch.from_numpy(raw).view(len(raw), -1, gguf.GGML_QUANT_SIZES[kind][1])
+    return values, blocks
 
 
 def linear_step(features, outputs, storage=None):
@@ -37,20 +51,24 @@ def linear_step(features, outputs, storage=None):
     return (stored(module, storage, "table", "first", "second") if storage else module), step.weights
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize(("features", "outputs"), SHAPES)
+@pytest.mark.parametrize(
+    ("features", "outputs", "storage"),
+    [*((*shape, "bf16") for shape in SHAPES), *((*shape, each) for shape in BLOCKS for each in ir.BLOCK_STORAGES)],
+)
 def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs, storage):
     """Widening is exact and changes no order: the same bits as a float32 weight of the same values."""
     module, weights = linear_step(features, outputs, storage)
     plain, _ = linear_step(features, outputs)
+    blocks = None
+    if storage in ir.BLOCK_STORAGES:
+        weights, blocks = quantized(weights, storage)
     exact = {name: ir.as_stored(module, weights.__getitem__)(name) for name in weights}
-    assert any((exact[name] != weights[name]).any() for name in weights)
-    results, meaning = evaluate(module, weights, indices(64))
+    results, meaning = evaluate(module, weights, indices(64), blocks=blocks)
     expected, _ = evaluate(plain, exact, indices(64))
     for result, same, close in zip(results, expected, meaning, strict=True):
         assert np.array_equal(result, same)
         np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-4)
-    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
         executable.run(executable.new_state(1), indices(count))

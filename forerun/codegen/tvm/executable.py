@@ -54,6 +54,7 @@ class TvmExecutable:
     threads     how many threads share a step; the machine's cores by default
     cache       keep and look for compiled code on disk
     templates   replacements for `kernels.TEMPLATES`, by name: a test's way to plant a fault. They turn the cache off.
+    blocks      name -> uint8 [out, in / 32, bytes], for weights whose storage is a file's quantized blocks
 
     Raises UnsupportedOperationError for an operation without a rule here.
     """
@@ -71,6 +72,7 @@ class TvmExecutable:
         threads: int | None = None,
         cache: bool = True,
         templates: Mapping[str, Template] | None = None,
+        blocks: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._function = ir.functions(module)[function]
         known = surroundings(module, self._function)
@@ -94,7 +96,7 @@ class TvmExecutable:
             calls += len(self._plans[texts.index(text)].phases)
         self.compiled_kernels = calls
         self._run = self._compile(cache and not templates)
-        packed = pack(self._weight_names(), ir.weights(module), known.formats, weights)
+        packed = pack(self._weight_names(), ir.weights(module), known.formats, weights, blocks or {})
         self._weights = packed
         capacity = dict.fromkeys(self._symbols, 1)
         for argument in self._function.block.args:

@@ -10,11 +10,18 @@ from typing import ClassVar
 
 import torch
 
-from forerun.codegen.tvm.builder import Buffer, Expr, integer, integers_like, let, load
+from forerun.codegen.tvm.builder import Buffer, Expr, integer, integers_like, lanes_of, let, load
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 
 VECTORS = OUTPUTS // LANES
+
+STEP = 4
+"""Features a turn of the linear's inner loop."""
+
+Column = Callable[[Expr, int], list[Expr]]
+"""(turn, part) -> the 32 weights of feature `turn * STEP + part`, counted from where the format was opened, as vectors
+of 16 float32. The parts of a turn are asked for in order."""
 
 Read = Callable[[Expr], Expr]
 """A number of a weight at its place in the weight's memory."""
@@ -29,17 +36,28 @@ class WeightFormat:
     """The view of the weights that it is read through."""
     words: ClassVar[int]
     """Words of one feature of a block of outputs."""
+    span: ClassVar[int] = 0
+    """Features that share scales, a multiple of STEP; 0 where there are none."""
+    scales: ClassVar[int] = 0
+    """Words of the scales in front of a span."""
 
     def block_words(self, features: int) -> int:
         """Words of a block of 32 outputs."""
-        return features * self.words
+        return features * self.words + (features // self.span * self.scales if self.span else 0)
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        """Write a weight, float32 [out, in], to the begin of `target`, float32; outputs are padded with zeros."""
+        """Write a weight to the begin of `target`, float32; outputs are padded with zeros.
+
+        `weight` is float32 [out, in], and where there are spans uint8 [out, in / span, bytes], the blocks of the file.
+        """
         raise NotImplementedError
 
-    def columns(self, block: Buffer, feature: Expr) -> list[Expr]:
-        """One feature of a block: its 32 weights, as vectors of 16 float32."""
+    def start(self, span: Expr) -> Expr:
+        """The place of the first feature of a span in its block of outputs."""
+        return span * integer(self.span * self.words + self.scales) + integer(self.scales)
+
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        """A span of a block, its scales read; all features where there are no spans."""
         raise NotImplementedError
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
@@ -63,9 +81,12 @@ class Float32(WeightFormat):
         if outputs % OUTPUTS:
             blocks[whole] = _last_block(weight).transpose(0, 1)
 
-    def columns(self, block: Buffer, feature: Expr) -> list[Expr]:
-        start = feature * integer(self.words)
-        return [let(load(block, start + integer(vector * LANES))) for vector in range(VECTORS)]
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        def column(turn: Expr, part: int) -> list[Expr]:
+            start = (turn * integer(STEP) + integer(part)) * integer(self.words)
+            return [let(load(block, start + integer(vector * LANES))) for vector in range(VECTORS)]
+
+        return column
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
         return read((block * integer(features) + feature) * integer(self.words) + lane)
@@ -93,21 +114,36 @@ class BFloat16(WeightFormat):
             bits = _last_block(weight).to(torch.bfloat16).view(torch.int16)
             blocks[whole] = bits.view(2, LANES, features).permute(2, 1, 0)
 
-    def columns(self, block: Buffer, feature: Expr) -> list[Expr]:
-        word = let(load(block, feature * integer(self.words)))
-        lower = tirx.shift_left(word, integers_like(16, word))
-        upper = tirx.bitwise_and(word, integers_like(-1 << 16, word))
-        return [let(tirx.reinterpret(f"float32x{LANES}", each)) for each in (lower, upper)]
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        def column(turn: Expr, part: int) -> list[Expr]:
+            word = let(load(block, (turn * integer(STEP) + integer(part)) * integer(self.words)))
+            return [let(as_float(each)) for each in (shifted(word, -16), masked(word, -1 << 16))]
+
+        return column
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
         word = read((block * integer(features) + feature) * integer(self.words) + tirx.truncmod(lane, integer(LANES)))
         half = tirx.shift_right(word, tirx.truncdiv(lane, integer(LANES)) * integer(16))
-        return tirx.reinterpret("float32", tirx.shift_left(half, integer(16)))
+        return as_float(tirx.shift_left(half, integer(16)))
+
+
+def shifted(word: Expr, right: int) -> Expr:
+    """An int32 shifted by a number of bits, to the left where it is below 0; the sign is carried to the right."""
+    shift = tirx.shift_right if right > 0 else tirx.shift_left
+    return shift(word, integers_like(abs(right), word)) if right else word
+
+
+def masked(word: Expr, mask: int) -> Expr:
+    return tirx.bitwise_and(word, integers_like(mask, word))
+
+
+def as_float(word: Expr) -> Expr:
+    """The float32 of the same bits."""
+    lanes = lanes_of(word)
+    return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", word)
 
 
 FLOAT32 = Float32()
-FORMATS: dict[str | None, WeightFormat] = {None: FLOAT32, "bf16": BFloat16()}
-"""By the storage of a `spec.weight`."""
 
 
 def _last_block(weight: torch.Tensor) -> torch.Tensor:
@@ -116,4 +152,4 @@ def _last_block(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
 
 
-__all__ = ["FLOAT32", "FORMATS", "VECTORS", "WeightFormat"]
+__all__ = ["FLOAT32", "STEP", "VECTORS", "BFloat16", "Column", "Float32", "Read", "WeightFormat"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, fma, integer, let, load, local, splat, store, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
-from forerun.codegen.tvm.formats import VECTORS, WeightFormat
+from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -20,9 +20,6 @@ AHEAD = 4096
 
 LINE = 16
 """Words of a cache line."""
-
-STEP = 4
-"""Features a turn of the inner loop."""
 
 
 @dataclass
@@ -108,22 +105,33 @@ class _Tile:
                 store(vector, splat(0.0), 0)
         starts = [let(row * integer(self.features)) for row in rows]
 
-        def turn(feature: Expr) -> None:
+        def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
             if len(rows) > 2:
-                for line in range(0, form.words, LINE):
-                    ahead = weight[feature * integer(form.words) + integer(AHEAD + line)]
-                    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, 3, 1))
-            columns = form.columns(weight, feature)
+                for word in range(part * form.words, (part + 1) * form.words):
+                    if word % LINE == 0:
+                        here = form.start(span) + step * integer(STEP * form.words)
+                        ahead = weight[here + integer(AHEAD + word)]
+                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, 3, 1))
+            columns = column(step, part)
+            feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):
                 x = splat(self.x[start + feature])
                 for vector in range(VECTORS):
                     store(sums[row][vector], fma(x, columns[vector], load(sums[row][vector], 0)), 0)
 
-        with self.context.frame.serial(0, self.features // STEP) as step:
-            for part in range(STEP):
-                turn(step * integer(STEP) + integer(part))
-        for feature in range(self.features - self.features % STEP, self.features):
-            turn(integer(feature))
+        def features(count: int, span: Expr) -> None:
+            column = form.opened(weight, span)
+            with self.context.frame.serial(0, count // STEP) as step:
+                for part in range(STEP):
+                    turn(column, span, step, part)
+            for part in range(count % STEP):
+                turn(column, span, integer(count // STEP), part)
+
+        if form.span:
+            with self.context.frame.serial(0, self.features // form.span) as span:
+                features(form.span, span)
+        else:
+            features(self.features, integer(0))
         return sums
 
     def _results(

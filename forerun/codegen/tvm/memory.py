@@ -49,8 +49,12 @@ def pack(
     declared: Mapping[str, ir.Weight],
     formats: Mapping[str, WeightFormat],
     weights: Callable[[str], torch.Tensor],
+    blocks: Mapping[str, torch.Tensor],
 ) -> PackedWeights:
-    """Copy the weights into one buffer, matrices of linears in their format; one tensor is read at a time."""
+    """Copy the weights into one buffer, matrices of linears in their format; one tensor is read at a time.
+
+    `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights whose storage keeps them.
+    """
     offsets: dict[str, int] = {}
     total = 0
     for name in dict.fromkeys(names):
@@ -59,6 +63,9 @@ def pack(
     buffer = torch.zeros(total + SPARE)
     tables = buffer.view(torch.int32)
     for name, offset in offsets.items():
+        if declared[name].parameter("storage") in ir.BLOCK_STORAGES:
+            formats[name].pack(buffer[offset:], blocks[name])
+            continue
         tensor = weights(name).detach()
         count = tensor.numel()
         if not tensor.is_floating_point():

@@ -1,8 +1,9 @@
 """A function's regions, and the text by which equal kernels are found."""
 
 from forerun import ir
-from forerun.codegen.tvm.formats import FLOAT32, FORMATS
+from forerun.codegen.tvm.formats import FLOAT32
 from forerun.codegen.tvm.planning import Plan, Planner, Region, Slot, Surroundings
+from forerun.codegen.tvm.quantized import FORMATS
 from forerun.ir import dims as dimensions
 
 
