@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     dump.set_defaults(run=run_dump)
 
     for command in (demo, generate, verify, dump):
-        command.add_argument("--dtype", default="float32")
+        command.add_argument("--dtype", default="float32", help="how matrices are kept: float32, bfloat16 or native")
         command.add_argument("--target", default="auto")
         command.add_argument("--max-length", type=int, default=2048, help="positions a sequence may have")
         command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")

@@ -26,7 +26,9 @@ from forerun.storage import write_atomically
 from forerun.strategies import Strategy, resolve_strategy
 
 TARGETS = ("auto", "cpu", "reference")
-DTYPES = ("float32",)
+STORAGES = {"float32": "f32", "bfloat16": "bf16", "native": "native"}
+"""How matrices are kept, by dtype."""
+DTYPES = tuple(STORAGES)
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
@@ -69,7 +71,8 @@ def compile(
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
                 input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
-    dtype       "float32"
+    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; "native" as a GGUF file
+                has them, quantized blocks included. All else is float32
     target      "cpu" (TVM and LLVM), "reference" (the IR interpreter); "auto" is the best this machine has
     max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
     dump_dir    where to write the IR after every pass and the source of every kernel
@@ -112,7 +115,7 @@ def lower(
         raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
     if max_length < 2:
         raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
-    opened = open_source(source, dtype, progress)
+    opened = open_source(source, "float32", progress, native=dtype == "native")
     if opened.max_positions is not None:
         max_length = min(max_length, opened.max_positions)
     with progress.stage("trace"):
@@ -121,8 +124,9 @@ def lower(
         module = import_program(program)
         verify(module)
     stored = program_weights(program)
-    context = PassContext(stored.__getitem__, max_length)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES)
+    native = opened.native
+    context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype])
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)
@@ -140,7 +144,9 @@ def generate_code(
     from forerun.codegen.tvm import TvmExecutable  # TVM takes seconds to import: only who generates code waits for it
 
     with progress.stage("kernels"):
-        executable = TvmExecutable(lowered.module, lowered.weights, **limits)
+        native = lowered.source.native
+        blocks = None if native is None else native.blocks
+        executable = TvmExecutable(lowered.module, lowered.weights, blocks=blocks, **limits)
     if dump_dir is not None:
         for name, text in executable.kernel_texts().items():
             write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)

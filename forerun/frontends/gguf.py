@@ -27,6 +27,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
 from forerun.frontends.gguf_header import MAGIC, GgufHeader, TensorEntry, read_header
+from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import LOADING, check_complete
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
@@ -39,8 +40,10 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == MAGIC or path.suffix == ".gguf"
 
 
-def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The file's model, in `dtype`, and its tokenizer if it holds one.
+def load_gguf(
+    path: Path, dtype: torch.dtype, native: NativeWeights | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The file's model, in `dtype`, and its tokenizer if it holds one; `native` learns how the file keeps its matrices.
 
     Raises `CorruptFileError`, `NotAModelError` or `UnsupportedOperationError`.
     """
@@ -49,7 +52,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     parsed, tokenizer = cached_conversion(header.digest, lambda: _read_metadata(path))
     with quiet_libraries():
         skeleton = _skeleton(parsed, header)
-        tensors = _converted_tensors(header, parsed, skeleton)
+        tensors = _converted_tensors(header, parsed, skeleton, native)
         factors = tensors.pop(ROTARY_FACTORS, None)
         # The class's own loading from tensors in memory: ties weights and rebuilds the buffers that no file stores.
         loaded: Any = type(skeleton).from_pretrained(
@@ -119,12 +122,15 @@ def _skeleton(parsed: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:
         ) from error
 
 
-def _converted_tensors(header: GgufHeader, parsed: Mapping[str, Any], skeleton: nn.Module) -> dict[str, Tensor]:
+def _converted_tensors(
+    header: GgufHeader, parsed: Mapping[str, Any], skeleton: nn.Module, native: NativeWeights | None
+) -> dict[str, Tensor]:
     """Every tensor, dequantized, under transformers' name and in transformers' order of rows."""
     processor = TENSOR_PROCESSORS.get(header.architecture or "", TensorProcessor)(config=dict(parsed))
     names = get_gguf_hf_weights_map(_Outline(skeleton), processor)
     tensors: dict[str, Tensor] = {}
     unused: list[str] = []
+    blocks = header.blocks()
     for entry, values in _dequantized(header):
         if entry.name == ROTARY_FACTORS:
             tensors[ROTARY_FACTORS] = torch.from_numpy(values)
@@ -133,7 +139,10 @@ def _converted_tensors(header: GgufHeader, parsed: Mapping[str, Any], skeleton: 
             weights=values, name=entry.name, tensor_key_mapping=names, parsed_parameters={"tensors": tensors}
         )
         if stored.name in names:
-            tensors[names[stored.name]] = torch.from_numpy(np.ascontiguousarray(stored.weights))
+            placed = np.ascontiguousarray(stored.weights)
+            tensors[names[stored.name]] = torch.from_numpy(placed)
+            if native is not None:
+                native.add(names[stored.name], entry.encoding, blocks[entry.name], values, placed)
         elif stored.name:  # empty when the processor has placed the tensor itself
             unused.append(entry.name)
     if unused:

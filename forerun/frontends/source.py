@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError
 from forerun.frontends.gguf import is_gguf, load_gguf
+from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import (
     eos_token_ids,
     load_directory,
@@ -38,6 +39,7 @@ class Source:
     tokenizer: PreTrainedTokenizerBase | None = None
     eos_token_ids: tuple[int, ...] = ()
     max_positions: int | None = None  # positions that the model's config declares
+    native: NativeWeights | None = None  # how a GGUF file keeps its matrices, by the names of `weights`
     _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
 
     def trace(self, max_length: int) -> ExportedProgram:
@@ -67,17 +69,21 @@ def open_source(
     source: Any,
     dtype: str = "float32",
     progress: Progress | None = None,
+    native: bool = False,
 ) -> Source:
     """Open a directory, a GGUF file, a transformers model, any module or an ExportedProgram.
 
-    An object that the caller passes is left as it was. Raises `SourceNotFoundError`, `NotAModelError`,
+    With `native`, the source must be a GGUF file, and learns how the file keeps its matrices. An object that the caller
+    passes is left as it was. Raises `SourceNotFoundError`, `NotAModelError`,
     `CorruptFileError` or `InvalidOptionError`.
     """
     if dtype not in DTYPES:
         raise InvalidOptionError(f"dtype={dtype!r} is not known: use one of {', '.join(DTYPES)}.")
     progress = progress or SilentProgress()
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source), DTYPES[dtype], progress)
+        return _open_path(Path(source), DTYPES[dtype], progress, native)
+    if native:
+        raise _not_quantized(type(source).__name__)
     if isinstance(source, ExportedProgram):
         return _open_program(source, DTYPES[dtype])
     if isinstance(source, nn.Module):
@@ -88,7 +94,13 @@ def open_source(
     )
 
 
-def _open_path(path: Path, dtype: torch.dtype, progress: Progress) -> Source:
+def _not_quantized(name: str) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"dtype='native' keeps the quantized blocks of a GGUF file, and {name} is none: use float32 or bfloat16."
+    )
+
+
+def _open_path(path: Path, dtype: torch.dtype, progress: Progress, native: bool) -> Source:
     path = path.expanduser()
     if not path.exists():
         raise SourceNotFoundError(
@@ -96,12 +108,16 @@ def _open_path(path: Path, dtype: torch.dtype, progress: Progress) -> Source:
         )
     if path.is_file() and not is_gguf(path):
         raise NotAModelError(f"{path} is not a GGUF file: give a GGUF file or the directory that holds the model.")
+    if native and path.is_dir():
+        raise _not_quantized(str(path))
+    kept = NativeWeights() if native else None
     with progress.stage("load weights"):
         model = load_directory(path, dtype) if path.is_dir() else None
         tokenizer = load_tokenizer(path) if path.is_dir() else None
         if model is None:
-            model, tokenizer = load_gguf(path, dtype)
-    return _source(path.resolve().stem if path.is_file() else path.resolve().name, model, dtype, tokenizer)
+            model, tokenizer = load_gguf(path, dtype, kept)
+    opened = _source(path.resolve().stem if path.is_file() else path.resolve().name, model, dtype, tokenizer)
+    return opened if kept is None else replace(opened, native=kept.renamed(model, opened.weights))
 
 
 def _open_module(module: nn.Module, dtype: torch.dtype) -> Source:

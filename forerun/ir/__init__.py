@@ -44,6 +44,7 @@ from forerun.ir.ops import (
     Transpose,
     broadcast_dims,
 )
+from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
     Cache,
     Function,
@@ -63,11 +64,13 @@ from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
 
 __all__ = [
+    "BLOCK_STORAGES",
     "COMPARISONS",
     "FUNCTIONS",
     "INTEGER_DTYPES",
     "OPERATIONS",
     "REDUCTIONS",
+    "STORAGES",
     "ArgSpecParseError",
     "Attention",
     "Block",
@@ -123,6 +126,7 @@ __all__ = [
     "VerifyException",
     "Weight",
     "Yield",
+    "as_stored",
     "backward_slice",
     "broadcast_dims",
     "caches",

@@ -12,6 +12,7 @@ from xdsl.ir import SSAValue
 from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
+from forerun.ir.storage import as_stored
 from forerun.ir.structure import Kernel, backward_slice, caches, functions, weights
 
 Values = dict[SSAValue, torch.Tensor]
@@ -21,6 +22,7 @@ def evaluate(
     module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment
 ) -> list[torch.Tensor]:
     """Evaluate a function. Its dimension names take their values from the inputs' sizes; caches change in place.
+    Weights have the values that their storage leaves them.
 
     Raises ValueError where the inputs do not fit the function's arguments.
     """
@@ -28,7 +30,7 @@ def evaluate(
     bindings = dict(environment.bindings)
     for argument, tensor in zip(function.block.args, inputs, strict=True):
         dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
-    inner = Environment(environment.weights, environment.caches, bindings)
+    inner = Environment(as_stored(module, environment.weights), environment.caches, bindings)
     values: Values = dict(zip(function.block.args, inputs, strict=True))
     returned = function.returned
     run_body(function.body, values, inner, keep=set(returned))

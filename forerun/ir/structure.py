@@ -52,7 +52,10 @@ class _Declaration(SpecOperation):
 
 @irdl_op_definition
 class Weight(_Declaration):
-    """A tensor of the weight store: `shape`, `dtype`. With `derived`, result `derived` of `@constants` instead."""
+    """A tensor of the weight store: `shape`, `dtype`. With `derived`, result `derived` of `@constants` instead.
+
+    `storage` is how the numbers of a float32 matrix are kept (`forerun.ir.storage`); its dtype, where there is none.
+    """
 
     name = "spec.weight"
 

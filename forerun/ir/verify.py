@@ -16,6 +16,7 @@ from forerun.ir import dims as dimensions
 from forerun.ir.decoder import CacheWrite, TreeAttention
 from forerun.ir.operation import SpecOperation, tensor_type
 from forerun.ir.ops import Parameter
+from forerun.ir.storage import STORAGES
 from forerun.ir.structure import Cache, Function, Kernel, Return, Weight, Yield, caches, functions, operations, weights
 from forerun.ir.text import print_ir
 
@@ -37,6 +38,7 @@ def verify(module: ModuleOp) -> None:
             raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
     declared_weights, declared_caches = weights(module), caches(module)
     _check_derived(module, declared_weights)
+    _check_stored(declared_weights)
     for function in functions(module).values():
         if not isinstance(function.block.last_op, Return):
             raise VerificationError(f"@{function.symbol} does not end in spec.return; add one.")
@@ -57,6 +59,19 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
             raise VerificationError(
                 f"weight @{name} is no result of @constants with type {each.type}; derive it there."
             )
+
+
+def _check_stored(declared: dict[str, Weight]) -> None:
+    for name, each in declared.items():
+        storage = each.parameter("storage")
+        if storage is None:
+            continue
+        if storage not in STORAGES:
+            raise VerificationError(
+                f"weight @{name} is stored as {storage}, which is not known; use one of {', '.join(STORAGES)}."
+            )
+        if each.type.rank != 2 or each.type.dtype != "f32":
+            raise VerificationError(f"weight @{name} is stored as {storage}, but only float32 matrices can be.")
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,20 @@ def no_weights(name: str) -> torch.Tensor:
 
 
 class PassContext(Context):
-    """What passes share: the weight store, the length that positions are tabulated to, and notes for the dump."""
+    """What passes share: the weight store, how the source keeps its matrices, the length that positions are tabulated
+    to, and notes for the dump."""
 
-    def __init__(self, weights: Callable[[str], torch.Tensor] = no_weights, max_length: int = 2048) -> None:
+    def __init__(
+        self,
+        weights: Callable[[str], torch.Tensor] = no_weights,
+        max_length: int = 2048,
+        storages: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         load_dialects(self)
         self.weights = weights
         self.max_length = max_length
+        self.storages = storages or {}
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:

@@ -21,13 +21,14 @@ from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
 from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
+from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
 from forerun.storage import write_atomically
 
 
-def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int) -> list[Pass]:
-    """The passes from `@forward` to a planned `@step`."""
+def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int, storage: str = FULL) -> list[Pass]:
+    """The passes from `@forward` to a planned `@step`, its matrices kept as `storage`."""
     return [
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
@@ -42,6 +43,7 @@ def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int) 
         TreeMask(),
         SelectOutputs(candidates=candidates),
         Canonicalize(),  # transposes meet across the new attention
+        StoreWeights(storage=storage),  # before kernels hide which operation reads a weight
         FuseKernels(),
         PlanMemory(max_rows=max_rows, max_outputs=max_outputs),
     ]
@@ -60,6 +62,7 @@ PASSES: dict[str, type[Pass]] = {
         InsertKVCache,
         TreeMask,
         SelectOutputs,
+        StoreWeights,
         FuseKernels,
         PlanMemory,
     )

@@ -158,3 +158,12 @@ def rows_of(tokens, positions, sequences, slots, bases, paths, tables, outputs=N
     arrays = (tokens, positions, sequences, slots, bases, paths, tables)
     outputs = np.arange(len(np.asarray(tokens))) if outputs is None else outputs
     return Rows(*(np.ascontiguousarray(np.asarray(each), dtype=np.int32) for each in (*arrays, outputs)))
+
+
+def stored(module, storage: str, *names: str):
+    """The module with weights kept as `storage`."""
+    for name, weight in ir.weights(module).items():
+        if name in names:
+            weight.attributes["storage"] = ir.encode(storage)
+    ir.verify(module)
+    return module

@@ -58,6 +58,28 @@ def test_certified(model: forerun.CompiledModel) -> None:
     assert report.exact, str(report)
 
 
+@pytest.fixture(scope="module")
+def native() -> forerun.CompiledModel:
+    strategy = forerun.TreeSpec(policy=forerun.Fixed(8))
+    return forerun.compile(demo_model(), strategy=strategy, dtype="native", max_length=512)
+
+
+def test_blocks_kept_quantized_have_the_bits_of_float32(
+    model: forerun.CompiledModel, native: forerun.CompiledModel, prompts: list[list[int]]
+) -> None:
+    for prompt in prompts:
+        kept, expanded = (each.generate(prompt, 32, return_logits=True) for each in (native, model))
+        assert kept.token_ids == expanded.token_ids
+        assert kept.logits is not None
+        assert expanded.logits is not None
+        assert np.array_equal(kept.logits.view(np.uint32), expanded.logits.view(np.uint32))
+
+
+def test_native_is_certified(native: forerun.CompiledModel) -> None:
+    report = certify(native.executable, cases=5, seed=2)
+    assert report.exact, str(report)
+
+
 def test_demo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--max-new-tokens", "16", "--max-length", "512", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

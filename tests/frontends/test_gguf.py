@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from forerun.errors import (
     CorruptFileError,
     ForerunError,
+    InvalidOptionError,
     NotAModelError,
     SourceNotFoundError,
     UnsupportedOperationError,
@@ -139,6 +140,36 @@ def test_weights_come_out_as_they_went_in(llama, tmp_path, encoding):
     weights = open_source(tmp_path / "model.gguf").weights
     for name, values in expected.items():
         assert torch.equal(weights[f"model.{name}"], values), name
+
+
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_are_kept_in_the_order_of_the_models_rows(llama, tmp_path, encoding):
+    """llama.cpp's order of query and key rows is undone for blocks as it is for numbers."""
+    kind = gguf.GGMLQuantizationType[encoding]
+    write_gguf(tmp_path / "model.gguf", llama, kind, drop={"output"})
+    source = open_source(tmp_path / "model.gguf", native=True)
+    assert source.native is not None
+    matrices = {name for name, each in source.weights.items() if each.dim() == 2}
+    assert set(source.native.storages) == set(source.native.blocks) == matrices
+    assert set(source.native.storages.values()) == {encoding.lower()}
+    for name, blocks in source.native.blocks.items():
+        values = gguf.quants.dequantize(blocks.flatten(1).numpy(), kind)
+        assert torch.equal(source.weights[name], torch.from_numpy(values)), name
+    assert open_source(tmp_path / "model.gguf").native is None
+
+
+@pytest.mark.parametrize(("encoding", "storages"), [("F32", set()), ("F16", {"bf16"}), ("BF16", {"bf16"})])
+def test_matrices_without_blocks_are_rounded_or_kept(llama, tmp_path, encoding, storages):
+    write_gguf(tmp_path / "model.gguf", llama, gguf.GGMLQuantizationType[encoding])
+    native = open_source(tmp_path / "model.gguf", native=True).native
+    assert native is not None
+    assert set(native.storages.values()) == storages
+    assert not native.blocks
+
+
+def test_native_is_refused_without_a_gguf_file(llama):
+    with pytest.raises(InvalidOptionError, match="GGUF file, and LlamaForCausalLM is none"):
+        open_source(llama, native=True)
 
 
 def test_the_model_computes_the_same(tiny, llama):

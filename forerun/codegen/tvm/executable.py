@@ -62,6 +62,7 @@ class TvmExecutable:
     threads     how many threads share a step; the machine's cores by default
     cache       keep and look for compiled code on disk
     templates   replacements for `kernels.TEMPLATES`, by name: a test's way to plant a fault. They turn the cache off.
+    blocks      name -> uint8 [out, in / 32, bytes], for weights whose storage is a file's quantized blocks
 
     Raises UnsupportedOperationError for an operation without a rule here.
     """
@@ -79,6 +80,7 @@ class TvmExecutable:
         threads: int | None = None,
         cache: bool = True,
         templates: Mapping[str, Template] | None = None,
+        blocks: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._function = ir.functions(module)[function]
         known = surroundings(module, self._function)
@@ -90,7 +92,7 @@ class TvmExecutable:
         for name, limit in (("max_rows", self.max_rows), ("max_outputs", self.max_outputs)):
             planned = self._function.parameter(name, limit)
             if limit > planned:
-                raise InvalidOptionError(f"{name} is {limit}, and the memory was planned for {planned}; plan it for more.")
+                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {planned}; plan for more.")
         self._layout = cache_layout(known)
         self.block = self._layout.block
         self._read_results()
@@ -106,7 +108,7 @@ class TvmExecutable:
             calls += len(self._plans[texts.index(text)].phases)
         self.compiled_kernels = calls
         self._run = self._compile(cache and not templates)
-        packed = pack(self._weight_names(), ir.weights(module), known.packed, weights)
+        packed = pack(self._weight_names(), ir.weights(module), known.formats, weights, blocks or {})
         self._weights = packed
         capacity = dict.fromkeys(self._symbols, 1)
         for argument in self._function.block.args:

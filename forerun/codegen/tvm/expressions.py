@@ -11,6 +11,7 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, Frame, fma, integer, let, multiply, number, store, truncated
+from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.functions import FUNCTIONS
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
@@ -22,13 +23,13 @@ Index = Expr | int
 
 @dataclass(frozen=True)
 class Stored:
-    """A value in memory: row-major from the offset in a slot on, or `packed` as a linear's weight."""
+    """A value in memory from the offset in a slot on: row-major, or a matrix in the format of a linear's weight."""
 
     region: str
     slot: int
     dims: tuple[ir.Dim, ...]
     dtype: str
-    packed: bool = False
+    format: WeightFormat | None = None
 
 
 def kind_of(dtype: str) -> str:
@@ -97,12 +98,19 @@ class Expressions:
 
     def place(self, stored: Stored, index: Sequence[Index]) -> Index:
         """Where an element lies in a stored value's window."""
-        if not stored.packed:
-            return truncated(self.flat(stored.dims, index))
-        output, feature = index
+        return truncated(self.flat(stored.dims, index))
+
+    def read(self, stored: Stored, index: Sequence[Index]) -> Expr:
+        """One element as it lies in memory, or as its format gives it."""
+        window = self.window(stored)
+        if stored.format is None:
+            return window[self.place(stored, index)]
         features = self.size(stored.dims[1])
-        block, lane = _floordiv(output, OUTPUTS), _floormod(output, OUTPUTS)
-        return truncated(self.frame.simplify((block * features + feature) * OUTPUTS + lane))
+        assert isinstance(features, int)
+        output, feature = (_expression(each) for each in index)
+        block, lane = tirx.floordiv(output, integer(OUTPUTS)), tirx.floormod(output, integer(OUTPUTS))
+        block, lane, feature = (_expression(truncated(self.frame.simplify(each))) for each in (block, lane, feature))
+        return stored.format.element(lambda place: window[place], features, block, lane, feature)
 
     def write(self, stored: Stored, index: Sequence[Index], value: Expr) -> None:
         """Store one element."""
@@ -116,7 +124,7 @@ class Expressions:
             return self.computed[value](index)
         if value in self.stored:
             stored = self.stored[value]
-            at = self.window(stored)[self.place(stored, index)]
+            at = self.read(stored, index)
             return tirx.NE(at, integer(0)) if kind_of(stored.dtype) == "truth" else at
         return self.definition(value, index)
 

@@ -1,4 +1,4 @@
-"""The skinny linear: weights `[out / 32, in, 32]` streamed once, rows in register tiles.
+"""The skinny linear: weights in blocks of 32 outputs streamed once, rows in register tiles.
 
 Each output is one chain of fma over the input features in order, in every tile, so a row's bits do not depend on how
 many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows
@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, fma, integer, let, load, local, splat, store, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
+from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import T, tirx
 
-AHEAD = 128
-"""Features (of 32 outputs, 128 bytes each) between a prefetch and its use."""
+AHEAD = 4096
+"""Words between a prefetch and its use: 16 KiB."""
 
-STEP = 4
-"""Features a turn of the inner loop."""
-
-VECTORS = OUTPUTS // LANES
+LINE = 16
+"""Words of a cache line."""
 
 
 @dataclass
@@ -31,6 +30,12 @@ class Product:
     weight: Stored
     bias: Stored | None
     raw: Stored | None
+
+    @property
+    def form(self) -> WeightFormat:
+        """How the weight lies in memory."""
+        assert self.weight.format is not None
+        return self.weight.format
 
 
 @dataclass
@@ -52,7 +57,7 @@ def emit_linear(context: Expressions, bundle: Bundle, tile_rows: int, rows: Inde
     blocks = -(-outputs // OUTPUTS)
     tile = _Tile(context, bundle, features, outputs)
     with frame.divided(blocks) as block:
-        weights = [frame.window("weights", tile.block_offset(each, block)) for each in bundle.products]
+        weights = [tile.window(each, block) for each in bundle.products]
         count = integer(rows) if isinstance(rows, int) else rows
         sizes = smaller_tiles(tile_rows)
         largest = sizes[-1] if sizes else 0
@@ -77,20 +82,22 @@ class _Tile:
         self.context, self.bundle, self.features, self.outputs = context, bundle, features, outputs
         self.x = context.window(bundle.x)
 
-    def block_offset(self, product: Product, block: Expr) -> Expr:
-        start = self.context.frame.slot(product.weight.slot)
-        return start + block.astype("int64") * integer(self.features * OUTPUTS, "int64")
+    def window(self, product: Product, block: Expr) -> Buffer:
+        """A product's block of weights."""
+        form, frame = product.form, self.context.frame
+        words = integer(form.block_words(self.features), "int64")
+        return frame.window(form.region, frame.slot(product.weight.slot) + block.astype("int64") * words)
 
     def emit(self, weights: Sequence[Buffer], block: Expr, size: int, first: Expr, count: Expr) -> None:
         rows = [let(tirx.min(first + integer(row), count - integer(1))) for row in range(size)]
         *inner, last = self.bundle.products
         for product, weight in zip(inner, weights, strict=False):
-            sums = self._sums(weight, rows)
+            sums = self._sums(product.form, weight, rows)
             self._results(product, sums, block, rows, [])
-        sums = self._sums(weights[-1], rows)
+        sums = self._sums(last.form, weights[-1], rows)
         self._results(last, sums, block, rows, self.bundle.epilogues)
 
-    def _sums(self, weight: Buffer, rows: Sequence[Expr]) -> list[list[Buffer]]:
+    def _sums(self, form: WeightFormat, weight: Buffer, rows: Sequence[Expr]) -> list[list[Buffer]]:
         """x w^T of the tile: one chain over the features for each row and output."""
         sums = [[local(LANES) for _ in range(VECTORS)] for _ in rows]
         for row in sums:
@@ -98,22 +105,33 @@ class _Tile:
                 store(vector, splat(0.0), 0)
         starts = [let(row * integer(self.features)) for row in rows]
 
-        def turn(feature: Expr) -> None:
+        def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
             if len(rows) > 2:
-                for vector in range(VECTORS):
-                    ahead = weight[(feature + integer(AHEAD)) * integer(OUTPUTS) + integer(vector * LANES)]
-                    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, 3, 1))
-            columns = [let(load(weight, feature * integer(OUTPUTS) + integer(v * LANES))) for v in range(VECTORS)]
+                for word in range(part * form.words, (part + 1) * form.words):
+                    if word % LINE == 0:
+                        here = form.start(span) + step * integer(STEP * form.words)
+                        ahead = weight[here + integer(AHEAD + word)]
+                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, 3, 1))
+            columns = column(step, part)
+            feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):
                 x = splat(self.x[start + feature])
                 for vector in range(VECTORS):
                     store(sums[row][vector], fma(x, columns[vector], load(sums[row][vector], 0)), 0)
 
-        with self.context.frame.serial(0, self.features // STEP) as step:
-            for part in range(STEP):
-                turn(step * integer(STEP) + integer(part))
-        for feature in range(self.features - self.features % STEP, self.features):
-            turn(integer(feature))
+        def features(count: int, span: Expr) -> None:
+            column = form.opened(weight, span)
+            with self.context.frame.serial(0, count // STEP) as step:
+                for part in range(STEP):
+                    turn(column, span, step, part)
+            for part in range(count % STEP):
+                turn(column, span, integer(count // STEP), part)
+
+        if form.span:
+            with self.context.frame.serial(0, self.features // form.span) as span:
+                features(form.span, span)
+        else:
+            features(self.features, integer(0))
         return sums
 
     def _results(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from forerun import ir
 from forerun.codegen.tvm.attention import padded, words_of
+from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.planning import Plan, Surroundings
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.errors import UnsupportedOperationError
@@ -43,35 +44,43 @@ class PackedWeights:
         return (min(behind, default=len(self.buffer) - SPARE) - start) * NUMBER
 
 
-def packed_size(weight: ir.Weight, packed: bool) -> int:
-    """Numbers a weight takes: whole blocks of outputs where it is packed."""
+def packed_size(weight: ir.Weight, form: WeightFormat | None) -> int:
+    """Numbers a weight takes: whole blocks of outputs where it has a format."""
     dims = [int(dim) for dim in weight.type.dims]
-    if packed:
-        dims[0] = -(-dims[0] // OUTPUTS) * OUTPUTS
-    return aligned(math.prod(dims))
+    if form is None:
+        return aligned(math.prod(dims))
+    outputs, features = dims
+    return aligned(-(-outputs // OUTPUTS) * form.block_words(features))
 
 
 def pack(
     names: Iterable[str],
     declared: Mapping[str, ir.Weight],
-    packed: frozenset[str],
+    formats: Mapping[str, WeightFormat],
     weights: Callable[[str], torch.Tensor],
+    blocks: Mapping[str, torch.Tensor],
 ) -> PackedWeights:
-    """Copy the weights into one buffer, those of linears as [out / 32, in, 32]; one tensor is read at a time."""
+    """Copy the weights into one buffer, matrices of linears in their format; one tensor is read at a time.
+
+    `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights whose storage keeps them.
+    """
     offsets: dict[str, int] = {}
     total = 0
     for name in dict.fromkeys(names):
         offsets[name] = total
-        total += packed_size(declared[name], name in packed)
+        total += packed_size(declared[name], formats.get(name))
     buffer = torch.zeros(total + SPARE)
     tables = buffer.view(torch.int32)
     for name, offset in offsets.items():
+        if declared[name].parameter("storage") in ir.BLOCK_STORAGES:
+            formats[name].pack(buffer[offset:], blocks[name])
+            continue
         tensor = weights(name).detach()
         count = tensor.numel()
         if not tensor.is_floating_point():
             tables[offset : offset + count] = _int32(name, tensor).reshape(-1)
-        elif name in packed:
-            _pack_linear(buffer[offset:], tensor)
+        elif name in formats:
+            formats[name].pack(buffer[offset:], tensor.float())
         else:
             buffer[offset : offset + count] = tensor.reshape(-1).float()
     return PackedWeights(buffer, offsets)
@@ -85,15 +94,6 @@ def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:
             "numbers, or the reference target."
         )
     return whole
-
-
-def _pack_linear(target: torch.Tensor, weight: torch.Tensor) -> None:
-    outputs, features = weight.shape
-    whole = outputs // OUTPUTS
-    blocks = target[: -(-outputs // OUTPUTS) * OUTPUTS * features].view(-1, features, OUTPUTS)
-    blocks[:whole].copy_(weight[: whole * OUTPUTS].view(whole, OUTPUTS, features).transpose(1, 2))
-    if rest := outputs - whole * OUTPUTS:
-        blocks[whole, :, :rest].copy_(weight[whole * OUTPUTS :].transpose(0, 1))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.tvm.attention import Attention, Layer
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
+from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.integers import Ranges
 from forerun.codegen.tvm.linear import Bundle, Product
 from forerun.codegen.tvm.rowwise import ROWWISE, row_axis
@@ -92,7 +93,7 @@ class Surroundings:
 
     caches: dict[str, ir.Cache]
     blocks: dict[str, int]  # positions a block, of each cache
-    packed: frozenset[str]  # weights that a linear reads
+    formats: dict[str, WeightFormat]  # of the matrices that linears read, and of those with a storage
 
 
 class Planner:
@@ -152,8 +153,9 @@ class Planner:
     def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
         symbol, kind = operation.parameter("symbol"), ir.tensor_type(value)
         region = "weights" if kind_of(kind.dtype) == "number" else "tables"
-        packed = symbol in self.surroundings.packed
-        self.plan.stored[value] = Stored(region, self._slot("weight", symbol), kind.dims, kind.dtype, packed)
+        form = self.surroundings.formats.get(symbol)
+        region = region if form is None else form.region
+        self.plan.stored[value] = Stored(region, self._slot("weight", symbol), kind.dims, kind.dtype, form)
 
     def _destination(self, value: ir.SSAValue, place: Stored) -> None:
         """Where a yielded value goes; a reshape of a value that is written here anyway shares its memory."""
@@ -210,7 +212,7 @@ class Planner:
             return False
         weight = operation.operands[1]
         owner = self.region.arguments.get(weight, weight).owner
-        return isinstance(owner, ir.Parameter) and owner.parameter("symbol") in self.surroundings.packed
+        return isinstance(owner, ir.Parameter) and owner.parameter("symbol") in self.surroundings.formats
 
     def _operation(self, operation: ir.SpecOperation) -> None:
         if isinstance(operation, ir.Parameter):
@@ -240,7 +242,7 @@ class Planner:
         if isinstance(owner, ir.Reshape):
             source = self.plan.stored.get(owner.operands[0])
             place = self.destinations.get(value)
-            plain = source is not None and not source.packed and source.region in ("numbers", "indices")
+            plain = source is not None and source.format is None and source.region in ("numbers", "indices")
             if source is not None and plain and (place is None or place.slot == source.slot):
                 self.plan.stored[value] = Stored(source.region, source.slot, kind.dims, source.dtype)
                 return
@@ -324,7 +326,7 @@ class Planner:
 
     def _product(self, operation: ir.Linear) -> None:
         x, weight, *bias = operation.operands
-        if x not in self.plan.stored or self.plan.stored[x].packed or self.plan.stored[x].region != "numbers":
+        if x not in self.plan.stored or self.plan.stored[x].format or self.plan.stored[x].region != "numbers":
             if x in self.plan.stored or x.owner not in self.region.operations:
                 place = self._scratch(ir.tensor_type(x).dims, ir.tensor_type(x).dtype)
                 self._row_item(x, place, place.dims)

@@ -1,7 +1,9 @@
 """A function's regions, and the text by which equal kernels are found."""
 
 from forerun import ir
+from forerun.codegen.tvm.formats import FLOAT32
 from forerun.codegen.tvm.planning import Plan, Planner, Region, Slot, Surroundings
+from forerun.codegen.tvm.quantized import FORMATS
 from forerun.ir import dims as dimensions
 
 
@@ -31,7 +33,8 @@ def regions(function: ir.Function) -> list[Region]:
 def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
     """What planning a function's regions needs to know of the module."""
     blocks: dict[str, int] = {}
-    packed: set[str] = set()
+    declared = ir.weights(module)
+    formats = {name: FORMATS[each.parameter("storage")] for name, each in declared.items() if each.parameter("storage")}
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
     for operation in ir.walk(function.body):
         if isinstance(operation, ir.Kernel):
@@ -42,10 +45,10 @@ def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
             weight = operation.operands[1]
             owner = outer.get(weight, weight).owner
             if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
-                packed.add(owner.parameter("symbol"))
+                formats.setdefault(owner.parameter("symbol"), FLOAT32)
     default = next(iter(blocks.values()), 16)
     caches = ir.caches(module)
-    return Surroundings(caches, {name: blocks.get(name, default) for name in caches}, frozenset(packed))
+    return Surroundings(caches, {name: blocks.get(name, default) for name in caches}, formats)
 
 
 def plans(function: ir.Function, known: Surroundings) -> list[Plan]:

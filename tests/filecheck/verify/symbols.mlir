@@ -56,3 +56,15 @@ spec.func @constants() {
 // CHECK: spec.iota cannot stand at the top of a module; put it into a spec.func.
 
 %range = spec.iota() {size = 8} -> !spec.tensor<[8], i64>
+
+// -----
+
+// CHECK: weight @w is stored as f12, which is not known; use one of bf16
+
+spec.weight @w {shape = [8, 8], dtype = "f32", storage = "f12"}
+
+// -----
+
+// CHECK: weight @w is stored as bf16, but only float32 matrices can be.
+
+spec.weight @w {shape = [8], dtype = "f32", storage = "bf16"}

@@ -1,0 +1,155 @@
+"""How the matrix of a linear lies in memory, and how its numbers come into registers as float32.
+
+Every format keeps blocks of 32 outputs, feature after feature within a block, so that a block is one stream of bytes.
+What a format loads is widened exactly: arithmetic never sees how a weight was kept, and sums have the same order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from forerun.codegen.tvm.builder import Buffer, Expr, integer, integers_like, lanes_of, let, load
+from forerun.codegen.tvm.target import LANES, OUTPUTS
+from forerun.codegen.tvm.untyped import tirx
+
+VECTORS = OUTPUTS // LANES
+
+STEP = 4
+"""Features a turn of the linear's inner loop."""
+
+Column = Callable[[Expr, int], list[Expr]]
+"""(turn, part) -> the 32 weights of feature `turn * STEP + part`, counted from where the format was opened, as vectors
+of 16 float32. The parts of a turn are asked for in order."""
+
+Read = Callable[[Expr], Expr]
+"""A number of a weight at its place in the weight's memory."""
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format; its subclasses are all there are. Sizes are in words of 4 bytes."""
+
+    name: ClassVar[str]
+    region: ClassVar[str]
+    """The view of the weights that it is read through."""
+    words: ClassVar[int]
+    """Words of one feature of a block of outputs."""
+    span: ClassVar[int] = 0
+    """Features that share scales, a multiple of STEP; 0 where there are none."""
+    scales: ClassVar[int] = 0
+    """Words of the scales in front of a span."""
+
+    def block_words(self, features: int) -> int:
+        """Words of a block of 32 outputs."""
+        return features * self.words + (features // self.span * self.scales if self.span else 0)
+
+    def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
+        """Write a weight to the begin of `target`, float32; outputs are padded with zeros.
+
+        `weight` is float32 [out, in], and where there are spans uint8 [out, in / span, bytes], the blocks of the file.
+        """
+        raise NotImplementedError
+
+    def start(self, span: Expr) -> Expr:
+        """The place of the first feature of a span in its block of outputs."""
+        return span * integer(self.span * self.words + self.scales) + integer(self.scales)
+
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        """A span of a block, its scales read; all features where there are no spans."""
+        raise NotImplementedError
+
+    def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
+        """One weight: that of output `32 * block + lane`, lane < 32, and a feature."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Float32(WeightFormat):
+    """float32 [out / 32, in, 32]."""
+
+    name: ClassVar[str] = "float32"
+    region: ClassVar[str] = "weights"
+    words: ClassVar[int] = OUTPUTS
+
+    def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
+        outputs, features = weight.shape
+        whole = outputs // OUTPUTS
+        blocks = target[: -(-outputs // OUTPUTS) * OUTPUTS * features].view(-1, features, OUTPUTS)
+        blocks[:whole].copy_(weight[: whole * OUTPUTS].reshape(whole, OUTPUTS, features).transpose(1, 2))
+        if outputs % OUTPUTS:
+            blocks[whole] = _last_block(weight).transpose(0, 1)
+
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        def column(turn: Expr, part: int) -> list[Expr]:
+            start = (turn * integer(STEP) + integer(part)) * integer(self.words)
+            return [let(load(block, start + integer(vector * LANES))) for vector in range(VECTORS)]
+
+        return column
+
+    def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
+        return read((block * integer(features) + feature) * integer(self.words) + lane)
+
+
+@dataclass(frozen=True)
+class BFloat16(WeightFormat):
+    """bfloat16, two to a word, [out / 32, in, 16]: word l has output l in its lower half and output 16 + l above it.
+
+    A shift or a mask makes a float32 of each, so a vector of 16 words is widened by two instructions.
+    """
+
+    name: ClassVar[str] = "bfloat16"
+    region: ClassVar[str] = "tables"
+    words: ClassVar[int] = LANES
+
+    def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
+        outputs, features = weight.shape
+        whole = outputs // OUTPUTS
+        halves = target[: -(-outputs // OUTPUTS) * self.block_words(features)].view(torch.int16)
+        blocks = halves.view(-1, features, LANES, 2)  # little-endian: the lower half comes first
+        bits = weight[: whole * OUTPUTS].to(torch.bfloat16).view(torch.int16)
+        blocks[:whole].copy_(bits.reshape(whole, 2, LANES, features).permute(0, 3, 2, 1))
+        if outputs % OUTPUTS:
+            bits = _last_block(weight).to(torch.bfloat16).view(torch.int16)
+            blocks[whole] = bits.view(2, LANES, features).permute(2, 1, 0)
+
+    def opened(self, block: Buffer, span: Expr) -> Column:
+        def column(turn: Expr, part: int) -> list[Expr]:
+            word = let(load(block, (turn * integer(STEP) + integer(part)) * integer(self.words)))
+            return [let(as_float(each)) for each in (shifted(word, -16), masked(word, -1 << 16))]
+
+        return column
+
+    def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
+        word = read((block * integer(features) + feature) * integer(self.words) + tirx.truncmod(lane, integer(LANES)))
+        half = tirx.shift_right(word, tirx.truncdiv(lane, integer(LANES)) * integer(16))
+        return as_float(tirx.shift_left(half, integer(16)))
+
+
+def shifted(word: Expr, right: int) -> Expr:
+    """An int32 shifted by a number of bits, to the left where it is below 0; the sign is carried to the right."""
+    shift = tirx.shift_right if right > 0 else tirx.shift_left
+    return shift(word, integers_like(abs(right), word)) if right else word
+
+
+def masked(word: Expr, mask: int) -> Expr:
+    return tirx.bitwise_and(word, integers_like(mask, word))
+
+
+def as_float(word: Expr) -> Expr:
+    """The float32 of the same bits."""
+    lanes = lanes_of(word)
+    return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", word)
+
+
+FLOAT32 = Float32()
+
+
+def _last_block(weight: torch.Tensor) -> torch.Tensor:
+    """The outputs behind the last whole block, and zeros, [32, in]."""
+    rest = weight.shape[0] % OUTPUTS
+    return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
+
+
+__all__ = ["FLOAT32", "STEP", "VECTORS", "BFloat16", "Column", "Float32", "Read", "WeightFormat"]

@@ -1,0 +1,33 @@
+"""How the numbers of a weight are kept in memory, where that is not its dtype: the `storage` of a `spec.weight`.
+
+Storage is a property of the weight, not of the arithmetic: a stored weight is widened to its dtype wherever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from xdsl.dialects.builtin import ModuleOp
+
+from forerun.ir.structure import weights
+
+BLOCK_STORAGES = ("q4_0", "q4_1", "q8_0")
+"""The source's own quantized blocks (GGML's types of these names); the tensor holds what they stand for."""
+
+STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "bf16": lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype),
+    **dict.fromkeys(BLOCK_STORAGES, lambda tensor: tensor),
+}
+"""The values that a tensor has once it is stored. bf16 rounds to nearest, ties to even."""
+
+
+def as_stored(module: ModuleOp, values: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
+    """The weights of a module with the values that their storage leaves them."""
+    storages = {name: each.parameter("storage") for name, each in weights(module).items()}
+
+    def weight(name: str) -> torch.Tensor:
+        storage = storages.get(name)
+        return values(name) if storage is None else STORAGES[storage](values(name))
+
+    return weight

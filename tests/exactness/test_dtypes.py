@@ -1,0 +1,65 @@
+"""A dtype is part of the target: within it every schedule gives the same bits, and the interpreter says which."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import forerun
+from forerun import ir
+from forerun.codegen.reference import ReferenceExecutable
+from forerun.compiler import lower
+from forerun.errors import InvalidOptionError
+from forerun.progress import SilentProgress
+from forerun.runtime.certify import certify
+from forerun.runtime.model import CompiledModel
+from forerun.runtime.tree import chain
+from tests.models import FAMILIES
+
+PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
+NEW_TOKENS = 48
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
+def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
+    model = FAMILIES[request.param]()
+    strategy = forerun.TreeSpec(policy=forerun.Fixed(12))
+    return model, forerun.compile(model, strategy=strategy, dtype="bfloat16", max_length=256)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
+    compiled = family[1]
+    plain = forerun.with_strategy(compiled, "autoregressive")
+    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
+    assert fast.token_ids == slow.token_ids
+    assert fast.logits is not None
+    assert slow.logits is not None
+    assert np.array_equal(fast.logits.view(np.uint32), slow.logits.view(np.uint32))
+    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+
+
+def test_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
+    report = certify(family[1].executable, cases=10, seed=1)
+    assert report.exact, str(report)
+
+
+def test_the_interpreter_rounds_the_same_weights(family: tuple[Any, forerun.CompiledModel]) -> None:
+    model, compiled = family
+    lowered = lower(model, "bfloat16", 256, progress=SilentProgress())
+    stored = [each for each in ir.weights(lowered.module).values() if each.parameter("storage") == "bf16"]
+    assert stored
+    limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
+    reference = CompiledModel(ReferenceExecutable(lowered.module, lowered.weights, **limits))
+    tree = chain(PROMPT[-1], [5, 99, 31, 7])
+    (meaning,), (result,) = (each.evaluate_trees([PROMPT], [tree]) for each in (reference, compiled))
+    assert np.abs(result - meaning).max() < 1e-4 * max(1.0, np.abs(meaning).max())
+    with torch.inference_mode():
+        full = model(torch.tensor([[*PROMPT, 5, 99, 31, 7]])).logits[0, len(PROMPT) - 1 :].numpy()
+    assert np.abs(result - full).max() > 1e-3, "nothing was rounded"
+
+
+def test_an_unknown_dtype_is_named_with_those_that_exist() -> None:
+    with pytest.raises(InvalidOptionError, match=r"'int3'.*float32, bfloat16"):
+        forerun.compile(FAMILIES["llama"](), dtype="int3")
