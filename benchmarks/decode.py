@@ -225,9 +225,6 @@ def target_rows(
         )
         rows.append(("tree_spec : autoregressive, the lowest category", ">= 0.98", min(decode), min(whole)))
         rows.append(("tree_spec : autoregressive, mean of the categories", ">= 1.5", mean(decode), mean(whole)))
-    if "autoregressive" in results.strategies:
-        step = 1 / results.rate("autoregressive", decoding)
-        rows.append(("weights over a token's time, autoregressive : read bandwidth", "", floor / step, ""))
     first = results.strategies[0]
     times = dict(zip(cost.rows, cost.measured, strict=True))
     rows += [
