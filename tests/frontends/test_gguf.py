@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from forerun.errors import (
     CorruptFileError,
     ForerunError,
+    InvalidOptionError,
     NotAModelError,
     SourceNotFoundError,
     UnsupportedOperationError,
