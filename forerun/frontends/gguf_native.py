@@ -15,8 +15,8 @@ STORAGES = {
 }
 """Encodings whose blocks are kept."""
 
-ROUNDED = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F64})
-"""Encodings that bfloat16 has too few bits for by far; matrices in other encodings are rounded to it."""
+FULL = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F64})
+"""Encodings that stay float32; a matrix in any other is rounded to bfloat16."""
 
 SPAN = 32
 """Features of a block of each of these encodings."""
@@ -38,7 +38,7 @@ class NativeWeights:
         placed: NDArray[np.float32],
     ) -> None:
         """A matrix of the file: its bytes [out, row bytes], what they stand for [out, in], and what the model has."""
-        if placed.ndim != 2 or encoding in ROUNDED:
+        if placed.ndim != 2 or encoding in FULL:
             return
         order = row_order(raw, placed) if encoding in STORAGES else None
         if order is None:

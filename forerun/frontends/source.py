@@ -132,8 +132,8 @@ def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
         names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
         asked = str(dtype).removeprefix("torch.")
         raise InvalidOptionError(
-            f"the ExportedProgram's weights are {names} and dtype={asked!r} was asked for: "
-            f"pass its own dtype, or export the model again in {asked}."
+            f"the ExportedProgram's weights are {names}, and it cannot be read as {asked}: "
+            f"export the model again in {asked}."
         )
     return Source("ExportedProgram", program, dtype)
 
