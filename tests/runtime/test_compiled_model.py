@@ -84,7 +84,7 @@ def test_prompts_of_every_kind(model: CompiledModel):
         ([[[1]]], "shape"),
         (5, "shape"),
         ([1.5], "float64"),
-        ("text", "shape"),
+        ("text", "encode the text"),
         (["text"], "tokenizer"),
     ],
 )

@@ -21,7 +21,7 @@ spec.func @step(%x: !spec.tensor<[N, 16], f32>) {
   spec.return(%c)
 }
 // CHECK: // plan-memory: 3 buffers, 768 bytes, in an arena of 512 bytes
-// CHECK: spec.func @step(%x: !spec.tensor<[N, 16], f32>) attributes {arena = 512} {
+// CHECK: spec.func @step(%x: !spec.tensor<[N, 16], f32>) attributes {arena = 512, max_rows = {{[0-9]+}}, max_outputs = {{[0-9]+}}} {
 // CHECK-NEXT: %a = spec.kernel(%x) {kind = "row_wise", offsets = [0]} {
 // CHECK-NEXT: ^bb0(%in: !spec.tensor<[N, 16], f32>):
 // CHECK-NEXT: %out = spec.map(%in) {function = "exp"} -> !spec.tensor<[N, 16], f32>
