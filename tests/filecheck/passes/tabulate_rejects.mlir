@@ -31,7 +31,7 @@ spec.func @forward(%x: !spec.tensor<[1, T, 4], f32>) {
   %zero = spec.constant() {value = 0, dtype = "i64"} -> !spec.tensor<[], i64>
   %even = spec.map(%rest, %zero) {function = "eq"} -> !spec.tensor<[T, T], i1>
   %mask = spec.map(%before, %even) {function = "and"} -> !spec.tensor<[T, T], i1>
-  %y = spec.attention(%x, %x, %x, %mask) {scale = 1.0, extra = ["mask"]} -> !spec.tensor<[1, T, 4], f32> gaps.py:4
+  %y = spec.attention(%x, %x, %x, %mask) {scale = 1.0, extra = ["mask"]} -> !spec.tensor<[1, T, 4], f32> loc("gaps.py":4:0)
   spec.return(%y)
 }
 
