@@ -248,11 +248,11 @@ def test_a_table_that_the_length_aligns_is_rejected_where_it_is_tabulated() -> N
     """table[64 - T : 64]: one row a position, but which one depends on the length."""
 
     def body(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
-        values = build.slice(constant(build, 64, 8), 0, "-1*T+64", 64)
-        return build.map("add", x, values)
+        table = build.reshape(build.cast(build.add(ir.Iota, size=64), "f32"), (64, 1))
+        return build.map("add", x, build.slice(table, 0, "-1*T+64", 64))
 
     module = function({"x": tensor([1, "T", 8])}, body)
-    with pytest.raises(LookAheadError, match="counts positions from the end of the sequence"):
+    with pytest.raises(LookAheadError, match="depends on the length of the sequence"):
         TabulatePositions(max_length=32).apply(PassContext(), module)
 
 
