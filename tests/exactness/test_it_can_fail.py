@@ -15,7 +15,7 @@ from forerun.runtime.certify import certify
 from tests.models import FAMILIES
 
 
-def split_sums(self: Any, weight: Any, rows: Sequence[Any]) -> list[list[Any]]:
+def split_sums(self: Any, form: Any, weight: Any, rows: Sequence[Any]) -> list[list[Any]]:
     """x w^T as fast libraries do it: one chain over the features for one row, two chains (even, odd) for several."""
     chains = 1 if len(rows) == 1 else 2
     sums = [[[local(linear.LANES) for _ in range(chains)] for _ in range(linear.VECTORS)] for _ in rows]
