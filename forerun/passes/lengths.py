@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from forerun.ir import Environment, SSAValue, backward_slice, run_body, tensor_type
+from forerun.ir import Environment, Parameter, SSAValue, backward_slice, run_body, tensor_type
 from forerun.ir import dims as dimensions
-from forerun.passes.base import PassContext
+from forerun.passes.base import PassContext, no_weights
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.sequence_axis import look_ahead
 
@@ -37,8 +37,9 @@ def require_same_at_every_length(value: SSAValue, axis: int | None, length: int,
         dimensions.symbol(dim) == SEQUENCE for each in body for v in each.results for dim in tensor_type(v).dims
     ):
         return
-    full = evaluate_at(value, length, context)
-    if full.is_meta:
+    reads_weights = any(isinstance(each, Parameter) for each in body)
+    full = None if reads_weights and context.weights is no_weights else evaluate_at(value, length, context)
+    if full is None or full.is_meta:
         context.note("tabulate-positions: weights have no data; tables were not compared at several lengths")
         return
     for each in shorter_lengths(length):
