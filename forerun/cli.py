@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -101,7 +100,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     results = {"tree_spec": model.generate(prompt, streamer=streamer, **options)}
     results["autoregressive"] = plain.generate(prompt, **options)
     fast, slow = results.values()
-    identical = fast.token_ids == slow.token_ids and _same_bits(fast.logits, slow.logits)
+    identical = fast.has_bits_of(slow)
     rows = {name: _figures(each.stats) for name, each in results.items()}
     if arguments.json:
         print(json.dumps({"text": fast.text, "strategies": rows, "bits_identical": identical}))
@@ -226,10 +225,6 @@ def _read(path: Path) -> str:
         raise InvalidOptionError(
             f"The prompt file {path} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
         ) from error
-
-
-def _same_bits(left: Any, right: Any) -> bool:
-    return left.shape == right.shape and bool(np.array_equal(left.view(np.uint32), right.view(np.uint32)))
 
 
 def _figures(stats: Any) -> dict[str, Any]:

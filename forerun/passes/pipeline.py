@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -95,7 +94,6 @@ def run_pipeline(
     passes: Sequence[Pass],
     context: PassContext,
     dump_dir: Path | None = None,
-    stage: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
     check: bool = True,
 ) -> list[PassRecord]:
     """Run passes in place, verifying between them, and write one numbered file a pass to `dump_dir`.
@@ -103,23 +101,23 @@ def run_pipeline(
     The files are MLIR text with a header of comments: what ran, operations before and after, time, notes.
     """
     records: list[PassRecord] = []
+    text = ""
     if dump_dir is not None:
-        write_atomically(dump_dir / "00_import.mlir", "// as imported\n" + print_ir(module))
+        text = print_ir(module)
+        write_atomically(dump_dir / "00_import.mlir", "// as imported\n" + text)
     for index, each in enumerate(passes, start=1):
-        before, text = count(module), print_ir(module) if dump_dir is not None else ""
-        noted = len(context.notes)
-        with stage(each.name):
-            start = perf_counter()
-            each.apply(context, module)
-            seconds = perf_counter() - start
-            if check:
-                verify(module)
+        before, noted = count(module), len(context.notes)
+        start = perf_counter()
+        each.apply(context, module)
+        seconds = perf_counter() - start
+        if check:
+            verify(module)
         record = PassRecord(each.name, seconds, before, count(module), tuple(context.notes[noted:]))
         records.append(record)
         if dump_dir is not None:
-            after = print_ir(module)
+            last, text = text, print_ir(module)
             name = each.name.replace("-", "_")
-            write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(after != text) + after)
+            write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(text != last) + text)
     return records
 
 

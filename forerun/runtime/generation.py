@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Float32
@@ -73,6 +74,16 @@ class Generation:
     logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless asked for
     text: str | None  # None without a tokenizer
     stats: Stats
+
+    def has_bits_of(self, other: "Generation") -> bool:
+        """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.
+
+        Raises `InvalidOptionError` where one was generated without `return_logits=True`.
+        """
+        if self.logits is None or other.logits is None:
+            raise InvalidOptionError("a text has no logits to compare: generate it with return_logits=True")
+        same = np.array_equal(self.logits.view(np.uint32), other.logits.view(np.uint32))
+        return self.token_ids == other.token_ids and same
 
 
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:

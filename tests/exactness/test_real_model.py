@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -46,7 +45,7 @@ def test_bits_are_those_of_plain_decoding(model: forerun.CompiledModel, prompts:
             assert fast.token_ids == slow.token_ids
             assert fast.logits is not None
             assert slow.logits is not None
-            assert np.array_equal(fast.logits.view(np.uint32), slow.logits.view(np.uint32))
+            assert fast.has_bits_of(slow)
 
 
 def test_drafts_are_accepted(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
@@ -72,7 +71,7 @@ def test_blocks_kept_quantized_have_the_bits_of_float32(
         assert kept.token_ids == expanded.token_ids
         assert kept.logits is not None
         assert expanded.logits is not None
-        assert np.array_equal(kept.logits.view(np.uint32), expanded.logits.view(np.uint32))
+        assert kept.has_bits_of(expanded)
 
 
 def test_native_is_certified(native: forerun.CompiledModel) -> None:

@@ -106,7 +106,6 @@ class TvmExecutable:
         for text in self._kinds:
             self._first_calls[text] = calls
             calls += len(self._plans[texts.index(text)].phases)
-        self.compiled_kernels = calls
         self._run = self._compile(cache and not templates)
         packed = pack(self._weight_names(), ir.weights(module), known.formats, weights, blocks or {})
         self._weights = packed
