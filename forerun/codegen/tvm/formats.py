@@ -40,6 +40,10 @@ class WeightFormat:
     """Features that share scales, a multiple of STEP; 0 where there are none."""
     scales: ClassVar[int] = 0
     """Words of the scales in front of a span."""
+    prefetched: ClassVar[int] = 3
+    """The rows of a tile from which its reads are prefetched, as measured."""
+    level: ClassVar[int] = 2
+    """The cache that they are prefetched to, as measured: the first has no room for wide weights beside the rows."""
 
     def block_words(self, features: int) -> int:
         """Words of a block of 32 outputs."""
@@ -72,6 +76,7 @@ class Float32(WeightFormat):
     name: ClassVar[str] = "float32"
     region: ClassVar[str] = "weights"
     words: ClassVar[int] = OUTPUTS
+    prefetched: ClassVar[int] = 9
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
         outputs, features = weight.shape

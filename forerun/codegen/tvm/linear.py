@@ -2,7 +2,8 @@
 
 Each output is one chain of fma over the input features in order, in every tile, so a row's bits do not depend on how
 many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows
-to the next. Reads run 16 KiB ahead of the arithmetic.
+to the next. Where a tile has many rows for the bytes it reads, so that the processor's own prefetching falls behind the
+arithmetic, reads run 6 KiB ahead of it.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import T, tirx
 
-AHEAD = 4096
-"""Words between a prefetch and its use: 16 KiB."""
+AHEAD = 1536
+"""Words between a prefetch and its use: 6 KiB."""
+
+NEAREST = 4
+"""LLVM's locality of a prefetch into the first-level cache is 3, into the second 2."""
 
 LINE = 16
 """Words of a cache line."""
@@ -106,12 +110,12 @@ class _Tile:
         starts = [let(row * integer(self.features)) for row in rows]
 
         def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
-            if len(rows) > 2:
+            if len(rows) >= form.prefetched:
                 for word in range(part * form.words, (part + 1) * form.words):
                     if word % LINE == 0:
                         here = form.start(span) + step * integer(STEP * form.words)
                         ahead = weight[here + integer(AHEAD + word)]
-                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, 3, 1))
+                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, NEAREST - form.level, 1))
             columns = column(step, part)
             feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):

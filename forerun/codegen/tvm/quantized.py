@@ -60,6 +60,7 @@ class FourBits(WeightFormat):
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 4
     span: ClassVar[int] = SPAN
+    level: ClassVar[int] = 1
     scales: ClassVar[int] = OUTPUTS
 
     minimum: bool
@@ -121,6 +122,7 @@ class EightBits(WeightFormat):
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 8
     span: ClassVar[int] = SPAN
+    level: ClassVar[int] = 1
     scales: ClassVar[int] = LANES
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
