@@ -109,13 +109,15 @@ class _Tile:
                 store(vector, splat(0.0), 0)
         starts = [let(row * integer(self.features)) for row in rows]
 
+        locality = NEAREST - form.level
+
         def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
             if len(rows) >= form.prefetched:
                 for word in range(part * form.words, (part + 1) * form.words):
                     if word % LINE == 0:
                         here = form.start(span) + step * integer(STEP * form.words)
                         ahead = weight[here + integer(AHEAD + word)]
-                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, NEAREST - form.level, 1))
+                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, locality, 1))
             columns = column(step, part)
             feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):
