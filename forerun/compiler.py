@@ -141,14 +141,15 @@ def generate_code(
         from forerun.codegen.reference import ReferenceExecutable
 
         return ReferenceExecutable(lowered.module, lowered.weights, **limits)
-    from forerun.codegen.tvm import TvmExecutable  # TVM takes seconds to import: only who generates code waits for it
+    from forerun.codegen import tvm  # TVM takes seconds to import: only who generates code waits for it
 
     with progress.stage("kernels"):
+        lowering = tvm.Lowering(lowered.module, **limits)
         native = lowered.source.native
-        blocks = None if native is None else native.blocks
-        executable = TvmExecutable(lowered.module, lowered.weights, blocks=blocks, **limits)
+        packed = lowering.pack(lowered.weights, None if native is None else native.blocks)
+        executable = tvm.TvmExecutable(lowering.step, tvm.compiled_code(lowering), packed)
     if dump_dir is not None:
-        for name, text in executable.kernel_texts().items():
+        for name, text in lowering.kernel_texts().items():
             write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)
     return executable
 

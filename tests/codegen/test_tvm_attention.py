@@ -8,7 +8,7 @@ import torch
 from steps import ROW_TYPES, Step, decoder, prompt_rows, rows_of
 
 from forerun import ir
-from forerun.codegen.tvm import TEMPLATES, TvmExecutable
+from forerun.codegen.tvm import TEMPLATES, compile_step, lowering
 
 LENGTH = 200
 
@@ -98,7 +98,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     table = [5, 2, 9, 0, 7]
     prompt = prompt_rows(generator.integers(0, LENGTH, 53), 0, table)
     tree = tree_rows(generator, table, 53, 17, 10 * 16)
-    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     state = executable.new_state(16)
     state.numbers.copy_(torch.randn(state.numbers.shape) * 1e3)
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
@@ -113,7 +113,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
 @pytest.fixture(scope="module")
 def compiled():
     module, weights = decoder()
-    return module, weights, TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    return module, weights, compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
 
 
 def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
@@ -184,7 +184,7 @@ def test_committed_slots_may_move(compiled):
 
 def test_thread_counts_give_the_same_bits(compiled):
     module, weights, executable = compiled
-    single = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
+    single = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
     rows = prompt_rows(np.arange(40), 0, [0, 1, 2])
     first = executable.run(executable.new_state(4), rows).logits.copy()
     assert np.array_equal(first, single.run(single.new_state(4), rows).logits)
@@ -196,7 +196,7 @@ def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
     entries = executable.trace(executable.new_state(4), rows)
     assert [each.kernel.split("_")[0] for each in entries[:4]] == ["rows", "linear", "attention", "linear"]
     assert np.array_equal(entries[-3].value, executable.run(executable.new_state(4), rows).logits)
-    faulty = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
+    faulty = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
     moved = faulty.trace(faulty.new_state(4), rows)
     different = [a.kernel for a, b in zip(entries, moved, strict=True) if not np.array_equal(a.value, b.value)]
     assert different[0] == "attention_2"
@@ -225,14 +225,18 @@ def _faulty(context, phase, machine):
 def test_compiled_code_is_found_again_and_a_broken_file_is_replaced(compiled, monkeypatch, tmp_path):
     module, weights, executable = compiled
     monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
+    compilations = []
+    compile_kernels = lowering.compile_kernels
+    monkeypatch.setattr(lowering, "compile_kernels", lambda *of: (compilations.append(of), compile_kernels(*of))[1])
     rows = prompt_rows(np.arange(20), 0, [0, 1])
     expected = executable.run(executable.new_state(4), rows).logits.copy()
-    TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
+    compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     (file,) = tmp_path.glob("*.ll")
     whole = file.read_text()
-    again = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
-    assert again.from_cache
+    again = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    assert len(compilations) == 1
     assert np.array_equal(again.run(again.new_state(4), rows).logits, expected)
     file.write_text(whole[: len(whole) // 2])
-    assert not TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256).from_cache
+    compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    assert len(compilations) == 2
     assert len(file.read_text().splitlines()) == len(whole.splitlines())

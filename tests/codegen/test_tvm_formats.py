@@ -10,7 +10,7 @@ from steps import Step, decoder, prompt_rows, stored
 from test_tvm_elementwise import evaluate, indices
 
 from forerun import ir
-from forerun.codegen.tvm import TvmExecutable
+from forerun.codegen.tvm import compile_step
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.runtime.certify import certify
 
@@ -68,11 +68,11 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
     for result, same, close in zip(results, expected, meaning, strict=True):
         assert np.array_equal(result, same)
         np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-4)
-    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
+    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
         executable.run(executable.new_state(1), indices(count))
-        for value, result in zip(ir.functions(module)["step"].returned, results, strict=True):
+        for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable._view(value), result[:count]), count
 
 
@@ -96,9 +96,9 @@ def test_a_decoder_with_stored_weights_is_certified_and_agrees_with_the_interpre
     module, weights = decoder()
     names = [name for name, each in weights.items() if each.dim() == 2 and name not in ("cos", "sin")]
     stored(module, "bf16", *names)
-    executable = TvmExecutable(module, weights.__getitem__, max_rows=64, max_length=256)
-    full = TvmExecutable(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
-    assert executable._weights.buffer.numel() < 0.6 * full._weights.buffer.numel()
+    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    full = compile_step(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
+    assert executable._weights.numel() < 0.6 * full._weights.numel()
     report = certify(executable, cases=10, seed=1)
     assert report.exact, str(report)
     rows = prompt_rows(np.arange(20) * 7, 0, list(range(8)))

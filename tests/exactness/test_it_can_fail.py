@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from forerun.codegen.tvm import TEMPLATES, TvmExecutable, linear
+from forerun.codegen.tvm import TEMPLATES, Lowering, TvmExecutable, compiled_code, linear
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store
 from forerun.compiler import lower
 from forerun.runtime.certify import certify
@@ -64,10 +64,10 @@ def lowered() -> Any:
 def test_a_planted_row_dependent_reduction_is_found_and_named(lowered: Any, product: int) -> None:
     planted = Planted(product)
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 128}
-    # Given templates keep the faulty kernels out of the cache.
-    executable = TvmExecutable(lowered.module, lowered.weights, templates=planted.templates, **limits)
+    lowering = Lowering(lowered.module, templates=planted.templates, **limits)
+    executable = TvmExecutable(lowering.step, compiled_code(lowering), lowering.pack(lowered.weights))
     phases, place = planted.phases, planted.place
-    names = [name.rsplit("_phase_")[0] for name in executable.kernel_functions()]
+    names = [name.rsplit("_phase_")[0] for name in lowering.kernel_functions()]
     assert len(names) == phases
     report = certify(executable, cases=3, seed=product)
     assert not report.exact

@@ -2,5 +2,15 @@
 
 from forerun.codegen.tvm.executable import State, TraceEntry, TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template
+from forerun.codegen.tvm.lowering import Lowering, compile_step, compiled_code
 
-__all__ = ["TEMPLATES", "State", "Template", "TraceEntry", "TvmExecutable"]
+__all__ = [
+    "TEMPLATES",
+    "Lowering",
+    "State",
+    "Template",
+    "TraceEntry",
+    "TvmExecutable",
+    "compile_step",
+    "compiled_code",
+]

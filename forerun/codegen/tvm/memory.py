@@ -12,6 +12,7 @@ from forerun import ir
 from forerun.codegen.tvm.attention import padded, words_of
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.planning import Plan, Surroundings
+from forerun.codegen.tvm.step import NUMBER, SPARE
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
@@ -19,29 +20,9 @@ from forerun.ir import dims as dimensions
 ALIGNMENT = 16
 """float32 numbers that every offset is a multiple of: one cache line."""
 
-NUMBER = 4
-"""Bytes of a number."""
-
-SPARE = 1 << 14
-"""Numbers behind the last weight that a prefetch may name."""
-
 
 def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """All weights of a function in one buffer; an offset in numbers for each name."""
-
-    buffer: torch.Tensor  # float32 [n]
-    offsets: dict[str, int]
-
-    def bytes(self, name: str) -> int:
-        """What one weight takes, to the next one's offset."""
-        start = self.offsets[name]
-        behind = (offset for offset in self.offsets.values() if offset > start)
-        return (min(behind, default=len(self.buffer) - SPARE) - start) * NUMBER
 
 
 def packed_size(weight: ir.Weight, form: WeightFormat | None) -> int:
@@ -53,23 +34,31 @@ def packed_size(weight: ir.Weight, form: WeightFormat | None) -> int:
     return aligned(-(-outputs // OUTPUTS) * form.block_words(features))
 
 
-def pack(
-    names: Iterable[str],
-    declared: Mapping[str, ir.Weight],
-    formats: Mapping[str, WeightFormat],
-    weights: Callable[[str], torch.Tensor],
-    blocks: Mapping[str, torch.Tensor],
-) -> PackedWeights:
-    """Copy the weights into one buffer, matrices of linears in their format; one tensor is read at a time.
-
-    `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights whose storage keeps them.
-    """
+def weight_offsets(
+    names: Iterable[str], declared: Mapping[str, ir.Weight], formats: Mapping[str, WeightFormat]
+) -> tuple[dict[str, int], int]:
+    """Where each weight lies in one buffer, and the buffer's size, in numbers."""
     offsets: dict[str, int] = {}
     total = 0
     for name in dict.fromkeys(names):
         offsets[name] = total
         total += packed_size(declared[name], formats.get(name))
-    buffer = torch.zeros(total + SPARE)
+    return offsets, total + SPARE
+
+
+def pack(
+    offsets: Mapping[str, int],
+    size: int,
+    declared: Mapping[str, ir.Weight],
+    formats: Mapping[str, WeightFormat],
+    weights: Callable[[str], torch.Tensor],
+    blocks: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """Copy the weights into one buffer, matrices of linears in their format; one tensor is read at a time.
+
+    `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights whose storage keeps them.
+    """
+    buffer = torch.zeros(size)
     tables = buffer.view(torch.int32)
     for name, offset in offsets.items():
         if declared[name].parameter("storage") in ir.BLOCK_STORAGES:
@@ -83,7 +72,7 @@ def pack(
             formats[name].pack(buffer[offset:], tensor.float())
         else:
             buffer[offset : offset + count] = tensor.reshape(-1).float()
-    return PackedWeights(buffer, offsets)
+    return buffer
 
 
 def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:

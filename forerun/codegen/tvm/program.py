@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forerun.codegen.tvm.builder import REGIONS, integer
+from forerun.codegen.tvm.step import ENTRY
 from forerun.codegen.tvm.untyped import IRBuilder, T, tirx, tvm, tvm_ir
-
-ENTRY = "run"
 
 
 def step_module(kernels: Mapping[str, Any]) -> Any:

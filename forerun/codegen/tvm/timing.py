@@ -4,10 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from forerun import ir
-from forerun.codegen.tvm.attention import padded
-from forerun.codegen.tvm.memory import NUMBER
-from forerun.codegen.tvm.planning import AttentionPhase, Plan, ProductPhase
+from forerun.codegen.tvm.step import NUMBER, Kernel
+from forerun.ir import dims as dimensions
 from forerun.runtime.executable import Rows
 
 
@@ -23,22 +21,10 @@ class KernelTime:
     seconds: float  # the median
 
 
-def linear_weights(plan: Plan) -> tuple[str, ...]:
-    """The weights of a kernel's linears."""
-    bundles = [bundle for phase in plan.phases if isinstance(phase, ProductPhase) for bundle in phase.bundles]
-    slots = [product.weight.slot for bundle in bundles for product in bundle.products]
-    return tuple(dict.fromkeys(plan.slots[slot].key for slot in slots))
-
-
-def value_bytes(plan: Plan, bindings: Mapping[str, int], rows: Rows) -> int:
-    """Bytes of a kernel's inputs and results, each counted once, and of the histories that its attention reads."""
-    values = [ir.tensor_type(slot.key) for slot in plan.slots if slot.kind == "value"]
-    total = sum(math.prod(kind.sizes(bindings)) for kind in values)
-    for phase in plan.phases:
-        if isinstance(phase, AttentionPhase):
-            layer = phase.attention.layer
-            total += _history(rows) * layer.heads * (layer.key_dim + padded(layer.value_dim))
-    return total * NUMBER
+def value_bytes(kernel: Kernel, bindings: Mapping[str, int], rows: Rows) -> int:
+    """Bytes of a kernel's inputs and results, and of the histories that its attention reads."""
+    total = sum(math.prod(dimensions.evaluate(dim, bindings) for dim in dims) for dims in kernel.moved)
+    return (total + kernel.history * _history(rows)) * NUMBER
 
 
 def _history(rows: Rows) -> int:

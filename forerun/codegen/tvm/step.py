@@ -1,0 +1,92 @@
+"""A compiled step as plain data: what runs it needs neither the IR nor the code generator.
+
+Everything here can be written down: names, sizes, and places in memory. Offsets and sizes are in numbers of 4 bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun import ir
+from forerun.ir import dims as dimensions
+
+ENTRY = "run"
+"""The function of the compiled code that walks a program."""
+
+NUMBER = 4
+"""Bytes of a number."""
+
+SPARE = 1 << 14
+"""Numbers behind the last weight that a prefetch may name."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the step: an argument lies in the inputs, any other in the arena."""
+
+    name: str
+    dims: tuple[ir.Dim, ...]
+    dtype: str
+    offset: int
+
+    def sizes(self, bindings: Mapping[str, int]) -> list[int]:
+        return [dimensions.evaluate(dim, bindings) for dim in self.dims]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the step: some consecutive calls of its program."""
+
+    name: str
+    structure: int  # kernels of one structure run the same code on other offsets
+    calls: tuple[int, int]  # [first, last) rows of the program
+    results: tuple[Value, ...]
+    weights: tuple[str, ...]  # of its linears: read whole, whatever the rows
+    moved: tuple[tuple[ir.Dim, ...], ...]  # the shapes of its inputs and results, each once
+    history: int  # cached numbers that its attention reads for each position of a history
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A step, but for its code and its weights."""
+
+    key: str  # of the code
+    symbols: tuple[str, ...]  # names of dimensions, in the order in which the code takes their sizes
+    arguments: tuple[Value, ...]  # the fields of `Rows` that it takes; the last may grow beyond its place
+    returned: tuple[Value, ...]  # logits, and the candidates' ids and logits where it has them
+    kernels: tuple[Kernel, ...]
+    program: NDArray[np.int64]  # [calls, 1 + slots] (`forerun.codegen.tvm.program`)
+    weights: Mapping[str, int]  # where each weight lies in the packed ones, ascending
+    packed: int  # what they take together, `SPARE` included
+    arena: int
+    inputs: int
+    record: int  # the cache of one block
+    words: NDArray[np.int64]  # [P, w] the places in a record of what is cached at a lane
+    block: int
+    max_rows: int
+    max_outputs: int
+    max_path: int
+    max_length: int
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.returned[0].dims[-1]) if self.returned and self.returned[0].dims else 0
+
+    @property
+    def candidates(self) -> int:
+        return int(self.returned[1].dims[-1]) if len(self.returned) > 1 else 0
+
+    def weight_sizes(self) -> dict[str, int]:
+        """What each weight takes, to the next one's offset."""
+        ends = [*list(self.weights.values())[1:], self.packed - SPARE]
+        return {name: end - start for (name, start), end in zip(self.weights.items(), ends, strict=True)}
+
+
+def bind(arguments: Sequence[Value], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dimensions' names, from the shapes of the arguments; ValueError where they contradict."""
+    bindings: dict[str, int] = {}
+    for argument in arguments:
+        dimensions.bind(argument.dims, shapes[argument.name], bindings)
+    return bindings
