@@ -1,9 +1,10 @@
-"""Position-aligned tree attention: online softmax over blocks of P absolute positions, whatever slots they lie in.
+"""Position-aligned tree attention: online softmax over spans of 64 absolute positions, whatever slots they lie in.
 
-The cache keeps, for each block of P slots and each layer, keys as [Hkv, D, P] (P keys side by side: scores need no sum
-across lanes) and values as [Hkv, P, Dv]. A block whose history lies in one cached block, in order, is read in place;
-any other is first gathered in position order. The arithmetic after that is the same, so a row's bits do not depend on
-where its history lies. Invisible keys have score -inf, weight exactly 0, and their values are not read.
+Where a row sees all of a span and has committed it, the span's blocks are
+read together, each number of a query being loaded once for all of them. Elsewhere they are taken one by one: a block
+whose history lies in one cached block, in order, is read in place, any other is first gathered in position order. A
+score is one chain over the features and a result one chain over the positions either way, so a row's bits do not
+depend on where its history lies. Invisible keys have score -inf, weight exactly 0, and their values are not read.
 """
 
 from dataclasses import dataclass, field
@@ -28,68 +29,21 @@ from forerun.codegen.tvm.builder import (
 )
 from forerun.codegen.tvm.expressions import Expressions, Stored
 from forerun.codegen.tvm.functions import exp, tanh
+from forerun.codegen.tvm.key_values import Layer, layer_window, padded
 from forerun.codegen.tvm.target import LANES
-from forerun.codegen.tvm.untyped import tirx
+from forerun.codegen.tvm.untyped import T, tirx
 
 LOWEST = -3.0e38
 """The running maximum before the first key: finite, so that a score of -inf gives exp(-inf) = 0 and never NaN."""
 
+SPAN = 64
+"""Positions that share a running maximum; a longer block is a span of its own."""
+
 ACCUMULATORS = 24
-"""Vectors of results that one unit of work keeps."""
+"""Vectors of results, and of scores, that one unit of work keeps in registers."""
 
-CHAINS = 8
-"""Independent fma chains that hide the latency of the scores' sums."""
-
-
-def words_of(heads: int, key_dim: int, value_dim: int, block: int) -> int:
-    """float32 numbers that one layer's keys and values of one block take."""
-    return heads * block * (key_dim + padded(value_dim))
-
-
-def padded(size: int) -> int:
-    """Whole vectors."""
-    return -(-size // LANES) * LANES
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's cache: `slot` holds its offset inside a block's record, `record` the numbers of a whole record."""
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    block: int
-    slot: int
-    record: int
-
-    def key_place(self, head: Expr, dim: Expr, lane: Expr) -> Expr:
-        return (head * integer(self.key_dim) + dim) * integer(self.block) + lane
-
-    def value_place(self, head: Expr, lane: Expr, dim: Expr) -> Expr:
-        keys = integer(self.heads * self.key_dim * self.block)
-        return keys + (head * integer(self.block) + lane) * integer(padded(self.value_dim)) + dim
-
-
-def layer_window(context: Expressions, layer: Layer, block: Expr) -> Buffer:
-    """The layer's keys and values of one block."""
-    frame = context.frame
-    return frame.window("state", block.astype("int64") * frame.slot(layer.record) + frame.slot(layer.slot))
-
-
-def emit_cache_write(context: Expressions, layer: Layer, operands: list[ir.SSAValue], row: Expr) -> None:
-    """Write one row's keys and values to its slot."""
-    keys, values, slots = operands
-    frame = context.frame
-    slot = let(context.element(slots, [row]))
-    window = layer_window(context, layer, let(tirx.truncdiv(slot, integer(layer.block))))
-    lane = let(tirx.truncmod(slot, integer(layer.block)))
-    with frame.serial(0, layer.heads) as head:
-        with frame.serial(0, layer.key_dim) as dim:
-            store(window, context.element(keys, [row, head, dim]), layer.key_place(head, dim, lane), 1)
-        with frame.serial(0, layer.value_dim) as dim:
-            store(window, context.element(values, [row, head, dim]), layer.value_place(head, lane, dim), 1)
-        for dim in range(layer.value_dim, padded(layer.value_dim)):
-            store(window, number(0.0), layer.value_place(head, lane, integer(dim)), 1)
+TURN = 4
+"""Features, or positions, of one turn of the inner loops."""
 
 
 @dataclass
@@ -122,12 +76,14 @@ class Attention:
 
 
 def emit_attention(context: Expressions, attention: Attention, result: Stored) -> None:
-    """All rows and heads; a unit of work is a row and the heads that are taken together."""
-    units = attention.heads // attention.together
-    with context.frame.divided(context.size(result.dims[0]) * integer(units)) as unit:
-        row = let(tirx.truncdiv(unit, integer(units)))
-        head = let(tirx.truncmod(unit, integer(units)) * integer(attention.together))
-        _Unit(context, attention, row, head).emit(result)
+    """All rows and heads; a unit of work is a row and the heads that are taken together.
+
+    The rows of a head follow one another, so that they find its keys and values in the processor's cache.
+    """
+    rows = let(context.size(result.dims[0]))
+    with context.frame.divided(rows * integer(attention.heads // attention.together)) as unit:
+        head = let(tirx.truncdiv(unit, rows) * integer(attention.together))
+        _Unit(context, attention, let(tirx.truncmod(unit, rows)), head).emit(result)
 
 
 class _Unit:
@@ -137,6 +93,8 @@ class _Unit:
         self.context, self.attention, self.row, self.head = context, attention, row, head
         layer = self.layer = attention.layer
         self.count = attention.together
+        self.blocks = max(1, SPAN // layer.block)
+        self.span = self.blocks * layer.block
         self.key_head = let(tirx.truncdiv(head, integer(attention.heads // layer.heads)))
         element = context.element
         self.position = let(element(attention.positions, [row]))
@@ -147,14 +105,14 @@ class _Unit:
             if "first" in attention.extra
             else integer(0)
         )
+        self.vectors = padded(layer.value_dim) // LANES
         self.query = local(self.count * layer.key_dim)
-        self.keys = local(layer.key_dim * layer.block)
-        self.values = local(layer.block * padded(layer.value_dim))
-        self.weights = [local(layer.block) for _ in range(self.count)]
-        self.scores = [[local(LANES) for _ in range(layer.block // LANES)] for _ in range(self.count)]
+        self.keys = local(self.blocks * layer.key_dim * layer.block)
+        self.values = local(self.span * padded(layer.value_dim))
+        self.homes = local(self.blocks, "int32")
+        self.weights = [local(self.span) for _ in range(self.count)]
         self.largest = [local(1) for _ in range(self.count)]
         self.total = [local(1) for _ in range(self.count)]
-        self.vectors = padded(layer.value_dim) // LANES
         self.results = [[local(LANES) for _ in range(self.vectors)] for _ in range(self.count)]
 
     def emit(self, result: Stored) -> None:
@@ -176,10 +134,10 @@ class _Unit:
                 store(self.total[index], number(0.0), zero, 1)
             for vector in self.results[index]:
                 store(vector, splat(0.0), 0)
-        start = let(tirx.truncdiv(self.first, integer(layer.block)))
-        stop = let(tirx.truncdiv(self.position, integer(layer.block)) + integer(1))
-        with frame.serial(start, stop) as block:
-            self._block(block)
+        start = let(tirx.truncdiv(self.first, integer(self.span)))
+        stop = let(tirx.truncdiv(self.position, integer(self.span)) + integer(1))
+        with frame.serial(start, stop) as span:
+            self._span(let(span * integer(self.span)))
         for index in range(self.count):
             factor = let(self.total[index][zero])
             for vector in range(self.vectors):
@@ -200,6 +158,97 @@ class _Unit:
         for lane in range(size):
             one(integer(lane))
 
+    def _span(self, begin: Expr) -> None:
+        """The positions from `begin` on."""
+        end = begin + integer(self.span)
+        committed = let(tirx.min(self.base, self.position + integer(1)))
+        whole = let(tirx.And(self.first <= begin, end <= committed))
+        with when(tirx.And(tirx.EQ(self.row, integer(0)), end + integer(self.span) <= committed)):
+            self._prefetch(end)
+        otherwise(whole, lambda: self._scores_of_whole(begin), lambda: self._scores_of_part(begin))
+        self._softmax(begin)
+        otherwise(whole, lambda: self._values_of_whole(begin), lambda: self._values_of_part(begin))
+
+    # --- a span that the row sees and has committed as a whole
+
+    def _committed(self, begin: Expr) -> list[Buffer]:
+        """The cached blocks of the span."""
+        first = let(tirx.truncdiv(begin, integer(self.layer.block)))
+        tables = self.attention.tables
+        numbers = [self.context.element(tables, [self.sequence, first + integer(b)]) for b in range(self.blocks)]
+        return [layer_window(self.context, self.layer, let(each)) for each in numbers]
+
+    def _scores_of_whole(self, begin: Expr) -> None:
+        start = let(self.layer.key_place(self.key_head, integer(0), integer(0)))
+        self._scores([(window, start) for window in self._committed(begin)], integer(0))
+
+    def _values_of_whole(self, begin: Expr) -> None:
+        start = let(self.layer.value_place(self.key_head, integer(0), integer(0)))
+        block = self.layer.block
+        for number_, window in enumerate(self._committed(begin)):
+            with self.context.frame.serial(0, block // TURN) as turn:
+                for part in range(TURN):
+                    lane = let(turn * integer(TURN) + integer(part))
+                    self._value(window, start, lane, integer(number_ * block) + lane)
+
+    def _prefetch(self, begin: Expr) -> None:
+        """Ask for the keys and values of a span; the first row does, for the others find them in the cache."""
+        layer, zero = self.layer, integer(0)
+        sources = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
+        sizes = layer.key_dim * layer.block, layer.block * padded(layer.value_dim)
+        for window in self._committed(begin):
+            for source, size in zip(sources, sizes, strict=True):
+                origin = let(source)
+                with self.context.frame.serial(0, size // LANES) as line:
+                    place = tirx.address_of(window[origin + line * integer(LANES)])
+                    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", place, 0, 2, 1))
+
+    # --- a span block by block
+
+    def _scores_of_part(self, begin: Expr) -> None:
+        with self.context.frame.serial(0, self.blocks) as block:
+            low, high = self._visible(begin, block)
+            with when(low < high):
+                self._scores_of_block(block, let(begin + block * integer(self.layer.block)), low, high)
+
+    def _visible(self, begin: Expr, block: Expr) -> tuple[Expr, Expr]:
+        """The first visible position of a block, and the one behind the last, counted within the block."""
+        origin = let(begin + block * integer(self.layer.block))
+        low = let(tirx.max(self.first - origin, integer(0)))
+        return low, let(tirx.min(self.position - origin + integer(1), integer(self.layer.block)))
+
+    def _scores_of_block(self, block: Expr, begin: Expr, low: Expr, high: Expr) -> None:
+        """In place where the block lies in one cached block in order (its home), else gathered (home -1)."""
+        layer, zero = self.layer, integer(0)
+        origin = let(self._slot(begin + low) - low)
+        aligned = let(tirx.EQ(tirx.truncmod(origin, integer(layer.block)), zero))
+        scattered = local(1, "int32")
+        store(scattered, tirx.Select(aligned, zero, integer(1)), zero, 1)
+        path = let(tirx.max(low, self.base - begin))
+        with (
+            self.context.frame.serial(path, tirx.max(path, high)) as lane,
+            when(tirx.NE(self._slot(begin + lane), origin + lane)),
+        ):
+            store(scattered, integer(1), zero, 1)
+
+        def in_place() -> None:
+            home = let(tirx.truncdiv(origin, integer(layer.block)))
+            store(self.homes, home, block, 1)
+            start = let(layer.key_place(self.key_head, zero, zero))
+            self._scores([(layer_window(self.context, layer, home), start)], block)
+
+        def gathered() -> None:
+            store(self.homes, integer(-1), block, 1)
+            with when(aligned):
+                self._copy_block(block, let(tirx.truncdiv(origin, integer(layer.block))))
+            with self.context.frame.serial(low, high) as lane:
+                slot = self._slot(begin + lane)
+                with when(tirx.Or(tirx.NE(slot, origin + lane), tirx.Not(aligned))):
+                    self._copy_lane(block, lane, slot)
+            self._scores([(self.keys, let(block * integer(layer.key_dim * layer.block)))], block)
+
+        otherwise(tirx.EQ(scattered[zero], zero), in_place, gathered)
+
     def _slot(self, position: Expr) -> Expr:
         """The slot of a position of the row's history."""
         layer = self.layer
@@ -217,101 +266,95 @@ class _Unit:
         otherwise(position < self.base, committed, path)
         return let(found[integer(0)])
 
-    def _block(self, block: Expr) -> None:
-        """One block of positions: in place where it lies in one cached block in order, else gathered."""
+    def _copy_block(self, block: Expr, home: Expr) -> None:
+        """A cached block's keys and values to the gathered ones."""
         layer, zero = self.layer, integer(0)
-        begin = let(block * integer(layer.block))
-        low = let(tirx.max(self.first - begin, zero))
-        high = let(tirx.min(self.position - begin + integer(1), integer(layer.block)))
-        origin = let(self._slot(begin + low) - low)
-        scattered = local(1, "int32")
-        store(
-            scattered,
-            tirx.Select(tirx.NE(tirx.truncmod(origin, integer(layer.block)), zero), integer(1), zero),
-            zero,
-            1,
-        )
-        path = let(tirx.max(low, self.base - begin))
-        with (
-            self.context.frame.serial(path, tirx.max(path, high)) as lane,
-            when(tirx.NE(self._slot(begin + lane), origin + lane)),
-        ):
-            store(scattered, integer(1), zero, 1)
+        window = layer_window(self.context, layer, home)
+        sources = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
+        sizes = layer.key_dim * layer.block, layer.block * padded(layer.value_dim)
+        for target, source, size in zip((self.keys, self.values), sources, sizes, strict=True):
+            origin = let(source)
+            with self.context.frame.serial(0, size // LANES) as chunk:
+                there = block * integer(size) + chunk * integer(LANES)
+                store(target, load(window, origin + chunk * integer(LANES)), there)
 
-        def in_place() -> None:
-            window = layer_window(self.context, layer, tirx.truncdiv(origin, integer(layer.block)))
-            keys, values = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
-            self._scores(window, let(keys))
-            self._softmax(begin, low, high)
-            self._values(window, let(values), low, high)
+    def _copy_lane(self, block: Expr, lane: Expr, slot: Expr) -> None:
+        """A cached slot's key and value to a lane of the gathered ones."""
+        layer = self.layer
+        window = layer_window(self.context, layer, let(tirx.truncdiv(slot, integer(layer.block))))
+        own = let(tirx.truncmod(slot, integer(layer.block)))
+        with self.context.frame.serial(0, layer.key_dim) as dim:
+            place = (block * integer(layer.key_dim) + dim) * integer(layer.block) + lane
+            store(self.keys, window[layer.key_place(self.key_head, dim, own)], place, 1)
+        for vector in range(self.vectors):
+            column = integer(vector * LANES)
+            place = (block * integer(layer.block) + lane) * integer(padded(layer.value_dim)) + column
+            store(self.values, load(window, layer.value_place(self.key_head, own, column)), place)
 
-        def gathered() -> None:
-            self._gather(begin, low, high)
-            self._scores(self.keys, zero)
-            self._softmax(begin, low, high)
-            self._values(self.values, zero, low, high)
+    def _values_of_part(self, begin: Expr) -> None:
+        layer, zero = self.layer, integer(0)
 
-        otherwise(tirx.EQ(scattered[zero], zero), in_place, gathered)
+        def add(values: Buffer, start: Expr, block: Expr, low: Expr, high: Expr) -> None:
+            with self.context.frame.serial(low, high) as lane:
+                self._value(values, start, lane, block * integer(layer.block) + lane)
 
-    def _gather(self, begin: Expr, low: Expr, high: Expr) -> None:
-        frame, layer = self.context.frame, self.layer
-        with frame.serial(0, layer.key_dim * layer.block // LANES) as chunk:
-            store(self.keys, splat(0.0), chunk * integer(LANES))
-        with frame.serial(low, high) as lane:
-            slot = self._slot(begin + lane)
-            window = layer_window(self.context, layer, let(tirx.truncdiv(slot, integer(layer.block))))
-            own = let(tirx.truncmod(slot, integer(layer.block)))
-            with frame.serial(0, layer.key_dim) as dim:
-                store(self.keys, window[layer.key_place(self.key_head, dim, own)], dim * integer(layer.block) + lane, 1)
-            for vector in range(self.vectors):
-                place = layer.value_place(self.key_head, own, integer(vector * LANES))
-                store(
-                    self.values, load(window, place), lane * integer(padded(layer.value_dim)) + integer(vector * LANES)
-                )
+        with self.context.frame.serial(0, self.blocks) as block:
+            low, high = self._visible(begin, block)
 
-    def _scores(self, keys: Buffer, start: Expr) -> None:
-        """q k for P keys: features are summed in `chains` interleaved chains, then as a tree."""
+            def in_place(block: Expr = block, low: Expr = low, high: Expr = high) -> None:
+                window = layer_window(self.context, layer, let(self.homes[block]))
+                add(window, let(layer.value_place(self.key_head, zero, zero)), block, low, high)
+
+            def gathered(block: Expr = block, low: Expr = low, high: Expr = high) -> None:
+                add(self.values, let(block * integer(layer.block * padded(layer.value_dim))), block, low, high)
+
+            with when(low < high):
+                otherwise(self.homes[block] >= zero, in_place, gathered)
+
+    # --- the arithmetic
+
+    def _scores(self, blocks: list[tuple[Buffer, Expr]], first: Expr) -> None:
+        """scale * q k for whole blocks, from block `first` of the span on: one chain over the features for each key."""
         layer = self.layer
         vectors = layer.block // LANES
-        chains = 1
-        while chains * 2 * self.count * vectors <= CHAINS and layer.key_dim % (chains * 2) == 0:
-            chains *= 2
-        sums = [[[local(LANES) for _ in range(chains)] for _ in range(vectors)] for _ in range(self.count)]
-        for head in sums:
-            for vector in head:
-                for chain in vector:
-                    store(chain, splat(0.0), 0)
-        with self.context.frame.serial(0, layer.key_dim // chains) as step:
-            for chain in range(chains):
-                dim = step * integer(chains) + integer(chain)
-                columns = [
-                    let(load(keys, start + dim * integer(layer.block) + integer(vector * LANES)))
-                    for vector in range(vectors)
-                ]
-                for head in range(self.count):
-                    query = splat(self.query[integer(head * layer.key_dim) + dim])
-                    for vector in range(vectors):
-                        held = sums[head][vector][chain]
-                        store(held, fma(query, columns[vector], load(held, 0)), 0)
-        for head in range(self.count):
-            for vector in range(vectors):
-                total = each([load(chain, 0) for chain in sums[head][vector]], lambda x, y: let(x + y))
-                store(self.scores[head][vector], multiply(total, splat(self.attention.scale)), 0)
+        together = max(1, ACCUMULATORS // (len(blocks) * vectors))
+        for start in range(0, self.count, together):
+            heads = range(start, min(start + together, self.count))
+            sums = {(head, b, v): local(LANES) for head in heads for b in range(len(blocks)) for v in range(vectors)}
+            for held in sums.values():
+                store(held, splat(0.0), 0)
+            turn = next(size for size in (TURN, 2, 1) if layer.key_dim % size == 0)
+            with self.context.frame.serial(0, layer.key_dim // turn) as step:
+                for part in range(turn):
+                    dim = let(step * integer(turn) + integer(part))
+                    columns = {
+                        (b, v): let(load(keys, origin + dim * integer(layer.block) + integer(v * LANES)))
+                        for b, (keys, origin) in enumerate(blocks)
+                        for v in range(vectors)
+                    }
+                    for head in heads:
+                        query = splat(self.query[integer(head * layer.key_dim) + dim])
+                        for (b, v), column in columns.items():
+                            held = sums[head, b, v]
+                            store(held, fma(query, column, load(held, 0)), 0)
+            for (head, b, v), held in sums.items():
+                place = (first + integer(b)) * integer(layer.block) + integer(v * LANES)
+                store(self.weights[head], multiply(load(held, 0), splat(self.attention.scale)), place)
 
-    def _softmax(self, begin: Expr, low: Expr, high: Expr) -> None:
+    def _softmax(self, begin: Expr) -> None:
         """Scores to weights, and the running maximum, total and results rescaled."""
         zero = integer(0)
         for head in range(self.count):
-            scores = self.scores[head]
+            scores = [local(LANES) for _ in range(self.span // LANES)]
             for vector, buffer in enumerate(scores):
                 with self.context.frame.vectorized() as lane:
                     place = lane + integer(vector * LANES)
-                    score = self._adjusted(buffer[lane], head, begin + place)
-                    visible = tirx.And(place >= low, place < high)
+                    position = begin + place
+                    score = self._adjusted(self.weights[head][place], head, position)
+                    visible = tirx.And(position >= self.first, position <= self.position)
                     store(buffer, tirx.Select(visible, score, number(-float("inf"))), lane, 1)
-            best = each([load(buffer, 0) for buffer in scores], lambda x, y: let(tirx.max(x, y)))
             peak = local(LANES)
-            store(peak, best, 0)
+            store(peak, each([load(buffer, 0) for buffer in scores], lambda x, y: let(tirx.max(x, y))), 0)
             before = let(self.largest[head][zero])
             largest = let(tirx.max(before, across(peak, tirx.max)))
             decay = exp(before - largest)
@@ -342,13 +385,12 @@ class _Unit:
         last = integer(length - 1) if isinstance(length, int) else length - integer(1)
         return score + self.context.element(bias, [own, tirx.max(tirx.min(index, last), integer(0))])
 
-    def _values(self, values: Buffer, start: Expr, low: Expr, high: Expr) -> None:
-        """Add the visible keys' values, in order of position."""
+    def _value(self, values: Buffer, start: Expr, lane: Expr, place: Expr) -> None:
+        """Add one position's value, of a weight at `place` of the span; positions come in order."""
         width = integer(padded(self.layer.value_dim))
-        with self.context.frame.serial(low, high) as lane:
-            row = [let(load(values, start + lane * width + integer(v * LANES))) for v in range(self.vectors)]
-            for head in range(self.count):
-                weight = splat(self.weights[head][lane])
-                for vector in range(self.vectors):
-                    held = self.results[head][vector]
-                    store(held, fma(weight, row[vector], load(held, 0)), 0)
+        row = [let(load(values, start + lane * width + integer(v * LANES))) for v in range(self.vectors)]
+        for head in range(self.count):
+            weight = splat(self.weights[head][place])
+            for vector in range(self.vectors):
+                held = self.results[head][vector]
+                store(held, fma(weight, row[vector], load(held, 0)), 0)

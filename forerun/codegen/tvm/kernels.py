@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.tvm.attention import Layer, emit_attention, emit_cache_write
+from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function, integer, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
+from forerun.codegen.tvm.key_values import Layer, emit_cache_write
 from forerun.codegen.tvm.linear import emit_linear
 from forerun.codegen.tvm.planning import AttentionPhase, Phase, Plan, ProductPhase, RowPhase, TopKPhase
 from forerun.codegen.tvm.rowwise import Rows

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from forerun import ir
-from forerun.codegen.tvm.attention import padded
 from forerun.codegen.tvm.cache import compile_kernels, key_of, load
 from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
+from forerun.codegen.tvm.key_values import padded
 from forerun.codegen.tvm.memory import aligned, arena_layout, cache_layout, pack, weight_offsets
 from forerun.codegen.tvm.planning import AttentionPhase, Plan, ProductPhase, Slot
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from forerun import ir
-from forerun.codegen.tvm.attention import padded, words_of
 from forerun.codegen.tvm.formats import WeightFormat
+from forerun.codegen.tvm.key_values import padded, words_of
 from forerun.codegen.tvm.planning import Plan, Surroundings
 from forerun.codegen.tvm.step import NUMBER, SPARE
 from forerun.codegen.tvm.target import OUTPUTS

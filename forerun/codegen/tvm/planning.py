@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.tvm.attention import Attention, Layer
+from forerun.codegen.tvm.attention import Attention
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.integers import Ranges
+from forerun.codegen.tvm.key_values import Layer
 from forerun.codegen.tvm.linear import Bundle, Product
 from forerun.codegen.tvm.rowwise import ROWWISE, row_axis
 from forerun.codegen.tvm.topk import chunks_of
