@@ -1,6 +1,7 @@
 """Tree policies: which of the proposed rows a step evaluates."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,7 +9,10 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.tree import Tree
+from forerun.runtime.tree import Float64, Tree
+
+LEAST_ROOM = 8
+"""Rows that drafters may always propose."""
 
 
 class Policy(Protocol):
@@ -46,6 +50,47 @@ class Fixed:
 
 
 @dataclass
+class CurrentCost:
+    """What steps cost of late: a t(1) + b (t(n) - t(1)), with t(n) as calibrated.
+
+    The calibration stood behind one context, in one state of the machine. As a context grows, or a neighbour takes
+    memory bandwidth, the price of a step and that of its further rows change, each by a factor of its own. They are
+    fitted by least squares to the steps as timed, whose evidence fades, and drawn to 1.
+    """
+
+    calibrated: CostModel
+    memory: float = 0.97  # what a step's evidence still weighs a step later
+    _a: float = field(init=False, default=1.0)
+    _b: float = field(init=False, default=1.0)
+    _sums: list[float] = field(init=False, default_factory=lambda: [0.0] * 5)  # 1, x, x x, y, x y, in units of t(1)
+
+    def table(self, rows: int) -> Float64:
+        """[rows] seconds of steps of 1 to `rows` rows."""
+        times = self.calibrated.table(rows)
+        return self._a * times[0] + self._b * (times - times[0])
+
+    def seconds(self, rows: int) -> float:
+        """Seconds of a step of so many rows."""
+        first = self.calibrated.seconds(1)
+        return self._a * first + self._b * (self.calibrated.seconds(rows) - first)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of `rows` took so long; what is out of all proportion says nothing of the next one."""
+        first = self.calibrated.seconds(1)
+        x = self.calibrated.seconds(rows) / first - 1
+        y = seconds / first
+        if not 0.25 < y / (1 + x) < 4:
+            return
+        self._sums = [old * self.memory + new for old, new in zip(self._sums, (1.0, x, x * x, y, x * y), strict=True)]
+        ones, xs, squares, ys, products = self._sums
+        ones, ys = ones + 2, ys + 2  # two plain steps, and what two further rows cost in one, as calibrated
+        squares, products = squares + 0.5, products + 0.5
+        determinant = ones * squares - xs * xs
+        self._a = max(0.25, (ys * squares - xs * products) / determinant)
+        self._b = min(4.0, max(0.25, (ones * products - xs * ys) / determinant))
+
+
+@dataclass
 class CostAware:
     """Takes rows, the likeliest first, as long as they pay in tokens per second.
 
@@ -54,29 +99,42 @@ class CostAware:
     maximises tokens over time (Dinkelbach 1967). The roots alone are always a candidate.
     """
 
-    cost: CostModel
-    rows: int = 64
+    calibrated: CostModel
+    most: int = 64  # rows of a step
     memory: float = 0.98  # what a step's evidence of the rate still weighs a step later
+    clock: Callable[[], float] = time.perf_counter
+    cost: CurrentCost = field(init=False)
     _tokens: float = field(init=False, default=10.0)  # at first, as ten steps of plain decoding
     _seconds: float = field(init=False)
+    _room: int = field(init=False)
+    _began: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InvalidOptionError(f"a step has at least 1 row, not {self.rows}")
+        if self.most < 1:
+            raise InvalidOptionError(f"a step has at least 1 row, not {self.most}")
+        self.cost = CurrentCost(self.calibrated)
         self._seconds = 10 * self.cost.seconds(1)
+        self._room = self.most
+
+    @property
+    def rows(self) -> int:
+        """Twice what was taken last: more would cost time to propose, and fewer could not grow."""
+        return self._room
 
     @property
     def rate(self) -> float:
-        """Tokens per second of late, by the cost model's clock."""
+        """Tokens per second of late."""
         return self._tokens / self._seconds
 
     def choose(self, trees: Sequence[Tree]) -> list[Tree]:
+        self._began = self.clock()
         roots = len(trees)
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
-        best = np.sort(drafted)[::-1][: max(0, self.rows - roots)]
+        best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
         expected = np.concatenate([[0.0], np.cumsum(best)])
         worth = expected - self.rate * self.cost.table(roots + len(best))[roots - 1 :]
         taken = int(worth.argmax())  # of equals the fewest rows
+        self._room = min(self.most, max(LEAST_ROOM, 2 * (roots + taken)))
         if taken == 0:
             return [tree.select(np.zeros(1, np.intp)) for tree in trees]
         if roots == 1:
@@ -85,6 +143,9 @@ class CostAware:
         return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
     def observe(self, rows: int, tokens: int) -> None:
+        if self._began is not None:
+            self.cost.observe(rows, self.clock() - self._began)
+            self._began = None
         self._tokens = self._tokens * self.memory + tokens
         self._seconds = self._seconds * self.memory + self.cost.seconds(rows)
 

@@ -96,8 +96,8 @@ policies = st.sampled_from(
         Fixed(1),
         Fixed(6),
         Fixed(16),
-        CostAware(CostModel((1, 16), (1.0, 1.1)), rows=16),
-        CostAware(CostModel((1, 16), (1.0, 3.0)), rows=12),
+        CostAware(CostModel((1, 16), (1.0, 1.1)), most=16),
+        CostAware(CostModel((1, 16), (1.0, 3.0)), most=12),
     ]
 )
 

@@ -60,7 +60,7 @@ def test_time_is_dearer_when_steps_have_been_good():
 
 def test_sequences_share_a_step_by_what_their_rows_are_worth():
     cost = CostModel((1, 11), (1.0, 2.0))
-    good, bad = CostAware(cost, rows=5).choose([fan([0.5, 0.4, 0.3]), fan([0.12, 0.05])])
+    good, bad = CostAware(cost, most=5).choose([fan([0.5, 0.4, 0.3]), fan([0.12, 0.05])])
     assert (len(good), len(bad)) == (4, 1)
 
 
@@ -71,12 +71,51 @@ def test_sequences_share_a_step_by_what_their_rows_are_worth():
 )
 def test_no_other_number_of_rows_is_worth_more(edges: list[float], times: list[float], rows: int):
     cost = CostModel(tuple(range(1, 22)), tuple(times))
-    policy = CostAware(cost, rows=rows)
+    policy = CostAware(cost, most=rows)
     [tree] = policy.choose([fan(edges)])
     check(tree, 100)
     best = sorted(edges, reverse=True)
     worth = [1 + sum(best[:n]) - policy.rate * cost.seconds(n + 1) for n in range(min(len(edges), rows - 1) + 1)]
     assert worth[len(tree) - 1] == pytest.approx(max(worth))
+
+
+def taking(policy: CostAware, seconds: float) -> CostAware:
+    """The policy after 60 steps of 1 and of 6 rows that took `seconds(rows)` each."""
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    policy.clock = clock
+    for rows in [1, 6] * 30:
+        policy.choose([fan([])])
+        now += 1.5 + seconds * (rows - 1)
+        policy.observe(rows, tokens=1)
+    return policy
+
+
+def test_the_cost_is_learnt_from_the_steps():
+    cost = CostModel((1, 11), (1.0, 2.0))  # a tenth of a step for a further row
+    dearer = taking(CostAware(cost), seconds=0.3).cost
+    assert dearer.seconds(1) == pytest.approx(1.5, rel=0.1)
+    assert dearer.seconds(6) == pytest.approx(3.0, rel=0.1)
+    assert dearer.table(6).tolist() == pytest.approx([dearer.seconds(rows) for rows in range(1, 7)])
+    assert taking(CostAware(cost), seconds=0.05).cost.seconds(6) < 1.9
+
+
+def test_a_pause_says_nothing_of_the_cost():
+    policy = CostAware(FLAT)
+    policy.cost.observe(1, 100.0)
+    assert policy.cost.seconds(1) == 1.0
+
+
+def test_room_to_propose_follows_what_was_taken():
+    policy = CostAware(FLAT, most=64)
+    assert policy.rows == 64
+    policy.choose([fan([0.5] * 9)])
+    assert policy.rows == 20
+    policy.choose([fan([])])
+    assert policy.rows == 8
 
 
 def test_fixed_takes_the_best_rows():
@@ -85,7 +124,7 @@ def test_fixed_takes_the_best_rows():
 
 
 def test_options():
-    for make in (lambda: Fixed(0), lambda: CostAware(FLAT, rows=0), lambda: CostModel((), ())):
+    for make in (lambda: Fixed(0), lambda: CostAware(FLAT, most=0), lambda: CostModel((), ())):
         with pytest.raises(InvalidOptionError):
             make()
     for rows, seconds in (((2, 1), (1.0, 1.0)), ((1,), (0.0,)), ((1,), (1.0, 2.0))):
