@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     dump = commands.add_parser("dump", help="write the IR after every pass and the source of every kernel")
     _add_model(dump)
     dump.add_argument("--out", type=Path, default=Path("dumps"), help="the folder to write to (default: dumps)")
+    dump.add_argument("--residual", action="store_true", help="show the residual branches of the step")
     dump.add_argument("--no-kernels", action="store_true", help="the IR alone")
     dump.set_defaults(run=run_dump)
 
@@ -164,6 +165,8 @@ def run_dump(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps({"folder": str(arguments.out), "passes": passes}))
         return 0
+    if arguments.residual:
+        Console().print(_residual_table(lowered.module))
     table = Table("pass", "operations before", "after", "ms", "notes")
     for record in lowered.records:
         notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
@@ -171,6 +174,20 @@ def run_dump(arguments: argparse.Namespace) -> int:
     Console().print(table)
     print(f"written to {arguments.out}")
     return 0
+
+
+def _residual_table(module: Any) -> Table | str:
+    """A line for each branch of `@step`."""
+    from forerun.passes.residual import summary
+
+    branches = summary(module)
+    if not branches:
+        return "The step has no residual stream: no value is on every path from the tokens to the logits and added to."
+    table = Table("branch", "layer", "kind", "kernels", "linears", "weights, millions")
+    for number, each in enumerate(branches):
+        cells = (each.layer, each.kind, each.kernels, each.linears, f"{each.weights / 1e6:.2f}")
+        table.add_row(str(number), *(str(cell) for cell in cells))
+    return table
 
 
 def _compiled(arguments: argparse.Namespace) -> Any:

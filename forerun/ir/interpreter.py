@@ -13,7 +13,7 @@ from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
 from forerun.ir.storage import as_stored
-from forerun.ir.structure import Kernel, backward_slice, caches, functions, weights
+from forerun.ir.structure import Function, Kernel, backward_slice, caches, functions, weights
 
 Values = dict[SSAValue, torch.Tensor]
 
@@ -27,14 +27,21 @@ def evaluate(
     Raises ValueError where the inputs do not fit the function's arguments.
     """
     function = functions(module)[name]
+    values, inner = called(module, function, inputs, environment)
+    returned = function.returned
+    run_body(function.body, values, inner, keep=set(returned))
+    return [values[each] for each in returned]
+
+
+def called(
+    module: ModuleOp, function: Function, inputs: Sequence[torch.Tensor], environment: Environment
+) -> tuple[Values, Environment]:
+    """What a function's body starts from: its arguments' values, and the environment with its dimensions' sizes."""
     bindings = dict(environment.bindings)
     for argument, tensor in zip(function.block.args, inputs, strict=True):
         dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
     inner = Environment(as_stored(module, environment.weights), environment.caches, bindings)
-    values: Values = dict(zip(function.block.args, inputs, strict=True))
-    returned = function.returned
-    run_body(function.body, values, inner, keep=set(returned))
-    return [values[each] for each in returned]
+    return dict(zip(function.block.args, inputs, strict=True)), inner
 
 
 def run_body(

@@ -7,10 +7,14 @@
     row_wise    everything else (embedding look-up, first norm, ...)
 
 Views, constants, parameters and look-ups in positional tables cost nothing to repeat: each kernel has its own copy.
+A kernel belongs to one residual branch or to none, so that a branch can be left out by leaving out its kernels: it gets
+the number of its `branch`, and `stream = i` if its first result is the stream's value i. `@step` gets `branches`: the
+layer and the kind of each.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -41,10 +45,12 @@ from forerun.ir import (
     Transpose,
     TreeAttention,
     Yield,
+    encode,
     tensor_type,
 )
-from forerun.passes.base import Pass, function_named
+from forerun.passes.base import Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
+from forerun.passes.residual import Residual, residual
 from forerun.passes.substitute import clone_with
 
 VIEWS = (Reshape, Transpose, Slice, Broadcast, Constant, Parameter)
@@ -56,6 +62,7 @@ class Group:
     """The operations of one kernel, in program order."""
 
     kind: str
+    branch: int | None = None
     members: list[SpecOperation] = field(default_factory=list[SpecOperation])
 
 
@@ -67,20 +74,27 @@ class FuseKernels(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
-        groups = group(step)
-        _Emitter(step, groups).emit()
+        found = residual(step)
+        kinds = Counter(each.kind for each in found.branches)
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        if found.branches:
+            step.attributes["branches"] = encode([(each.layer, each.kind) for each in found.branches])
+        pass_context(ctx).note(f"residual branches: {counted}" if counted else "no residual stream")
+        groups = group(step, found)
+        _Emitter(step, groups, found).emit()
         clean(step)
 
 
-def group(step: Function) -> list[Group]:
+def group(step: Function, found: Residual) -> list[Group]:
     """Greedy: an operation joins the latest kernel that its operands come from, where that kernel can take it."""
     groups: list[Group] = []
     place: dict[SpecOperation, int] = {}
-    linear_on: dict[SSAValue, int] = {}
+    linear_on: dict[tuple[SSAValue, int | None], int] = {}
+    branch_of = {operation: index for index, each in enumerate(found.branches) for operation in each.operations}
     waiting: dict[SpecOperation, None] = {}
 
     def start(kind: str, operation: SpecOperation) -> None:
-        groups.append(Group(kind))
+        groups.append(Group(kind, branch_of.get(operation)))
         join(len(groups) - 1, operation)
 
     def join(index: int, operation: SpecOperation) -> None:
@@ -95,11 +109,11 @@ def group(step: Function) -> list[Group]:
         if operation.ends_body or (inline(operation) and operation not in returned):
             continue
         if isinstance(operation, Linear):
-            x = operation.inputs[0]
+            x = operation.inputs[0], branch_of.get(operation)
             if x in linear_on:
                 join(linear_on[x], operation)
                 continue
-            groups.append(Group("linear"))
+            groups.append(Group("linear", branch_of.get(operation)))
             linear_on[x] = len(groups) - 1
             for producer in producers(operation):
                 if producer in waiting:
@@ -114,11 +128,20 @@ def group(step: Function) -> list[Group]:
             waiting[operation] = None
         else:
             index = latest(operation)
-            if index >= 0 and groups[index].kind in ("linear", "row_wise"):
+            if index >= 0 and _takes(groups[index], branch_of.get(operation)):
                 join(index, operation)
             else:
                 start("row_wise", operation)
     return groups
+
+
+def _kept(value: SSAValue) -> SSAValue:
+    """The value that memory holds where this one is another view of it."""
+    return _kept(value.owner.inputs[0]) if isinstance(value.owner, Reshape) else value
+
+
+def _takes(group: Group, branch: int | None) -> bool:
+    return group.kind in ("linear", "row_wise") and group.branch == branch
 
 
 def inline(operation: SpecOperation) -> bool:
@@ -158,8 +181,9 @@ def _feeds_one_linear_input(operation: SpecOperation) -> bool:
 class _Emitter:
     """Rewrites `@step` as a sequence of kernels."""
 
-    def __init__(self, step: Function, groups: list[Group]) -> None:
+    def __init__(self, step: Function, groups: list[Group], found: Residual) -> None:
         self.step = step
+        self.stream = {_kept(value): index for index, value in enumerate(found.stream)}
         self.groups = groups
         self.order = {operation: index for index, operation in enumerate(step.body)}
         self.member_of = {operation: index for index, each in enumerate(groups) for operation in each.members}
@@ -188,7 +212,7 @@ class _Emitter:
         needed: list[SSAValue] = []
         for operation in self.groups[index].members:
             needed.extend(value for value in operation.results if _read_outside(value, members))
-        return needed
+        return sorted(needed, key=lambda each: each not in self.stream)
 
     def kernel(self, group: Group, results: list[SSAValue]) -> Kernel:
         body = self.with_inlined(group.members)
@@ -202,7 +226,10 @@ class _Emitter:
         for operation in body:
             clone_with(operation, values, {}, build)
         build.emit(Yield.make(*(values[each] for each in results)))
-        return Kernel.of([self.outside[each] for each in inputs], Region(block), kind=group.kind)
+        marks = {"branch": group.branch} if group.branch is not None else {}
+        if results and results[0] in self.stream:
+            marks["stream"] = self.stream[results[0]]
+        return Kernel.of([self.outside[each] for each in inputs], Region(block), kind=group.kind, **marks)
 
     def with_inlined(self, members: Iterable[SpecOperation]) -> list[SpecOperation]:
         """A group's operations and what it copies, in program order."""

@@ -11,6 +11,7 @@ from forerun.errors import InvalidOptionError
 from forerun.ir import ArgSpecParseError, ModuleOp, functions, parse_pipeline, print_ir, verify, walk
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
+from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
 from forerun.passes.insert_kv_cache import InsertKVCache
 from forerun.passes.plan_memory import PlanMemory
@@ -18,8 +19,10 @@ from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
+from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
+from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
@@ -61,6 +64,9 @@ PASSES: dict[str, type[Pass]] = {
         InsertKVCache,
         TreeMask,
         SelectOutputs,
+        SkipLayers,
+        EarlyExit,
+        ReuseKVCache,
         StoreWeights,
         FuseKernels,
         PlanMemory,

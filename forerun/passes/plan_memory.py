@@ -2,6 +2,9 @@
 
 A kernel's results live from the kernel to their last reader. Buffers are placed largest first, each at the lowest
 offset that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
+
+The values of the residual stream take turns in two buffers that are theirs alone: wherever a branch is left out, the
+next one finds what it adds to in one of them.
 """
 
 from __future__ import annotations
@@ -52,12 +55,18 @@ class PlanMemory(Pass):
         step = function_named(op, "step")
         kernels = [each for each in step.body if isinstance(each, Kernel)]
         order = {each: index for index, each in enumerate(kernels)}
+        stream = {each.results[0]: each.parameter("stream") for each in kernels if "stream" in each.attributes}
+        turns = {index % 2: value for value, index in reversed(stream.items())}  # one for the others of its turn
         buffers = [
-            Buffer(value, self.bytes_of(value), index, max(index, _last_use(value, order, len(kernels))))
+            Buffer(value, self.bytes_of(value), 0, len(kernels))
+            if value in stream
+            else Buffer(value, self.bytes_of(value), index, max(index, _last_use(value, order, len(kernels))))
             for index, kernel in enumerate(kernels)
             for value in kernel.results
+            if value not in stream or turns[stream[value] % 2] is value
         ]
         offsets = place(buffers)
+        offsets |= {value: offsets[turns[index % 2]] for value, index in stream.items()}
         for kernel in kernels:
             if kernel.results:
                 kernel.attributes["offsets"] = encode([offsets[each] for each in kernel.results])

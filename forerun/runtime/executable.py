@@ -10,11 +10,14 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 (a prompt's rows do) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -35,12 +38,50 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch of the target: what turns the stream x into x + f(x)."""
+
+    layer: int
+    kind: str  # "attention", "feed_forward", or "layer" where both add to one x
+    bytes: int  # of the weights that evaluating it reads
+
+
+@dataclass(frozen=True)
+class Part:
+    """The residual branches that a step evaluates: from `enter` up to `leave`, less the skipped ones.
+
+    A branch that is left out leaves the stream as it is, and writes no keys and values. Behind the last one come the
+    final norm and the head, for the rows whose logits are wanted. Entering later than at branch 0, a step is given the
+    rows' stream as an earlier one left it, so that two parts give the bits of the whole.
+    """
+
+    enter: int = 0
+    leave: int | None = None  # None: up to the last
+    skipped: frozenset[int] = frozenset()
+
+    def branches(self, count: int) -> list[int]:
+        """The branches evaluated, of `count`; `InvalidOptionError` where the part does not fit them."""
+        leave = count if self.leave is None else self.leave
+        if not 0 <= self.enter <= leave <= count:
+            raise InvalidOptionError(
+                f"a part from branch {self.enter} to {leave} does not fit the {count} residual branches: "
+                f"give 0 <= enter <= leave <= {count}"
+            )
+        return [branch for branch in range(self.enter, leave) if branch not in self.skipped]
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class StepResult:
     """Row m belongs to row `outputs[m]` of the step. The arrays are valid until the next step."""
 
     logits: Float32  # [M, V]
     candidates: Int32  # [M, K] the K largest logits' token ids, largest first, the lower id first among equals
     candidate_logits: Float32  # [M, K]
+    hidden: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """[N, D] the residual stream behind the last branch evaluated; empty where the graph has no such stream."""
 
 
 class Executable(Protocol):
@@ -53,13 +94,18 @@ class Executable(Protocol):
     max_length: int  # positions a sequence may have
     vocabulary: int  # V
     candidates: int  # K
+    branches: Sequence[Branch]  # of the residual stream; none where the graph has no such stream
+    width: int  # D, the features of the stream; 0 where there is none
 
     def new_state(self, blocks: int) -> Any:
         """A cache of `blocks * P` slots."""
         ...
 
-    def run(self, state: Any, rows: Rows) -> StepResult:
-        """Write the rows' keys and values to their slots, then evaluate the target at the rows."""
+    def run(self, state: Any, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+        """Write the rows' keys and values to their slots, and evaluate the target, or a part of it, at the rows.
+
+        `hidden` [N, D] is the rows' stream where the part enters; it is given if and only if that is behind branch 0.
+        """
         ...
 
     def copy_slots(self, state: Any, source: Int32, destination: Int32) -> None:

@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forerun.codegen.tvm.parts import PartProgram, part_program
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import InvalidOptionError, TooLongError
-from forerun.runtime.executable import Int32, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+
+PARTS_KEPT = 1024
+"""Programs of parts that are kept for the next time."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class TvmExecutable:
         self._inputs = np.zeros(step.inputs, np.int32)
         self._sizes = np.zeros(max(1, len(step.symbols)), np.int32)
         self._bindings: dict[str, int] = {}
+        self._parts: dict[Part, tuple[PartProgram, Any]] = {}
+        self.branches, self.width = self._read_branches(), step.width
         self._bind_memory()
 
     def _bind_memory(self) -> None:
@@ -87,17 +93,45 @@ class TvmExecutable:
         numbers = torch.zeros(max(1, blocks) * self.step.record)
         return State(numbers, tvm_ffi.from_dlpack(numbers))
 
-    def run(self, state: State, rows: Rows) -> StepResult:
-        """One step. The arrays of the result are views, valid until the next step."""
+    def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+        """One step, or a part of it. The arrays of the result are views, valid until the next step."""
+        program, shared = self._part(part)
+        if (hidden is None) != (program.given is None):
+            raise InvalidOptionError(
+                f"a part that enters at branch {part.enter} {'needs' if part.enter else 'takes no'} hidden"
+            )
         self._load(rows)
-        self._call(state, 0, len(self.step.program))
+        if hidden is not None and program.given is not None:
+            self._stream(program.given, len(rows.tokens))[:] = hidden
+        self._call(state, 0, len(program.calls), shared)
         values = [self._view(value) for value in self.step.returned]
         empty = np.zeros((len(rows.outputs), 0))
         ids: Any = values[1] if len(values) > 1 else empty.astype(np.int32)
         chosen: Any = values[2] if len(values) > 2 else empty.astype(np.float32)
         if len(values) > 2 and ids.dtype != np.int32:
             ids, chosen = chosen, ids
-        return StepResult(values[0], ids, chosen)
+        return StepResult(values[0], ids, chosen, self._stream(program.left, len(rows.tokens)))
+
+    def _part(self, part: Part) -> tuple[PartProgram, Any]:
+        if part not in self._parts:
+            if len(self._parts) >= PARTS_KEPT:
+                del self._parts[next(iter(self._parts))]
+            program = part_program(self.step, part)
+            self._parts[part] = program, tvm_ffi.from_dlpack(torch.from_numpy(program.calls))
+        return self._parts[part]
+
+    def _stream(self, offset: int | None, rows: int) -> Float32:
+        """[N, D]"""
+        start = offset or 0
+        return self._arena_numbers[start : start + rows * self.width].reshape(rows, self.width)
+
+    def _read_branches(self) -> tuple[Branch, ...]:
+        sizes = self.step.weight_sizes()
+        read = [0] * len(self.step.branches)
+        for kernel in self.step.kernels:
+            if kernel.branch is not None:
+                read[kernel.branch] += sum(sizes[name] for name in kernel.weights) * NUMBER
+        return tuple(Branch(*each, count) for each, count in zip(self.step.branches, read, strict=True))
 
     def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
@@ -172,9 +206,9 @@ class TvmExecutable:
             self._sizes[index] = bindings[name]
         self._bindings = bindings
 
-    def _call(self, state: State, first: int, last: int) -> None:
+    def _call(self, state: State, first: int, last: int, program: Any = None) -> None:
         self._run(
-            self._shared_program,
+            program or self._shared_program,
             self._shared_sizes,
             *self._shared,
             state.shared,

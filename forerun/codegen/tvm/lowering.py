@@ -125,8 +125,12 @@ class Lowering:
             for number, plan in enumerate(self._plans)
         ]
         program, spans = self._program(places)
+        stream = {
+            plan.region.results[0][1]: plan.region.stream for plan in self._plans if plan.region.stream is not None
+        }
+        first = next(iter(stream), None)
         kernels = [
-            self._kernel(plan, self._structures[text], span, offsets)
+            self._kernel(plan, self._structures[text], span, offsets, stream)
             for plan, text, span in zip(self._plans, self._texts, spans, strict=True)
         ]
         return CompiledStep(
@@ -140,6 +144,9 @@ class Lowering:
             packed=packed,
             arena=arena.size,
             inputs=inputs,
+            branches=self._function.parameter("branches", ()),
+            stream=tuple({number % 2: offsets[value] for value, number in stream.items()}.values()),
+            width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             record=layout.record,
             words=layout.words,
             block=layout.block,
@@ -180,13 +187,32 @@ class Lowering:
                 rows.append([first_functions[text] + phase, *offsets, *[0] * (width - 1 - len(offsets))])
         return np.array(rows, np.int64).reshape(-1, width), spans
 
-    def _kernel(self, plan: Plan, structure: int, span: tuple[int, int], offsets: Mapping[ir.SSAValue, int]) -> Kernel:
+    def _kernel(
+        self,
+        plan: Plan,
+        structure: int,
+        span: tuple[int, int],
+        offsets: Mapping[ir.SSAValue, int],
+        stream: Mapping[ir.SSAValue, int],
+    ) -> Kernel:
         results = tuple(
             _value(outer, outer.name_hint or f"result_{number}", offsets)
             for number, (_, outer) in enumerate(plan.region.results)
         )
         weights, moved, history = _linear_weights(plan), _moved_shapes(plan), _history_numbers(plan)
-        return Kernel(plan.region.name, structure, span, results, weights, moved, history)
+        names = [stream.get(slot.key) if slot.kind == "value" else None for slot in plan.slots]
+        return Kernel(
+            plan.region.name,
+            structure,
+            span,
+            results,
+            weights,
+            moved,
+            history,
+            branch=plan.region.branch,
+            streams=tuple((1 + column, number) for column, number in enumerate(names) if number is not None),
+            begins=plan.region.stream == 0 and len(results) == 1,
+        )
 
 
 def _value(value: ir.SSAValue, name: str, offsets: Mapping[ir.SSAValue, int]) -> Value:

@@ -76,6 +76,8 @@ class Region:
     operations: list[ir.SpecOperation]
     arguments: dict[ir.SSAValue, ir.SSAValue]  # the body's value -> the function's value
     results: list[tuple[ir.SSAValue, ir.SSAValue]]  # yielded value, the function's value
+    branch: int | None = None  # the residual branch that it belongs to
+    stream: int | None = None  # its first result is this value of the residual stream
 
 
 @dataclass

@@ -46,6 +46,9 @@ class Kernel:
     weights: tuple[str, ...]  # of its linears: read whole, whatever the rows
     moved: tuple[tuple[ir.Dim, ...], ...]  # the shapes of its inputs and results, each once
     history: int  # cached numbers that its attention reads for each position of a history
+    branch: int | None  # the residual branch that it belongs to
+    streams: tuple[tuple[int, int], ...]  # columns of the program that name a value of the stream, and which one
+    begins: bool  # whether the stream's first value is all that it gives
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class CompiledStep:
     packed: int  # what they take together, `SPARE` included
     arena: int
     inputs: int
+    branches: tuple[tuple[int, str], ...]  # the layer and the kind of each residual branch
+    stream: tuple[int, ...]  # the two buffers in which the residual stream's values take turns, or none
+    width: int  # features of the stream
     record: int  # the cache of one block
     words: NDArray[np.int64]  # [P, w] the places in a record of what is cached at a lane
     block: int

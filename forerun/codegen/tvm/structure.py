@@ -26,7 +26,9 @@ def regions(function: ir.Function) -> list[Region]:
             results = [(value, value) for value in operation.results]
             body = [operation]
         kind = operation.parameter("kind") if isinstance(operation, ir.Kernel) else None
-        found.append(Region(f"{kind or operation.mnemonic}_{len(found)}", body, arguments, results))
+        name = f"{kind or operation.mnemonic}_{len(found)}"
+        marks = operation.parameter("branch"), operation.parameter("stream")
+        found.append(Region(name, body, arguments, results, *marks))
     return found
 
 

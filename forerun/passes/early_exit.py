@@ -1,0 +1,32 @@
+"""early_exit: derives `@draft` from `@step` as a prefix of its residual branches with the model's own norm and head.
+
+After Elhoushi et al., "LayerSkip" (arXiv 2404.16710): drafting stops at a layer, verification does the remaining ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import Context, ModuleOp
+from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.residual import residual
+from forerun.passes.skip_layers import derive_draft
+
+
+@dataclass(frozen=True)
+class EarlyExit(Pass):
+    """`layers`: how many of the first layers `@draft` has."""
+
+    name: ClassVar[str] = "early-exit"
+
+    layers: int = 1
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        branches = residual(function_named(op, "step")).branches
+        count = 1 + max((each.layer for each in branches), default=-1)
+        if not 0 <= self.layers <= count:
+            raise InvalidOptionError(f"@step has {count} layers; it cannot exit after {self.layers}.")
+        left_out = [number for number, each in enumerate(branches) if each.layer >= self.layers]
+        derive_draft(op, left_out, pass_context(ctx))

@@ -1,0 +1,154 @@
+"""The residual stream of a step, found in its graph: v[i + 1] = v[i] + f[i](v[i]).
+
+Every path from the tokens to the logits runs through each stream value, so that they are dominators of the logits on
+the graph of definitions, uses and cache writes (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001,
+by networkx). Among those, a value that is a sum with the last stream value as an addend is the next one. What lies
+between two of them is a branch: it can be left out, and then v[i + 1] is v[i].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import networkx as nx
+
+from forerun.ir import (
+    CacheWrite,
+    Function,
+    Linear,
+    Map,
+    ModuleOp,
+    SpecOperation,
+    SSAValue,
+    TreeAttention,
+    functions,
+    tensor_type,
+    walk,
+)
+
+ATTENTION, FEED_FORWARD, LAYER = "attention", "feed_forward", "layer"
+"""What a branch holds; a parallel residual has all of a layer in one."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What turns v[i] into v[i + 1], the sum included."""
+
+    layer: int  # the attentions before it, its own not counted, and none of them lower
+    kind: str
+    operations: frozenset[SpecOperation]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A stream of n + 1 values and the n branches between them; neither where the graph has none."""
+
+    stream: tuple[SSAValue, ...]
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A branch of a step whose operations are in kernels."""
+
+    layer: int
+    kind: str
+    kernels: int
+    linears: int
+    weights: int  # numbers that its linears read
+
+
+def summary(module: ModuleOp) -> list[Summary]:
+    """The branches of `@step` behind fuse-kernels; none where it has no residual stream."""
+    step = functions(module)["step"]
+    found: list[Summary] = []
+    for number, (layer, kind) in enumerate(step.parameter("branches", ())):
+        kernels = [each for each in step.body if each.parameter("branch") == number]
+        linears = [each for each in walk(kernels) if isinstance(each, Linear)]
+        numbers = sum(prod(map(int, tensor_type(each.inputs[1]).dims)) for each in linears)
+        found.append(Summary(layer, kind, len(kernels), len(linears), numbers))
+    return found
+
+
+def residual(step: Function) -> Residual:
+    """The residual stream of a function of rows: of `@step`, before its operations are in kernels."""
+    graph = _flow(step)
+    logits = step.returned[0].owner
+    if logits not in graph:
+        return Residual((), ())
+    dominators = nx.immediate_dominators(graph, step)
+    chain: list[SSAValue] = []
+    here = logits
+    while here is not step:
+        assert isinstance(here, SpecOperation)
+        if len(here.results) == 1:
+            chain.append(here.results[0])
+        here = dominators[here]
+    stream: list[SSAValue] = []
+    last: SSAValue | None = None
+    for value in reversed(chain):
+        terms = addends(value)
+        added = [each for each in terms if each is not last and each.owner in graph]
+        if added and any(each is last for each in terms):
+            stream.extend(each for each in (last, value) if each is not None and each not in stream[-1:])
+            last = value
+        elif not stream:
+            last = value
+    branches: list[Branch] = []
+    layers = 0
+    for before, after in pairwise(stream):
+        operations = _between(graph, before, after)
+        attends = any(isinstance(each, TreeAttention) for each in operations)
+        parts = [each for each in addends(after) if each is not before and each.owner in graph]
+        layers += attends
+        kind = FEED_FORWARD if not attends else ATTENTION if len(parts) == 1 else LAYER
+        branches.append(Branch(max(0, layers - 1), kind, operations))
+    return Residual(tuple(stream), tuple(branches))
+
+
+def addends(value: SSAValue) -> list[SSAValue]:
+    """The terms of a sum of values of one shape; partial sums that nothing else reads are taken apart."""
+    owner = value.owner
+    if not (isinstance(owner, Map) and owner.parameter("function") == "add"):
+        return []
+    found: list[SSAValue] = []
+    for operand in owner.inputs:
+        if tensor_type(operand).dims != tensor_type(value).dims:
+            return []
+        inner = addends(operand) if len(list(operand.uses)) == 1 else []
+        found.extend(inner or [operand])
+    return found
+
+
+def _flow(step: Function) -> nx.DiGraph:
+    """What depends on the tokens: definition to use, cache write to attention. The function is the root."""
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_node(step)
+    tokens = step.argument("tokens")
+    writes: dict[str, SpecOperation] = {}
+    for operation in step.body:
+        sources: list[object] = [step for each in operation.operands if each is tokens]
+        sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
+        if isinstance(operation, TreeAttention) and (write := writes.get(operation.parameter("symbol"))):
+            sources.append(write)
+        if sources and not operation.ends_body:
+            graph.add_edges_from((source, operation) for source in sources)
+            if isinstance(operation, CacheWrite):
+                writes[operation.parameter("symbol")] = operation
+    return graph
+
+
+def _between(graph: nx.DiGraph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
+    """What leads from one stream value to the next."""
+    found: set[SpecOperation] = set()
+    pending = [after.owner]
+    while pending:
+        operation = pending.pop()
+        if operation is before.owner or operation in found:
+            continue
+        assert isinstance(operation, SpecOperation)
+        found.add(operation)
+        pending.extend(graph.predecessors(operation))
+    return frozenset(found)

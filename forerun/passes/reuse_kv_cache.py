@@ -1,0 +1,115 @@
+"""reuse_kv_cache: what `@draft` has computed bit for bit as `@step` would is not computed again in verification.
+
+Both functions are numbered together: two values have one number if they are the same operation on operands of the same
+numbers, and an attention if the same keys and values were written to its cache as well. By row determinism equal
+numbers are equal bits. `@resume` is `@step` from where the numbers part: the last equal values that it needs become
+its arguments, and the cache writes behind which they stand have been done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import (
+    CacheWrite,
+    Context,
+    Function,
+    Linear,
+    ModuleOp,
+    Rewriter,
+    SpecOperation,
+    SSAValue,
+    TreeAttention,
+    functions,
+    tensor_type,
+)
+from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.canonicalize import clean
+from forerun.passes.skip_layers import copied
+
+Number = int
+
+
+@dataclass(frozen=True)
+class ReuseKVCache(Pass):
+    """`@resume` from `@draft` and `@step`, where the draft's work can be used."""
+
+    name: ClassVar[str] = "reuse-kv-cache"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        step, draft = function_named(op, "step"), function_named(op, "draft")
+        if "resume" in functions(op):
+            raise InvalidOptionError("The module has a @resume already; derive one at a time.")
+        table: dict[Hashable, Number] = {}
+        known = set(number(draft, table).values())
+        resume = copied(step, "resume")
+        numbers = number(resume, table)
+        dependent = on_tokens(resume)
+        equal = [each for each in resume.body if each in numbers and numbers[each] in known]
+        rest = (each for each in resume.body if each in numbers and numbers[each] not in known)
+        parted = next((each for each in rest if dependent.intersection(each.operands)), None)
+        linears = [each for each in resume.body if isinstance(each, Linear)]
+        spared = sum(isinstance(each, Linear) for each in equal)
+        note = pass_context(ctx).note
+        shown = "" if parted is None else f"; they part at {_shown(parted)}"
+        if spared == 0:
+            note(f"nothing that @draft computes can be used by @step{shown}")
+            return
+        _enter(resume, set(equal), dependent)
+        op.body.block.insert_op_after(resume, step)
+        note(f"@resume has {len(linears) - spared} of {len(linears)} linears, @draft did the others{shown}")
+
+
+def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperation, Number]:
+    """The number of each operation of a function, but for its return; `table` has the numbers given so far."""
+
+    def of(key: Hashable) -> Number:
+        return table.setdefault(key, len(table))
+
+    values: dict[SSAValue, Hashable] = {each: ("argument", each.name_hint) for each in function.block.args}
+    written: dict[str, tuple[Number, ...]] = {}
+    numbers: dict[SpecOperation, Number] = {}
+    for operation in function.body:
+        if operation.ends_body:
+            continue
+        symbol = operation.parameter("symbol")
+        attributes = tuple(sorted((name, str(each)) for name, each in operation.attributes.items()))
+        seen = written.get(symbol, ()) if isinstance(operation, TreeAttention) else ()
+        own = of((operation.name, attributes, tuple(values[each] for each in operation.operands), seen))
+        numbers[operation] = own
+        values.update((result, (own, index)) for index, result in enumerate(operation.results))
+        if isinstance(operation, CacheWrite):
+            written[symbol] = (*written.get(symbol, ()), own)
+    return numbers
+
+
+def on_tokens(function: Function) -> set[SSAValue]:
+    """The values that depend on the tokens: those of positions alone cost nothing to have again."""
+    found: set[SSAValue] = {function.argument("tokens")}
+    for operation in function.body:
+        if found.intersection(operation.operands) or isinstance(operation, TreeAttention):
+            found.update(operation.results)
+    return found
+
+
+def _enter(resume: Function, done: set[SpecOperation], dependent: set[SSAValue]) -> None:
+    """Turn what is done into arguments, where the rest reads it and it depends on the tokens."""
+    for operation in [each for each in resume.body if each in done]:
+        for value in operation.results:
+            readers = {use.operation for use in value.uses} - done
+            if value not in dependent or not readers:
+                continue
+            argument = resume.block.insert_arg(tensor_type(value), len(resume.block.args))
+            argument.name_hint = value.name_hint or "hidden"
+            value.replace_all_uses_with(argument)
+        if isinstance(operation, CacheWrite):
+            Rewriter.erase_op(operation)
+    clean(resume)
+
+
+def _shown(operation: SpecOperation) -> str:
+    names = ", ".join(f"%{each.name_hint or '?'}" for each in operation.results)
+    return f"{names or operation.name} ({operation.mnemonic})"

@@ -1,0 +1,68 @@
+"""skip_layers: derives `@draft` from `@step` by leaving out residual branches; weights and caches are shared.
+
+After Zhang et al., "Draft & Verify" (arXiv 2309.08168): a model drafts for itself with some of its attentions and
+feed-forward parts skipped. Which ones is the caller's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forerun.errors import InvalidOptionError
+from forerun.ir import (
+    CacheWrite,
+    Context,
+    Function,
+    ModuleOp,
+    Rewriter,
+    Symbol,
+    encode,
+    functions,
+)
+from forerun.passes.base import Pass, PassContext, function_named, pass_context
+from forerun.passes.canonicalize import clean
+from forerun.passes.residual import residual
+
+
+@dataclass(frozen=True)
+class SkipLayers(Pass):
+    """`branches`: the residual branches that `@draft` leaves out, by number."""
+
+    name: ClassVar[str] = "skip-layers"
+
+    branches: tuple[int, ...] = ()
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        derive_draft(op, self.branches, pass_context(ctx))
+
+
+def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContext) -> Function:
+    """`@draft`: `@step` without the skipped branches. Raises `InvalidOptionError` for a branch that it lacks."""
+    step = function_named(module, "step")
+    if "draft" in functions(module):
+        raise InvalidOptionError("The module has a @draft already; derive one draft at a time.")
+    draft = copied(step, "draft")
+    found = residual(draft)
+    wrong = sorted(each for each in skipped if not 0 <= each < len(found.branches))
+    if wrong:
+        raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and none of number {wrong[0]}.")
+    for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use
+        found.stream[number + 1].replace_all_uses_with(found.stream[number])
+        for operation in found.branches[number].operations:
+            if isinstance(operation, CacheWrite):
+                Rewriter.erase_op(operation)
+    module.body.block.insert_op_after(draft, step)
+    clean(draft)
+    context.note(f"@draft leaves out {len(skipped)} of {len(found.branches)} residual branches")
+    return draft
+
+
+def copied(function: Function, name: str) -> Function:
+    """A copy of a function under another name; arguments and values keep theirs."""
+    copy = function.clone()
+    copy.attributes["symbol"] = encode(Symbol(name))
+    for old, new in zip(function.block.args, copy.block.args, strict=True):
+        new.name_hint = old.name_hint
+    return copy

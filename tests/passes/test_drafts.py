@@ -1,0 +1,105 @@
+"""A derived draft means what the same part of the step means, and resuming behind a draft is the step."""
+
+import numpy as np
+import pytest
+import torch
+
+from forerun import ir
+from forerun.codegen.reference import ARGUMENTS, ReferenceExecutable
+from forerun.passes.base import PassContext
+from forerun.passes.early_exit import EarlyExit
+from forerun.passes.pipeline import step_pipeline
+from forerun.passes.residual import residual
+from forerun.passes.reuse_kv_cache import ReuseKVCache
+from forerun.passes.skip_layers import SkipLayers
+from forerun.runtime.executable import Part, Rows
+from tests.passes.programs import BLOCK, LENGTH, program
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "bloom")
+ROWS = 5
+
+
+def lowered(family: str, fused: bool) -> tuple[ir.ModuleOp, PassContext]:
+    """The module before its kernels are formed, or behind all passes."""
+    changed = program(family)
+    context = PassContext(changed.weights.__getitem__, max_length=LENGTH)
+    passes = step_pipeline(max_rows=16, max_outputs=8, block=BLOCK, candidates=4)
+    end = len(passes) if fused else [each.name for each in passes].index("fuse-kernels")
+    for each in passes[:end]:
+        each.apply(context, changed.module)
+    ir.verify(changed.module)
+    return changed.module, context
+
+
+def rows() -> Rows:
+    """One prompt at home, all of its logits wanted."""
+    positions = np.arange(ROWS, dtype=np.int32)
+    return Rows(
+        tokens=np.array([5, 9, 2, 7, 11], np.int32),
+        positions=positions,
+        sequences=np.zeros(ROWS, np.int32),
+        slots=positions,
+        bases=positions + 1,
+        paths=np.zeros((ROWS, 1), np.int32),
+        block_tables=np.arange(4, dtype=np.int32)[None],
+        outputs=positions,
+    )
+
+
+def evaluated(module: ir.ModuleOp, context: PassContext, name: str, *more: torch.Tensor) -> list[torch.Tensor]:
+    inputs = [torch.from_numpy(getattr(rows(), each)) for each in ARGUMENTS]
+    weights = ir.with_derived(module, context.weights)
+    environment = ir.Environment(weights, ir.new_caches(module, 4 * BLOCK))
+    return ir.evaluate(module, name, [*inputs, *more], environment)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_is_the_part_of_the_step(family: str) -> None:
+    planned, context = lowered(family, fused=True)
+    executable = ReferenceExecutable(
+        planned, ir.with_derived(planned, context.weights), max_rows=16, max_outputs=8, max_path=8, max_length=LENGTH
+    )
+    count = len(executable.branches)
+    for skipped in ({0}, {count - 1}, set(range(0, count, 2))):
+        module, context = lowered(family, fused=False)
+        SkipLayers(tuple(skipped)).apply(context, module)
+        ir.verify(module)
+        logits = evaluated(module, context, "draft")[0].numpy()
+        part = executable.run(executable.new_state(4), rows(), Part(skipped=frozenset(skipped)))
+        assert np.array_equal(logits.reshape(part.logits.shape).view(np.uint32), part.logits.view(np.uint32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resuming_after_an_early_exit_is_the_step(family: str) -> None:
+    module, context = lowered(family, fused=False)
+    expected = evaluated(module, context, "step")
+    stream = residual(ir.functions(module)["step"])
+    EarlyExit(layers=1).apply(context, module)
+    ReuseKVCache().apply(context, module)
+    ir.verify(module)
+    resume = ir.functions(module)["resume"]
+    step = ir.functions(module)["step"]
+    (hidden,) = resume.block.args[len(step.block.args) :]
+    exit_value = stream.stream[sum(each.layer < 1 for each in stream.branches)]
+    inputs = [torch.from_numpy(getattr(rows(), each)) for each in ARGUMENTS]
+    environment = ir.Environment(ir.with_derived(module, context.weights), ir.new_caches(module, 4 * BLOCK))
+    writes = [each for each in ir.functions(module)["draft"].body if isinstance(each, ir.CacheWrite)]
+    assert len(writes) == 1
+    ir.evaluate(module, "draft", inputs, environment)  # writes the keys and values that the slice below reads
+    values, inner = ir.called(module, step, inputs, environment)
+    ir.run_body(ir.backward_slice(exit_value), values, inner, keep={exit_value})
+    found = ir.evaluate(module, "resume", [*inputs, values[exit_value].reshape(hidden_sizes(hidden))], environment)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def hidden_sizes(value: ir.SSAValue) -> list[int]:
+    return ir.tensor_type(value).sizes({"N": ROWS})
+
+
+def test_a_skipped_first_branch_leaves_nothing_to_reuse() -> None:
+    module, context = lowered("llama", fused=False)
+    SkipLayers((0,)).apply(context, module)
+    ReuseKVCache().apply(context, module)
+    assert "resume" not in ir.functions(module)
+    assert "nothing that @draft computes can be used by @step; they part at" in context.notes[-1]
