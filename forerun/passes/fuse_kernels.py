@@ -135,11 +135,6 @@ def group(step: Function, found: Residual) -> list[Group]:
     return groups
 
 
-def _kept(value: SSAValue) -> SSAValue:
-    """The value that memory holds where this one is another view of it."""
-    return _kept(value.owner.inputs[0]) if isinstance(value.owner, Reshape) else value
-
-
 def _takes(group: Group, branch: int | None) -> bool:
     return group.kind in ("linear", "row_wise") and group.branch == branch
 
@@ -183,7 +178,7 @@ class _Emitter:
 
     def __init__(self, step: Function, groups: list[Group], found: Residual) -> None:
         self.step = step
-        self.stream = {_kept(value): index for index, value in enumerate(found.stream)}
+        self.stream = {value: index for index, value in enumerate(found.stream)}
         self.groups = groups
         self.order = {operation: index for index, operation in enumerate(step.body)}
         self.member_of = {operation: index for index, each in enumerate(groups) for operation in each.members}

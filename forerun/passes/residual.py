@@ -20,6 +20,7 @@ from forerun.ir import (
     Linear,
     Map,
     ModuleOp,
+    Reshape,
     SpecOperation,
     SSAValue,
     TreeAttention,
@@ -83,7 +84,7 @@ def residual(step: Function) -> Residual:
     here = logits
     while here is not step:
         assert isinstance(here, SpecOperation)
-        if len(here.results) == 1:
+        if len(here.results) == 1 and not isinstance(here, Reshape):
             chain.append(here.results[0])
         here = dominators[here]
     stream: list[SSAValue] = []
@@ -109,7 +110,10 @@ def residual(step: Function) -> Residual:
 
 
 def addends(value: SSAValue) -> list[SSAValue]:
-    """The terms of a sum of values of one shape; partial sums that nothing else reads are taken apart."""
+    """The terms of a sum of values of one shape, other views of a value being the value itself.
+
+    Partial sums that nothing else reads are taken apart.
+    """
     owner = value.owner
     if not (isinstance(owner, Map) and owner.parameter("function") == "add"):
         return []
@@ -118,8 +122,13 @@ def addends(value: SSAValue) -> list[SSAValue]:
         if tensor_type(operand).dims != tensor_type(value).dims:
             return []
         inner = addends(operand) if len(list(operand.uses)) == 1 else []
-        found.extend(inner or [operand])
+        found.extend(inner or [viewed(operand)])
     return found
+
+
+def viewed(value: SSAValue) -> SSAValue:
+    """What a value is a reshape of, or the value itself."""
+    return viewed(value.owner.inputs[0]) if isinstance(value.owner, Reshape) else value
 
 
 def _flow(step: Function) -> nx.DiGraph:

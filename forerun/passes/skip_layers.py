@@ -12,14 +12,19 @@ from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import (
+    Builder,
     CacheWrite,
     Context,
     Function,
+    InsertPoint,
     ModuleOp,
     Rewriter,
+    SpecOperation,
+    SSAValue,
     Symbol,
     encode,
     functions,
+    tensor_type,
 )
 from forerun.passes.base import Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
@@ -49,7 +54,7 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
     if wrong:
         raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and none of number {wrong[0]}.")
     for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use
-        found.stream[number + 1].replace_all_uses_with(found.stream[number])
+        _replace(found.stream[number + 1], found.stream[number])
         for operation in found.branches[number].operations:
             if isinstance(operation, CacheWrite):
                 Rewriter.erase_op(operation)
@@ -57,6 +62,14 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
     clean(draft)
     context.note(f"@draft leaves out {len(skipped)} of {len(found.branches)} residual branches")
     return draft
+
+
+def _replace(value: SSAValue, by: SSAValue) -> None:
+    """Use one value of the stream for another, which may have more dimensions of size one."""
+    assert isinstance(value.owner, SpecOperation)
+    if by.type != value.type:
+        by = Builder(InsertPoint.after(value.owner)).reshape(by, tensor_type(value).dims)
+    value.replace_all_uses_with(by)
 
 
 def copied(function: Function, name: str) -> Function:

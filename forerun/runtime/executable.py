@@ -10,7 +10,6 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 (a prompt's rows do) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -94,7 +93,7 @@ class Executable(Protocol):
     max_length: int  # positions a sequence may have
     vocabulary: int  # V
     candidates: int  # K
-    branches: Sequence[Branch]  # of the residual stream; none where the graph has no such stream
+    branches: tuple[Branch, ...]  # of the residual stream; none where the graph has no such stream
     width: int  # D, the features of the stream; 0 where there is none
 
     def new_state(self, blocks: int) -> Any:

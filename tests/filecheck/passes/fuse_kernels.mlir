@@ -29,14 +29,14 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: spec.weight @query {shape = [4, 4], dtype = "f32"}
 // CHECK-NEXT: spec.weight @key {shape = [4, 4], dtype = "f32"}
 // CHECK-NEXT: spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
-// CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %block_tables: !spec.tensor<[S, B], i32>) {
-// CHECK-NEXT: %x = spec.kernel(%tokens) {kind = "row_wise"} {
+// CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %block_tables: !spec.tensor<[S, B], i32>) attributes {branches = [[0, "attention"]]} {
+// CHECK-NEXT: %x = spec.kernel(%tokens) {kind = "row_wise", stream = 0} {
 // CHECK-NEXT: ^bb0(%tokens_1: !spec.tensor<[N], i32>):
 // CHECK-NEXT: %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
 // CHECK-NEXT: %x_1 = spec.gather(%table, %tokens_1) -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: spec.yield(%x_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
-// CHECK-NEXT: %q = spec.kernel(%x, %slots) {kind = "linear"} {
+// CHECK-NEXT: %q = spec.kernel(%x, %slots) {kind = "linear", branch = 0} {
 // CHECK-NEXT: ^bb0(%x_2: !spec.tensor<[N, 4], f32>, %slots_1: !spec.tensor<[N], i32>):
 // CHECK-NEXT: %normed = spec.rms_norm(%x_2) {eps = 1.0e-05} -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %wq = spec.parameter @query() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
@@ -47,13 +47,13 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: spec.cache_write @attention.0(%keys, %keys, %slots_1)
 // CHECK-NEXT: spec.yield(%q_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
-// CHECK-NEXT: %attended = spec.kernel(%q, %positions, %sequences, %bases, %paths, %block_tables) {kind = "attention"} {
+// CHECK-NEXT: %attended = spec.kernel(%q, %positions, %sequences, %bases, %paths, %block_tables) {kind = "attention", branch = 0} {
 // CHECK-NEXT: ^bb0(%q_2: !spec.tensor<[N, 4], f32>, %positions_1: !spec.tensor<[N], i32>, %sequences_1: !spec.tensor<[N], i32>, %bases_1: !spec.tensor<[N], i32>, %paths_1: !spec.tensor<[N, D], i32>, %block_tables_1: !spec.tensor<[S, B], i32>):
 // CHECK-NEXT: %queries = spec.reshape(%q_2) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: %attended_1 = spec.tree_attention @attention.0(%queries, %positions_1, %sequences_1, %bases_1, %paths_1, %block_tables_1) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: spec.yield(%attended_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 1, 4], f32>
-// CHECK-NEXT: %sum = spec.kernel(%attended, %x) {kind = "linear"} {
+// CHECK-NEXT: %sum = spec.kernel(%attended, %x) {kind = "linear", branch = 0, stream = 1} {
 // CHECK-NEXT: ^bb0(%attended_2: !spec.tensor<[N, 1, 4], f32>, %x_3: !spec.tensor<[N, 4], f32>):
 // CHECK-NEXT: %wq_1 = spec.parameter @query() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
 // CHECK-NEXT: %flat = spec.reshape(%attended_2) {shape = ["N", 4]} -> !spec.tensor<[N, 4], f32>
