@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from forerun import prebuilt
 from forerun.errors import InvalidOptionError, UnknownTargetError
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
@@ -17,6 +18,7 @@ from forerun.frontends.weights import program_weights
 from forerun.ir import ModuleOp, verify, with_derived
 from forerun.passes.base import PassContext
 from forerun.passes.pipeline import PassRecord, run_pipeline, step_pipeline
+from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
@@ -83,13 +85,32 @@ def compile(
     chosen = resolve_strategy(strategy)
     target = resolve_target(target)
     progress = progress or open_progress()
+    built = build(source, dtype, target, max_length, dump_dir, progress)
+    engine = Engine(built.executable)
+    cost = measure_cost(engine, progress) if chosen.needs_cost else None
+    drafter, policy = chosen.build(built.executable, cost)
+    return CompiledModel(built.executable, drafter, policy, built.tokenizer, built.eos_token_ids, cost, engine)
+
+
+def build(
+    source: Any, dtype: str, target: str, max_length: int, dump_dir: str | os.PathLike[str] | None, progress: Progress
+) -> Built:
+    """Front half and back half; what they make of a path is kept on disk and found there the next time."""
+    kept = None
+    if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
+        kept = prebuilt.folder_for(Path(source).expanduser(), dtype=dtype, max_length=max_length)
+    if kept is not None:
+        with progress.stage("read compiled model"):
+            found = prebuilt.load(kept)
+        if found is not None:
+            return found
     lowered = lower(source, dtype, max_length, dump_dir, progress)
     executable = generate_code(lowered, target, dump_dir, progress)
-    engine = Engine(executable)
-    cost = measure_cost(engine, progress) if chosen.needs_cost else None
-    drafter, policy = chosen.build(executable, cost)
-    opened = lowered.source
-    return CompiledModel(executable, drafter, policy, opened.tokenizer, opened.eos_token_ids, cost, engine)
+    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
+    if kept is not None:
+        with progress.stage("keep compiled model"):
+            prebuilt.save(kept, built)
+    return built
 
 
 def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:

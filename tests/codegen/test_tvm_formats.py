@@ -98,7 +98,7 @@ def test_a_decoder_with_stored_weights_is_certified_and_agrees_with_the_interpre
     stored(module, "bf16", *names)
     executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     full = compile_step(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
-    assert executable._weights.numel() < 0.6 * full._weights.numel()
+    assert executable.weights.numel() < 0.6 * full.weights.numel()
     report = certify(executable, cases=10, seed=1)
     assert report.exact, str(report)
     rows = prompt_rows(np.arange(20) * 7, 0, list(range(8)))

@@ -61,7 +61,7 @@ class TvmExecutable:
         self.vocabulary, self.candidates = step.vocabulary, step.candidates
         self._code = code  # the entry lives as long as its module
         self._run = code[ENTRY]
-        self._weights = weights
+        self.weights = weights
         self._threads = _set_threads(threads)
         self._arena = torch.empty(max(1, step.arena))
         self._arena_numbers = self._arena.numpy()
@@ -74,7 +74,7 @@ class TvmExecutable:
         self._bind_memory()
 
     def _bind_memory(self) -> None:
-        numbers = self._weights
+        numbers = self.weights
         self._shared = [
             tvm_ffi.from_dlpack(each)
             for each in (numbers, numbers.view(torch.int32), self._arena, self._arena.view(torch.int32))
@@ -86,7 +86,7 @@ class TvmExecutable:
     @property
     def weight_bytes(self) -> int:
         """What the packed weights take."""
-        return self._weights.nbytes
+        return self.weights.nbytes
 
     def new_state(self, blocks: int) -> State:
         """A cache of `blocks * P` slots, all zero."""
