@@ -86,8 +86,8 @@ class CompiledStep:
 
     def weight_sizes(self) -> dict[str, int]:
         """What each weight takes, to the next one's offset."""
-        ends = [*list(self.weights.values())[1:], self.packed - SPARE]
-        return {name: end - start for (name, start), end in zip(self.weights.items(), ends, strict=True)}
+        ends = [*self.weights.values(), self.packed - SPARE]
+        return {name: end - start for (name, start), end in zip(self.weights.items(), ends[1:], strict=True)}
 
 
 def bind(arguments: Sequence[Value], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
