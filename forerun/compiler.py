@@ -25,7 +25,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
 from forerun.runtime.model import CompiledModel
 from forerun.storage import write_atomically
-from forerun.strategies import Strategy, resolve_strategy
+from forerun.strategies import Strategy, Target, resolve_strategy
 
 TARGETS = ("auto", "cpu", "reference")
 STORAGES = {"float32": "f32", "bfloat16": "bf16", "native": "native"}
@@ -88,7 +88,7 @@ def compile(
     built = build(source, dtype, target, max_length, dump_dir, progress)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
-    drafter, policy = chosen.build(built.executable, cost)
+    drafter, policy = chosen.build(Target(engine, cost, built.tokenizer))
     return CompiledModel(built.executable, drafter, policy, built.tokenizer, built.eos_token_ids, cost, engine)
 
 
@@ -119,7 +119,7 @@ def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Prog
     cost = model.cost
     if cost is None and chosen.needs_cost:
         cost = measure_cost(model.engine, progress or open_progress())
-    drafter, policy = chosen.build(model.executable, cost)
+    drafter, policy = chosen.build(Target(model.engine, cost, model.tokenizer))
     return CompiledModel(model.executable, drafter, policy, model.tokenizer, model.eos_token_ids, cost, model.engine)
 
 

@@ -8,19 +8,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters import base, merged, prompt_lookup, token_recycling
+from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
+from forerun.runtime.drafters.launch_cost import LaunchCost
+from forerun.runtime.drafters.parts.clasp import Clasp
+from forerun.runtime.drafters.parts.dynamic_exit import DynamicExit
+from forerun.runtime.drafters.parts.early_exit import ExitAt
+from forerun.runtime.drafters.parts.swift import Swift
+from forerun.runtime.drafters.parts.uniform import Uniform
+from forerun.runtime.drafters.self_draft import PartMethod, SelfDraft
+from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
+
+
+@dataclass(frozen=True)
+class Target:
+    """The compiled target that a strategy is built for."""
+
+    engine: Engine
+    cost: CostModel | None  # t(n) on this machine, where the strategy asked for it
+    tokenizer: Any  # None where none is known
+
+    @property
+    def executable(self) -> Executable:
+        return self.engine.executable
 
 
 class DrafterSpec(Protocol):
     """A drafter by value."""
 
-    def build(self, executable: Executable) -> base.Drafter: ...
+    def build(self, target: Target) -> base.Drafter: ...
 
 
 class PolicySpec(Protocol):
@@ -28,7 +50,13 @@ class PolicySpec(Protocol):
 
     needs_cost: ClassVar[bool]
 
-    def build(self, executable: Executable, cost: CostModel | None) -> policies.Policy: ...
+    def build(self, target: Target) -> policies.Policy: ...
+
+
+class PartSpec(Protocol):
+    """A method that chooses the part of the target that drafts, by value."""
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class PromptLookup:
     longest: int = 4
     places: int = 8
 
-    def build(self, executable: Executable) -> base.Drafter:
+    def build(self, target: Target) -> base.Drafter:
         return prompt_lookup.PromptLookup(self.longest, self.places)
 
 
@@ -50,10 +78,43 @@ class TokenRecycling:
     prompt_rows: bool = False
     """Whether the prompt's rows give candidates too; their logits then have to be evaluated."""
 
-    def build(self, executable: Executable) -> base.Drafter:
+    def build(self, target: Target) -> base.Drafter:
+        limits = target.executable
         return token_recycling.TokenRecycling(
-            executable.vocabulary, executable.candidates, self.deepest, wants_prompt_rows=self.prompt_rows
+            limits.vocabulary, limits.candidates, self.deepest, wants_prompt_rows=self.prompt_rows
         )
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """The target drafts for itself with some of its residual branches left out (arXiv 2309.08168).
+
+    `method` chooses them: `Uniform`, `Swift`, `Clasp`, `FeedForwardOnly`, `DecayedDepth`, `SkipDecode`.
+    """
+
+    method: PartSpec = field(default=Uniform())
+    shape: Shape = field(default=Shape())
+    confidence: Confidence = field(default=Always())
+
+    def build(self, target: Target) -> base.Drafter:
+        grower = Grower(self.shape, LaunchCost(target.cost), self.confidence)
+        return SelfDraft(target.engine, self.method.build(target.engine, target.cost), grower)
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """The target's first layers draft, with its own norm and head; verification does the others (arXiv 2404.16710).
+
+    `layer`: how many of them; None lets DEL choose from turn to turn (arXiv 2504.05598).
+    """
+
+    layer: int | None = None
+    shape: Shape = field(default=Shape())
+    confidence: Confidence = field(default=Always())
+
+    def build(self, target: Target) -> base.Drafter:
+        method = DynamicExit() if self.layer is None else ExitAt(self.layer)
+        return SkipLayers(method, self.shape, self.confidence).build(target)
 
 
 @dataclass(frozen=True)
@@ -64,10 +125,10 @@ class CostAware:
 
     rows: int = 32
 
-    def build(self, executable: Executable, cost: CostModel | None) -> policies.Policy:
-        if cost is None:
+    def build(self, target: Target) -> policies.Policy:
+        if target.cost is None:
             raise InvalidOptionError("CostAware needs a calibration; compile with one, or use Fixed(rows).")
-        return policies.CostAware(cost, min(self.rows, executable.max_rows))
+        return policies.CostAware(target.cost, min(self.rows, target.executable.max_rows))
 
 
 @dataclass(frozen=True)
@@ -78,8 +139,8 @@ class Fixed:
 
     rows: int = 16
 
-    def build(self, executable: Executable, cost: CostModel | None) -> policies.Policy:
-        return policies.Fixed(min(self.rows, executable.max_rows))
+    def build(self, target: Target) -> policies.Policy:
+        return policies.Fixed(min(self.rows, target.executable.max_rows))
 
 
 @dataclass(frozen=True)
@@ -98,11 +159,11 @@ class Strategy:
     def needs_cost(self) -> bool:
         return bool(self.drafters) and self.policy.needs_cost
 
-    def build(self, executable: Executable, cost: CostModel | None) -> tuple[base.Drafter | None, policies.Policy]:
+    def build(self, target: Target) -> tuple[base.Drafter | None, policies.Policy]:
         """The drafter (None for plain decoding) and the policy for one compiled target."""
-        built = [each.build(executable) for each in self.drafters]
+        built = [each.build(target) for each in self.drafters]
         drafter = None if not built else built[0] if len(built) == 1 else merged.Merged(built)
-        return drafter, self.policy.build(executable, cost)
+        return drafter, self.policy.build(target)
 
 
 @dataclass(frozen=True)
@@ -123,6 +184,10 @@ STRATEGIES: dict[str, Strategy] = {
     "tree_spec": TreeSpec(),
     "prompt_lookup": TreeSpec(drafters=(PromptLookup(),)),
     "token_recycling": TreeSpec(drafters=(TokenRecycling(),)),
+    "layer_skip": TreeSpec(drafters=(SkipLayers(),)),
+    "swift": TreeSpec(drafters=(SkipLayers(Swift()),)),
+    "clasp": TreeSpec(drafters=(SkipLayers(Clasp()),)),
+    "early_exit": TreeSpec(drafters=(EarlyExit(),)),
 }
 
 

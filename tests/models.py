@@ -51,12 +51,12 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def tiny(model_type: str, base: dict[str, Any], **settings: Any) -> Callable[[], PreTrainedModel]:
-    """A builder of one family's tiny model."""
-    return lambda: build(model_type, **(base | settings))
+def tiny(model_type: str, base: dict[str, Any], **settings: Any) -> Callable[..., PreTrainedModel]:
+    """A builder of one family's tiny model; what it is given changes the configuration."""
+    return lambda **changes: build(model_type, **(base | settings | changes))
 
 
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "llama": tiny("llama", GROUPED),
     "mistral": tiny("mistral", GROUPED, sliding_window=8),
     "qwen2": tiny("qwen2", GROUPED),

@@ -56,6 +56,7 @@ class ReferenceExecutable:
         self.step = step
         marks: tuple[tuple[int, str], ...] = step.parameter("branches", ())
         self.branches = tuple(Branch(layer, kind, self._weight_bytes(i)) for i, (layer, kind) in enumerate(marks))
+        self.head_bytes = self._weight_bytes(None)
         streams = [each.results[0] for each in step.body if "stream" in each.attributes]
         self.width = int(tensor_type(streams[0]).dims[-1]) if streams else 0
         logits, candidates, _ = (tensor_type(each).dims for each in step.returned)
@@ -87,7 +88,7 @@ class ReferenceExecutable:
         logits, candidates, best = (values[each].numpy() for each in self.step.returned)
         return StepResult(logits, candidates, best, stream.reshape(len(rows.tokens), self.width).numpy())
 
-    def _weight_bytes(self, branch: int) -> int:
+    def _weight_bytes(self, branch: int | None) -> int:
         kernels = [each for each in self.step.body if each.parameter("branch") == branch]
         read = [each for each in walk(kernels) if isinstance(each, Linear)]
         return sum(math.prod(map(int, tensor_type(each.inputs[1]).dims)) * NUMBER for each in read)

@@ -23,6 +23,36 @@ class CachedSequence:
         return self.blocks[positions // self.block] * self.block + positions % self.block
 
 
+class StepSlots:
+    """Slots for the rows that one sequence has in one step, handed out a row at a time; none has two owners.
+
+    The first row of a position gets its home, where a commit need not move it; any other gets a spare slot.
+    """
+
+    def __init__(self, sequence: CachedSequence, spare: Int32) -> None:
+        self._sequence = sequence
+        self._spare = spare[::-1].tolist()
+        self._taken: set[int] = set()
+
+    @property
+    def left(self) -> int:
+        """Rows for which there is a slot, whatever their positions."""
+        return len(self._spare)
+
+    def take(self, positions: Int32) -> Int32:
+        """A slot for each position [n], which must have room in the sequence's blocks."""
+        slots = self._sequence.home(positions)
+        for row, slot in enumerate(slots.tolist()):
+            if slot in self._taken:
+                slots[row] = self._spare.pop()
+            self._taken.add(slot)
+        return slots
+
+    def borrow(self, count: int) -> Int32:
+        """Slots [n] that no row has, at most `count`, for a run whose keys and values nobody reads afterwards."""
+        return np.array(self._spare[:count], np.int32)
+
+
 class BlockCache:
     """Hands out blocks and spare slots; no slot has two owners.
 

@@ -175,14 +175,8 @@ def random_prompt_rows(random: Generator, sequence: CachedSequence, tokens: Int3
 
 def random_tree_rows(random: Generator, sequence: CachedSequence, tree: Tree, spare: Int32) -> Rows:
     """A tree's rows as the engine lays them out, or with all rows away from home, the root as well."""
-    if random.random() < 0.5:
-        slots, _ = tree_slots(sequence, tree, spare)
-        return tree_rows(sequence, tree, slots)
-    slots = spare[: len(tree)].copy()
-    rows = tree_rows(sequence, tree, slots)
-    below = rows.paths[:, : tree.height]
-    paths = np.concatenate([np.full((len(tree), 1), slots[0], np.int32), below], axis=1)
-    return replace(rows, bases=np.full(len(tree), sequence.length, np.int32), paths=paths)
+    slots, _ = tree_slots(sequence, tree, spare)
+    return tree_rows(sequence, tree, slots if random.random() < 0.5 else spare[: len(tree)].copy())
 
 
 def random_outputs(random: Generator, rows: int, most: int) -> Int32:

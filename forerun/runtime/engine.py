@@ -9,8 +9,9 @@ import numpy as np
 
 from forerun.errors import TooLongError
 from forerun.runtime.cache import BlockCache, CachedSequence
-from forerun.runtime.executable import Executable, Float32, Int32, Rows, StepResult
-from forerun.runtime.rows import join, prompt_rows, tree_rows, tree_slots
+from forerun.runtime.executable import WHOLE, Executable, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.prefix import Prefix
+from forerun.runtime.rows import join, pick, prompt_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
 
 
@@ -86,19 +87,35 @@ class Engine:
             if observer:
                 observer(part, result)
 
-    def step(self, sequences: Sequence[CachedSequence], trees: Sequence[Tree]) -> list[TreeResult]:
-        """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost."""
+    def step(
+        self, sequences: Sequence[CachedSequence], trees: Sequence[Tree], prefixes: Sequence[Prefix | None] = ()
+    ) -> list[TreeResult]:
+        """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost.
+
+        `prefixes`: what drafts have computed of the sequences' rows since the last commit. The step is entered behind
+        it; rows that no draft has evaluated are brought there first.
+        """
+        entered = [0 if prefix is None else prefix.leave for prefix in prefixes]
+        enter = max(entered, default=0)
         parts: list[Rows] = []
         slots: list[Int32] = []
+        known: list[Float32 | None] = []  # of each row of the step, its stream where it is entered
         spare = self.cache.spare
         self._check_room(trees)
-        for sequence, tree in zip(sequences, trees, strict=True):
+        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
             self.cache.reserve(sequence, sequence.length + tree.height + 1)
-            tree_slot, used = tree_slots(sequence, tree, spare)
-            spare = spare[used:]
+            prefix = prefixes[index] if enter and entered[index] == enter else None
+            if prefix is None:
+                tree_slot, used = tree_slots(sequence, tree, spare)
+                spare = spare[used:]
+                known.extend([None] * len(tree))
+            else:
+                tree_slot, streams = prefix.place(tree, sequence.length)
+                known.extend(streams)
             slots.append(tree_slot)
             parts.append(tree_rows(sequence, tree, tree_slot))
-        result = self.run(join(parts))
+        rows = join(parts)
+        result = self._run_behind(rows, enter, known) if enter else self.run(rows)
         first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
         return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
 
@@ -118,8 +135,19 @@ class Engine:
         if any(len(slots) for slots in source):
             self.executable.copy_slots(self.state, np.concatenate(source), np.concatenate(destination))
 
-    def run(self, rows: Rows) -> StepResult:
-        return self.executable.run(self.state, rows)
+    def run(self, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+        return self.executable.run(self.state, rows, part, hidden)
+
+    def _run_behind(self, rows: Rows, enter: int, known: Sequence[Float32 | None]) -> StepResult:
+        """A step from branch `enter` on, for rows whose streams are known there, or are computed now."""
+        hidden = np.empty((len(known), self.executable.width), np.float32)
+        missing = np.array([row for row, stream in enumerate(known) if stream is None], np.intp)
+        if len(missing):
+            hidden[missing] = self.run(pick(rows, missing, outputs=False), Part(leave=enter)).hidden
+        for row, stream in enumerate(known):
+            if stream is not None:
+                hidden[row] = stream
+        return self.run(rows, Part(enter=enter), hidden)
 
     def _check_room(self, trees: Sequence[Tree]) -> None:
         rows = sum(len(tree) for tree in trees)

@@ -68,6 +68,15 @@ class Part:
             )
         return [branch for branch in range(self.enter, leave) if branch not in self.skipped]
 
+    def shared(self, count: int) -> int:
+        """How many of the first of `count` branches it evaluates as the whole step does.
+
+        What stands behind the first branch that is left out differs from the whole step's (the pass reuse-kv-cache
+        proves both by structure), so that a step can be entered there, and no later.
+        """
+        left_out = [count if self.leave is None else self.leave, *self.skipped]
+        return 0 if self.enter else min(left_out)
+
 
 WHOLE = Part()
 
@@ -94,6 +103,7 @@ class Executable(Protocol):
     vocabulary: int  # V
     candidates: int  # K
     branches: tuple[Branch, ...]  # of the residual stream; none where the graph has no such stream
+    head_bytes: int  # of the weights that turn the stream into logits
     width: int  # D, the features of the stream; 0 where there is none
 
     def new_state(self, blocks: int) -> Any:

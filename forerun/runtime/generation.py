@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
+from forerun.runtime.cache import StepSlots
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Float32
 from forerun.runtime.options import require_integer
@@ -88,10 +89,10 @@ class Generation:
 
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
     """Speculative decoding: propose, step, verify, commit, observe. Closing the iterator frees the cache."""
-    context = Context(list(request.prompt))
     most_rows = min(engine.executable.max_rows, engine.executable.max_outputs)
     generated = 0
     with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
+        context = Context(list(request.prompt))
         try:
             drafter.begin(context)
             # All of the prompt but its last token, which is the root of the first tree.
@@ -100,10 +101,14 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
             yield Step([], 0, None, finished=False)
             finished = False
             while not finished:
-                depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth)
-                [tree] = policy.choose([drafter.propose(context, budget)])
-                [result] = engine.step([sequence], [tree])
+                policy.begin()
+                context.place = place = Place(sequence, StepSlots(sequence, engine.cache.spare))
+                # A path may have to begin with the root: a place of `max_path` is kept for it.
+                depth = min(engine.executable.max_path - 1, request.max_new_tokens - generated - 1)
+                budget = Budget(min(policy.rows, most_rows), depth, policy.price)
+                proposed = drafter.propose(context, budget)
+                [tree] = policy.choose([proposed], 1.0 if place.prefix is None else place.prefix.share)
+                [result] = engine.step([sequence], [tree], [place.prefix])
                 verdict = verify(tree, token_choice(result, request, sequence.length))
                 kept = verdict.cut(request.keep(verdict.tokens, generated))
                 engine.commit([sequence], [result], [kept.path])

@@ -23,8 +23,17 @@ class Policy(Protocol):
         """The most rows that it takes in a step, and so the most that are worth proposing for a sequence."""
         ...
 
-    def choose(self, trees: Sequence[Tree]) -> list[Tree]:
-        """A part of each tree, its root at least."""
+    @property
+    def price(self) -> float:
+        """Tokens that a second of drafting has to be worth; 0 where time does not count."""
+        ...
+
+    def begin(self) -> None:
+        """A turn of the loop begins: drafting is next."""
+        ...
+
+    def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
+        """A part of each tree, its root at least. `share`: what of a step's bytes drafts have not read already."""
         ...
 
     def observe(self, rows: int, tokens: int) -> None:
@@ -42,7 +51,14 @@ class Fixed:
         if self.rows < 1:
             raise InvalidOptionError(f"a tree has at least 1 row, not {self.rows}")
 
-    def choose(self, trees: Sequence[Tree]) -> list[Tree]:
+    @property
+    def price(self) -> float:
+        return 0.0
+
+    def begin(self) -> None:
+        pass
+
+    def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
         return [tree.likeliest(self.rows) for tree in trees]
 
     def observe(self, rows: int, tokens: int) -> None:
@@ -107,7 +123,9 @@ class CostAware:
     _tokens: float = field(init=False, default=10.0)  # at first, as ten steps of plain decoding
     _seconds: float = field(init=False)
     _room: int = field(init=False)
-    _began: float | None = field(init=False, default=None)
+    _turn: float | None = field(init=False, default=None)  # when drafting began
+    _began: float | None = field(init=False, default=None)  # when the step began
+    _share: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         if self.most < 1:
@@ -123,16 +141,23 @@ class CostAware:
 
     @property
     def rate(self) -> float:
-        """Tokens per second of late."""
+        """Tokens per second of late, the time of drafting included."""
         return self._tokens / self._seconds
 
-    def choose(self, trees: Sequence[Tree]) -> list[Tree]:
-        self._began = self.clock()
+    @property
+    def price(self) -> float:
+        return self.rate
+
+    def begin(self) -> None:
+        self._turn = self.clock()
+
+    def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
+        self._began, self._share = self.clock(), share
         roots = len(trees)
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
         best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
         expected = np.concatenate([[0.0], np.cumsum(best)])
-        worth = expected - self.rate * self.cost.table(roots + len(best))[roots - 1 :]
+        worth = expected - self.rate * share * self.cost.table(roots + len(best))[roots - 1 :]
         taken = int(worth.argmax())  # of equals the fewest rows
         self._room = min(self.most, max(LEAST_ROOM, 2 * (roots + taken)))
         if taken == 0:
@@ -143,11 +168,15 @@ class CostAware:
         return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
     def observe(self, rows: int, tokens: int) -> None:
+        drafting = 0.0
         if self._began is not None:
-            self.cost.observe(rows, self.clock() - self._began)
-            self._began = None
+            if self._share == 1.0:
+                self.cost.observe(rows, self.clock() - self._began)
+            if self._turn is not None:
+                drafting = self._began - self._turn
+            self._turn = self._began = None
         self._tokens = self._tokens * self.memory + tokens
-        self._seconds = self._seconds * self.memory + self.cost.seconds(rows)
+        self._seconds = self._seconds * self.memory + self.cost.seconds(rows) * self._share + drafting
 
 
 def _shares(trees: Sequence[Tree], drafted: int) -> list[int]:

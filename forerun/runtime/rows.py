@@ -41,21 +41,73 @@ def tree_slots(sequence: CachedSequence, tree: Tree, spare: Int32) -> tuple[Int3
 
 
 def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
-    """A tree's rows, every logit row wanted. The root lies at home, so that paths begin below it."""
-    count = len(tree)
-    paths = np.zeros((count, max(1, tree.height)), np.int32)
+    """A tree's rows, every logit row wanted. Where the root lies at home, paths begin below it, else with it."""
+    count, first = len(tree), int(slots[0] != sequence.home(np.array([sequence.length]))[0])
+    paths = np.zeros((count, max(1, tree.height + first)), np.int32)
+    if first:
+        paths[:, 0] = slots[0]
     if tree.height:
-        paths[:, :] = slots[tree.ancestors]
-        paths[np.arange(1, tree.height + 1) > tree.depth[:, None]] = 0
+        paths[:, first:] = slots[tree.ancestors]
+        paths[:, first:][np.arange(1, tree.height + 1) > tree.depth[:, None]] = 0
     return Rows(
         tokens=tree.token,
         positions=sequence.length + tree.depth,
         sequences=np.zeros(count, np.int32),
         slots=slots,
-        bases=np.full(count, sequence.length + 1, np.int32),
+        bases=np.full(count, sequence.length + 1 - first, np.int32),
         paths=paths,
         block_tables=sequence.blocks[None],
         outputs=np.arange(count, dtype=np.int32),
+    )
+
+
+def replayed_rows(sequence: CachedSequence, tokens: Int32, slots: Int32) -> Rows:
+    """The last committed tokens [n] once more, at other slots [n]: what they wrote stays. Every logit row is wanted.
+
+    n may be at most the longest path.
+    """
+    count = len(tokens)
+    start = sequence.length - count
+    places = np.arange(count, dtype=np.int32)
+    return Rows(
+        tokens=tokens,
+        positions=start + places,
+        sequences=np.zeros(count, np.int32),
+        slots=slots,
+        bases=np.full(count, start, np.int32),
+        paths=np.where(places <= places[:, None], slots, 0).astype(np.int32),
+        block_tables=sequence.blocks[None],
+        outputs=places,
+    )
+
+
+def same_position(sequence: CachedSequence, token: int, slots: Int32) -> Rows:
+    """One committed token, the sequence's last, as many rows that do not see each other; no logits are wanted."""
+    count = len(slots)
+    position = sequence.length - 1
+    return Rows(
+        tokens=np.full(count, token, np.int32),
+        positions=np.full(count, position, np.int32),
+        sequences=np.zeros(count, np.int32),
+        slots=slots,
+        bases=np.full(count, position, np.int32),
+        paths=slots[:, None].copy(),
+        block_tables=sequence.blocks[None],
+        outputs=np.zeros(0, np.int32),
+    )
+
+
+def pick(rows: Rows, chosen: NDArray[np.intp], outputs: bool) -> Rows:
+    """The chosen rows alone; all of their logits are wanted, or none."""
+    return Rows(
+        tokens=rows.tokens[chosen],
+        positions=rows.positions[chosen],
+        sequences=rows.sequences[chosen],
+        slots=rows.slots[chosen],
+        bases=rows.bases[chosen],
+        paths=rows.paths[chosen],
+        block_tables=rows.block_tables,
+        outputs=np.arange(len(chosen) if outputs else 0, dtype=np.int32),
     )
 
 

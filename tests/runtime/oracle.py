@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forerun.runtime.certify import likeliest
-from forerun.runtime.executable import Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Float32, Part, Rows, StepResult
 
 MASK = 2**64 - 1
 
@@ -43,6 +43,9 @@ class Oracle:
     seed: int = 0
     steps: list[int] = field(default_factory=list)  # rows of each step
     copies: int = 0
+    branches: tuple[Branch, ...] = ()
+    head_bytes: int = 0
+    width: int = 0
 
     def __post_init__(self):
         self.bigram = np.random.default_rng(self.seed).standard_normal((self.vocabulary, self.vocabulary)) * 2
@@ -66,7 +69,9 @@ class Oracle:
         slots = blocks * self.block
         return OracleState(np.full(slots, -1), np.full(slots, -1), [-1] * slots)
 
-    def run(self, state: OracleState, rows: Rows) -> StepResult:
+    def run(self, state: OracleState, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+        assert part == WHOLE
+        assert hidden is None
         self.poison()
         self.check(rows, len(state.token))
         self.steps.append(len(rows.tokens))

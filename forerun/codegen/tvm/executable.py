@@ -70,7 +70,8 @@ class TvmExecutable:
         self._sizes = np.zeros(max(1, len(step.symbols)), np.int32)
         self._bindings: dict[str, int] = {}
         self._parts: dict[Part, tuple[PartProgram, Any]] = {}
-        self.branches, self.width = self._read_branches(), step.width
+        self.branches, self.head_bytes = self._read_bytes()
+        self.width = step.width
         self._bind_memory()
 
     def _bind_memory(self) -> None:
@@ -125,13 +126,14 @@ class TvmExecutable:
         start = offset or 0
         return self._arena_numbers[start : start + rows * self.width].reshape(rows, self.width)
 
-    def _read_branches(self) -> tuple[Branch, ...]:
+    def _read_bytes(self) -> tuple[tuple[Branch, ...], int]:
+        """The branches with the bytes that each reads, and what the kernels outside of branches read."""
         sizes = self.step.weight_sizes()
-        read = [0] * len(self.step.branches)
+        read: dict[int | None, int] = {}
         for kernel in self.step.kernels:
-            if kernel.branch is not None:
-                read[kernel.branch] += sum(sizes[name] for name in kernel.weights) * NUMBER
-        return tuple(Branch(*each, count) for each, count in zip(self.step.branches, read, strict=True))
+            read[kernel.branch] = read.get(kernel.branch, 0) + sum(sizes[name] for name in kernel.weights) * NUMBER
+        branches = (Branch(*each, read.get(number, 0)) for number, each in enumerate(self.step.branches))
+        return tuple(branches), read.get(None, 0)
 
     def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""

@@ -3,23 +3,39 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.prefix import Prefix
 from forerun.runtime.tree import Float64, Tree, root_only
 
 
 @dataclass(eq=False)
 class Context:
-    """One sequence's committed tokens, the prompt's and those generated. It grows; what is there never changes."""
+    """One sequence's committed tokens, the prompt's and those generated. It grows; what is there never changes.
+
+    All committed tokens but the last, the next tree's root, are in the target's cache.
+    """
 
     tokens: list[int]
+    place: "Place | None" = None  # where the target's cache has it; None where no engine is
+
+
+@dataclass(eq=False)
+class Place:
+    """A sequence in the target's cache, and what drafting has done there in a turn of the loop."""
+
+    sequence: CachedSequence
+    slots: StepSlots  # of the turn's rows: those of two drafts lie apart, so that neither overwrites the other's
+    prefix: Prefix | None = None  # what drafting has computed of the coming step
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a tree may be."""
+    """How large a tree may be, and what drafting it may cost."""
 
     rows: int  # the root included
     depth: int  # edges from the root; 0 leaves the root alone
+    price: float = 0.0  # tokens that a second would bring elsewhere; 0 where time does not count
 
 
 @dataclass(frozen=True)

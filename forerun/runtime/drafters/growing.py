@@ -1,0 +1,175 @@
+"""Growing a tree with a model, level by level: the likeliest rows of a level are evaluated in one launch.
+
+A draft's own probabilities are no honest estimates of acceptance: it is surer than it is right. Edges carry what
+became of earlier proposals of the same confidence at the same depth.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, decided_rows
+from forerun.runtime.drafters.launch_cost import Allowance, LaunchCost
+from forerun.runtime.drafters.token_recycling import SHARES
+from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.tree import Float64, Tree, TreeBuilder
+
+BELIEVED = 0.8  # of a candidate's share, before anything is known of the draft
+RIGHT = 0.6  # one of a row's children holds the next token, before anything is known
+DEPTHS = 4  # depths that are told apart; all deeper ones are the last
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a drafted tree may grow."""
+
+    deepest: int = 6  # rows below the root
+    beam: int = 3  # rows of a level that are evaluated
+    children: int = 3  # of each evaluated row
+
+    def __post_init__(self) -> None:
+        for name in ("deepest", "beam", "children"):
+            if getattr(self, name) < 1:
+                raise InvalidOptionError(f"{name} of a draft's shape must be 1 or more, not {getattr(self, name)}")
+
+
+class Confidence(Protocol):
+    """When a row of the draft is too uncertain to go on from."""
+
+    def __call__(self, shares: Float64) -> bool:
+        """Whether to draft below a row whose candidates have these shares of probability [K], the largest first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Always:
+    """Drafting is stopped by what it costs and brings alone."""
+
+    def __call__(self, shares: Float64) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class LikeliestAbove:
+    """The likeliest candidate's probability must exceed a threshold.
+
+    Kangaroo's second exit (Liu et al., arXiv 2404.18911), which stops drafting where the draft's top-1 probability
+    falls below it. Shares are taken among the K candidates that a launch gives, so that they are upper bounds.
+    """
+
+    threshold: float = 0.6
+
+    def __call__(self, shares: Float64) -> bool:
+        return bool(shares[0] > self.threshold)
+
+
+@dataclass(frozen=True)
+class MarginAbove:
+    """The two likeliest candidates' probabilities must differ by more than a threshold.
+
+    The softmax response of CALM (Schuster et al., "Confident Adaptive Language Modeling", arXiv 2207.07061), here with
+    a fixed threshold.
+    """
+
+    threshold: float = 0.3
+
+    def __call__(self, shares: Float64) -> bool:
+        return len(shares) < 2 or bool(shares[0] - shares[1] > self.threshold)
+
+
+Evaluate = Callable[[TreeBuilder, Sequence[int]], tuple[Int32, Float32]]
+"""Evaluates rows of a growing tree with the draft: candidates [n, K] and their logits [n, K], largest first."""
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a turn's launches read, as shares of what a step of the target reads."""
+
+    share: Callable[[int], float]  # of the launch that evaluates the rows at a depth
+    saved: float = 0.0  # read by the first launch, and so not by the step that verifies
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A proposal."""
+
+    tree: Tree
+    evaluated: list[int]  # its rows that the draft has evaluated, ascending
+
+
+@dataclass
+class Grower:
+    """Grows trees, and learns from what becomes of them whether the next launch is worth its time."""
+
+    shape: Shape
+    cost: LaunchCost
+    confidence: Confidence = field(default=Always())
+    allowance: Allowance = field(default_factory=Allowance)
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        bounds = np.concatenate([[0.0], SHARES, [1.0]])
+        self.rates = AcceptanceRates(np.tile((bounds[:-1] + bounds[1:]) / 2 * BELIEVED, DEPTHS))
+        self.worth = AcceptanceRates(np.full(DEPTHS, RIGHT))  # of evaluating a row of the path, by its depth
+
+    def grow(self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate) -> Grown:
+        """A tree under `root`: as many levels as pay at the budget's price; the root alone is one of the answers."""
+        builder = TreeBuilder(root)
+        evaluated: list[int] = []
+        level = [0]
+        self.allowance.earn(self.cost.seconds(1, 1.0))
+        for depth in range(min(budget.depth, self.shape.deepest)):
+            trial = not self._pays(builder, level, depth, budget.price, launches)
+            if trial and not (depth == 0 and self.allowance.positive):
+                break
+            began = self.clock()
+            candidates, logits = evaluate(builder, level)
+            seconds = self.clock() - began
+            self.cost.observe(len(level), launches.share(depth), seconds)
+            if trial:
+                self.allowance.spend(seconds)
+            evaluated.extend(level)
+            level = self._add_children(builder, level, depth, candidates, logits)
+            if not level:
+                break
+        return Grown(builder.build(), sorted(evaluated))
+
+    def observe(self, tree: Tree, tokens: Sequence[int]) -> None:
+        """A proposal, under which `tokens` were committed."""
+        hits: dict[int, bool] = {}  # by parent
+        for row, accepted in decided_rows(tree, tokens):
+            self.rates.observe(int(tree.source[row]), accepted)
+            parent = int(tree.parent[row])
+            hits[parent] = hits.get(parent, False) or accepted
+        for parent, hit in hits.items():
+            self.worth.observe(min(int(tree.depth[parent]), DEPTHS - 1), hit)
+
+    def _pays(self, builder: TreeBuilder, level: list[int], depth: int, price: float, launches: Launches) -> bool:
+        likely = sum(builder.probabilities[row] for row in level) * self.worth.rate[min(depth, DEPTHS - 1)]
+        seconds = self.cost.seconds(len(level), launches.share(depth))
+        if depth == 0:
+            seconds -= launches.saved * self.cost.seconds(1, 1.0)
+        return bool(likely > price * seconds)
+
+    def _add_children(
+        self, builder: TreeBuilder, level: list[int], depth: int, candidates: Int32, logits: Float32
+    ) -> list[int]:
+        """The children of a level's rows, and of them those to evaluate next."""
+        width = min(self.shape.children, candidates.shape[1])
+        shares = np.exp((logits - logits[:, :1]).astype(np.float64))
+        shares /= shares.sum(axis=1, keepdims=True)
+        features = np.searchsorted(SHARES, shares) + min(depth, DEPTHS - 1) * (len(SHARES) + 1)
+        edges = self.rates.rate[features[:, :width]]
+        edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true
+        open_rows: list[int] = []
+        for index, parent in enumerate(level):
+            columns = (candidates[index, :width].tolist(), edges[index].tolist(), features[index, :width].tolist())
+            added = [builder.add(parent, token, edge, source) for token, edge, source in zip(*columns, strict=True)]
+            if self.confidence(shares[index]):
+                open_rows.extend(added)
+        open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: of equals the likelier candidate first
+        return sorted(open_rows[: self.shape.beam])

@@ -1,0 +1,121 @@
+"""CLaSp: the skip set follows from the hidden states of the last verified token, by dynamic programming.
+
+After Chen et al., "CLaSp: In-Context Layer Skip for Self-Speculative Decoding" (arXiv 2505.24196). Behind i layers, of
+which j were skipped, g[i, j] is the state most similar (by cosine) to the target's own state h[i]:
+
+    g[i + 1, j] = the nearer to h[i + 1] of  layer(g[i, j]) and g[i, j - 1]
+
+Going back from g[L, M] gives the set of M layers. g[i, 0] is h[i], so that one pass over the layers does it all: all j
+of a layer are rows of one launch, at one position, each with its own keys and values at a slot of its own.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.drafters.launch_cost import Allowance
+from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.uniform import evenly
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Float32, Part
+from forerun.runtime.rows import pick, same_position
+from forerun.runtime.tree import Float64
+
+
+@dataclass(frozen=True)
+class Clasp:
+    """`skipped`: the share of layers left out; `every`: turns between two sets, where the price of time allows it."""
+
+    skipped: float = 0.5
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.skipped < 1 or self.every < 1:
+            raise InvalidOptionError(f"{self} must have skipped between 0 and 1, every of 1 or more")
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        layers = layer_branches(engine.executable)
+        count = round(self.skipped * len(layers))
+        if not 0 < count < len(layers):
+            raise InvalidOptionError(
+                f"skipping {self.skipped} of {len(layers)} layers leaves all or none: use another share"
+            )
+        return _Programming(engine, cost, layers, count, self.every)
+
+
+class _Programming(PartMethod):
+    """At first the layers are skipped at even distances."""
+
+    def __init__(
+        self, engine: Engine, cost: CostModel | None, layers: list[tuple[int, ...]], count: int, every: int
+    ) -> None:
+        self._engine, self._layers, self._count, self._every = engine, layers, count, every
+        self._allowance = Allowance()
+        self._step = cost.seconds(1) if cost else 0.0
+        self._turns = 0
+        inner = range(1, len(layers) - 1) if len(layers) - 2 >= count else range(len(layers))
+        self._skip({inner[each] for each in evenly(len(inner), count)})
+
+    def prepare(self, context: Context, price: float) -> None:
+        self._allowance.earn(self._step)
+        self._turns += 1
+        if self._turns % self._every or (price > 0 and not self._allowance.positive):
+            return
+        assert context.place is not None
+        if context.place.sequence.length == 0 or context.place.slots.left <= self._count:
+            return
+        began = time.perf_counter()
+        self._skip(skip_set(self._engine, context, self._layers, self._count))
+        self._allowance.spend(time.perf_counter() - began)
+
+    def part(self, depth: int) -> Part:
+        return self._part
+
+    def _skip(self, layers: set[int]) -> None:
+        self._part = Part(skipped=frozenset(branch for layer in layers for branch in self._layers[layer]))
+
+
+def skip_set(engine: Engine, context: Context, layers: list[tuple[int, ...]], count: int) -> set[int]:
+    """The `count` layers to skip, for the last token in the cache."""
+    assert context.place is not None
+    sequence = context.place.sequence
+    rows = same_position(sequence, context.tokens[sequence.length - 1], context.place.slots.borrow(count + 1))
+
+    def run(states: Float32, own: tuple[int, ...]) -> Float32:
+        batch = pick(rows, np.arange(len(states)), outputs=False)
+        part = Part(own[0], own[-1] + 1) if own[0] else Part(leave=own[-1] + 1)
+        return engine.run(batch, part, states if own[0] else None).hidden.copy()
+
+    states = engine.run(pick(rows, np.arange(1), outputs=False), Part(leave=0)).hidden.copy()  # [j, D]: g[i, :]
+    skips: list[list[bool]] = []  # by layer and skipped so far: whether the best way skips this layer
+    for own in layers:
+        applied = run(states, own)
+        exact = applied[0]
+        keep, skip = similarity(applied, exact), similarity(states, exact)
+        reached = min(len(states), count) + 1  # states behind this layer: j from 0 to this
+        chosen: list[bool] = [False]
+        following = [applied[0]]
+        for j in range(1, reached):
+            skipping = j >= len(states) or skip[j - 1] > keep[j]
+            chosen.append(bool(skipping))
+            following.append(states[j - 1] if skipping else applied[j])
+        states = np.stack(following)
+        skips.append(chosen)
+    found: set[int] = set()
+    j = count
+    for layer in range(len(layers) - 1, -1, -1):
+        if j and skips[layer][j]:
+            found.add(layer)
+            j -= 1
+    return found
+
+
+def similarity(states: Float32, exact: Float32) -> Float64:
+    """[n] the cosine between states [n, D] and one [D]."""
+    wide, one = states.astype(np.float64), exact.astype(np.float64)
+    return wide @ one / np.maximum(np.linalg.norm(wide, axis=1) * np.linalg.norm(one), 1e-30)

@@ -1,0 +1,48 @@
+"""Depth that decays with the position: later tokens of a draft get fewer layers.
+
+D^3 (Fan et al., "Position-Aware Depth Decay Decoding", arXiv 2503.08524) keeps floor(L * alpha^i) layers for the i-th
+token that it generates. As a draft, i is the depth in the tree, and verification makes up for what is lost.
+"""
+
+from dataclasses import dataclass
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+
+DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class DecayedDepth:
+    """Rows at depth d keep floor(start * L * alpha^d) of L layers: the first half of them and the last half."""
+
+    start: float = 0.7
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= 1 and 0 < self.alpha <= 1):
+            raise InvalidOptionError(f"{self} must have start and alpha above 0 and at most 1")
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        layers = layer_branches(engine.executable)
+        kept = [max(1, int(self.start * len(layers) * self.alpha**depth)) for depth in range(DEEPEST)]
+        return PartByDepth([without(layers, count - count // 2, len(layers) - count // 2) for count in kept])
+
+
+class PartByDepth(PartMethod):
+    """Parts that leave out more and more: each evaluates what all after it evaluate, whose rows read its keys."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+
+    def part(self, depth: int) -> Part:
+        return self._parts[min(depth, len(self._parts) - 1)]
+
+
+def without(layers: list[tuple[int, ...]], first: int, last: int) -> Part:
+    """The whole step less the layers from `first` up to `last`."""
+    return Part(skipped=frozenset(branch for own in layers[first:last] for branch in own))

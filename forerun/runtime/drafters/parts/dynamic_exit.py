@@ -1,0 +1,84 @@
+"""DEL: the exit layer and the number of drafted tokens that gave the most tokens for the layers spent, of late.
+
+After Entezari Zarch et al., "DEL: Context-Aware Dynamic Exit Layer for Efficient Self-Speculative Decoding" (arXiv
+2504.05598): what each exit would have proposed for the context's last tokens (its shadow tokens) is compared with the
+tokens that followed. A rate of acceptance a, drafting d tokens behind a share c of the model, is expected to bring
+(1 - a^(d + 1)) / (1 - a) tokens for d c + 1 - c' models read, c' being what verification need not read again: the
+token-per-layer metric, in bytes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.drafters.launch_cost import Allowance
+from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
+from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.parts.uniform import evenly
+from forerun.runtime.drafters.self_draft import Bytes, PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+
+LONGEST = 8
+"""Tokens drafted at most."""
+
+
+@dataclass(frozen=True)
+class DynamicExit:
+    """`exits`: candidates, at even distances over the layers but the last; `window`: committed tokens compared."""
+
+    exits: int = 6
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if self.exits < 1 or self.window < 1:
+            raise InvalidOptionError(f"{self} must have 1 exit or more, and a window of 1 or more")
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        layers = layer_branches(engine.executable)
+        if len(layers) < 2:
+            raise InvalidOptionError("a model of one layer has no exit before its last: use another drafter")
+        wanted = dict.fromkeys(1 + layer for layer in evenly(len(layers) - 1, self.exits))
+        return _DynamicExit(engine, cost, [branch_behind(layers, layer) for layer in wanted], self.window)
+
+
+class _DynamicExit(PartMethod):
+    """At first each exit is believed to agree as often as it has layers."""
+
+    def __init__(self, engine: Engine, cost: CostModel | None, exits: list[int], window: int) -> None:
+        self._replay = Replay(engine, window)
+        self._exits = exits
+        self._allowance = Allowance()
+        self._step = cost.seconds(1) if cost else 0.0
+        read = Bytes.of(engine.executable)
+        self._draft = [read.share(Part(leave=each)) for each in exits]
+        self._verify = [read.share(Part(enter=each)) for each in exits]
+        self._rate = np.array([each / len(engine.executable.branches) for each in exits])
+        self._choose()
+
+    def prepare(self, context: Context, price: float) -> None:
+        self._allowance.earn(self._step)
+        if price > 0 and not self._allowance.positive:
+            return
+        replayed = self._replay.begin(context)
+        if replayed is None:
+            return
+        right = np.array([(replayed.exit(each) == replayed.expected).mean() for each in self._exits])
+        self._allowance.spend(replayed.seconds)
+        self._rate = 0.7 * self._rate + 0.3 * right
+        self._choose()
+
+    def part(self, depth: int) -> Part:
+        return self._part
+
+    def _choose(self) -> None:
+        best = (0.0, self._exits[0], 1)
+        for exit_branch, rate, draft, verify in zip(self._exits, self._rate, self._draft, self._verify, strict=True):
+            for length in range(1, LONGEST + 1):
+                tokens = sum(float(rate) ** power for power in range(length + 1))
+                best = max(best, (tokens / (length * draft + verify), exit_branch, length))
+        _, exit_branch, self.deepest = best
+        self._part = Part(leave=exit_branch)

@@ -1,0 +1,24 @@
+"""Early exit at a fixed layer: the first layers with the model's own norm and head.
+
+After Elhoushi et al., "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding" (arXiv 2404.16710).
+Verification does the remaining layers alone: what the draft computed is the target's own.
+"""
+
+from dataclasses import dataclass
+
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
+from forerun.runtime.drafters.parts.uniform import FixedPart
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+
+
+@dataclass(frozen=True)
+class ExitAt:
+    """`layer`: how many of the first layers draft."""
+
+    layer: int
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        return FixedPart(Part(leave=branch_behind(layer_branches(engine.executable), self.layer)))

@@ -1,0 +1,81 @@
+"""Skipping feed-forward parts alone: attention, and with it the cache, stays whole.
+
+After Jaiswal et al., "FFN-SkipLLM" (arXiv 2404.03865): feed-forward parts of the middle layers change the stream little
+(the cosine of what goes in and what comes out is near 1), while those of the first and last layers are needed. There
+a token's similarity decides layer by layer; here it is measured on the context once a while and the parts that change
+least are left out, so that a tree's rows agree on their branches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.drafters.launch_cost import Allowance
+from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+from forerun.runtime.tree import Float64
+
+
+@dataclass(frozen=True)
+class FeedForwardOnly:
+    """`skipped`: the share of feed-forward parts left out, those of the first and last `kept` layers never."""
+
+    skipped: float = 0.5
+    kept: int = 1
+    window: int = 4  # committed tokens on which similarity is measured
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.skipped <= 1 or self.kept < 0 or self.window < 1:
+            raise InvalidOptionError(f"{self} must have skipped from 0 to 1, kept of 0 or more, a window of 1 or more")
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        layers = layer_branches(engine.executable)
+        inner = layers[self.kept : len(layers) - self.kept]
+        parts = [each for own in inner for each in own if engine.executable.branches[each].kind == "feed_forward"]
+        if not parts:
+            raise InvalidOptionError(
+                "this model has no feed-forward branch of its own between its outer layers (parallel residuals add "
+                "both parts of a layer at once): skip whole layers instead"
+            )
+        return _LeastChanging(engine, cost, parts, round(self.skipped * len(parts)), self.window)
+
+
+class _LeastChanging(PartMethod):
+    """Leaves out the parts that change the stream least; at first those in the middle."""
+
+    def __init__(self, engine: Engine, cost: CostModel | None, parts: list[int], count: int, window: int) -> None:
+        self._replay = Replay(engine, window)
+        self._parts, self._count = parts, count
+        self._allowance = Allowance()
+        self._step = cost.seconds(1) if cost else 0.0
+        self._similarity: Float64 | None = None
+        middle = sorted(parts, key=lambda part: abs(part - parts[len(parts) // 2]))
+        self._part = Part(skipped=frozenset(middle[:count]))
+
+    def prepare(self, context: Context, price: float) -> None:
+        self._allowance.earn(self._step)
+        if price > 0 and not self._allowance.positive:
+            return
+        replayed = self._replay.begin(context)
+        if replayed is None:
+            return
+        found: list[float] = []
+        for part in self._parts:  # a launch up to each part, and one of the part
+            before = replayed.advance(part).astype(np.float64)
+            after = replayed.advance(part + 1).astype(np.float64)
+            norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+            found.append(float(((before * after).sum(axis=1) / np.maximum(norms, 1e-30)).mean()))
+        self._allowance.spend(replayed.seconds)
+        now = np.array(found)
+        self._similarity = now if self._similarity is None else 0.8 * self._similarity + 0.2 * now
+        order = np.argsort(-self._similarity, kind="stable")
+        self._part = Part(skipped=frozenset(self._parts[each] for each in order[: self._count].tolist()))
+
+    def part(self, depth: int) -> Part:
+        return self._part

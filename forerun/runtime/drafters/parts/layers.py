@@ -1,0 +1,21 @@
+"""The residual branches of a step by layer."""
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.drafters.self_draft import require_branches
+from forerun.runtime.executable import Executable
+
+
+def layer_branches(executable: Executable) -> list[tuple[int, ...]]:
+    """The branches of each layer, in order. Raises `InvalidOptionError` for a model without any."""
+    require_branches(executable)
+    layers: dict[int, list[int]] = {}
+    for number, branch in enumerate(executable.branches):
+        layers.setdefault(branch.layer, []).append(number)
+    return [tuple(own) for own in layers.values()]
+
+
+def branch_behind(layers: list[tuple[int, ...]], count: int) -> int:
+    """The number of branches that the first `count` layers have. Raises `InvalidOptionError` for a wrong count."""
+    if not 0 < count <= len(layers):
+        raise InvalidOptionError(f"the model has {len(layers)} layers, so that a draft cannot end behind layer {count}")
+    return layers[count - 1][-1] + 1

@@ -1,0 +1,68 @@
+"""Evaluating parts of the target on tokens that are committed already, to learn what a draft would have proposed."""
+
+import time
+
+import numpy as np
+
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Float32, Int32, Part, Rows
+from forerun.runtime.rows import replayed_rows
+
+
+class Replayed:
+    """The last committed tokens [n] on their way through the target, branch by branch. The cache stays as it is."""
+
+    def __init__(self, engine: Engine, rows: Rows, expected: Int32) -> None:
+        self._engine, self._rows = engine, rows
+        self.expected = expected  # [n] the token that followed each
+        self.at = 0  # branches evaluated
+        self.seconds = 0.0
+        self._hidden: Float32 | None = None  # [n, D] none of them yet
+
+    def advance(self, leave: int) -> Float32:
+        """[n, D] the stream behind the first `leave` branches."""
+        return self._run(leave, self._rows.outputs[:0])[0]
+
+    def exit(self, leave: int) -> Int32:
+        """[n] the tokens that the head chooses behind the first `leave` branches."""
+        return self._run(leave, self._rows.outputs)[1][:, 0].copy()
+
+    def draft(self, part: Part) -> Int32:
+        """[n] the tokens that a part chooses, from the embedding on."""
+        began = time.perf_counter()
+        found = self._engine.run(self._rows, part).candidates[:, 0].copy()
+        self.seconds += time.perf_counter() - began
+        return found
+
+    def _run(self, leave: int, outputs: Int32) -> tuple[Float32, Int32]:
+        began = time.perf_counter()
+        rows = Rows(**{**vars(self._rows), "outputs": outputs})
+        part = Part(self.at, leave) if self.at else Part(leave=leave)
+        result = self._engine.run(rows, part, self._hidden if self.at else None)
+        self._hidden, self.at = result.hidden.copy(), leave
+        self.seconds += time.perf_counter() - began
+        return self._hidden, result.candidates
+
+
+class Replay:
+    """Replays the end of a context."""
+
+    def __init__(self, engine: Engine, window: int) -> None:
+        """`window`: the most tokens that are replayed."""
+        limits = engine.executable
+        self._engine = engine
+        self._window = min(window, limits.max_path, limits.max_outputs)
+
+    def begin(self, context: Context) -> Replayed | None:
+        """The context's last tokens that are in the cache; None where there are none."""
+        assert context.place is not None
+        sequence = context.place.sequence
+        slots = context.place.slots.borrow(min(self._window, sequence.length))
+        count = len(slots)
+        if count == 0:
+            return None
+        start = sequence.length - count
+        tokens = np.array(context.tokens[start : sequence.length + 1], np.int32)
+        rows = replayed_rows(sequence, tokens[:-1], slots)
+        return Replayed(self._engine, rows, tokens[1:])

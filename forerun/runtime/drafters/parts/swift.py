@@ -1,0 +1,132 @@
+"""SWIFT: the skip set is searched for on the fly, by how well its draft agrees with the request's own text.
+
+After Xia et al., "SWIFT: On-the-Fly Self-Speculative Decoding for LLM Inference Acceleration" (arXiv 2410.06916): a set
+is scored by the share of the context's last tokens that the draft would have proposed, in one launch; random sets take
+turns with Bayesian steps; the search stops when a score is good enough or nothing better has been found for long. A
+fixed share of attention and feed-forward branches is skipped, of the first and the last layer none.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.drafters.launch_cost import Allowance
+from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.parts.uniform import evenly
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+from forerun.runtime.tree import Float64
+
+REMEMBERED = 64
+"""Trials that a Bayesian step looks at."""
+GUESSES = 128
+"""Random sets among which a Bayesian step takes the most promising."""
+
+
+@dataclass(frozen=True)
+class Swift:
+    """`skipped`: the share of branches left out; `window`: committed tokens a set is scored on."""
+
+    skipped: float = 0.45
+    window: int = 16
+    good_enough: float = 0.95
+    patience: int = 300  # trials without a better score that end the search
+    bayes_every: int = 25  # the paper's interval
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.skipped < 1 or min(self.window, self.patience, self.bayes_every) < 1:
+            raise InvalidOptionError(
+                f"{self} must have skipped between 0 and 1, window, patience and bayes_every of 1 or more"
+            )
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        inner = [branch for own in layer_branches(engine.executable)[1:-1] for branch in own]
+        count = round(self.skipped * len(engine.executable.branches))
+        if not 0 < count <= len(inner):
+            raise InvalidOptionError(
+                f"skipping {self.skipped} of {len(engine.executable.branches)} branches without the first and the last "
+                "layer's is not possible: use another share, or another drafter"
+            )
+        return _Search(self, engine, cost, inner, count)
+
+
+class _Search(PartMethod):
+    def __init__(self, spec: Swift, engine: Engine, cost: CostModel | None, inner: list[int], count: int) -> None:
+        self._spec = spec
+        self._replay = Replay(engine, spec.window)
+        self._inner, self._count = inner, count
+        self._random = np.random.default_rng(spec.seed)
+        self._allowance = Allowance()
+        self._step = cost.seconds(1) if cost else 0.0
+        self._best = np.zeros(len(inner), np.bool_)
+        self._best[evenly(len(inner), count)] = True
+        self.score = -1.0
+        self._trials: list[NDArray[np.bool_]] = []
+        self._scores: list[float] = []
+        self._made = self._since_better = 0
+
+    @property
+    def converged(self) -> bool:
+        return self.score >= self._spec.good_enough or self._since_better >= self._spec.patience
+
+    def prepare(self, context: Context, price: float) -> None:
+        self._allowance.earn(self._step)
+        if self.converged or (price > 0 and not self._allowance.positive):
+            return
+        replayed = self._replay.begin(context)
+        if replayed is None or len(replayed.expected) < self._spec.window:
+            return
+        trial = self._next()
+        score = float((replayed.draft(self._part(trial)) == replayed.expected).mean())
+        self._allowance.spend(replayed.seconds)
+        self._trials, self._scores = [*self._trials, trial][-REMEMBERED:], [*self._scores, score][-REMEMBERED:]
+        self._made += 1
+        self._since_better += 1
+        if score > self.score:
+            self._best, self.score, self._since_better = trial, score, 0
+
+    def part(self, depth: int) -> Part:
+        return self._part(self._best)
+
+    def _part(self, chosen: NDArray[np.bool_]) -> Part:
+        return Part(skipped=frozenset(np.array(self._inner)[chosen].tolist()))
+
+    def _next(self) -> NDArray[np.bool_]:
+        if self._made == 0:
+            return self._best  # the balanced set
+        if self._made % self._spec.bayes_every:
+            return _random_set(self._random, len(self._inner), self._count)
+        guesses = np.stack([_random_set(self._random, len(self._inner), self._count) for _ in range(GUESSES)])
+        return guesses[promise(np.stack(self._trials), np.array(self._scores), guesses).argmax()]
+
+
+def _random_set(random: Generator, size: int, count: int) -> NDArray[np.bool_]:
+    chosen = np.zeros(size, np.bool_)
+    chosen[random.choice(size, count, replace=False)] = True
+    return chosen
+
+
+def promise(tried: NDArray[np.bool_], scores: Float64, guesses: NDArray[np.bool_]) -> Float64:
+    """[guesses] the upper confidence bound of each guess's score, by a Gaussian process over the tried sets.
+
+    The kernel falls with the share of branches on which two sets differ. Own code, as it is ten lines of linear
+    algebra: a library's step optimises over continuous sets for longer than twenty of the target's steps take.
+    """
+
+    def kernel(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> Float64:
+        differing = (left[:, None, :] != right[None, :, :]).mean(axis=2)
+        return np.exp(-differing / 0.2)
+
+    mean, spread = scores.mean(), max(float(scores.std()), 1e-3)
+    weights = np.linalg.solve(kernel(tried, tried) + 0.1 * np.eye(len(tried)), kernel(tried, guesses))
+    expected = weights.T @ (scores - mean) / spread
+    variance = np.maximum(0.0, 1.0 - (weights * kernel(tried, guesses)).sum(axis=0))
+    return mean + spread * (expected + np.sqrt(variance))

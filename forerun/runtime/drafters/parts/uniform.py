@@ -1,0 +1,50 @@
+"""Uniform skipping: as many layers as a target speed-up asks for, balanced over depth.
+
+After Liu, Meng and Zhou, "Accelerating Inference in Large Language Models with a Unified Layer Skipping Strategy"
+(arXiv 2404.06954): the number of skipped layers follows from the speed-up alone, and intermediate layers are skipped at
+even distances, so that no two representations that meet are far apart. Here the result is a draft.
+"""
+
+from dataclasses import dataclass
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.self_draft import PartMethod
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Part
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`speedup`: layers of the target over layers of the draft."""
+
+    speedup: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.speedup < float("inf"):
+            raise InvalidOptionError(f"a draft is as fast as its target or faster: {self.speedup} is no speed-up")
+
+    def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
+        layers = layer_branches(engine.executable)
+        kept = {int(layer) for layer in evenly(len(layers), round(len(layers) / self.speedup))}
+        skipped = (branch for layer, own in enumerate(layers) if layer not in kept for branch in own)
+        return FixedPart(Part(skipped=frozenset(skipped)))
+
+
+class FixedPart(PartMethod):
+    """The same part for all rows."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def part(self, depth: int) -> Part:
+        return self._part
+
+
+def evenly(count: int, kept: int) -> list[int]:
+    """`kept` of `count` numbers at even distances, the first and the last among them; one at least."""
+    kept = min(max(kept, 1), count)
+    if kept == 1:
+        return [0]
+    return [index * (count - 1) // (kept - 1) for index in range(kept)]
