@@ -85,7 +85,7 @@ def test_bits_are_those_of_plain_decoding(family: str, method: str) -> None:
         assert found.stats.rows > found.stats.steps, "nothing was proposed"
 
 
-@pytest.mark.parametrize("family", ("llama", "gpt_neox"))
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_parts_draft_without_a_trace(family: str, data: st.DataObject) -> None:

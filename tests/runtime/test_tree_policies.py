@@ -151,10 +151,10 @@ def test_cost_model_interpolates_extends_and_survives_json():
 class Slow(Oracle):
     """Each row takes half a millisecond beyond the first's two."""
 
-    def run(self, state, rows):
+    def run(self, state, rows, *part):
         if len(rows.outputs) == len(rows.tokens):
             time.sleep(0.0015 + 0.0005 * len(rows.tokens))
-        return super().run(state, rows)
+        return super().run(state, rows, *part)
 
 
 def test_calibration_measures():
