@@ -88,36 +88,43 @@ class Engine:
                 observer(part, result)
 
     def step(
-        self, sequences: Sequence[CachedSequence], trees: Sequence[Tree], prefixes: Sequence[Prefix | None] = ()
+        self, sequences: Sequence[CachedSequence], trees: Sequence[Tree], prefix: Prefix | None = None
     ) -> list[TreeResult]:
         """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost.
 
-        `prefixes`: what drafts have computed of the sequences' rows since the last commit. The step is entered behind
-        it; rows that no draft has evaluated are brought there first.
+        `prefix`: what drafts have computed of the rows of the one sequence. The step is entered behind it.
         """
-        entered = [0 if prefix is None else prefix.leave for prefix in prefixes]
-        enter = max(entered, default=0)
+        self._check_room(trees)
+        for sequence, tree in zip(sequences, trees, strict=True):
+            self.cache.reserve(sequence, sequence.length + tree.height + 1)
+        # A draft's root may lie away from home, and then takes a place of the longest path as well.
+        if prefix is not None and trees[0].height < self.executable.max_path:
+            [sequence], [tree] = sequences, trees
+            return [self._step_behind(prefix, sequence, tree)]
         parts: list[Rows] = []
         slots: list[Int32] = []
-        known: list[Float32 | None] = []  # of each row of the step, its stream where it is entered
         spare = self.cache.spare
-        self._check_room(trees)
-        for index, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-            self.cache.reserve(sequence, sequence.length + tree.height + 1)
-            prefix = prefixes[index] if enter and entered[index] == enter else None
-            if prefix is None:
-                tree_slot, used = tree_slots(sequence, tree, spare)
-                spare = spare[used:]
-                known.extend([None] * len(tree))
-            else:
-                tree_slot, streams = prefix.place(tree, sequence.length)
-                known.extend(streams)
+        for sequence, tree in zip(sequences, trees, strict=True):
+            tree_slot, used = tree_slots(sequence, tree, spare)
+            spare = spare[used:]
             slots.append(tree_slot)
             parts.append(tree_rows(sequence, tree, tree_slot))
-        rows = join(parts)
-        result = self._run_behind(rows, enter, known) if enter else self.run(rows)
+        result = self.run(join(parts))
         first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
         return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
+
+    def _step_behind(self, prefix: Prefix, sequence: CachedSequence, tree: Tree) -> TreeResult:
+        """A step from the branch on that drafts have brought rows to; rows that they have not are brought there first."""
+        slots, known = prefix.place(tree, sequence.length)
+        rows = tree_rows(sequence, tree, slots)
+        hidden = np.empty((len(tree), self.executable.width), np.float32)
+        missing = np.array([row for row, stream in enumerate(known) if stream is None], np.intp)
+        if len(missing):
+            hidden[missing] = self.run(pick(rows, missing, outputs=False), Part(leave=prefix.leave)).hidden
+        for row, stream in enumerate(known):
+            if stream is not None:
+                hidden[row] = stream
+        return TreeResult(tree, slots, self.run(rows, Part(enter=prefix.leave), hidden), 0)
 
     def commit(
         self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]
@@ -137,17 +144,6 @@ class Engine:
 
     def run(self, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
         return self.executable.run(self.state, rows, part, hidden)
-
-    def _run_behind(self, rows: Rows, enter: int, known: Sequence[Float32 | None]) -> StepResult:
-        """A step from branch `enter` on, for rows whose streams are known there, or are computed now."""
-        hidden = np.empty((len(known), self.executable.width), np.float32)
-        missing = np.array([row for row, stream in enumerate(known) if stream is None], np.intp)
-        if len(missing):
-            hidden[missing] = self.run(pick(rows, missing, outputs=False), Part(leave=enter)).hidden
-        for row, stream in enumerate(known):
-            if stream is not None:
-                hidden[row] = stream
-        return self.run(rows, Part(enter=enter), hidden)
 
     def _check_room(self, trees: Sequence[Tree]) -> None:
         rows = sum(len(tree) for tree in trees)

@@ -103,12 +103,11 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
             while not finished:
                 policy.begin()
                 context.place = place = Place(sequence, StepSlots(sequence, engine.cache.spare))
-                # A path may have to begin with the root: a place of `max_path` is kept for it.
-                depth = min(engine.executable.max_path - 1, request.max_new_tokens - generated - 1)
+                depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
                 budget = Budget(min(policy.rows, most_rows), depth, policy.price)
                 proposed = drafter.propose(context, budget)
                 [tree] = policy.choose([proposed], 1.0 if place.prefix is None else place.prefix.share)
-                [result] = engine.step([sequence], [tree], [place.prefix])
+                [result] = engine.step([sequence], [tree], place.prefix)
                 verdict = verify(tree, token_choice(result, request, sequence.length))
                 kept = verdict.cut(request.keep(verdict.tokens, generated))
                 engine.commit([sequence], [result], [kept.path])

@@ -75,7 +75,8 @@ class SelfDraft(Drafter):
         place, shape = context.place, self.grower.shape
         assert place is not None
         room = max(0, place.slots.left - self.engine.executable.max_outputs) // shape.beam  # the step needs slots too
-        depth = min(budget.depth, shape.deepest, self.method.deepest or budget.depth, room)
+        longest = self.engine.executable.max_path - 1  # a path begins with the root where that lies away from home
+        depth = min(budget.depth, shape.deepest, self.method.deepest or budget.depth, room, longest)
         draft = _Turn(self, place, depth)
         grown = self.grower.grow(context.tokens[-1], Budget(budget.rows, depth, budget.price), draft.launches, draft)
         tree = grown.tree
