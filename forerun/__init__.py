@@ -14,6 +14,7 @@ from forerun.runtime.model import CompiledModel
 from forerun.strategies import (
     Autoregressive,
     CostAware,
+    DraftModel,
     EarlyExit,
     Fixed,
     PromptLookup,
@@ -31,6 +32,7 @@ __all__ = [
     "CompiledModel",
     "CostAware",
     "DecayedDepth",
+    "DraftModel",
     "DynamicExit",
     "EarlyExit",
     "FeedForwardOnly",

@@ -11,9 +11,11 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
 from forerun.errors import InvalidOptionError, UnknownStrategyError
+from forerun.progress import open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.drafters import base, merged, prompt_lookup, token_recycling
+from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
+from forerun.runtime.drafters import vocabulary as vocabularies
 from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
 from forerun.runtime.drafters.launch_cost import LaunchCost
 from forerun.runtime.drafters.parts.clasp import Clasp
@@ -24,6 +26,7 @@ from forerun.runtime.drafters.parts.uniform import Uniform
 from forerun.runtime.drafters.self_draft import PartMethod, SelfDraft
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
+from forerun.runtime.model import CompiledModel
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,50 @@ class EarlyExit:
 
 
 @dataclass(frozen=True)
+class DraftModel:
+    """Another model drafts, with a cache of its own (arXiv 2211.17192).
+
+    source      what `forerun.compile` takes, or a model that it returned
+    vocabulary  how the draft's vocabulary meets the target's: "same"; "intersection", the tokens that both have;
+                "text", what the draft wrote in the target's tokens (arXiv 2502.05202); "auto", the closest there is
+    drafter     drafts for the draft (arXiv 2308.04623)
+    dtype       how the draft's matrices are kept
+    """
+
+    source: Any
+    vocabulary: str = "auto"
+    drafter: DrafterSpec | None = None
+    dtype: str = "float32"
+    shape: Shape = field(default=Shape())
+    confidence: Confidence = field(default=Always())
+
+    def build(self, target: Target) -> base.Drafter:
+        draft = self._draft(target)
+        sizes = target.executable.vocabulary, draft.executable.vocabulary
+        met = vocabularies.vocabulary(self.vocabulary, target.tokenizer, draft.tokenizer, sizes)
+        inner = None if self.drafter is None else self.drafter.build(draft)
+        share = _weight_bytes(draft.executable) / max(1, _weight_bytes(target.executable))
+        grower = Grower(self.shape, LaunchCost(target.cost), self.confidence)
+        return draft_model.DraftModel(draft.engine, met, grower, share, inner)
+
+    def _draft(self, target: Target) -> Target:
+        if isinstance(self.source, CompiledModel):
+            engine = Engine(self.source.executable)
+            engine.serving = self.source.engine.serving  # one executable's steps share buffers
+            return Target(engine, None, self.source.tokenizer)
+        from forerun.compiler import build  # which itself needs the strategies
+
+        length = target.executable.max_length
+        built = build(self.source, self.dtype, "cpu", length, None, open_progress())
+        return Target(Engine(built.executable), None, built.tokenizer)
+
+
+def _weight_bytes(executable: Executable) -> int:
+    """What a step reads of the weights."""
+    return executable.head_bytes + sum(branch.bytes for branch in executable.branches)
+
+
+@dataclass(frozen=True)
 class CostAware:
     """Rows as long as they pay in tokens per second, by the measured t(n); at most `rows` a step."""
 
@@ -191,12 +238,25 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+DRAFT_MODEL = "draft_model"
+"""The strategy that takes the draft's path with it: "draft_model:PATH"."""
+
+
 def resolve_strategy(strategy: object) -> Strategy:
     """A strategy by name or as it is; UnknownStrategyError with the nearest name otherwise."""
     if isinstance(strategy, Strategy):
         return strategy
     if isinstance(strategy, str) and strategy in STRATEGIES:
         return STRATEGIES[strategy]
+    if isinstance(strategy, str) and strategy.partition(":")[0] == DRAFT_MODEL:
+        path = strategy.partition(":")[2]
+        if not path:
+            raise UnknownStrategyError(
+                f"{DRAFT_MODEL} needs a model that drafts: write {DRAFT_MODEL}:PATH, or "
+                "TreeSpec(drafters=(DraftModel(PATH),))."
+            )
+        return TreeSpec(drafters=(DraftModel(path),))
     near = get_close_matches(str(strategy), STRATEGIES, n=1)
     hint = f"did you mean {near[0]!r}? The strategies are" if near else "use one of"
-    raise UnknownStrategyError(f"There is no strategy {strategy!r}; {hint} {', '.join(STRATEGIES)}.")
+    names = ", ".join([*STRATEGIES, f"{DRAFT_MODEL}:PATH"])
+    raise UnknownStrategyError(f"There is no strategy {strategy!r}; {hint} {names}.")

@@ -114,7 +114,7 @@ class Engine:
         return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
 
     def _step_behind(self, prefix: Prefix, sequence: CachedSequence, tree: Tree) -> TreeResult:
-        """A step from the branch on that drafts have brought rows to; rows that they have not are brought there first."""
+        """A step from the branch that drafts have brought rows to; other rows are brought there first."""
         slots, known = prefix.place(tree, sequence.length)
         rows = tree_rows(sequence, tree, slots)
         hidden = np.empty((len(tree), self.executable.width), np.float32)
@@ -130,15 +130,18 @@ class Engine:
         self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]
     ) -> None:
         """Make the keys and values of each path (rows from the root on) permanent. Only rows away from home move."""
+        self.keep(sequences, [result.slots[list(path)] for result, path in zip(results, paths, strict=True)])
+
+    def keep(self, sequences: Sequence[CachedSequence], rows: Sequence[Int32]) -> None:
+        """Make the keys and values at these slots [n] those of each sequence's next positions."""
         source: list[Int32] = []
         destination: list[Int32] = []
-        for sequence, result, path in zip(sequences, results, paths, strict=True):
-            slots = result.slots[list(path)]
-            home = sequence.home(np.arange(sequence.length, sequence.length + len(path), dtype=np.int32))
+        for sequence, slots in zip(sequences, rows, strict=True):
+            home = sequence.home(np.arange(sequence.length, sequence.length + len(slots), dtype=np.int32))
             moved = slots != home
             source.append(slots[moved])
             destination.append(home[moved])
-            sequence.length += len(path)
+            sequence.length += len(slots)
         if any(len(slots) for slots in source):
             self.executable.copy_slots(self.state, np.concatenate(source), np.concatenate(destination))
 

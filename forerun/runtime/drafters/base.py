@@ -70,6 +70,9 @@ class Drafter:
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         """Prompt rows [n] with the target's likeliest next tokens [n, K]."""
 
+    def rewind(self, context: Context, length: int) -> None:
+        """The context is cut back to `length` tokens: a draft's own context, whose end was not committed after all."""
+
     def end(self, context: Context) -> None:
         """The request is over, or failed."""
 

@@ -5,7 +5,8 @@ became of earlier proposals of the same confidence at the same depth.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,7 +83,8 @@ class MarginAbove:
 
 
 Evaluate = Callable[[TreeBuilder, Sequence[int]], tuple[Int32, Float32]]
-"""Evaluates rows of a growing tree with the draft: candidates [n, K] and their logits [n, K], largest first."""
+"""Evaluates rows of a growing tree with the draft: candidates [n, K], -1 where one is none, and their logits [n, K],
+largest first."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Launches:
 
     share: Callable[[int], float]  # of the launch that evaluates the rows at a depth
     saved: float = 0.0  # read by the first launch, and so not by the step that verifies
+    behind: int = 0  # rows that the first launch has to make up for, beside the root
 
 
 @dataclass(frozen=True)
@@ -116,27 +119,45 @@ class Grower:
         self.rates = AcceptanceRates(np.tile((bounds[:-1] + bounds[1:]) / 2 * BELIEVED, DEPTHS))
         self.worth = AcceptanceRates(np.full(DEPTHS, RIGHT))  # of evaluating a row of the path, by its depth
 
+    def begin(self, root: int) -> TreeBuilder:
+        """A turn: a tree of the root alone."""
+        self.allowance.earn(self.cost.seconds(1, 1.0))
+        return TreeBuilder(root)
+
     def grow(self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate) -> Grown:
         """A tree under `root`: as many levels as pay at the budget's price; the root alone is one of the answers."""
-        builder = TreeBuilder(root)
+        builder = self.begin(root)
         evaluated: list[int] = []
         level = [0]
-        self.allowance.earn(self.cost.seconds(1, 1.0))
         for depth in range(min(budget.depth, self.shape.deepest)):
-            trial = not self._pays(builder, level, depth, budget.price, launches)
-            if trial and not (depth == 0 and self.allowance.positive):
-                break
-            began = self.clock()
-            candidates, logits = evaluate(builder, level)
-            seconds = self.clock() - began
-            self.cost.observe(len(level), launches.share(depth), seconds)
-            if trial:
-                self.allowance.spend(seconds)
+            with self.launch(builder, level, depth, budget.price, launches) as worthwhile:
+                if not worthwhile:
+                    break
+                candidates, logits = evaluate(builder, level)
             evaluated.extend(level)
-            level = self._add_children(builder, level, depth, candidates, logits)
+            level = self.add_children(builder, level, depth, candidates, logits)
             if not level:
                 break
         return Grown(builder.build(), sorted(evaluated))
+
+    @contextmanager
+    def launch(
+        self, builder: TreeBuilder, level: Sequence[int], depth: int, price: float, launches: Launches
+    ) -> Generator[bool]:
+        """Whether evaluating a level's rows is worth it, or worth a trial; what it takes is then timed."""
+        rows, share = len(level) + (launches.behind if depth == 0 else 0), launches.share(depth)
+        likely = sum(builder.probabilities[row] for row in level) * self.worth.rate[min(depth, DEPTHS - 1)]
+        saved = launches.saved * self.cost.seconds(1, 1.0) if depth == 0 else 0.0
+        pays = likely > price * (self.cost.seconds(rows, share) - saved)
+        if not pays and not (depth == 0 and self.allowance.positive):
+            yield False
+            return
+        began = self.clock()
+        yield True
+        seconds = self.clock() - began
+        self.cost.observe(rows, share, seconds)
+        if not pays:
+            self.allowance.spend(seconds)
 
     def observe(self, tree: Tree, tokens: Sequence[int]) -> None:
         """A proposal, under which `tokens` were committed."""
@@ -148,14 +169,7 @@ class Grower:
         for parent, hit in hits.items():
             self.worth.observe(min(int(tree.depth[parent]), DEPTHS - 1), hit)
 
-    def _pays(self, builder: TreeBuilder, level: list[int], depth: int, price: float, launches: Launches) -> bool:
-        likely = sum(builder.probabilities[row] for row in level) * self.worth.rate[min(depth, DEPTHS - 1)]
-        seconds = self.cost.seconds(len(level), launches.share(depth))
-        if depth == 0:
-            seconds -= launches.saved * self.cost.seconds(1, 1.0)
-        return bool(likely > price * seconds)
-
-    def _add_children(
+    def add_children(
         self, builder: TreeBuilder, level: list[int], depth: int, candidates: Int32, logits: Float32
     ) -> list[int]:
         """The children of a level's rows, and of them those to evaluate next."""
@@ -168,7 +182,8 @@ class Grower:
         open_rows: list[int] = []
         for index, parent in enumerate(level):
             columns = (candidates[index, :width].tolist(), edges[index].tolist(), features[index, :width].tolist())
-            added = [builder.add(parent, token, edge, source) for token, edge, source in zip(*columns, strict=True)]
+            children = zip(*columns, strict=True)
+            added = [builder.add(parent, token, edge, source) for token, edge, source in children if token >= 0]
             if self.confidence(shares[index]):
                 open_rows.extend(added)
         open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: of equals the likelier candidate first

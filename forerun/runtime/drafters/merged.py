@@ -60,6 +60,10 @@ class Merged(Drafter):
         for drafter in self.drafters:
             drafter.observe_prompt(tokens, candidates, candidate_logits)
 
+    def rewind(self, context: Context, length: int) -> None:
+        for drafter in self.drafters:
+            drafter.rewind(context, length)
+
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
         for drafter in self.drafters:

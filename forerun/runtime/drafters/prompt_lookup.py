@@ -77,6 +77,10 @@ class PromptLookup(Drafter):
         for row, accepted in decided_rows(tree, observation.tokens):
             self.rates.observe(int(tree.source[row]), accepted)
 
+    def rewind(self, context: Context, length: int) -> None:
+        if self._indices[context].indexed >= length:
+            self._indices[context] = SuffixIndex(self.longest, self.places)
+
     def end(self, context: Context) -> None:
         self._indices.pop(context, None)
         self._proposed.pop(context, None)

@@ -1,0 +1,218 @@
+"""A second compiled model as drafter, with a cache of its own that follows the target's commits.
+
+After Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192), with
+trees, and with a drafter of its own where it is given one: Spector and Ré, "Accelerating LLM Inference with Staged
+Speculative Decoding" (arXiv 2308.04623).
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from forerun.runtime.cache import CachedSequence, StepSlots
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
+from forerun.runtime.drafters.growing import Grower, Grown, Launches
+from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
+from forerun.runtime.engine import Engine
+from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.rows import pick, prompt_rows, tree_rows
+from forerun.runtime.tree import Tree, TreeBuilder, root_only
+from forerun.runtime.verify import verify
+
+LAST = np.zeros(1, np.int32)
+CATCHING_UP = 8
+"""Rows of a first launch that count against it: those of a whole prompt serve all the launches after."""
+
+
+@dataclass(eq=False)
+class _Draft:
+    """One context in the draft's vocabulary and cache."""
+
+    sequence: CachedSequence
+    follower: Follower
+    closing: ExitStack
+    own: Context  # in the draft's tokens
+    cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
+    tree: Tree | None = None  # of the last turn, in the draft's tokens
+    slots: list[int] = field(default_factory=list[int])  # of its rows, -1 where one was not evaluated
+
+
+class DraftModel(Drafter):
+    """Drafts with another model's engine.
+
+    `share`: what a launch of the draft reads, of what a step of the target reads. `inner` drafts for the draft.
+    """
+
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, grower: Grower, share: float, inner: Drafter | None = None
+    ) -> None:
+        self.engine, self.vocabulary, self.grower, self.inner = engine, vocabulary, grower, inner
+        self._share = share
+        self._drafts: dict[Context, _Draft] = {}
+
+    def begin(self, context: Context) -> None:
+        closing = ExitStack()
+        sequence = closing.enter_context(self.engine.cache.sequence(0))
+        follower = self.vocabulary.follower()
+        draft = _Draft(sequence, follower, closing, Context(follower.follow(context.tokens)))
+        self._drafts[context] = draft
+        if self.inner is not None:
+            self.inner.begin(draft.own)
+            closing.callback(self.inner.end, draft.own)
+
+    def propose(self, context: Context, budget: Budget) -> Tree:
+        draft = self._drafts[context]
+        depth = min(budget.depth, self.grower.shape.deepest, self.engine.executable.max_path - 1)
+        draft.tree = None
+        if len(draft.own.tokens) + depth > self.engine.executable.max_length:
+            return root_only(context.tokens[-1])  # the text has outgrown the draft
+        with self.engine.serving:
+            grow = self._grow if self.inner is None else self._stage
+            grown = grow(draft, Budget(budget.rows, depth, budget.price))
+        if not grown.evaluated:
+            return root_only(context.tokens[-1])
+        draft.tree = grown.tree
+        return self.vocabulary.translate(grown.tree, context.tokens, draft.own.tokens).likeliest(budget.rows)
+
+    def observe(self, context: Context, observation: Observation) -> None:
+        draft = self._drafts[context]
+        before, after = draft.own.tokens, draft.follower.follow(context.tokens)
+        if draft.tree is not None and after[: len(before)] == before:
+            self.grower.observe(draft.tree, after[len(before) :])
+        with self.engine.serving:
+            self._keep_evaluated(draft, after)
+        shared = common(before, after)
+        if shared < len(before) and self.inner is not None:
+            self.inner.rewind(draft.own, shared)
+        draft.own.tokens[shared:] = after[shared:]
+
+    def rewind(self, context: Context, length: int) -> None:
+        draft = self._drafts[context]
+        after = draft.follower.follow(context.tokens[:length])
+        shared = common(draft.own.tokens, after)
+        if self.inner is not None:
+            self.inner.rewind(draft.own, shared)
+        draft.own.tokens[shared:] = after[shared:]
+        draft.tree = None
+        self._cut(draft, after)
+
+    def end(self, context: Context) -> None:
+        draft = self._drafts.pop(context, None)
+        if draft is not None:
+            draft.closing.close()
+
+    # --- the draft's cache
+
+    def _keep_evaluated(self, draft: _Draft, after: list[int]) -> None:
+        """Rows of the last tree that came true stay in the cache; the last token of `after` is the next root."""
+        self._cut(draft, after)
+        if draft.tree is None or len(draft.cached) >= len(after) or draft.tree.token[0] != after[len(draft.cached)]:
+            return
+        path: list[int] = []
+        row: int | None = 0
+        while row is not None and draft.slots[row] >= 0 and len(draft.cached) + len(path) + 1 < len(after):
+            path.append(row)
+            row = draft.tree.child(row, after[len(draft.cached) + len(path)])
+        self.engine.keep([draft.sequence], [np.array([draft.slots[each] for each in path], np.int32)])
+        draft.cached.extend(draft.tree.token[path].tolist())
+
+    def _cut(self, draft: _Draft, after: list[int]) -> None:
+        """Forget what the cache holds beside the beginning of `after`."""
+        del draft.cached[min(common(draft.cached, after), len(after) - 1) :]
+        draft.sequence.length = len(draft.cached)
+
+    def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
+        """Evaluate the context's tokens that are not cached, the root last: its candidates and logits [1, K]."""
+        pending = np.array(draft.own.tokens[len(draft.cached) :], np.int32)
+        most = self.engine.executable.max_rows
+        self.engine.prefill(draft.sequence, pending[: max(0, len(pending) - most)])
+        pending = pending[-most:]
+        rows = prompt_rows(draft.sequence, pending, LAST + len(pending) - 1)
+        result = self.engine.run(rows)
+        draft.sequence.length += len(pending) - 1  # the root's keys and values are where its tree's rows look for them
+        draft.cached = draft.own.tokens[:-1]
+        return result.candidates, result.candidate_logits
+
+    def _launches(self, draft: _Draft) -> Launches:
+        behind = min(CATCHING_UP, len(draft.own.tokens) - len(draft.cached) - 1)
+        return Launches(lambda depth: self._share, behind=behind)
+
+    def _grow(self, draft: _Draft, budget: Budget) -> Grown:
+        """Levels of a tree, each a launch."""
+        draft.slots = []
+        self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + budget.depth)
+        slots: StepSlots | None = None
+
+        def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
+            nonlocal slots
+            tree, chosen = builder.build(), np.array(rows, np.intp)
+            found = self._catch_up(draft) if slots is None else None
+            slots = slots or StepSlots(draft.sequence, self.engine.cache.spare)
+            draft.slots.extend([-1] * (len(tree) - len(draft.slots)))
+            taken = slots.take(draft.sequence.length + tree.depth[chosen])
+            for row, slot in zip(rows, taken.tolist(), strict=True):
+                draft.slots[row] = slot
+            if found is None:
+                places = np.maximum(np.array(draft.slots, np.int32), 0)
+                result = self.engine.run(pick(tree_rows(draft.sequence, tree, places), chosen, outputs=True))
+                found = result.candidates, result.candidate_logits
+            candidates, logits = found
+            return self.vocabulary.candidates(candidates), logits
+
+        grown = self.grower.grow(draft.own.tokens[-1], budget, self._launches(draft), evaluate)
+        draft.slots.extend([-1] * (len(grown.tree) - len(draft.slots)))
+        return grown
+
+    def _stage(self, draft: _Draft, budget: Budget) -> Grown:
+        """The draft's own greedy text, found by its drafter and verified by the draft, with its rivals as leaves."""
+        assert self.inner is not None
+        builder = self.grower.begin(draft.own.tokens[-1])
+        kept, evaluated = len(draft.own.tokens), list[int]()
+        row, depth, launches = 0, 0, self._launches(draft)
+        while depth < budget.depth:
+            with self.grower.launch(builder, [row], depth, budget.price, launches) as worthwhile:
+                if not worthwhile:
+                    break
+                found = self._inner_step(draft, budget.depth - depth)
+            for candidates, logits in found:
+                evaluated.append(row)
+                children = self.grower.add_children(
+                    builder, [row], depth, self.vocabulary.candidates(candidates[None]), logits[None]
+                )
+                depth += 1
+                following = builder.find(row, int(candidates[0])) if children else None
+                if following is None:
+                    budget = Budget(budget.rows, depth, budget.price)  # too uncertain to go on from
+                    break
+                row = following
+        self.inner.rewind(draft.own, kept)
+        del draft.own.tokens[kept:]
+        draft.slots = [-1] * len(builder)  # what it kept is in the cache already
+        return Grown(builder.build(), evaluated)
+
+    def _inner_step(self, draft: _Draft, depth: int) -> list[tuple[Int32, Float32]]:
+        """One step of the draft behind its context, which grows by the tokens accepted: each one's candidates [K]."""
+        assert self.inner is not None
+        own, engine = draft.own, self.engine
+        self.engine.cache.reserve(draft.sequence, len(own.tokens) + depth)
+        pending = own.tokens[len(draft.cached) : -1]
+        engine.prefill(draft.sequence, np.array(pending, np.int32))
+        own.place = Place(draft.sequence, StepSlots(draft.sequence, engine.cache.spare))
+        budget = Budget(min(self.grower.shape.beam * depth, engine.executable.max_outputs), depth - 1)
+        tree = self.inner.propose(own, budget).likeliest(budget.rows)
+        [result] = engine.step([draft.sequence], [tree], own.place.prefix)
+        verdict = verify(tree, lambda row: int(result.candidates[row, 0]))
+        found = [(result.candidates[row].copy(), result.candidate_logits[row].copy()) for row in verdict.path]
+        observation = Observation(tree, verdict.path, verdict.tokens, result.candidates, result.candidate_logits)
+        engine.commit([draft.sequence], [result], [verdict.path])
+        draft.cached = [*own.tokens, *verdict.tokens[:-1]]
+        own.tokens.extend(verdict.tokens)
+        self.inner.observe(own, observation)
+        return found
+
+
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """The length of the longest beginning that two lists share."""
+    return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

@@ -1,0 +1,185 @@
+"""A draft model's vocabulary beside its target's: one, two that overlap, or two that share nothing but text.
+
+Timor et al., "Accelerating LLM Inference with Lossless Speculative Decoding Algorithms for Heterogeneous Vocabularies"
+(arXiv 2502.05202): token-level intersection proposes the tokens that both vocabularies have; string-level exact match
+writes the draft's text in the target's tokens. What is proposed never changes the text, so that both are free to err.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Int32
+from forerun.runtime.tree import Tree, TreeBuilder
+
+WAYS = ("auto", "same", "intersection", "text")
+TAIL = 24
+"""The target's last tokens that are written anew in the draft's: a new token may change how those before it are cut."""
+SHARED = 0.5
+"""From this share of a draft's tokens on, the intersection is proposed from; below it, text."""
+
+
+class Follower(Protocol):
+    """One context in the draft's tokens, as it grows."""
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        """All of the context in the draft's tokens."""
+        ...
+
+
+class Vocabulary(Protocol):
+    """How a draft reads the target's tokens, and how the target reads a draft's."""
+
+    def follower(self) -> Follower: ...
+
+    def candidates(self, ids: Int32) -> Int32:
+        """The draft's candidates [n, K], -1 for those that the target cannot be offered."""
+        ...
+
+    def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
+        """A tree of the draft's tokens as one of the target's, under the context `tokens`; `own` is the draft's."""
+        ...
+
+
+class SameVocabulary:
+    """Both use the same token ids."""
+
+    def follower(self) -> Follower:
+        return self
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
+
+    def candidates(self, ids: Int32) -> Int32:
+        return ids
+
+    def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
+        return tree
+
+
+class TextFollower:
+    """Writes a context in the draft's tokens, by its text; all but its end is written once."""
+
+    def __init__(self, target: Any, draft: Any) -> None:
+        self._target, self._draft = target, draft
+        beginning = draft.bos_token_id
+        self._written: list[int] = [] if beginning is None else [beginning]
+        self._count = 0  # of the target's tokens, those that are written for good
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        if len(tokens) - self._count > 3 * TAIL:
+            settled = len(tokens) - TAIL
+            self._written.extend(self._write(tokens[self._count : settled]))
+            self._count = settled
+        return [*self._written, *self._write(tokens[self._count :])]
+
+    def _write(self, tokens: Sequence[int]) -> list[int]:
+        return encode(self._draft, decode(self._target, tokens))
+
+
+class Intersection:
+    """Token-level intersection: the draft proposes among the tokens whose strings both vocabularies have."""
+
+    def __init__(self, target: Any, draft: Any, draft_size: int) -> None:
+        self._tokenizers = target, draft
+        strings = {text: token for token, text in token_strings(target).items()}
+        self.target_of: NDArray[np.int32] = np.full(draft_size, -1, np.int32)  # by the draft's token
+        for token, text in token_strings(draft).items():
+            if token < draft_size and text in strings:
+                self.target_of[token] = strings[text]
+
+    @property
+    def share(self) -> float:
+        """Of the draft's tokens, those that the target has."""
+        return float((self.target_of >= 0).mean())
+
+    def follower(self) -> Follower:
+        return TextFollower(*self._tokenizers)
+
+    def candidates(self, ids: Int32) -> Int32:
+        return np.where(self.target_of[ids] >= 0, ids, -1).astype(np.int32)
+
+    def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
+        translated = self.target_of[tree.token]
+        translated[0] = tokens[-1]
+        return Tree(translated, tree.parent, tree.depth, tree.probability, tree.source)
+
+
+class Text:
+    """String-level exact match: what the draft wrote is cut into the target's tokens, path by path."""
+
+    def __init__(self, target: Any, draft: Any) -> None:
+        self._target, self._draft = target, draft
+
+    def follower(self) -> Follower:
+        return TextFollower(self._target, self._draft)
+
+    def candidates(self, ids: Int32) -> Int32:
+        return ids
+
+    def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
+        builder = TreeBuilder(tokens[-1])
+        tail, own_tail = list(tokens[-TAIL:]), list(own[-TAIL:])
+        before, own_before = decode(self._target, tail), decode(self._draft, own_tail)
+        inner = set(tree.parent.tolist())
+        for leaf in (row for row in range(1, len(tree)) if row not in inner):
+            path = tree.path(leaf)[1:]
+            drafted = tree.token[path].tolist()
+            texts = [decode(self._draft, own_tail + drafted[:end]) for end in range(1, len(path) + 1)]
+            if not texts[-1].startswith(own_before):
+                continue
+            ends = [len(text) - len(own_before) for text in texts]  # of the draft's rows, in characters drafted
+            ids = encode(self._target, before + texts[-1][len(own_before) :])
+            if ids[: len(tail)] != tail:
+                continue  # the draft's text changes how the context would have been cut
+            row = 0
+            for count in range(len(tail) + 1, len(ids) + 1):
+                written = len(decode(self._target, ids[:count])) - len(before)
+                reached = next((index for index, end in enumerate(ends) if end >= written), len(ends) - 1)
+                likely = float(tree.probability[path[reached]])
+                edge = min(1.0, likely / max(builder.probabilities[row], 1e-30))
+                row = builder.add(row, ids[count - 1], edge, 0)
+        return builder.build()
+
+
+def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Vocabulary:
+    """How two vocabularies meet; `sizes` are the target's and the draft's. "auto" takes the closest way there is.
+
+    Raises `InvalidOptionError` where tokenizers are needed and not known, or the sizes do not fit the way.
+    """
+    if way not in WAYS:
+        raise InvalidOptionError(f"there is no way {way!r} for vocabularies to meet: use one of {', '.join(WAYS)}")
+    known = all(each is not None for each in (target, draft))
+    equal = sizes[0] == sizes[1] and (not known or target.get_vocab() == draft.get_vocab())
+    if way == "same" or (way == "auto" and equal):
+        if sizes[0] != sizes[1]:
+            raise InvalidOptionError(
+                f"the draft model has {sizes[1]} tokens and the target {sizes[0]}: they are not the same vocabulary, "
+                "use 'intersection' or 'text'"
+            )
+        return SameVocabulary()
+    if not known:
+        raise InvalidOptionError(
+            f"the draft model ({sizes[1]} tokens) and the target ({sizes[0]}) have vocabularies of their own, and meet "
+            "by text: give both with their tokenizers"
+        )
+    intersection = Intersection(target, draft, sizes[1])
+    if way == "intersection" or (way == "auto" and intersection.share >= SHARED):
+        return intersection
+    return Text(target, draft)
+
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def token_strings(tokenizer: Any) -> dict[int, str]:
+    """Each token's text; a leading space is one character, whatever sign the vocabulary has for it."""
+    return {token: text.replace("▁", " ").replace("Ġ", " ") for text, token in tokenizer.get_vocab().items()}

@@ -1,0 +1,194 @@
+"""The contract of drafts by another model: its vocabulary, its cache and its own drafter leave no trace in the text."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+import forerun
+from forerun.errors import InvalidOptionError, UnknownStrategyError
+from forerun.runtime.model import CompiledModel
+from tests.models import FAMILIES
+
+FIXED = forerun.Fixed(12)
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "seed": 4}
+TEXT = (
+    "The keeper of the lighthouse opened the bottle and read the letter. The letter told of a ship, of the sea, and of "
+    "a light that the crew had seen. The keeper lit the lamp and waited for the ship to come home from the sea. "
+)
+PROMPT = "The keeper of the lighthouse "
+
+
+def tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of so many tokens, fewer where the text has no more pairs."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=letters, show_progress=False)
+    made.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@cache
+def compiled(family: str, vocabulary: int, seed: int = 0) -> CompiledModel:
+    model = FAMILIES[family](vocab_size=vocabulary, seed=seed)
+    found = forerun.compile(model, strategy="autoregressive", max_length=192)
+    found.tokenizer = tokenizer(vocabulary)
+    return found
+
+
+def drafters(name: str) -> tuple[Any, ...]:
+    target, other, small = compiled("llama", 300), compiled("gpt2", 300), compiled("gpt2", 280)
+    return {
+        "same vocabulary": (forerun.DraftModel(other, vocabulary="same"),),
+        "intersection": (forerun.DraftModel(small, vocabulary="intersection"),),
+        "text": (forerun.DraftModel(small, vocabulary="text"),),
+        "staged": (forerun.DraftModel(other, drafter=forerun.TokenRecycling()),),
+        "staged twice": (forerun.DraftModel(other, drafter=forerun.DraftModel(small, drafter=forerun.PromptLookup())),),
+        "staged by a part of the draft": (forerun.DraftModel(target, drafter=forerun.EarlyExit(layer=1)),),
+        "with others": (forerun.DraftModel(other), forerun.EarlyExit(layer=1), forerun.PromptLookup()),
+    }[name]
+
+
+NAMES = [
+    "same vocabulary",
+    "intersection",
+    "text",
+    "staged",
+    "staged twice",
+    "staged by a part of the draft",
+    "with others",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_are_those_of_plain_decoding(name: str) -> None:
+    target = compiled("llama", 300)
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=drafters(name), policy=FIXED))
+    prompt = target.tokenizer.encode(PROMPT)  # pyright: ignore
+    for options in ({}, SAMPLED):
+        expected = target.generate(prompt, 48, return_logits=True, **options)
+        for _ in range(2):  # a second request finds nothing of the first
+            found = drafting.generate(prompt, 48, return_logits=True, **options)
+            assert found.token_ids == expected.token_ids
+            assert found.has_bits_of(expected)
+            assert found.stats.rows > found.stats.steps, "nothing was proposed"
+
+
+LETTERS = "abcdefghijklmnopqrstuvwx"
+
+
+class Alphabet(torch.nn.Module):
+    """Writes the alphabet over and over: each of its tokens has one successor."""
+
+    def __init__(self, words: list[str], unused: int, seed: int) -> None:
+        super().__init__()
+        merges = [("".join(word[:end]), word[end]) for word in words for end in range(1, len(word))]
+        names = [*LETTERS, *dict.fromkeys(left + right for left, right in merges)]
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+        vocabulary = {names[each]: number for number, each in enumerate(order)}
+        vocabulary |= {f"<unused {number}>": len(names) + number for number in range(unused)}
+        bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        bpe.decoder = decoders.Fuse()
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+        size = len(vocabulary)
+        self.embedding = torch.nn.Embedding(size, size)
+        torch.nn.init.zeros_(self.embedding.weight)
+        with torch.no_grad():
+            for word, following in zip(words, [*words[1:], words[0]], strict=True):
+                self.embedding.weight[vocabulary[word], vocabulary[following]] = 9.0
+        self.head = torch.nn.Linear(size, size, bias=False)
+        torch.nn.init.eye_(self.head.weight)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(input_ids))
+
+
+def alphabet(length: int, unused: int = 0, seed: int = 0) -> CompiledModel:
+    """A model whose tokens are so many letters."""
+    model = Alphabet([LETTERS[at : at + length] for at in range(0, len(LETTERS), length)], unused, seed)
+    found = forerun.compile(model, strategy="autoregressive", max_length=256)
+    found.tokenizer = model.tokenizer
+    return found
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "draft", "accepted"),
+    [
+        ("same", lambda: alphabet(2), 5.0),
+        ("intersection", lambda: alphabet(2, unused=7, seed=1), 5.0),
+        # Four tokens of three letters are six of two, but the draft knows no word of one or two letters, with which it
+        # has to begin where the target's text has come so far.
+        ("text", lambda: alphabet(3, seed=2), 3.0),
+        ("text", lambda: alphabet(1, seed=3), 2.8),  # four letters are two tokens of two
+        ("auto", lambda: alphabet(2, unused=7, seed=1), 5.0),
+        ("auto", lambda: alphabet(3, unused=90, seed=2), 3.0),
+    ],
+)
+def test_a_draft_that_writes_the_targets_text_is_accepted(vocabulary: str, draft: Any, accepted: float) -> None:
+    target = alphabet(2)
+    spec = forerun.DraftModel(draft(), vocabulary=vocabulary, shape=forerun.Shape(deepest=4, beam=1, children=1))
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(spec,), policy=FIXED))
+    found = drafting.generate(target.tokenizer.encode("abcdef"), 60, return_logits=True)  # pyright: ignore
+    expected = target.generate(target.tokenizer.encode("abcdef"), 60, return_logits=True)  # pyright: ignore
+    assert found.text is not None
+    assert found.text.startswith("ghijklmnopqrstuvwxabcdefghij")
+    assert found.has_bits_of(expected)
+    assert found.stats.accepted_length >= accepted
+
+
+def test_a_staged_draft_with_the_targets_weights_is_right() -> None:
+    target = compiled("llama", 300)
+    draft = forerun.DraftModel(target, drafter=forerun.TokenRecycling(), shape=forerun.Shape(deepest=4, children=1))
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(draft,), policy=FIXED))
+    assert drafting.generate(target.tokenizer.encode(PROMPT), 40).stats.accepted_length == 5.0  # pyright: ignore
+
+
+def test_the_drafts_cache_follows_the_commits() -> None:
+    """A draft evaluates each token once where all it proposes comes true, plus the launches of each turn."""
+    target = compiled("llama", 300)
+    draft = forerun.DraftModel(target, shape=forerun.Shape(deepest=4, beam=1, children=1))
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(draft,), policy=FIXED))
+    engine = drafting.drafter.engine  # pyright: ignore
+    rows: list[int] = []
+    run = engine.run
+
+    def counted(batch: Any, *arguments: Any) -> Any:
+        rows.append(len(batch.tokens))
+        return run(batch, *arguments)
+
+    engine.run = counted
+    found = drafting.generate(target.tokenizer.encode(PROMPT), 40)  # pyright: ignore
+    assert found.stats.accepted_length == 5.0
+    # First the prompt, then in each turn the bonus token's parent, which the draft only proposed, with the root.
+    assert max(rows[1:]) == 2
+    assert len(rows) == 4 * found.stats.steps
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    target, small = compiled("llama", 300), compiled("gpt2", 280)
+    bare = forerun.compile(FAMILIES["gpt2"](vocab_size=280), strategy="autoregressive", max_length=192)
+
+    def build(draft: forerun.DraftModel) -> None:
+        forerun.with_strategy(target, forerun.TreeSpec(drafters=(draft,), policy=FIXED))
+
+    with pytest.raises(InvalidOptionError, match="not the same vocabulary"):
+        build(forerun.DraftModel(small, vocabulary="same"))
+    with pytest.raises(InvalidOptionError, match="tokenizers"):
+        build(forerun.DraftModel(bare))
+    with pytest.raises(InvalidOptionError, match="no way 'bytes'"):
+        build(forerun.DraftModel(small, vocabulary="bytes"))
+    with pytest.raises(UnknownStrategyError, match="draft_model:PATH"):
+        forerun.with_strategy(target, "draft_model")
+
+
+def test_a_text_that_outgrows_the_draft_goes_on_without_it() -> None:
+    target = compiled("llama", 300)
+    short = forerun.compile(FAMILIES["llama"](vocab_size=300), strategy="autoregressive", max_length=32)
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(forerun.DraftModel(short),), policy=FIXED))
+    prompt = torch.arange(1, 20)
+    assert drafting.generate(prompt, 60).token_ids == target.generate(prompt, 60).token_ids
