@@ -146,7 +146,8 @@ class CostAware:
 
     @property
     def price(self) -> float:
-        return self.rate
+        """What time is worth elsewhere: the rate of late, or plain decoding's, which is always to be had."""
+        return max(self.rate, 1.0 / self.cost.seconds(1))
 
     def begin(self) -> None:
         self._turn = self.clock()
@@ -157,7 +158,7 @@ class CostAware:
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
         best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
         expected = np.concatenate([[0.0], np.cumsum(best)])
-        worth = expected - self.rate * share * self.cost.table(roots + len(best))[roots - 1 :]
+        worth = expected - self.price * share * self.cost.table(roots + len(best))[roots - 1 :]
         taken = int(worth.argmax())  # of equals the fewest rows
         self._room = min(self.most, max(LEAST_ROOM, 2 * (roots + taken)))
         if taken == 0:

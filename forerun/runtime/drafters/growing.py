@@ -5,6 +5,7 @@ became of earlier proposals of the same confidence at the same depth.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from forerun.runtime.tree import Float64, Tree, TreeBuilder
 BELIEVED = 0.8  # of a candidate's share, before anything is known of the draft
 RIGHT = 0.6  # one of a row's children holds the next token, before anything is known
 DEPTHS = 4  # depths that are told apart; all deeper ones are the last
+RECENT = 32  # launches at a depth that the next one there is judged by
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Launches:
     """What a turn's launches read, as shares of what a step of the target reads."""
 
     share: Callable[[int], float]  # of the launch that evaluates the rows at a depth
-    saved: float = 0.0  # read by the first launch, and so not by the step that verifies
+    catch_up: float = 0.0  # of what brings rows that no launch has evaluated to where the verifying step is entered
     behind: int = 0  # rows that the first launch has to make up for, beside the root
 
 
@@ -117,7 +119,8 @@ class Grower:
     def __post_init__(self) -> None:
         bounds = np.concatenate([[0.0], SHARES, [1.0]])
         self.rates = AcceptanceRates(np.tile((bounds[:-1] + bounds[1:]) / 2 * BELIEVED, DEPTHS))
-        self.worth = AcceptanceRates(np.full(DEPTHS, RIGHT))  # of evaluating a row of the path, by its depth
+        # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
+        self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
 
     def begin(self, root: int) -> TreeBuilder:
         """A turn: a tree of the root alone."""
@@ -144,11 +147,17 @@ class Grower:
     def launch(
         self, builder: TreeBuilder, level: Sequence[int], depth: int, price: float, launches: Launches
     ) -> Generator[bool]:
-        """Whether evaluating a level's rows is worth it, or worth a trial; what it takes is then timed."""
+        """Whether evaluating a level's rows is worth it, or worth a trial; what it takes is then timed.
+
+        Without the launch the level's rows are verified as they are, where bringing them to the step's entry pays.
+        With it they are there, and the same choice comes again for their children, whose worth varies.
+        """
         rows, share = len(level) + (launches.behind if depth == 0 else 0), launches.share(depth)
-        likely = sum(builder.probabilities[row] for row in level) * self.worth.rate[min(depth, DEPTHS - 1)]
-        saved = launches.saved * self.cost.seconds(1, 1.0) if depth == 0 else 0.0
-        pays = likely > price * (self.cost.seconds(rows, share) - saved)
+        likely = sum(builder.probabilities[row] for row in level)
+        entry = price * self.cost.seconds(len(level), launches.catch_up) if launches.catch_up else 0.0
+        recent = self.brought[min(depth, DEPTHS - 1)]
+        children = sum(max(0.0, likely * each - entry) for each in recent) / len(recent)
+        pays = likely + children - price * self.cost.seconds(rows, share) > max(0.0, likely - entry)
         if not pays and not (depth == 0 and self.allowance.positive):
             yield False
             return
@@ -161,13 +170,8 @@ class Grower:
 
     def observe(self, tree: Tree, tokens: Sequence[int]) -> None:
         """A proposal, under which `tokens` were committed."""
-        hits: dict[int, bool] = {}  # by parent
         for row, accepted in decided_rows(tree, tokens):
             self.rates.observe(int(tree.source[row]), accepted)
-            parent = int(tree.parent[row])
-            hits[parent] = hits.get(parent, False) or accepted
-        for parent, hit in hits.items():
-            self.worth.observe(min(int(tree.depth[parent]), DEPTHS - 1), hit)
 
     def add_children(
         self, builder: TreeBuilder, level: list[int], depth: int, candidates: Int32, logits: Float32
@@ -179,6 +183,8 @@ class Grower:
         features = np.searchsorted(SHARES, shares) + min(depth, DEPTHS - 1) * (len(SHARES) + 1)
         edges = self.rates.rate[features[:, :width]]
         edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true
+        likelihood = [builder.probabilities[row] for row in level]
+        self.brought[min(depth, DEPTHS - 1)].append(float(np.average(edges.sum(axis=1), weights=likelihood)))
         open_rows: list[int] = []
         for index, parent in enumerate(level):
             columns = (candidates[index, :width].tolist(), edges[index].tolist(), features[index, :width].tolist())

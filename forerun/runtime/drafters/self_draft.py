@@ -117,7 +117,7 @@ class _Turn:
         behind = draft.bytes.share(Part(enter=self.shared))
         self.prefix = Prefix(self.shared, behind, self.slots) if self.shared else None
         shares = [draft.bytes.share(part) for part in self.parts]
-        self.launches = Launches(lambda depth: shares[depth], saved=1.0 - behind if self.shared else 0.0)
+        self.launches = Launches(lambda depth: shares[depth], catch_up=1.0 - behind)
         self._slots: list[int] = []  # of each row of the tree, 0 until it is evaluated
         self._known: list[int] = []  # its number in the prefix
 

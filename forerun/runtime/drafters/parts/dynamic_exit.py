@@ -2,9 +2,8 @@
 
 After Entezari Zarch et al., "DEL: Context-Aware Dynamic Exit Layer for Efficient Self-Speculative Decoding" (arXiv
 2504.05598): what each exit would have proposed for the context's last tokens (its shadow tokens) is compared with the
-tokens that followed. A rate of acceptance a, drafting d tokens behind a share c of the model, is expected to bring
-(1 - a^(d + 1)) / (1 - a) tokens for d c + 1 - c' models read, c' being what verification need not read again: the
-token-per-layer metric, in bytes.
+tokens that followed. With a rate of acceptance a, d tokens drafted by a share c of the model are expected to bring
+(1 - a^(d + 1)) / (1 - a) tokens for d c + 1 models read: the token-per-layer metric, in bytes.
 """
 
 from dataclasses import dataclass
@@ -55,7 +54,6 @@ class _DynamicExit(PartMethod):
         self._step = cost.seconds(1) if cost else 0.0
         read = Bytes.of(engine.executable)
         self._draft = [read.share(Part(leave=each)) for each in exits]
-        self._verify = [read.share(Part(enter=each)) for each in exits]
         self._rate = np.array([each / len(engine.executable.branches) for each in exits])
         self._choose()
 
@@ -76,9 +74,9 @@ class _DynamicExit(PartMethod):
 
     def _choose(self) -> None:
         best = (0.0, self._exits[0], 1)
-        for exit_branch, rate, draft, verify in zip(self._exits, self._rate, self._draft, self._verify, strict=True):
+        for exit_branch, rate, draft in zip(self._exits, self._rate, self._draft, strict=True):
             for length in range(1, LONGEST + 1):
                 tokens = sum(float(rate) ** power for power in range(length + 1))
-                best = max(best, (tokens / (length * draft + verify), exit_branch, length))
+                best = max(best, (tokens / (length * draft + 1.0), exit_branch, length))
         _, exit_branch, self.deepest = best
         self._part = Part(leave=exit_branch)
