@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     _add_model(dump)
     dump.add_argument("--out", type=Path, default=Path("dumps"), help="the folder to write to (default: dumps)")
     dump.add_argument("--residual", action="store_true", help="show the residual branches of the step")
+    dump.add_argument(
+        "--draft",
+        metavar="PASS",
+        help="derive a draft as well, by early-exit{layers=N} or skip-layers{branches=1,2,3}, and say what of it a "
+        "verifying step can use",
+    )
     dump.add_argument("--no-kernels", action="store_true", help="the IR alone")
     dump.set_defaults(run=run_dump)
 
@@ -152,10 +158,20 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_dump(arguments: argparse.Namespace) -> int:
     from forerun.compiler import generate_code, lower, resolve_target
+    from forerun.passes.early_exit import EarlyExit
+    from forerun.passes.pipeline import parse_passes
+    from forerun.passes.reuse_kv_cache import ReuseKVCache
+    from forerun.passes.skip_layers import SkipLayers
 
     target = resolve_target(arguments.target)
+    draft = list(parse_passes(arguments.draft)) if arguments.draft else []
+    if any(not isinstance(each, EarlyExit | SkipLayers) for each in draft) or len(draft) > 1:
+        raise InvalidOptionError(
+            f"--draft {arguments.draft!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
+        )
+    draft += [ReuseKVCache()] if draft else []
     progress = open_progress(quiet=arguments.quiet or arguments.json)
-    lowered = lower(_model_path(arguments.model), arguments.dtype, arguments.max_length, arguments.out, progress)
+    lowered = lower(_model_path(arguments.model), arguments.dtype, arguments.max_length, arguments.out, progress, draft)
     if not arguments.no_kernels:
         generate_code(lowered, target, arguments.out, progress)
     if arguments.json:

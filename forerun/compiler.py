@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,7 +16,7 @@ from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
 from forerun.ir import ModuleOp, verify, with_derived
-from forerun.passes.base import PassContext
+from forerun.passes.base import Pass, PassContext
 from forerun.passes.pipeline import PassRecord, run_pipeline, step_pipeline
 from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
@@ -129,8 +129,9 @@ def lower(
     max_length: int = 2048,
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    draft: Sequence[Pass] = (),
 ) -> Lowered:
-    """The front half of `compile`: trace, import, and run the pass pipeline."""
+    """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
     if dtype not in DTYPES:
         raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
@@ -147,7 +148,7 @@ def lower(
     stored = program_weights(program)
     native = opened.native
     context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype])
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype], draft)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)

@@ -29,8 +29,13 @@ from forerun.passes.tree_mask import TreeMask
 from forerun.storage import write_atomically
 
 
-def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int, storage: str = FULL) -> list[Pass]:
-    """The passes from `@forward` to a planned `@step`, its matrices kept as `storage`."""
+def step_pipeline(
+    max_rows: int, max_outputs: int, block: int, candidates: int, storage: str = FULL, draft: Sequence[Pass] = ()
+) -> list[Pass]:
+    """The passes from `@forward` to a planned `@step`, its matrices kept as `storage`.
+
+    `draft` derives `@draft`, and what of it verification can use, for those who want to see them.
+    """
     return [
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
@@ -45,6 +50,7 @@ def step_pipeline(max_rows: int, max_outputs: int, block: int, candidates: int, 
         TreeMask(),
         SelectOutputs(candidates=candidates),
         Canonicalize(),  # transposes meet across the new attention
+        *draft,  # before kernels hide the graph's structure
         StoreWeights(storage=storage),  # before kernels hide which operation reads a weight
         FuseKernels(),
         PlanMemory(max_rows=max_rows, max_outputs=max_outputs),

@@ -103,3 +103,25 @@ def test_a_skipped_first_branch_leaves_nothing_to_reuse() -> None:
     ReuseKVCache().apply(context, module)
     assert "resume" not in ir.functions(module)
     assert "nothing that @draft computes can be used by @step; they part at" in context.notes[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_runtime_enters_a_step_where_the_pass_says(family: str, seed: int) -> None:
+    """`Part.shared` is a rule; the pass compares structure. They agree on every skip set."""
+    module, context = lowered(family, fused=False)
+    found = residual(ir.functions(module)["step"])
+    random = np.random.default_rng(seed)
+    skipped = frozenset(np.flatnonzero(random.random(len(found.branches)) < 0.4).tolist()) or frozenset({1})
+    shared = Part(skipped=skipped).shared(len(found.branches))
+    behind = [each for branch in found.branches[shared:] for each in branch.operations if isinstance(each, ir.Linear)]
+    inside = {each for branch in found.branches for each in branch.operations}
+    step = ir.functions(module)["step"]
+    head = [each for each in step.body if isinstance(each, ir.Linear) and each not in inside]
+    SkipLayers(tuple(skipped)).apply(context, module)
+    ReuseKVCache().apply(context, module)
+    if not any(isinstance(each, ir.Linear) for branch in found.branches[:shared] for each in branch.operations):
+        assert "resume" not in ir.functions(module)
+        return
+    left = [each for each in ir.functions(module)["resume"].body if isinstance(each, ir.Linear)]
+    assert len(left) == len(behind) + len(head)

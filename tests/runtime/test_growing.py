@@ -1,0 +1,163 @@
+"""Growing trees with a draft: what is worth a launch, where drafting stops, how estimates learn."""
+
+import numpy as np
+import pytest
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Budget
+from forerun.runtime.drafters.growing import Grower, Launches, LikeliestAbove, MarginAbove, Shape
+from forerun.runtime.drafters.launch_cost import Allowance, LaunchCost
+
+COST = CostModel((1, 8), (1.0, 1.0))  # a second a step, whatever its rows
+FREE = Launches(lambda depth: 0.0)
+
+
+class Clock:
+    """Time passes by what launches take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Draft:
+    """Proposes token + 1 first, with fixed logits."""
+
+    def __init__(self, logits=(8.0, 0.0, -1.0), clock: Clock | None = None, seconds: float = 0.0) -> None:
+        self.logits = np.array(logits, np.float32)
+        self.clock, self.seconds = clock, seconds
+        self.levels: list[list[int]] = []
+
+    def __call__(self, builder, rows):
+        self.levels.append(list(rows))
+        if self.clock:
+            self.clock.now += self.seconds
+        token = np.array([builder.tokens[row] for row in rows], np.int32)
+        candidates = token[:, None] + np.arange(1, len(self.logits) + 1, dtype=np.int32)
+        return candidates, np.tile(self.logits, (len(rows), 1))
+
+
+def grower(shape=Shape(), cost=COST, **more) -> Grower:  # noqa: B008
+    clock = more.pop("clock", Clock())
+    return Grower(shape, LaunchCost(cost), clock=clock, allowance=more.pop("allowance", Allowance(0.0)), **more)
+
+
+def test_without_a_price_a_tree_has_its_full_shape() -> None:
+    draft = Draft()
+    grown = grower(Shape(deepest=4, beam=2, children=3)).grow(5, Budget(64, 10), FREE, draft)
+    assert [len(level) for level in draft.levels] == [1, 2, 2, 2]
+    assert grown.tree.height == 4
+    assert len(grown.tree) == 1 + 3 * (1 + 2 + 2 + 2)
+    assert grown.evaluated == sorted(row for level in draft.levels for row in level)
+    for level in draft.levels[1:]:  # the likeliest of each level
+        depth = grown.tree.depth[level[0]]
+        others = np.setdiff1d(np.flatnonzero(grown.tree.depth == depth), level)
+        assert grown.tree.probability[level].min() >= grown.tree.probability[others].max()
+
+
+def test_the_budgets_depth_is_kept() -> None:
+    assert grower().grow(5, Budget(64, 2), FREE, Draft()).tree.height == 2
+    assert len(grower().grow(5, Budget(64, 0), FREE, Draft()).tree) == 1
+
+
+def test_siblings_share_one_token() -> None:
+    tree = grower().grow(5, Budget(64, 3), FREE, Draft((1.0, 1.0, 1.0))).tree
+    for row in range(len(tree)):
+        children = tree.children(row)
+        assert sum(tree.edge_probability[child] for child in children) <= 1 + 1e-9
+
+
+def test_a_draft_dearer_than_what_it_brings_is_not_taken() -> None:
+    for share, drafted in ((0.3, True), (0.9, False)):
+        draft = Draft()
+        grower().grow(5, Budget(64, 6, price=1.0), Launches(lambda depth, share=share: share), draft)
+        assert bool(draft.levels) == drafted
+
+
+def test_a_launch_is_judged_by_what_such_launches_brought() -> None:
+    """A draft that is never right is soon left alone; one that is always right is drafted with ever deeper."""
+    for right in (False, True):
+        clock = Clock()
+        own = grower(Shape(deepest=6, beam=1, children=1), clock=clock)
+        launches = Launches(lambda depth: 0.5)
+        for _ in range(60):
+            draft = Draft((8.0,), clock, 0.5)
+            grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+            own.observe(grown.tree, [6, 7, 8, 9, 10, 11, 12] if right else [99])
+        assert len(draft.levels) == (6 if right else 0)
+
+
+def test_time_for_trials_is_a_share_of_all_time() -> None:
+    clock = Clock()
+    own = grower(clock=clock, allowance=Allowance(0.02))
+    own.brought = [type(each)([0.0] * 32, maxlen=32) for each in own.brought]
+    draft = Draft(clock=clock, seconds=0.5)
+    for _ in range(1000):  # a second each
+        own.brought[0].extend([0.0] * 32)  # whatever a trial brings
+        own.grow(5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.5), draft)
+    assert 30 <= len(draft.levels) <= 41
+
+
+@pytest.mark.parametrize(
+    ("brought", "drafted"),
+    [
+        ([0.5] * 4, False),  # less than the 0.7 that bringing the child to the entry costs
+        ([0.95] * 4, True),  # 0.25 are left of it, and the head of the root's launch is 0.2
+        ([0.85] * 4, False),
+        ([0.0, 0.0, 0.0, 1.0], False),  # 0.3 in one of four
+        ([0.0, 1.0, 1.0, 1.0], True),  # 0.225: nothing is lost where the child turns out to be unlikely
+    ],
+)
+def test_a_child_that_has_to_be_brought_to_the_entry_costs_that(brought: list[float], drafted: bool) -> None:
+    """Verification is entered behind 0.7 of a step; a launch, with the head, is 0.9 of one."""
+    own = grower(Shape(deepest=1, beam=1, children=1))
+    own.brought[0].clear()
+    own.brought[0].extend(brought)
+    draft = Draft()
+    own.grow(5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.9, catch_up=0.7), draft)
+    assert bool(draft.levels) == drafted
+
+
+@pytest.mark.parametrize(
+    ("confidence", "logits", "levels"),
+    [
+        (LikeliestAbove(0.6), (8.0, 0.0, 0.0), 3),
+        (LikeliestAbove(0.6), (0.5, 0.0, 0.0), 1),
+        (MarginAbove(0.3), (8.0, 7.9, 0.0), 1),
+        (MarginAbove(0.3), (8.0, 2.0, 0.0), 3),
+        (MarginAbove(0.3), (8.0,), 3),
+    ],
+)
+def test_an_uncertain_row_is_not_gone_on_from(confidence, logits, levels) -> None:
+    draft = Draft(logits)
+    tree = grower(Shape(deepest=3, beam=1), confidence=confidence).grow(5, Budget(64, 6), FREE, draft).tree
+    assert len(draft.levels) == levels
+    assert tree.height == levels  # what the uncertain row proposes is proposed
+
+
+def test_candidates_that_cannot_be_offered_are_left_out() -> None:
+    def evaluate(builder, rows):
+        return np.array([[7, -1, 9]] * len(rows), np.int32), np.zeros((len(rows), 3), np.float32)
+
+    tree = grower(Shape(deepest=1)).grow(5, Budget(64, 6), FREE, evaluate).tree
+    assert tree.token.tolist() == [5, 7, 9]
+
+
+def test_launches_cost_what_they_took() -> None:
+    cost = LaunchCost(COST)
+    assert cost.seconds(1, 0.25) == 0.25
+    for _ in range(200):
+        cost.observe(1, 0.25, 0.45)
+    assert cost.seconds(1, 0.25) == pytest.approx(0.45, rel=0.01)
+    cost.observe(1, 0.25, 100.0)  # a neighbour woke up
+    assert cost.seconds(1, 0.25) == pytest.approx(0.45, rel=0.01)
+    assert LaunchCost(None).seconds(8, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("field", ["deepest", "beam", "children"])
+def test_shapes_are_checked(field: str) -> None:
+    with pytest.raises(InvalidOptionError, match=field):
+        Shape(**{field: 0})
