@@ -169,3 +169,16 @@ def test_merged_forgets_its_contexts():
     merged.end(context)
     assert not merged._proposed
     assert not merged.drafters[0]._indices
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 10])
+def test_many_drafters_are_merged_in_bounded_memory(count):
+    merged = Merged([Coin(1 + each % 2, 0.6) for each in range(count)])
+    assert len(merged.rates.rate) <= 200_000
+    context = Context([0])
+    merged.begin(context)
+    for _ in range(100):
+        merged.observe(context, observation(merged.propose(context, Budget(8, 4)), [1]))
+    tree = merged.propose(context, Budget(8, 4))
+    assert tree.probability[tree.child(0, 1)] > 0.8
+    assert tree.probability[tree.child(0, 2)] < 0.2

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forerun.runtime.cache import CachedSequence, StepSlots
+from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.drafters.growing import Grower, Grown, Launches
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.rows import pick, prompt_rows, tree_rows
+from forerun.runtime.rows import prompt_rows
 from forerun.runtime.tree import Tree, TreeBuilder, root_only
 from forerun.runtime.verify import verify
 
@@ -36,7 +37,7 @@ class _Draft:
     own: Context  # in the draft's tokens
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
     tree: Tree | None = None  # of the last turn, in the draft's tokens
-    slots: list[int] = field(default_factory=list[int])  # of its rows, -1 where one was not evaluated
+    slots: dict[int, int] = field(default_factory=dict[int, int])  # of its rows that were evaluated
 
 
 class DraftModel(Drafter):
@@ -112,7 +113,7 @@ class DraftModel(Drafter):
             return
         path: list[int] = []
         row: int | None = 0
-        while row is not None and draft.slots[row] >= 0 and len(draft.cached) + len(path) + 1 < len(after):
+        while row in draft.slots and len(draft.cached) + len(path) + 1 < len(after):
             path.append(row)
             row = draft.tree.child(row, after[len(draft.cached) + len(path)])
         self.engine.keep([draft.sequence], [np.array([draft.slots[each] for each in path], np.int32)])
@@ -141,28 +142,22 @@ class DraftModel(Drafter):
 
     def _grow(self, draft: _Draft, budget: Budget) -> Grown:
         """Levels of a tree, each a launch."""
-        draft.slots = []
         self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + budget.depth)
-        slots: StepSlots | None = None
+        below: DraftRows | None = None
 
         def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
-            nonlocal slots
-            tree, chosen = builder.build(), np.array(rows, np.intp)
-            found = self._catch_up(draft) if slots is None else None
-            slots = slots or StepSlots(draft.sequence, self.engine.cache.spare)
-            draft.slots.extend([-1] * (len(tree) - len(draft.slots)))
-            taken = slots.take(draft.sequence.length + tree.depth[chosen])
-            for row, slot in zip(rows, taken.tolist(), strict=True):
-                draft.slots[row] = slot
-            if found is None:
-                places = np.maximum(np.array(draft.slots, np.int32), 0)
-                result = self.engine.run(pick(tree_rows(draft.sequence, tree, places), chosen, outputs=True))
-                found = result.candidates, result.candidate_logits
-            candidates, logits = found
+            nonlocal below
+            if below is None:
+                candidates, logits = self._catch_up(draft)
+                below = DraftRows(draft.sequence, StepSlots(draft.sequence, self.engine.cache.spare))
+                below.batch(builder, rows)  # the root, which lies at home
+            else:
+                result = self.engine.run(below.batch(builder, rows))
+                candidates, logits = result.candidates, result.candidate_logits
             return self.vocabulary.candidates(candidates), logits
 
         grown = self.grower.grow(draft.own.tokens[-1], budget, self._launches(draft), evaluate)
-        draft.slots.extend([-1] * (len(grown.tree) - len(draft.slots)))
+        draft.slots = {} if below is None else below.slots
         return grown
 
     def _stage(self, draft: _Draft, budget: Budget) -> Grown:
@@ -189,7 +184,7 @@ class DraftModel(Drafter):
                 row = following
         self.inner.rewind(draft.own, kept)
         del draft.own.tokens[kept:]
-        draft.slots = [-1] * len(builder)  # what it kept is in the cache already
+        draft.slots = {}  # what it kept is in the cache already
         return Grown(builder.build(), evaluated)
 
     def _inner_step(self, draft: _Draft, depth: int) -> list[tuple[Int32, Float32]]:

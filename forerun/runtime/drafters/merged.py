@@ -12,6 +12,8 @@ from forerun.runtime.tree import Float64, Tree, merge_members, with_edges
 CLASSES = np.array([0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
 # The same for the best estimate that any drafter gives to another child of the same parent.
 RIVALS = np.array([0.2, 0.5, 0.8])
+FEATURES = 200_000
+"""Combinations of classes at most: many drafters are told apart by fewer classes each."""
 
 
 class Merged(Drafter):
@@ -24,7 +26,8 @@ class Merged(Drafter):
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = list(drafters)
         self.wants_prompt_rows = any(drafter.wants_prompt_rows for drafter in drafters)
-        self.rates = AcceptanceRates(_prior(len(drafters)))
+        self.classes = _classes(len(drafters))
+        self.rates = AcceptanceRates(_prior(len(drafters), self.classes))
         self._proposed: dict[Context, Tree] = {}
 
     def begin(self, context: Context) -> None:
@@ -39,8 +42,8 @@ class Merged(Drafter):
         for index, part in enumerate(trees):
             proposed = members[:, index] >= 0
             estimate = part.edge_probability[members[proposed, index]]
-            feature[proposed] += digit * (1 + np.searchsorted(CLASSES, estimate)).astype(np.int32)
-            digit *= len(CLASSES) + 2
+            feature[proposed] += digit * (1 + np.searchsorted(self.classes, estimate)).astype(np.int32)
+            digit *= len(self.classes) + 2
         edges = self.rates.rate[feature]
         siblings = np.bincount(tree.parent[1:], weights=edges[1:], minlength=len(tree))
         edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
@@ -84,9 +87,19 @@ def _best_rival(tree: Tree) -> Float64:
     return np.array(rivals)
 
 
-def _prior(drafters: int) -> Float64:
+def _classes(drafters: int) -> Float64:
+    """The bounds of each drafter's classes: `CLASSES`, or as many of them as leave no more than `FEATURES`."""
+    count = next(count for count in range(len(CLASSES), -1, -1) if not count or _features(count, drafters) <= FEATURES)
+    return CLASSES[np.arange(count) * len(CLASSES) // max(1, count)]
+
+
+def _features(classes: int, drafters: int) -> int:
+    return (classes + 2) ** drafters * (len(RIVALS) + 1)
+
+
+def _prior(drafters: int, classes: Float64) -> Float64:
     """[features] before anything is known, drafters err independently, and a rival takes from the unlikely."""
-    right = np.concatenate([[0.0], _middles(CLASSES)])  # by class
+    right = np.concatenate([[0.0], _middles(classes)])  # by class
     wrong = np.ones(1)
     for _ in range(drafters):
         wrong = ((1 - right)[:, None] * wrong).reshape(-1)  # the last drafter's class is the highest digit

@@ -6,17 +6,17 @@ branch that it leaves out, is not computed again in verification.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.drafters.growing import Grower, Grown, Launches
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32, Int32, Part
 from forerun.runtime.prefix import ROOT, Prefix
-from forerun.runtime.rows import pick, tree_rows
 from forerun.runtime.tree import Tree, TreeBuilder
 
 
@@ -109,47 +109,38 @@ class _Turn:
     """One proposal's launches, over the rows of one sequence."""
 
     def __init__(self, draft: SelfDraft, place: Place, depth: int) -> None:
-        self.engine, self.sequence, self.slots = draft.engine, place.sequence, place.slots
-        self.engine.cache.reserve(self.sequence, self.sequence.length + depth + 1)
+        self.engine = draft.engine
+        self.engine.cache.reserve(place.sequence, place.sequence.length + depth + 1)
+        self.rows = DraftRows(place.sequence, place.slots)
         self.parts = [draft.method.part(each) for each in range(max(1, depth))]
-        count = len(draft.bytes.branches)
-        self.shared = min(part.shared(count) for part in self.parts)
-        behind = draft.bytes.share(Part(enter=self.shared))
-        self.prefix = Prefix(self.shared, behind, self.slots) if self.shared else None
         shares = [draft.bytes.share(part) for part in self.parts]
+        shared = min(part.shared(len(draft.bytes.branches)) for part in self.parts)
+        behind = draft.bytes.share(Part(enter=shared))
+        self.prefix = Prefix(shared, behind, place.slots) if shared else None
         self.launches = Launches(lambda depth: shares[depth], catch_up=1.0 - behind)
-        self._slots: list[int] = []  # of each row of the tree, 0 until it is evaluated
-        self._known: list[int] = []  # its number in the prefix
+        self._known = {-1: ROOT}  # by row evaluated, its number in the prefix
 
     def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
         """Evaluate rows of one depth."""
-        chosen = np.array(rows, np.intp)
-        tree = builder.build()
-        self._slots.extend([0] * (len(tree) - len(self._slots)))
-        self._known.extend([ROOT] * (len(tree) - len(self._known)))
-        for row, slot in zip(rows, self.slots.take(self.sequence.length + tree.depth[chosen]).tolist(), strict=True):
-            self._slots[row] = slot
-        batch = pick(tree_rows(self.sequence, tree, np.array(self._slots, np.int32)), chosen, outputs=True)
-        part = self.parts[int(tree.depth[rows[0]])]
+        batch, part = self.rows.batch(builder, rows), self.parts[builder.depths[rows[0]]]
         if self.prefix is None:
             result = self.engine.run(batch, part)
-        elif part == Part(leave=self.shared):
+        elif part == Part(leave=self.prefix.leave):
             result = self.engine.run(batch, part)
-            self._keep(tree, rows, result.hidden)
+            self._keep(self.prefix, builder, rows, result.hidden.copy())
         else:
-            first = self.engine.run(pick(batch, np.arange(len(rows)), outputs=False), Part(leave=self.shared))
+            enter = self.prefix.leave
+            first = self.engine.run(replace(batch, outputs=batch.outputs[:0]), Part(leave=enter))
             hidden = first.hidden.copy()  # the next run takes the memory
-            self._keep(tree, rows, hidden)
-            result = self.engine.run(batch, Part(self.shared, part.leave, part.skipped), hidden)
+            self._keep(self.prefix, builder, rows, hidden)
+            result = self.engine.run(batch, Part(enter, part.leave, part.skipped), hidden)
         return result.candidates, result.candidate_logits
 
-    def _keep(self, tree: Tree, rows: Sequence[int], hidden: Float32) -> None:
+    def _keep(self, prefix: Prefix, builder: TreeBuilder, rows: Sequence[int], hidden: Float32) -> None:
         """What the step that verifies need not compute again."""
-        assert self.prefix is not None
         for row, stream in zip(rows, hidden, strict=True):
-            parent = int(tree.parent[row])
-            above = ROOT if parent < 0 else self._known[parent]
-            self._known[row] = self.prefix.add(above, int(tree.token[row]), self._slots[row], stream.copy())
+            above = self._known[builder.parents[row]]
+            self._known[row] = prefix.add(above, builder.tokens[row], self.rows.slots[row], stream)
 
 
 def require_branches(executable: Executable) -> None:
