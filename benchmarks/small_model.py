@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks import common
 from benchmarks.text import Source, encode, prompts, python_sources, split, train_tokenizer
 from benchmarks.training import Phase, Progress, Recipe, exit_table, largest_tokens, start_as_identity, train
+from forerun.frontends.quiet import quiet_libraries
 from forerun.storage import cache_directory
 
 VERSION = 1  # raised when the training changes in a way that no setting shows
@@ -155,8 +156,9 @@ def _make(folder: Path, settings: Settings, sources: Sequence[Source], progress:
         began = time.perf_counter()
         train(model, encode(vocabulary, learned), decoder.recipe, progress, f"training the {name}")
         seconds = time.perf_counter() - began
-        model.save_pretrained(folder / name)
-        vocabulary.save_pretrained(folder / name)
+        with quiet_libraries():
+            model.save_pretrained(folder / name)
+            vocabulary.save_pretrained(folder / name)
 
         unseen = encode(vocabulary, held_out)
         span = decoder.recipe.length + 1
