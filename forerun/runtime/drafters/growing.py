@@ -1,7 +1,7 @@
 """Growing a tree with a model, level by level: the likeliest rows of a level are evaluated in one launch.
 
 A draft's own probabilities are no honest estimates of acceptance: it is surer than it is right. Edges carry what
-became of earlier proposals of the same confidence at the same depth.
+became of earlier proposals of the same confidence.
 """
 
 import time
@@ -118,7 +118,7 @@ class Grower:
 
     def __post_init__(self) -> None:
         bounds = np.concatenate([[0.0], SHARES, [1.0]])
-        self.rates = AcceptanceRates(np.tile((bounds[:-1] + bounds[1:]) / 2 * BELIEVED, DEPTHS))
+        self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * BELIEVED)
         # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
         self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
 
@@ -180,7 +180,7 @@ class Grower:
         width = min(self.shape.children, candidates.shape[1])
         shares = np.exp((logits - logits[:, :1]).astype(np.float64))
         shares /= shares.sum(axis=1, keepdims=True)
-        features = np.searchsorted(SHARES, shares) + min(depth, DEPTHS - 1) * (len(SHARES) + 1)
+        features = np.searchsorted(SHARES, shares)
         edges = self.rates.rate[features[:, :width]]
         edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true
         likelihood = [builder.probabilities[row] for row in level]
