@@ -104,7 +104,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 policy.begin()
                 context.place = place = Place(sequence, StepSlots(sequence, engine.cache.spare))
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth, policy.price)
+                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace)
                 proposed = drafter.propose(context, budget)
                 [tree] = policy.choose([proposed], 1.0 if place.prefix is None else place.prefix.share)
                 [result] = engine.step([sequence], [tree], place.prefix)

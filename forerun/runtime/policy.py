@@ -28,6 +28,11 @@ class Policy(Protocol):
         """Tokens that a second of drafting has to be worth; 0 where time does not count."""
         ...
 
+    @property
+    def pace(self) -> float:
+        """Seconds of a plain step now over those of the calibration."""
+        ...
+
     def begin(self) -> None:
         """A turn of the loop begins: drafting is next."""
         ...
@@ -54,6 +59,10 @@ class Fixed:
     @property
     def price(self) -> float:
         return 0.0
+
+    @property
+    def pace(self) -> float:
+        return 1.0
 
     def begin(self) -> None:
         pass
@@ -148,6 +157,10 @@ class CostAware:
     def price(self) -> float:
         """What time is worth elsewhere: the rate of late, or plain decoding's, which is always to be had."""
         return max(self.rate, 1.0 / self.cost.seconds(1))
+
+    @property
+    def pace(self) -> float:
+        return self.cost.seconds(1) / self.calibrated.seconds(1)
 
     def begin(self) -> None:
         self._turn = self.clock()

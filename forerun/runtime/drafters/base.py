@@ -36,6 +36,7 @@ class Budget:
     rows: int  # the root included
     depth: int  # edges from the root; 0 leaves the root alone
     price: float = 0.0  # tokens that a second would bring elsewhere; 0 where time does not count
+    pace: float = 1.0  # seconds of a plain step now over those of the calibration
 
 
 @dataclass(frozen=True)

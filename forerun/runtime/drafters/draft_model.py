@@ -7,7 +7,7 @@ Speculative Decoding" (arXiv 2308.04623).
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class DraftModel(Drafter):
             return root_only(context.tokens[-1])  # the text has outgrown the draft
         with self.engine.serving:
             grow = self._grow if self.inner is None else self._stage
-            grown = grow(draft, Budget(budget.rows, depth, budget.price))
+            grown = grow(draft, replace(budget, depth=depth))
         if not grown.evaluated:
             return root_only(context.tokens[-1])
         draft.tree = grown.tree
@@ -80,8 +80,8 @@ class DraftModel(Drafter):
     def observe(self, context: Context, observation: Observation) -> None:
         draft = self._drafts[context]
         before, after = draft.own.tokens, draft.follower.follow(context.tokens)
-        if draft.tree is not None and after[: len(before)] == before:
-            self.grower.observe(draft.tree, after[len(before) :])
+        tree = draft.tree if after[: len(before)] == before else None
+        self.grower.observe(tree, after[len(before) :], len(observation.tokens))
         with self.engine.serving:
             self._keep_evaluated(draft, after)
         shared = common(before, after)
@@ -163,11 +163,11 @@ class DraftModel(Drafter):
     def _stage(self, draft: _Draft, budget: Budget) -> Grown:
         """The draft's own greedy text, found by its drafter and verified by the draft, with its rivals as leaves."""
         assert self.inner is not None
-        builder = self.grower.begin(draft.own.tokens[-1])
+        builder = self.grower.begin(draft.own.tokens[-1], budget.pace)
         kept, evaluated = len(draft.own.tokens), list[int]()
         row, depth, launches = 0, 0, self._launches(draft)
         while depth < budget.depth:
-            with self.grower.launch(builder, [row], depth, budget.price, launches) as worthwhile:
+            with self.grower.launch(builder, [row], depth, budget, launches) as worthwhile:
                 if not worthwhile:
                     break
                 found = self._inner_step(draft, budget.depth - depth)
@@ -179,7 +179,7 @@ class DraftModel(Drafter):
                 depth += 1
                 following = builder.find(row, int(candidates[0])) if children else None
                 if following is None:
-                    budget = Budget(budget.rows, depth, budget.price)  # too uncertain to go on from
+                    budget = replace(budget, depth=depth)  # too uncertain to go on from
                     break
                 row = following
         self.inner.rewind(draft.own, kept)

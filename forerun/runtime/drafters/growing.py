@@ -15,7 +15,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, decided_rows
-from forerun.runtime.drafters.launch_cost import Allowance, LaunchCost
+from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 from forerun.runtime.drafters.token_recycling import SHARES
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.tree import Float64, Tree, TreeBuilder
@@ -107,6 +107,16 @@ class Grown:
 
 
 @dataclass
+class _Turn:
+    """A turn of the loop."""
+
+    began: float
+    pace: float
+    drafted: bool = False
+    trial: bool = False  # it is not expected to pay
+
+
+@dataclass
 class Grower:
     """Grows trees, and learns from what becomes of them whether the next launch is worth its time."""
 
@@ -121,31 +131,33 @@ class Grower:
         self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * BELIEVED)
         # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
         self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
+        self.balance = Balance(self.cost.read(1, 1.0))
+        self._turn = _Turn(self.clock(), 1.0)
 
-    def begin(self, root: int) -> TreeBuilder:
+    def begin(self, root: int, pace: float) -> TreeBuilder:
         """A turn: a tree of the root alone."""
-        self.allowance.earn(self.cost.seconds(1, 1.0))
+        self.allowance.earn(self.cost.read(1, 1.0))
+        self._turn = _Turn(self.clock(), pace)
         return TreeBuilder(root)
 
     def grow(self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate) -> Grown:
         """A tree under `root`: as many levels as pay at the budget's price; the root alone is one of the answers."""
-        builder = self.begin(root)
+        builder = self.begin(root, budget.pace)
         evaluated: list[int] = []
         level = [0]
         for depth in range(min(budget.depth, self.shape.deepest)):
-            with self.launch(builder, level, depth, budget.price, launches) as worthwhile:
+            with self.launch(builder, level, depth, budget, launches) as worthwhile:
                 if not worthwhile:
                     break
-                candidates, logits = evaluate(builder, level)
-            evaluated.extend(level)
-            level = self.add_children(builder, level, depth, candidates, logits)
+                evaluated.extend(level)
+                level = self.add_children(builder, level, depth, *evaluate(builder, level))
             if not level:
                 break
         return Grown(builder.build(), sorted(evaluated))
 
     @contextmanager
     def launch(
-        self, builder: TreeBuilder, level: Sequence[int], depth: int, price: float, launches: Launches
+        self, builder: TreeBuilder, level: Sequence[int], depth: int, budget: Budget, launches: Launches
     ) -> Generator[bool]:
         """Whether evaluating a level's rows is worth it, or worth a trial; what it takes is then timed.
 
@@ -154,22 +166,32 @@ class Grower:
         """
         rows, share = len(level) + (launches.behind if depth == 0 else 0), launches.share(depth)
         likely = sum(builder.probabilities[row] for row in level)
-        entry = price * self.cost.seconds(len(level), launches.catch_up) if launches.catch_up else 0.0
+        price = budget.price * budget.pace  # of a second of the calibration
+        entry = self.cost.seconds(len(level), launches.catch_up) if launches.catch_up else 0.0
         recent = self.brought[min(depth, DEPTHS - 1)]
-        children = sum(max(0.0, likely * each - entry) for each in recent) / len(recent)
-        pays = likely + children - price * self.cost.seconds(rows, share) > max(0.0, likely - entry)
-        if not pays and not (depth == 0 and self.allowance.positive):
+        children = sum(max(0.0, likely * each - price * entry) for each in recent) / len(recent)
+        spared = max(0.0, likely - price * self.cost.read(len(level), launches.catch_up))
+        pays = likely + children - price * self.cost.seconds(rows, share) > spared
+        if depth == 0:
+            self._turn.trial = not (pays and self.balance.pays(price))
+            pays = not self._turn.trial or self.allowance.positive
+        if not pays:
             yield False
             return
         began = self.clock()
         yield True
-        seconds = self.clock() - began
+        seconds = (self.clock() - began) / budget.pace
+        self._turn.drafted = True
         self.cost.observe(rows, share, seconds)
-        if not pays:
+        if self._turn.trial:
             self.allowance.spend(seconds)
 
-    def observe(self, tree: Tree, tokens: Sequence[int]) -> None:
-        """A proposal, under which `tokens` were committed."""
+    def observe(self, tree: Tree | None, tokens: Sequence[int], committed: int) -> None:
+        """The draft's `tokens`, `committed` ones of the target, stand where `tree` was proposed (None: nothing was)."""
+        turn = self._turn
+        self.balance.observe(turn.drafted, committed, (self.clock() - turn.began) / turn.pace)
+        if tree is None:
+            return
         for row, accepted in decided_rows(tree, tokens):
             self.rates.observe(int(tree.source[row]), accepted)
 

@@ -17,7 +17,7 @@ from forerun.runtime.drafters.growing import Grower, Grown, Launches
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32, Int32, Part
 from forerun.runtime.prefix import ROOT, Prefix
-from forerun.runtime.tree import Tree, TreeBuilder
+from forerun.runtime.tree import Tree, TreeBuilder, root_only
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,23 @@ class Bytes:
 
     def share(self, part: Part, logits: bool = True) -> float:
         return sum(self.branches[each] for each in part.branches(len(self.branches))) + self.head * logits
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The parts of a turn by depth, and what follows from them."""
+
+    parts: tuple[Part, ...]
+    shared: int  # branches that all of them evaluate as the target does
+    behind: float  # of a step's bytes, what is left behind those
+    launches: Launches
+
+    @classmethod
+    def of(cls, parts: tuple[Part, ...], read: Bytes) -> "_Plan":
+        shares = [read.share(part) for part in parts]
+        shared = min(part.shared(len(read.branches)) for part in parts)
+        behind = read.share(Part(enter=shared))
+        return cls(parts, shared, behind, Launches(lambda depth: shares[depth], catch_up=1.0 - behind))
 
 
 class PartMethod:
@@ -65,6 +82,7 @@ class SelfDraft(Drafter):
         require_branches(engine.executable)
         self.engine, self.method, self.grower = engine, method, grower
         self.bytes = Bytes.of(engine.executable)
+        self._last: _Plan | None = None
         self._proposed: dict[Context, Tree] = {}
 
     def begin(self, context: Context) -> None:
@@ -77,23 +95,34 @@ class SelfDraft(Drafter):
         room = max(0, place.slots.left - self.engine.executable.max_outputs) // shape.beam  # the step needs slots too
         longest = self.engine.executable.max_path - 1  # a path begins with the root where that lies away from home
         depth = min(budget.depth, shape.deepest, self.method.deepest or budget.depth, room, longest)
-        draft = _Turn(self, place, depth)
-        grown = self.grower.grow(context.tokens[-1], Budget(budget.rows, depth, budget.price), draft.launches, draft)
+        if depth == 0:
+            self._proposed[context] = tree = root_only(context.tokens[-1])
+            return tree
+        plan = self._plan(depth)
+        draft = _Turn(self.engine, plan, place)
+        grown = self.grower.grow(context.tokens[-1], replace(budget, depth=depth), plan.launches, draft)
         tree = grown.tree
         if draft.prefix is not None and grown.evaluated:
             if place.prefix is None or place.prefix.leave < draft.prefix.leave:
                 place.prefix = draft.prefix
-            tree = self._without_dear_leaves(grown, budget.price, draft.prefix.leave)
+            tree = self._without_dear_leaves(grown, budget.price * budget.pace, draft.prefix.leave)
         self._proposed[context] = tree = tree.likeliest(budget.rows)
         return tree
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.grower.observe(self._proposed[context], observation.tokens)
+        self.grower.observe(self._proposed[context], observation.tokens, len(observation.tokens))
         self.method.observe(context, observation)
 
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
         self.method.end(context)
+
+    def _plan(self, depth: int) -> _Plan:
+        """Of the method's parts this turn; kept for the next, as most turns have the last one's."""
+        parts = tuple(self.method.part(each) for each in range(depth))
+        if self._last is None or self._last.parts != parts:
+            self._last = _Plan.of(parts, self.bytes)
+        return self._last
 
     def _without_dear_leaves(self, grown: Grown, price: float, leave: int) -> Tree:
         """The tree, less the rows that were not evaluated where bringing them to branch `leave` costs too much."""
@@ -108,21 +137,16 @@ class SelfDraft(Drafter):
 class _Turn:
     """One proposal's launches, over the rows of one sequence."""
 
-    def __init__(self, draft: SelfDraft, place: Place, depth: int) -> None:
-        self.engine = draft.engine
-        self.engine.cache.reserve(place.sequence, place.sequence.length + depth + 1)
+    def __init__(self, engine: Engine, plan: _Plan, place: Place) -> None:
+        self.engine, self.plan = engine, plan
+        engine.cache.reserve(place.sequence, place.sequence.length + len(plan.parts) + 1)
         self.rows = DraftRows(place.sequence, place.slots)
-        self.parts = [draft.method.part(each) for each in range(max(1, depth))]
-        shares = [draft.bytes.share(part) for part in self.parts]
-        shared = min(part.shared(len(draft.bytes.branches)) for part in self.parts)
-        behind = draft.bytes.share(Part(enter=shared))
-        self.prefix = Prefix(shared, behind, place.slots) if shared else None
-        self.launches = Launches(lambda depth: shares[depth], catch_up=1.0 - behind)
+        self.prefix = Prefix(plan.shared, plan.behind, place.slots) if plan.shared else None
         self._known = {-1: ROOT}  # by row evaluated, its number in the prefix
 
     def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
         """Evaluate rows of one depth."""
-        batch, part = self.rows.batch(builder, rows), self.parts[builder.depths[rows[0]]]
+        batch, part = self.rows.batch(builder, rows), self.plan.parts[builder.depths[rows[0]]]
         if self.prefix is None:
             result = self.engine.run(batch, part)
         elif part == Part(leave=self.prefix.leave):
