@@ -1,10 +1,11 @@
 """What does each draft bring: accepted length, what drafting costs, speed against plain decoding?
 
 python -m benchmarks.drafts                                            on a small decoder trained with early exits
+python -m benchmarks.drafts --sampled 1.0                              the same, where texts do not repeat themselves
 python -m benchmarks.drafts --on smollm2 --prompts specbench.jsonl     on SmolLM2, which was not
 
-Every method decodes every prompt, in an order that rotates, greedily, batch 1; all must give the tokens of
-`autoregressive`. Times are summed over the prompts.
+Every method decodes every prompt, in an order that rotates, batch 1; all must give the tokens of `autoregressive`.
+Times are summed over the prompts.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class Method:
     tokens: int = 0
     steps: int = 0
 
-    def decode(self, prompt: Sequence[int], new: int) -> list[int]:
-        found = self.model.generate(prompt, max_new_tokens=new, eos_token_id=[])
+    def decode(self, prompt: Sequence[int], new: int, sampling: dict[str, Any]) -> list[int]:
+        found = self.model.generate(prompt, max_new_tokens=new, eos_token_id=[], **sampling)
         self.seconds.append(found.stats.decode_seconds)
         self.tokens += found.stats.tokens
         self.steps += found.stats.steps
@@ -176,6 +177,7 @@ def main() -> int:
     parser.add_argument(
         "--rows", type=int, help="trees of so many rows, whatever they cost, in place of the cost model"
     )
+    parser.add_argument("--sampled", type=float, help="sample at this temperature, in place of greedy decoding")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results"), help="the folder for the JSON result")
     given = parser.parse_args()
@@ -196,9 +198,10 @@ def main() -> int:
     wanted = [part.strip() for part in given.methods.split(",") if part.strip()]
     drafters = {name: own for name, own in drafters.items() if name == PLAIN or not wanted or _named(name, wanted)}
     running = build(model, drafters, forerun.CostAware() if given.rows is None else forerun.Fixed(given.rows))
+    sampling = {} if given.sampled is None else {"do_sample": True, "temperature": given.sampled}
     plain, broken = running[0], list[str]()
     for method in running:
-        method.decode(prompts[0], 8)  # the first run of anything may compile or allocate
+        method.decode(prompts[0], 8, sampling)  # the first run of anything may compile or allocate
         method.seconds.clear()
         method.tokens = method.steps = 0
         method.drafter.seconds = method.drafter.turns = method.drafter.drafted = 0
@@ -206,7 +209,7 @@ def main() -> int:
         texts: dict[str, list[int]] = {}
         for at in range(len(running)):
             method = running[(turn + at) % len(running)]
-            texts[method.name] = method.decode(prompt, given.max_new_tokens)
+            texts[method.name] = method.decode(prompt, given.max_new_tokens, sampling)
         broken += [name for name, text in texts.items() if text != texts[PLAIN]]
     layers = 1 + model.executable.branches[-1].layer
     exits = sorted({max(1, layers * part // 8) for part in range(1, 8)})
@@ -229,11 +232,13 @@ def main() -> int:
         "model": given.on,
         "prompts": len(prompts),
         "max_new_tokens": given.max_new_tokens,
+        "temperature": given.sampled,
         "methods": [dict(zip(columns, row, strict=True)) for row in rows],
         "verification": reuse,
         "seconds": {each.name: each.seconds for each in running},
     }
-    report(f"drafts_{given.on}", given.out, columns, rows, result)
+    suffix = "" if given.sampled is None else "_sampled"
+    report(f"drafts_{given.on}{suffix}", given.out, columns, rows, result)
     if broken:
         print(f"BROKEN: other tokens than {PLAIN}: {', '.join(sorted(set(broken)))}", file=sys.stderr)
     return 1 if broken else 0

@@ -5,6 +5,7 @@ A dimension is `int | str`; the text of an expression is canonical, so equal dim
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 Dim = int | str
@@ -27,6 +28,7 @@ class Affine(NamedTuple):
         return f"{scale}{self.symbol}{offset}"
 
 
+@lru_cache(maxsize=4096)
 def affine(dim: Dim) -> Affine:
     """The parts of a dimension; ValueError where the text is none."""
     if isinstance(dim, int):

@@ -7,7 +7,7 @@ from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Budget
 from forerun.runtime.drafters.growing import Grower, Launches, LikeliestAbove, MarginAbove, Shape
-from forerun.runtime.drafters.launch_cost import Allowance, LaunchCost
+from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 
 COST = CostModel((1, 8), (1.0, 1.0))  # a second a step, whatever its rows
 FREE = Launches(lambda depth: 0.0)
@@ -161,3 +161,29 @@ def test_launches_cost_what_they_took() -> None:
 def test_shapes_are_checked(field: str) -> None:
     with pytest.raises(InvalidOptionError, match=field):
         Shape(**{field: 0})
+
+
+def test_a_draft_that_loses_by_the_clock_is_left_alone() -> None:
+    """Turns with a draft bring as many tokens as turns without, and take longer, whatever was expected of it."""
+    balance = Balance(1.0)
+    for _ in range(7):
+        balance.observe(True, 1, 1.2)
+    assert balance.pays(1.0)  # too few to tell
+    balance.observe(True, 1, 1.2)
+    assert not balance.pays(1.0)
+    assert balance.pays(0.0)  # where time does not count nothing is lost
+
+
+def test_a_draft_pays_by_what_it_adds_to_a_turn() -> None:
+    """Other drafters' tokens come without it too."""
+    for plain, pays in ((1, True), (3, False)):
+        balance = Balance(1.0)
+        for _ in range(60):
+            balance.observe(False, plain, 1.1)
+            balance.observe(True, 3, 1.6)
+        assert balance.pays(1.0) == pays
+    balance.observe(True, 1, 1e6)  # the machine slept
+    assert not balance.pays(1.0)
+    for _ in range(60):
+        balance.observe(True, 6, 1.6)
+    assert balance.pays(1.0)

@@ -206,7 +206,8 @@ class Grower:
         edges = self.rates.rate[features[:, :width]]
         edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true
         likelihood = [builder.probabilities[row] for row in level]
-        self.brought[min(depth, DEPTHS - 1)].append(float(np.average(edges.sum(axis=1), weights=likelihood)))
+        right = sum(each * mass for each, mass in zip(likelihood, edges.sum(axis=1).tolist(), strict=True))
+        self.brought[min(depth, DEPTHS - 1)].append(right / sum(likelihood))
         open_rows: list[int] = []
         for index, parent in enumerate(level):
             columns = (candidates[index, :width].tolist(), edges[index].tolist(), features[index, :width].tolist())

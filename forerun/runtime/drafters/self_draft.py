@@ -105,7 +105,7 @@ class SelfDraft(Drafter):
         if draft.prefix is not None and grown.evaluated:
             if place.prefix is None or place.prefix.leave < draft.prefix.leave:
                 place.prefix = draft.prefix
-            tree = self._without_dear_leaves(grown, budget.price * budget.pace, draft.prefix.leave)
+            tree = self._without_dear_leaves(grown, budget.price * budget.pace, plan.launches.catch_up)
         self._proposed[context] = tree = tree.likeliest(budget.rows)
         return tree
 
@@ -124,12 +124,14 @@ class SelfDraft(Drafter):
             self._last = _Plan.of(parts, self.bytes)
         return self._last
 
-    def _without_dear_leaves(self, grown: Grown, price: float, leave: int) -> Tree:
-        """The tree, less the rows that were not evaluated where bringing them to branch `leave` costs too much."""
+    def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> Tree:
+        """The tree, less the rows that were not evaluated where bringing them to the step's entry costs too much."""
         tree = grown.tree
-        leaves = np.setdiff1d(np.arange(len(tree)), grown.evaluated)
-        share = self.bytes.share(Part(leave=leave), logits=False)
-        if tree.probability[leaves].sum() > price * self.grower.cost.seconds(max(1, len(leaves)), share):
+        likely, leaves = (
+            tree.probability.sum() - tree.probability[grown.evaluated].sum(),
+            len(tree) - len(grown.evaluated),
+        )
+        if likely > price * self.grower.cost.seconds(max(1, leaves), entry):
             return tree
         return tree.select(np.array(grown.evaluated, np.intp))
 
