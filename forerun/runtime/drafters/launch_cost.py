@@ -91,4 +91,4 @@ class Balance:
         """At so many tokens a second. A draft that was hardly tried is believed to."""
         if self._turns < self.patience:
             return True
-        return self._drafted[0] - self._plain[0] > price * (self._drafted[1] - self._plain[1])
+        return self._drafted[0] - self._plain[0] >= price * (self._drafted[1] - self._plain[1])
