@@ -99,16 +99,7 @@ def same_position(sequence: CachedSequence, token: int, slots: Int32) -> Rows:
 
 def pick(rows: Rows, chosen: NDArray[np.intp], outputs: bool) -> Rows:
     """The chosen rows alone; all of their logits are wanted, or none."""
-    return Rows(
-        tokens=rows.tokens[chosen],
-        positions=rows.positions[chosen],
-        sequences=rows.sequences[chosen],
-        slots=rows.slots[chosen],
-        bases=rows.bases[chosen],
-        paths=rows.paths[chosen],
-        block_tables=rows.block_tables,
-        outputs=np.arange(len(chosen) if outputs else 0, dtype=np.int32),
-    )
+    return _at(rows, chosen, np.arange(len(chosen) if outputs else 0, dtype=np.int32))
 
 
 def join(parts: Sequence[Rows]) -> Rows:
@@ -137,15 +128,19 @@ def reorder(rows: Rows, order: NDArray[np.intp]) -> Rows:
     """The same rows in another order; `outputs` still names the same rows, in the same order."""
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
+    return _at(rows, order, place[rows.outputs])
+
+
+def _at(rows: Rows, chosen: NDArray[np.intp], outputs: Int32) -> Rows:
     return Rows(
-        tokens=rows.tokens[order],
-        positions=rows.positions[order],
-        sequences=rows.sequences[order],
-        slots=rows.slots[order],
-        bases=rows.bases[order],
-        paths=rows.paths[order],
+        tokens=rows.tokens[chosen],
+        positions=rows.positions[chosen],
+        sequences=rows.sequences[chosen],
+        slots=rows.slots[chosen],
+        bases=rows.bases[chosen],
+        paths=rows.paths[chosen],
         block_tables=rows.block_tables,
-        outputs=place[rows.outputs],
+        outputs=outputs,
     )
 
 

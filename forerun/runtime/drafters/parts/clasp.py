@@ -9,7 +9,6 @@ Going back from g[L, M] gives the set of M layers. g[i, 0] is h[i], so that one 
 of a layer are rows of one launch, at one position, each with its own keys and values at a slot of its own.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy as np
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.launch_cost import Allowance
 from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
@@ -48,30 +47,24 @@ class Clasp:
         return _Programming(engine, cost, layers, count, self.every)
 
 
-class _Programming(PartMethod):
+class _Programming(Searching):
     """At first the layers are skipped at even distances."""
 
     def __init__(
         self, engine: Engine, cost: CostModel | None, layers: list[tuple[int, ...]], count: int, every: int
     ) -> None:
+        super().__init__(cost)
         self._engine, self._layers, self._count, self._every = engine, layers, count, every
-        self._allowance = Allowance()
-        self._step = cost.seconds(1) if cost else 0.0
         self._turns = 0
         inner = range(1, len(layers) - 1) if len(layers) - 2 >= count else range(len(layers))
         self._skip({inner[each] for each in evenly(len(inner), count)})
 
-    def prepare(self, context: Context, price: float) -> None:
-        self._allowance.earn(self._step)
+    def look(self, context: Context) -> None:
         self._turns += 1
-        if self._turns % self._every or (price > 0 and not self._allowance.positive):
-            return
         assert context.place is not None
-        if context.place.sequence.length == 0 or context.place.slots.left <= self._count:
-            return
-        began = time.perf_counter()
-        self._skip(skip_set(self._engine, context, self._layers, self._count))
-        self._allowance.spend(time.perf_counter() - began)
+        room = context.place.slots.left > self._count
+        if self._turns % self._every == 0 and context.place.sequence.length > 0 and room:
+            self._skip(skip_set(self._engine, context, self._layers, self._count))
 
     def part(self, depth: int) -> Part:
         return self._part

@@ -13,9 +13,9 @@ import numpy as np
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.launch_cost import Allowance
 from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
 from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import Bytes, PartMethod
 from forerun.runtime.engine import Engine
@@ -44,28 +44,23 @@ class DynamicExit:
         return _DynamicExit(engine, cost, [branch_behind(layers, layer) for layer in wanted], self.window)
 
 
-class _DynamicExit(PartMethod):
+class _DynamicExit(Searching):
     """At first each exit is believed to agree as often as it has layers."""
 
     def __init__(self, engine: Engine, cost: CostModel | None, exits: list[int], window: int) -> None:
+        super().__init__(cost)
         self._replay = Replay(engine, window)
         self._exits = exits
-        self._allowance = Allowance()
-        self._step = cost.seconds(1) if cost else 0.0
         read = Bytes.of(engine.executable)
         self._draft = [read.share(Part(leave=each)) for each in exits]
         self._rate = np.array([each / len(engine.executable.branches) for each in exits])
         self._choose()
 
-    def prepare(self, context: Context, price: float) -> None:
-        self._allowance.earn(self._step)
-        if price > 0 and not self._allowance.positive:
-            return
+    def look(self, context: Context) -> None:
         replayed = self._replay.begin(context)
         if replayed is None:
             return
         right = np.array([(replayed.exit(each) == replayed.expected).mean() for each in self._exits])
-        self._allowance.spend(replayed.seconds)
         self._rate = 0.7 * self._rate + 0.3 * right
         self._choose()
 

@@ -13,9 +13,9 @@ import numpy as np
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.launch_cost import Allowance
 from forerun.runtime.drafters.parts.layers import layer_branches
 from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
@@ -46,22 +46,18 @@ class FeedForwardOnly:
         return _LeastChanging(engine, cost, parts, round(self.skipped * len(parts)), self.window)
 
 
-class _LeastChanging(PartMethod):
+class _LeastChanging(Searching):
     """Leaves out the parts that change the stream least; at first those in the middle."""
 
     def __init__(self, engine: Engine, cost: CostModel | None, parts: list[int], count: int, window: int) -> None:
+        super().__init__(cost)
         self._replay = Replay(engine, window)
         self._parts, self._count = parts, count
-        self._allowance = Allowance()
-        self._step = cost.seconds(1) if cost else 0.0
         self._similarity: Float64 | None = None
         middle = sorted(parts, key=lambda part: abs(part - parts[len(parts) // 2]))
         self._part = Part(skipped=frozenset(middle[:count]))
 
-    def prepare(self, context: Context, price: float) -> None:
-        self._allowance.earn(self._step)
-        if price > 0 and not self._allowance.positive:
-            return
+    def look(self, context: Context) -> None:
         replayed = self._replay.begin(context)
         if replayed is None:
             return
@@ -71,7 +67,6 @@ class _LeastChanging(PartMethod):
             after = replayed.advance(part + 1).astype(np.float64)
             norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
             found.append(float(((before * after).sum(axis=1) / np.maximum(norms, 1e-30)).mean()))
-        self._allowance.spend(replayed.seconds)
         now = np.array(found)
         self._similarity = now if self._similarity is None else 0.8 * self._similarity + 0.2 * now
         order = np.argsort(-self._similarity, kind="stable")

@@ -1,7 +1,5 @@
 """Evaluating parts of the target on tokens that are committed already, to learn what a draft would have proposed."""
 
-import time
-
 import numpy as np
 
 from forerun.runtime.drafters.base import Context
@@ -17,7 +15,6 @@ class Replayed:
         self._engine, self._rows = engine, rows
         self.expected = expected  # [n] the token that followed each
         self.at = 0  # branches evaluated
-        self.seconds = 0.0
         self._hidden: Float32 | None = None  # [n, D] none of them yet
 
     def advance(self, leave: int) -> Float32:
@@ -30,18 +27,13 @@ class Replayed:
 
     def draft(self, part: Part) -> Int32:
         """[n] the tokens that a part chooses, from the embedding on."""
-        began = time.perf_counter()
-        found = self._engine.run(self._rows, part).candidates[:, 0].copy()
-        self.seconds += time.perf_counter() - began
-        return found
+        return self._engine.run(self._rows, part).candidates[:, 0].copy()
 
     def _run(self, leave: int, outputs: Int32) -> tuple[Float32, Int32]:
-        began = time.perf_counter()
         rows = Rows(**{**vars(self._rows), "outputs": outputs})
         part = Part(self.at, leave) if self.at else Part(leave=leave)
         result = self._engine.run(rows, part, self._hidden if self.at else None)
         self._hidden, self.at = result.hidden.copy(), leave
-        self.seconds += time.perf_counter() - began
         return self._hidden, result.candidates
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.launch_cost import Allowance
 from forerun.runtime.drafters.parts.layers import layer_branches
 from forerun.runtime.drafters.parts.replay import Replay
+from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
@@ -58,14 +58,13 @@ class Swift:
         return _Search(self, engine, cost, inner, count)
 
 
-class _Search(PartMethod):
+class _Search(Searching):
     def __init__(self, spec: Swift, engine: Engine, cost: CostModel | None, inner: list[int], count: int) -> None:
+        super().__init__(cost)
         self._spec = spec
         self._replay = Replay(engine, spec.window)
         self._inner, self._count = inner, count
         self._random = np.random.default_rng(spec.seed)
-        self._allowance = Allowance()
-        self._step = cost.seconds(1) if cost else 0.0
         self._best = np.zeros(len(inner), np.bool_)
         self._best[evenly(len(inner), count)] = True
         self.score = -1.0
@@ -77,16 +76,12 @@ class _Search(PartMethod):
     def converged(self) -> bool:
         return self.score >= self._spec.good_enough or self._since_better >= self._spec.patience
 
-    def prepare(self, context: Context, price: float) -> None:
-        self._allowance.earn(self._step)
-        if self.converged or (price > 0 and not self._allowance.positive):
-            return
+    def look(self, context: Context) -> None:
         replayed = self._replay.begin(context)
         if replayed is None or len(replayed.expected) < self._spec.window:
             return
         trial = self._next()
         score = float((replayed.draft(self._part(trial)) == replayed.expected).mean())
-        self._allowance.spend(replayed.seconds)
         self._trials, self._scores = [*self._trials, trial][-REMEMBERED:], [*self._scores, score][-REMEMBERED:]
         self._made += 1
         self._since_better += 1

@@ -1,0 +1,33 @@
+"""Methods that look at the context before they draft, in a small share of the steps' time."""
+
+import time
+
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.drafters.base import Context
+from forerun.runtime.drafters.launch_cost import Allowance
+from forerun.runtime.drafters.self_draft import PartMethod
+
+
+class Searching(PartMethod):
+    """Looks once a turn; where time counts, only when an allowance has been saved up."""
+
+    def __init__(self, cost: CostModel | None) -> None:
+        self._allowance = Allowance()
+        self._step = cost.seconds(1) if cost else 0.0
+
+    @property
+    def converged(self) -> bool:
+        """Whether there is nothing left to look for."""
+        return False
+
+    def prepare(self, context: Context, price: float) -> None:
+        self._allowance.earn(self._step)
+        if self.converged or (price > 0 and not self._allowance.positive):
+            return
+        began = time.perf_counter()
+        self.look(context)
+        self._allowance.spend(time.perf_counter() - began)
+
+    def look(self, context: Context) -> None:
+        """Evaluate what is needed to choose the part anew."""
+        raise NotImplementedError
