@@ -18,6 +18,7 @@ from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, flat, reshaped, size_of
 from forerun.errors import UnsupportedOperationError
 
+LARGEST = (1 << 31) - 1
 SUM_LANES = 128
 """Partial sums of a row: feature i goes into partial sum i mod this."""
 
@@ -151,12 +152,8 @@ class Expressions:
         for dim in dims:
             self.size(dim)
         place = flat(dims, index)
-        if all(isinstance(dim, int) for dim in dims) and math.prod(int(dim) for dim in dims) >= 1 << 31:
-            terms = tuple(
-                (Lane(f"{lane.text}.to(tl.int64)", lane.size, lane.guards, lane.depth, lane.wide), factor)
-                for lane, factor in place.terms
-            )
-            place = Index(terms, place.constant)
+        if all(isinstance(dim, int) for dim in dims) and math.prod(int(dim) for dim in dims) > LARGEST:
+            place = Index(tuple((_wider(lane, factor), factor) for lane, factor in place.terms), place.constant)
         return place
 
     def read(self, stored: Stored, index: Sequence[Index]) -> Term:
@@ -248,6 +245,13 @@ class Expressions:
             total = f"tl.{combine}({partial}, axis=1, keep_dims=True)"  # exact in any order
         known[name] = self.let(total, depth, combine)
         return known[name]
+
+
+def _wider(lane: Lane, factor: int) -> Lane:
+    """A lane in 64 bits, unless 32 hold its part of a place."""
+    if lane.size is not None and lane.size * factor <= LARGEST:
+        return lane
+    return Lane(f"{lane.text}.to(tl.int64)", lane.size, lane.guards, lane.depth, lane.wide)
 
 
 def require_narrow(value: ir.SSAValue, outer: Sequence[Index]) -> None:
