@@ -92,8 +92,6 @@ class Expressions:
         self.elements: dict[Slot, str] = {}
         self.scopes = [Scope()]
         self.sizes: set[str] = set()
-        self.guard: str | None = None
-        """What must hold beside the lanes' own guards wherever something is loaded along the wide axis."""
         self._count = 0
 
     # --- text
@@ -145,7 +143,7 @@ class Expressions:
 
     def mask(self, index: Index) -> str:
         """`, mask=...` for an access at an index."""
-        guards = sorted(index.guards | ({self.guard} if self.guard and index.wide else set()))
+        guards = sorted(index.guards)
         return f", mask={' & '.join(guards)}" if guards else ""
 
     def place(self, dims: Sequence[ir.Dim], index: Sequence[Index]) -> Index:
@@ -233,9 +231,7 @@ class Expressions:
             if size % lanes:
                 self.line(f"{at}_in = {at} < {size}")
                 guards = frozenset({f"{at}_in"})
-            held, self.guard = self.guard, None
             following = term(Index.of(Lane(at, size, guards, inside, True)), partial)
-            self.guard = held
             self.line(
                 f"{partial} = tl.where({at}_in, {following}, {partial})" if guards else f"{partial} = {following}"
             )

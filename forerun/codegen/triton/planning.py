@@ -256,6 +256,8 @@ class Planner:
             try:
                 launch.emit(Expressions(dict(self.plan.stored), self.plan.constants), self.known)
             except NeedsMemoryError as needed:
+                if self.leaves(needed.value):
+                    raise AssertionError(f"a tile lost {needed.value}") from needed
                 self._write_rows(needed.value)
             else:
                 return
@@ -304,6 +306,10 @@ class Planner:
                     items.append(row_item(self.plan.stored, self.plan.constants, output, self.known))
                     break
                 except NeedsMemoryError as needed:
+                    if needed.value is output.value:
+                        raise UnsupportedOperationError(
+                            f"the cuda target has no Triton template for rows of {output.value.type}."
+                        ) from needed
                     self._write_rows(needed.value)
         for rows in dict.fromkeys(each.rows for each in items):
             self._append(RowsLaunch([each for each in items if each.rows == rows]))

@@ -8,7 +8,7 @@ order, by one program: no split over features. Everything else may be tuned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,18 +51,19 @@ class Columns:
     def lanes(self) -> int:
         return self.outputs // self.parts
 
-    def open(self, context: Expressions, depth: int) -> list[Index]:
-        """Name the lanes of a tile in the innermost scope; gives each part's column."""
-        context.line("lane = tile * BLOCK + tl.arange(0, BLOCK)[None, :]")
-        context.line(f"lane_in = lane < {self.lanes}")
-        guards = frozenset({"lane_in"})
+    def open(self, context: Expressions, depth: int, start: str, name: str = "") -> list[Index]:
+        """Name the lanes of a tile in the innermost scope, from `start` on; gives each part's column."""
+        context.line(f"lane{name} = {start}")
+        below = f"(lane{name} >= 0) & " if name else ""
+        context.line(f"lane_in{name} = {below}(lane{name} < {self.lanes})")
+        guards = frozenset({f"lane_in{name}"})
         if not self.pair:
-            return [Index.of(Lane("lane", self.lanes, guards, depth, True))]
+            return [Index.of(Lane(f"lane{name}", self.lanes, guards, depth, True))]
         half = self.pair // 2
-        context.line(f"head = lane // {half}")
-        context.line(f"within_head = lane % {half}")
-        head = Index.of(Lane("head", self.outputs // self.pair, guards, depth, True))
-        within = Index.of(Lane("within_head", half, guards, depth, True))
+        context.line(f"head{name} = lane{name} // {half}")
+        context.line(f"within_head{name} = lane{name} % {half}")
+        head = Index.of(Lane(f"head{name}", self.outputs // self.pair, guards, depth, True))
+        within = Index.of(Lane(f"within_head{name}", half, guards, depth, True))
         return [head.times(self.pair).plus(within).plus(part * half) for part in range(2)]
 
 
@@ -133,34 +134,22 @@ class Products:
 
     def _segment(self, context: Expressions, segment: Segment, row: Lane, known: Any) -> None:
         depth = len(context.scopes) - 1
-        columns = segment.columns.open(context, depth)
+        columns = segment.columns.open(context, depth, "tile * BLOCK + tl.arange(0, BLOCK)[None, :]")
         sums = self._sums(context, segment, columns, row)
         outer = unflat(self.rows, Index.of(row))
-
-        def product(linear: ir.Linear) -> Any:
-            def element(index: Sequence[Index]) -> Term:
-                number = matching(columns, index, outer)
-                if number is None:
-                    raise NeedsMemoryError(linear.result)
-                return sums[linear, number]
-
-            return element
-
-        for linear in segment.linears:
-            context.computed[linear.result] = product(linear)
         for number, output in enumerate(segment.outputs):
-            guard = None
+            own = columns
             if output.shift or output.count != segment.columns.outputs:
-                first, last = output.shift, output.shift + output.count
-                guard = f"output{number}_in"
-                context.line(f"{guard} = ({columns[0].text} >= {first}) & ({columns[-1].text} < {last})")
-            context.guard = guard
-            for column in columns:
-                index = output_index(output.value, self.rows, row, column.plus(-output.shift))
+                parts = segment.columns.parts
+                start = f"lane - {output.shift // parts}" if output.shift else "lane"
+                own = Columns(output.count, segment.columns.pair).open(context, depth, start, f"_{number}")
+            for linear in segment.linears:
+                context.computed[linear.result] = _product(linear, sums, own, output.shift, outer)
+            for column in own:
+                index = output_index(output.value, self.rows, row, column)
                 store(context, output, index, context.element(output.value, index), known)
-            context.guard = None
-        for linear in segment.linears:
-            del context.computed[linear.result]
+            for linear in segment.linears:
+                del context.computed[linear.result]
 
     def _sums(
         self, context: Expressions, segment: Segment, columns: list[Index], row: Lane
@@ -222,11 +211,19 @@ def output_index(value: ir.SSAValue, rows: Sequence[ir.Dim], row: Lane, column: 
     return [*others[:axis], Index.of(row), *others[axis:]]
 
 
-def matching(columns: Sequence[Index], index: Sequence[Index], outer: Sequence[Index]) -> int | None:
-    """The part of a tile whose element is at an index of the product; None where none is."""
-    if not all(same(*each) for each in zip(index[:-1], outer, strict=True)):
-        return None
-    return next((number for number, column in enumerate(columns) if same(column, index[-1])), None)
+def _product(
+    linear: ir.Linear, sums: dict[tuple[ir.Linear, int], Term], own: list[Index], shift: int, outer: list[Index]
+) -> Callable[[Sequence[Index]], Term]:
+    """The element of a product under way, at one of a tile's columns."""
+
+    def element(index: Sequence[Index]) -> Term:
+        if all(same(*each) for each in zip(index[:-1], outer, strict=True)):
+            for part, column in enumerate(own):
+                if same(column.plus(shift), index[-1]):
+                    return sums[linear, part]
+        raise NeedsMemoryError(linear.result)
+
+    return element
 
 
 def same(one: Index, other: Index) -> bool:
@@ -285,7 +282,7 @@ def _taken(
     shifts: set[int] = set()
     context = Expressions(dict(stored), dict(constants))
     try:
-        own = Columns(count, columns.pair).open(context, 0) if count % columns.parts == 0 else []
+        own = Columns(count, columns.pair).open(context, 0, "") if count % columns.parts == 0 else []
         outer = unflat(rows, Index.of(row))
 
         def product(index: Sequence[Index]) -> Term:
