@@ -21,17 +21,21 @@ from forerun.codegen.triton.storing import cache_place
 
 LANES = 16
 """Rows of one mma instruction."""
-KEYS = 64
-"""Positions of a block."""
+KEYS = {"f32": 32, "bf16": 64, "f16": 64}
+"""Positions of a block, by the element type of the cache. Without an mma unit for float32, operands of a `tl.dot` stand in
+registers whole: blocks are smaller there, and features are taken 32 at a time."""
+FEATURES = {"f32": 32, "bf16": 256, "f16": 256}
+SMALLEST = 64
+"""Positions of the smallest split."""
 SPLITS = 64
 """About as many splits as the longest sequence has."""
-TOGETHER = (1, 2, 4, 8)
-"""Tiles that may share a load."""
+TOGETHER = {"f32": (1, 2, 4), "bf16": (1, 2, 4, 8), "f16": (1, 2, 4, 8)}
+"""Tiles that may share a load, as far as registers go."""
 
 
 def split_size(max_length: int) -> int:
     """Positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
-    return max(KEYS, min(2048, 1 << max(0, (max_length // SPLITS - 1)).bit_length()))
+    return max(SMALLEST, min(2048, 1 << max(0, (max_length // SPLITS - 1)).bit_length()))
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class Shape:
     tables: int  # blocks of a sequence at most: the width of the block tables
     path: int  # the width of the paths
     element: str  # of the cache
+
+    @property
+    def keys(self) -> int:
+        """Positions of a block."""
+        return KEYS[self.element]
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Where each `tl.dot` over the features begins, and how many it takes."""
+        size = min(padded(self.key_dim), FEATURES[self.element])
+        return [(start, size) for start in range(0, padded(self.key_dim), size)]
 
     @property
     def members(self) -> int:
@@ -133,20 +148,21 @@ class AttentionText:
             first = context.element(self.extra["first"], [row])
             context.line(f"first{suffix} = tl.where(lane_in{suffix}, {first.text}, 2147483647)")
         head = Index.of(Lane(f"(group * {shape.members} + member{suffix})", shape.heads, guards, depth))
-        dim = Lane("feature[None, :]", shape.key_dim, self._feature_guard("feature", shape.key_dim), depth, True)
-        context.line(f"feature = tl.arange(0, {padded(shape.key_dim)})")
-        if padded(shape.key_dim) != shape.key_dim:
-            context.line(f"feature_in = feature < {shape.key_dim}")
-        query = context.element(self.operation.operands[0], [row, head, Index.of(dim)])
-        kept = " & ".join(sorted(guards | dim.guards))
-        context.line(f"query{suffix} = tl.where({kept}, {query.text}, 0.0).to({TRITON_TYPES[shape.element]})")
+        kept = " & ".join(sorted(guards))
+        for number, (start, size) in enumerate(shape.parts):
+            name = f"feature_{number}"
+            inside = frozenset({f"{name}_in[None, :]"}) if start + size > shape.key_dim else frozenset[str]()
+            context.line(f"{name} = {start} + tl.arange(0, {size})")
+            if inside:
+                context.line(f"{name}_in = {name} < {shape.key_dim}")
+            dim = Index.of(Lane(f"{name}[None, :]", shape.key_dim, inside, depth, True))
+            query = context.element(self.operation.operands[0], [row, head, dim])
+            mask = " & ".join([kept, *inside])
+            kind = TRITON_TYPES[shape.element]
+            context.line(f"query{suffix}_{number} = tl.where({mask}, {query.text}, 0.0).to({kind})")
         context.line(f'largest{suffix} = tl.full([{LANES}, 1], float("-inf"), tl.float32)')
-        context.line(f"total{suffix} = tl.full([{LANES}, {KEYS}], 0.0, tl.float32)")
+        context.line(f"total{suffix} = tl.full([{LANES}, {self.shape.keys}], 0.0, tl.float32)")
         context.line(f"sums{suffix} = tl.full([{LANES}, {padded(shape.value_dim)}], 0.0, tl.float32)")
-
-    @staticmethod
-    def _feature_guard(name: str, size: int) -> frozenset[str]:
-        return frozenset({f"{name}_in[None, :]"}) if padded(size) != size else frozenset()
 
     def _input(self, context: Expressions, name: str, operand: int) -> str:
         stored = context.stored[self.operation.operands[operand]]
@@ -162,12 +178,12 @@ class AttentionText:
             suffixes = [f"_{number}" for number in range(shared)]
             for number, suffix in enumerate(suffixes):
                 self._lanes(context, f"program * {shared} + {number}", suffix)
-            with context.block(f"for begin in range(start, start + {self.shape.split}, {KEYS}):"):
-                context.line(f"at = begin + tl.arange(0, {KEYS})[None, :]")
+            with context.block(f"for begin in range(start, start + {self.shape.split}, {self.shape.keys}):"):
+                context.line(f"at = begin + tl.arange(0, {self.shape.keys})[None, :]")
                 self._slots(context, "sequence")
                 self._load_keys(context)
                 for suffix in suffixes:
-                    context.line(f'score = tl.dot(query{suffix}, key, input_precision="ieee")')
+                    self._score(context, suffix, "score")
                     self._weigh(context, suffix)
                     context.line(f"weight{suffix} = weight.to({TRITON_TYPES[self.shape.element]})")
                 self._load_values(context)
@@ -198,25 +214,24 @@ class AttentionText:
         context.line(f"stop = tl.minimum(start + {shape.split}, tl.max(position) + 1)")
         begin = "start"
         if "first" in self.extra:
-            context.line(f"begin_at = tl.maximum(start, tl.min(first) // {KEYS} * {KEYS})")
+            context.line(f"begin_at = tl.maximum(start, tl.min(first) // {self.shape.keys} * {self.shape.keys})")
             begin = "begin_at"
-        with context.block(f"for begin in range({begin}, stop, {KEYS}):"):
-            context.line(f"at = begin + tl.arange(0, {KEYS})[None, :]")
-            with context.block(f"if begin + {KEYS} <= common:"):
+        with context.block(f"for begin in range({begin}, stop, {self.shape.keys}):"):
+            context.line(f"at = begin + tl.arange(0, {self.shape.keys})[None, :]")
+            with context.block(f"if begin + {self.shape.keys} <= common:"):
                 self._slots(context, "sequence_low")
                 self._load_keys(context)
-                context.line('score = tl.dot(query, key, input_precision="ieee")')
+                self._score(context, "", "score")
             with context.block("else:"):
-                context.line(f"score = tl.full([{LANES}, {KEYS}], 0.0, tl.float32)")
+                context.line(f"score = tl.full([{LANES}, {self.shape.keys}], 0.0, tl.float32)")
                 with context.block(f"for one in range({shape.rows}):"):
                     self._row_slots(context)
                     self._load_keys(context)
-                    context.line(
-                        'score = tl.where(own_row == one, tl.dot(query, key, input_precision="ieee"), score)'
-                    )
+                    self._score(context, "", "found")
+                    context.line("score = tl.where(own_row == one, found, score)")
             self._weigh(context, "")
             context.line(f"rounded = weight.to({TRITON_TYPES[shape.element]})")
-            with context.block(f"if begin + {KEYS} <= common:"):
+            with context.block(f"if begin + {self.shape.keys} <= common:"):
                 self._slots(context, "sequence_low")
                 self._load_values(context)
                 context.line('sums = tl.dot(rounded, value, sums, input_precision="ieee")')
@@ -278,22 +293,31 @@ class AttentionText:
         return f"({block} * {shape.block} + slot % {shape.block}) * {dim}"
 
     def _load_keys(self, context: Expressions) -> None:
-        """key [D, KEYS]"""
+        """key_i [features of the part, keys]"""
         place = cache_place(self.operation.parameter("symbol"), "keys", self.known)
         name, size = context.argument(place.slot, place.element), self.shape.key_dim
-        context.line(f"part = tl.arange(0, {padded(size)})[:, None]")
-        inside = f" & (part < {size})" if padded(size) != size else ""
-        context.line(f"key = tl.load({name} + {self._record('keys', size)} + part, mask=there{inside}, other=0.0)")
+        context.line(f"record = {self._record('keys', size)}")
+        for number, (start, count) in enumerate(self.shape.parts):
+            context.line(f"part = {start} + tl.arange(0, {count})[:, None]")
+            inside = f" & (part < {size})" if start + count > size else ""
+            context.line(f"key_{number} = tl.load({name} + record + part, mask=there{inside}, other=0.0)")
+
+    def _score(self, context: Expressions, suffix: str, name: str) -> None:
+        """q k^T, the parts of the features in one chain."""
+        total = ""
+        for number in range(len(self.shape.parts)):
+            context.line(f'{name} = tl.dot(query{suffix}_{number}, key_{number}{total}, input_precision="ieee")')
+            total = f", {name}"
 
     def _load_values(self, context: Expressions) -> None:
         """value [KEYS, Dv]"""
         place = cache_place(self.operation.parameter("symbol"), "values", self.known)
         name, size = context.argument(place.slot, place.element), self.shape.value_dim
         context.line(f"number = tl.arange(0, {padded(size)})[None, :]")
-        context.line(f"record = tl.reshape({self._record('values', size)}, [{KEYS}, 1])")
+        context.line(f"line = tl.reshape({self._record('values', size)}, [{self.shape.keys}, 1])")
         inside = f" & (number < {size})" if padded(size) != size else ""
         context.line(
-            f"value = tl.load({name} + record + number, mask=tl.reshape(there, [{KEYS}, 1]){inside}, other=0.0)"
+            f"value = tl.load({name} + line + number, mask=tl.reshape(there, [{self.shape.keys}, 1]){inside}, other=0.0)"
         )
 
     def _weigh(self, context: Expressions, suffix: str) -> None:
@@ -333,7 +357,7 @@ class AttentionText:
         context.line(f"place = {query} * {splits} + start // {shape.split}")
         context.line(f"tl.store({names[0]} + place * {dim} + number, sums{suffix}, mask=lane_in{suffix}{inside})")
         context.line(f"tl.store({names[1]} + place * 2, largest{suffix}, mask=lane_in{suffix})")
-        added = f"row_sum(total{suffix}, {LANES}, {KEYS}, {KEYS.bit_length() - 1})"
+        added = f"row_sum(total{suffix}, {LANES}, {shape.keys}, {shape.keys.bit_length() - 1})"
         context.line(f"tl.store({names[1]} + place * 2 + 1, {added}, mask=lane_in{suffix})")
 
     def emit_combine(self, context: Expressions, result: Stored) -> None:

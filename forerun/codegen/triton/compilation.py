@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.triton.attention import TOGETHER
+from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.sources import function_name, load
-from forerun.codegen.triton.step import Config, Source
+from forerun.codegen.triton.step import Config, Source, TritonStep
 from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
 
 POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32"}
@@ -53,16 +53,16 @@ def compile_kernel(source: Source, config: Config, capability: int, shared: int 
     return Resources(name, capability, config, registers, int(made.metadata.shared), stack)
 
 
-def compile_all(
-    sources: Mapping[str, Source], configs: Mapping[str, Sequence[Config]], capabilities: Sequence[int] = CAPABILITIES
+def compile_step(
+    step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
-    """Every function of every kernel, for every division and architecture."""
-    for name, source in sources.items():
-        variants = TOGETHER if source.kind == "attention" else (1,)
+    """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
+    launches = {launch.source: launch for kernel in step.kernels for launch in kernel.launches}
+    for name, launch in launches.items():
         for capability in capabilities:
-            for config in configs[name]:
-                for shared in variants:
-                    yield compile_kernel(source, config, capability, shared)
+            for shared in sources[name].together:
+                for config in dict.fromkeys(first_config(launch, count, shared) for count in rows):
+                    yield compile_kernel(sources[name], config, capability, shared)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

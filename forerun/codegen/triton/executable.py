@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.codegen.branches import check_hidden, remaining, turn
-from forerun.codegen.triton.attention import TOGETHER
+from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
@@ -28,9 +28,17 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Tuner(Protocol):
-    """Chooses how a launch is divided."""
+    """Chooses how a launch of so many rows is divided (`tuning`)."""
 
-    def __call__(self, executable: TritonExecutable, launch: Launch, rows: int) -> Config: ...
+    def __call__(
+        self,
+        executable: TritonExecutable,
+        launch: Launch,
+        rows: int,
+        shared: int,
+        pointers: list[torch.Tensor],
+        sizes: Mapping[str, int],
+    ) -> Config: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class TritonExecutable:
     step        what was lowered
     weights     name -> tensor on the device (`memory.load_weights`)
     device      a CUDA device; "cpu" runs the kernels in Triton's interpreter
-    tuner       chooses each launch's division by row bucket; the lowering's own choice by default
+    tuner       chooses each launch's division; unmeasured by default
     """
 
     def __init__(
@@ -88,7 +96,8 @@ class TritonExecutable:
         self.width = step.width
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
-        self.choices: dict[tuple[str, int], Config] = {}
+        self.choices: dict[tuple[str, int, int], Config] = {}
+        """By kernel, rows and tiles that share a load."""
         self._tuner = tuner
         self._modules: dict[str, Any] = {}
         self._arena = torch.zeros(step.arena, device=self.device)
@@ -209,20 +218,24 @@ class TritonExecutable:
         for kernel in kernels:
             for launch in kernel.launches:
                 pointers = [self._pointer(each, state, places, evaluated) for each in launch.operands]
-                self.launch(launch, pointers, sizes, self.config(launch, launch.grid.count(sizes)))
+                self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 
-    def config(self, launch: Launch, rows: int) -> Config:
-        """How a launch of so many rows is divided."""
-        key = (launch.source, rows)
+    def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
+        """How a launch is divided."""
+        rows, shared = launch.grid.count(sizes), launch.grid.shared(sizes)
+        key = (launch.source, rows, shared)
         if key not in self.choices:
-            self.choices[key] = launch.config if self._tuner is None else self._tuner(self, launch, rows)
+            if self._tuner is None:
+                self.choices[key] = first_config(launch, rows, shared)
+            else:
+                self.choices[key] = self._tuner(self, launch, rows, shared, pointers, sizes)
         return self.choices[key]
 
     def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
         """Run one kernel. Arithmetic is as written: fp contraction is off whatever Triton's default is."""
         if launch.source not in self._modules:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
-        shared = self._shared(launch, sizes)
+        shared = launch.grid.shared(sizes)
         grid = launch.grid.programs(sizes, config, shared)
         function = getattr(self._modules[launch.source], function_name(shared))
         constants = {"BLOCK": config.block, "ROWS": config.rows}
@@ -232,15 +245,6 @@ class TritonExecutable:
             interpreter.run(function, grid, [self._inputs, *pointers], constants)
             return
         function[grid](self._inputs, *pointers, **constants, **compile_options(config))
-
-    @staticmethod
-    def _shared(launch: Launch, sizes: Mapping[str, int]) -> int:
-        """Tiles of an attention that share a load."""
-        if launch.grid.kind != "attention":
-            return 1
-        rows, heads = launch.grid.tile
-        tiles = -(-launch.grid.count(sizes) // rows) * heads
-        return next((each for each in TOGETHER if each >= tiles), TOGETHER[-1])
 
     def _replay(self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int]) -> None:
         """Launch the graph of this shape, captured the first time, and wait for the candidates."""

@@ -197,12 +197,12 @@ class Lowering:
         )
         text = AttentionText(operation, shape, self._known, (scratch[0], scratch[1]))
         bodies: list[Expressions] = []
-        for shared in TOGETHER:
+        for shared in TOGETHER[number]:
             bodies.append(self._context())
             text.emit(bodies[-1], shared)
         combine = self._context()
         text.emit_combine(combine, planned.result)
-        grid = Grid("attention", (("N",),), (splits, groups), (shape.rows, shape.head_tiles))
+        grid = Grid("attention", (("N",),), (splits, groups, dim), (shape.rows, shape.head_tiles), TOGETHER[number])
         return [
             ("attention", bodies, grid, Config(64, 16, 4, 3), text.describe()),
             ("combine", [combine], Grid("combine", (("N",),), (heads,)), Config(64, 1, 1, 2), "splits in order"),
@@ -231,7 +231,7 @@ class Lowering:
         for other in bodies[1:]:
             for slot in other.arguments:
                 first.argument(slot, other.elements[slot])
-        variants = dict(zip(TOGETHER, bodies, strict=True)) if len(bodies) > 1 else {1: first}
+        variants = dict(zip(grid.together, bodies, strict=True))
         key = body_key(kind, variants)
         if key not in self._names:
             base = f"{plan.region.name}_{kind}"
@@ -241,7 +241,7 @@ class Lowering:
                 name = f"{base}_{number}"
             self._names[key] = name
             elements = tuple(first.elements[slot] for slot in first.arguments)
-            self._sources[name] = Source(name, assemble(name, words, kind, variants), kind, elements, words)
+            self._sources[name] = Source(name, assemble(name, words, kind, variants), kind, elements, words, grid.together)
         operands: list[Operand] = []
         for slot in first.arguments:
             element = first.elements[slot]

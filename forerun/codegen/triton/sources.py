@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dic
     for name, source in sources.items():
         file = path / f"{name}.py"
         text = file.read_text(encoding="utf-8") if file.is_file() else source.text
-        found[name] = Source(name, text, source.kind, source.elements, source.shape)
+        found[name] = replace(source, text=text)
     return found
 
 

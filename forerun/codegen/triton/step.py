@@ -44,18 +44,25 @@ class Grid:
     kind     products: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits, groups, row
              tiles); combine: (rows, heads); chunks: (rows, chunks); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
-    columns  lanes of each segment, or the sizes of the other axes
+    columns  lanes of each segment, or the sizes of the other axes; of an attention splits, key heads and their numbers
     tile     rows of an attention tile, and tiles of one row's heads
+    together how many attention tiles may share a load
     """
 
     kind: str
     rows: tuple[tuple[ir.Dim, ...], ...]
     columns: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
+    together: tuple[int, ...] = (1,)
 
     def count(self, sizes: Mapping[str, int]) -> int:
         """Rows, the most of any item."""
         return max(math.prod(dimensions.evaluate(dim, sizes) for dim in dims) for dims in self.rows)
+
+    def shared(self, sizes: Mapping[str, int]) -> int:
+        """How many attention tiles share a load."""
+        tiles = -(-self.count(sizes) // self.tile[0]) * self.tile[1]
+        return next((each for each in self.together if each >= tiles), self.together[-1])
 
     def programs(self, sizes: Mapping[str, int], config: Config, shared: int = 1) -> tuple[int, int, int]:
         rows = self.count(sizes)
@@ -121,13 +128,15 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a kernel. `variants` are the functions of an attention, by the tiles that share a load."""
+    """The text of a kernel. `together` names its functions: an attention has one for each number of tiles that share a
+    load."""
 
     name: str
     text: str
     kind: str
     elements: tuple[str, ...]  # of the pointer arguments, in order
     shape: str  # in words
+    together: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
