@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
     dump.set_defaults(run=run_dump)
 
     for command in (demo, generate, verify, dump):
-        command.add_argument("--dtype", default="float32", help="how matrices are kept: float32, bfloat16, native (cpu) or float16 (cuda)")
+        dtypes = "how matrices are kept: float32, bfloat16, native (cpu) or float16 (cuda)"
+        command.add_argument("--dtype", default="float32", help=dtypes)
         command.add_argument("--target", default="auto", help="cpu, cuda, reference, or auto: the best there is")
         command.add_argument("--max-length", type=int, default=2048, help="positions a sequence may have")
         command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")

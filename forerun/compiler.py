@@ -80,10 +80,11 @@ def compile(
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
                 input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
-    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a GGUF
-                file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise and
-                rounds what a matrix multiplies; all else is float32
-    target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best this machine has
+    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
+                GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
+                and rounds what a matrix multiplies; all else is float32
+    target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best that this
+                machine has
     max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default

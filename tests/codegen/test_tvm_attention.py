@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from steps import ATTENTIONS, LENGTH, ROW_TYPES, Step, attention_step, decoder, prompt_rows, rows_of, tree_rows
+from steps import ATTENTIONS, LENGTH, ROW_TYPES, attention_step, decoder, prompt_rows, rows_of, tree_rows
 
 from forerun import ir
 from forerun.codegen.tvm import TEMPLATES, compile_step, lowering
+
 
 @pytest.mark.parametrize(("heads", "groups", "key_dim", "value_dim", "options"), ATTENTIONS)
 def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_dim, options):

@@ -2,10 +2,9 @@
 
 A tile has 16 lanes: the query heads of one key head, for as many rows as fit. It goes through one split in order. Where
 all its rows have committed a block of one sequence, the block's keys are loaded once for all lanes; elsewhere row by
-row, each position from wherever it lies, with the same instructions, and a lane keeps its own row's result. A split that
-all rows of several tiles have committed is taken by one program for all of them over one load (`together`), with the
-same instructions again. So the arithmetic of a (row, position) is the same wherever its key lies and whoever is beside.
-Invisible keys have weight exactly 0. Sums over keys are kept a lane a key, and added as a tree at the split's end;
+row, each position from wherever it lies, with the same instructions, and a lane keeps its own row's result. A split
+that all rows of several tiles have committed is taken by one program for all of them over one load (`together`), with
+the same instructions again. So the arithmetic of a (row, position) is the same wherever its key lies. Invisible keys have weight exactly 0. Sums over keys are kept a lane a key, and added as a tree at the split's end;
 `combine` then adds the splits in order.
 """
 
@@ -22,8 +21,8 @@ from forerun.codegen.triton.storing import cache_place
 LANES = 16
 """Rows of one mma instruction."""
 KEYS = {"f32": 32, "bf16": 64, "f16": 64}
-"""Positions of a block, by the element type of the cache. Without an mma unit for float32, operands of a `tl.dot` stand in
-registers whole: blocks are smaller there, and features are taken 32 at a time."""
+"""Positions of a block, by the element type of the cache. Without an mma unit for float32, operands of a `tl.dot` stand
+in registers whole: blocks are smaller there, and features are taken 32 at a time."""
 FEATURES = {"f32": 32, "bf16": 256, "f16": 256}
 SMALLEST = 64
 """Positions of the smallest split."""
@@ -137,9 +136,7 @@ class AttentionText:
             context.line(f"row{suffix} = ({tile}) // {shape.head_tiles} * {shape.rows} + own_row{suffix}")
             context.line(f"member{suffix} = ({tile}) % {shape.head_tiles} * {shape.together} + lane % {shape.together}")
         ragged = f" & (member{suffix} < {shape.members})" if shape.members % shape.together else ""
-        context.line(
-            f"lane_in{suffix} = (own_row{suffix} < {shape.rows}) & (row{suffix} < N){ragged}"
-        )
+        context.line(f"lane_in{suffix} = (own_row{suffix} < {shape.rows}) & (row{suffix} < N){ragged}")
         positions = self._input(context, "positions", 1)
         context.line(f"position{suffix} = tl.load({positions} + row{suffix}, mask=lane_in{suffix}, other=-1)")
         guards = frozenset({f"lane_in{suffix}"})
@@ -188,9 +185,7 @@ class AttentionText:
                     context.line(f"weight{suffix} = weight.to({TRITON_TYPES[self.shape.element]})")
                 self._load_values(context)
                 for suffix in suffixes:
-                    context.line(
-                        f'sums{suffix} = tl.dot(weight{suffix}, value, sums{suffix}, input_precision="ieee")'
-                    )
+                    context.line(f'sums{suffix} = tl.dot(weight{suffix}, value, sums{suffix}, input_precision="ieee")')
             for suffix in suffixes:
                 self._finish(context, suffix)
 
@@ -316,9 +311,8 @@ class AttentionText:
         context.line(f"number = tl.arange(0, {padded(size)})[None, :]")
         context.line(f"line = tl.reshape({self._record('values', size)}, [{self.shape.keys}, 1])")
         inside = f" & (number < {size})" if padded(size) != size else ""
-        context.line(
-            f"value = tl.load({name} + line + number, mask=tl.reshape(there, [{self.shape.keys}, 1]){inside}, other=0.0)"
-        )
+        context.line(f"there_line = tl.reshape(there, [{self.shape.keys}, 1])")
+        context.line(f"value = tl.load({name} + line + number, mask=there_line{inside}, other=0.0)")
 
     def _weigh(self, context: Expressions, suffix: str) -> None:
         """Scores to weights, in units of the largest so far."""

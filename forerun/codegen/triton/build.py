@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from forerun.codegen.triton.sources import overridden
 from forerun.codegen.triton.step import TritonStep
 from forerun.storage import write_atomically
 
+if TYPE_CHECKING:
+    from forerun.codegen.triton.executable import TritonExecutable
+
 
 def compile_step(
     module: ir.ModuleOp,
@@ -25,15 +28,26 @@ def compile_step(
     storage: str = "f32",
     device: str = "cuda",
     tune: bool = True,
-    **limits: int,
-) -> Any:
+    max_rows: int = 256,
+    max_outputs: int = 64,
+    max_path: int = 64,
+    max_length: int = 2048,
+) -> TritonExecutable:
     """A planned step on a GPU, ready to run; `device="cpu"` runs its kernels in Triton's interpreter.
 
     Nothing is allocated before the model, the GPU and its memory are known to fit.
     """
     if device != "cpu":
         require_gpu()
-    step = Lowering(module, storage=storage, **limits).step
+    lowering = Lowering(
+        module,
+        storage=storage,
+        max_rows=max_rows,
+        max_outputs=max_outputs,
+        max_path=max_path,
+        max_length=max_length,
+    )
+    step = lowering.step
     if device != "cpu":
         require_memory(needed_bytes(step, ir.weights(module), cache_blocks(step)))
     from forerun.codegen.triton.executable import TritonExecutable
@@ -63,9 +77,9 @@ class Report:
 
 def report(step: TritonStep, rows: Sequence[int] = (1, 32)) -> Report:
     """Every kernel compiled ahead of time, and what was measured on the GPUs that this machine has met."""
-    from forerun.codegen.triton.compilation import compile_step as compile_ahead
+    from forerun.codegen.triton import compilation
     from forerun.codegen.triton.tuning import known_choices
 
     sources = overridden(step.sources)
-    found = [each.to_dict() for each in compile_ahead(step, sources, rows)]
+    found = [each.to_dict() for each in compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
     return Report(found, known_choices(sources))

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, with no GPU: what each takes of registers and shared memory, and whether it spills."""
+"""Kernels compiled ahead of time, with no GPU: their registers and shared memory, and whether they spill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALIGNED = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes on one architecture. `stack` bytes a thread are spilled, or arrays that registers cannot hold."""
+    """What a kernel takes on one architecture. `stack` bytes of a thread are what registers cannot hold."""
 
     kernel: str
     capability: int
@@ -57,7 +57,8 @@ def compile_step(
     step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
     """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
-    launches = {launch.source: launch for kernel in step.kernels for launch in kernel.launches}
+    every = (launch for kernel in step.kernels for launch in kernel.launches)
+    launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
         for capability in capabilities:
             for shared in sources[name].together:

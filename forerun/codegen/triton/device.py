@@ -1,9 +1,9 @@
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false
 """Functions that generated kernels call: each kernel's file gets a copy of those it uses, so that it stands alone.
 
 This file is read as text, never imported by forerun. Sums over lanes are trees whose shape depends on the number of
 lanes alone; Triton's own reductions follow the layout, which follows the number of warps. `exp` is `tl.exp`, one
-multiplication and one `ex2` instruction, everywhere; what is made of it is written out here, so that no library decides.
+multiplication and one `ex2` instruction, everywhere; what is made of it is written out here: no library decides.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """A Triton step with its weights on a device: one copy in, one graph launch, one wait.
 
-On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the candidates
-back to the host at its end. On the CPU the same launches run one by one in Triton's interpreter.
+On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
+candidates back to the host at its end. On the CPU the same launches run one by one in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class TraceEntry:
 class DeviceStepResult(StepResult):
     """A step's result of which the logits and the stream stay on the device until they are asked for."""
 
-    def __init__(self, executable: TritonExecutable, ids: Int32, best: Float32, sizes: dict[str, int], left: int) -> None:
+    def __init__(
+        self, executable: TritonExecutable, ids: Int32, best: Float32, sizes: dict[str, int], left: int
+    ) -> None:
         vars(self).update(candidates=ids, candidate_logits=best)
         vars(self).update(_executable=executable, _sizes=sizes, _left=left)
 
@@ -91,8 +93,8 @@ class TritonExecutable:
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
-        self.vocabulary = int(step.returned[0].dims[-1])
-        self.candidates = int(step.returned[1].dims[-1])
+        self.vocabulary = int(step.returned[0].dims[-1]) if step.returned and step.returned[0].dims else 0
+        self.candidates = int(step.returned[1].dims[-1]) if len(step.returned) == 3 else 0
         self.width = step.width
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
@@ -103,10 +105,10 @@ class TritonExecutable:
         self._arena = torch.zeros(step.arena, device=self.device)
         self._indices = self._arena.view(torch.int32)
         self._inputs = torch.zeros(inputs_size(step), dtype=torch.int32, device=self.device)
-        pinned = {} if self.interpreted else {"pin_memory": True}
-        self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, **pinned)
+        pinned = not self.interpreted
+        self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=pinned)
         self._staged = self._staging.numpy()
-        self._found = [torch.zeros((step.max_rows, self.candidates), **pinned) for _ in range(2)]
+        self._found = [torch.zeros((step.max_rows, self.candidates), pin_memory=pinned) for _ in range(2)]
         self.branches = tuple(Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
 
     def _read(self, branch: int) -> int:
@@ -129,13 +131,12 @@ class TritonExecutable:
         if hidden is not None:
             place, count = self.step.stream[0], hidden.size
             self._arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
-        if self.interpreted:
+        if self.interpreted or not self.candidates:
             self._launch_all(state, layout, kernels, evaluated)
-            ids, best = (self.value(each, sizes) for each in self.step.returned[1:])
+            found: list[Any] = [self.value(each, sizes) for each in self.step.returned[1:]]
         else:
-            self._replay(state, layout, kernels, evaluated)
-            ids, best = (each.numpy()[: sizes["M"]] for each in self._found)
-            ids = ids.view(np.int32)
+            found = self._replay(state, layout, kernels, evaluated, sizes["M"])
+        ids, best = found if self.candidates else [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
         left = self.step.stream[len(evaluated) % 2] if self.step.stream else 0
         return DeviceStepResult(self, ids, best, sizes, left)
 
@@ -246,8 +247,10 @@ class TritonExecutable:
             return
         function[grid](self._inputs, *pointers, **constants, **compile_options(config))
 
-    def _replay(self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int]) -> None:
-        """Launch the graph of this shape, captured the first time, and wait for the candidates."""
+    def _replay(
+        self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
+    ) -> list[NDArray[Any]]:
+        """Launch the graph of this shape, captured the first time, and wait for the candidates: ids and logits."""
         key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
         stream = torch.cuda.current_stream(self.device)
         if key not in state.graphs:
@@ -263,6 +266,8 @@ class TritonExecutable:
             state.graphs[key] = graph
         state.graphs[key].replay()
         stream.synchronize()
+        ids, best = (each.numpy()[:outputs] for each in self._found)
+        return [ids.view(np.int32), best]
 
 
 def bucket(count: int) -> int:

@@ -33,8 +33,8 @@ class NeedsMemoryError(Exception):
 
 @dataclass(frozen=True)
 class Slot:
-    """What an argument of a kernel is: an `input`, a `value` of the function, a `weight`, `keys` or `values` of a cache,
-    `scratch`."""
+    """What an argument of a kernel is: an `input`, a `value` of the function, a `weight`, `keys` or `values` of a
+    cache, or `scratch`."""
 
     kind: str
     key: Any

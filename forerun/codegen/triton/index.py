@@ -1,4 +1,4 @@
-"""Indices of elements as affine sums of named lanes, so that views become index arithmetic that is known when compiling.
+"""Indices of elements as affine sums of named lanes: views become index arithmetic that is known when compiling.
 
 A sum keeps what it is made of: `head * 16 + 8 + within` divided by 16 is `head`. What does not simplify becomes a lane
 of its own whose text is the division. Indices are not negative, but a sum may be an intermediate one that is.

@@ -73,7 +73,8 @@ class Lowering:
             given, dtype = weight.parameter("storage"), weight.parameter("dtype")
             if given is not None and given not in ELEMENTS:
                 raise InvalidOptionError(
-                    f"the cuda target has no kernels for weights kept as {given}; use dtype float32, bfloat16 or float16."
+                    f"the cuda target has no kernels for weights kept as {given}; use dtype float32, bfloat16 or "
+                    "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
         blocks = {
@@ -137,6 +138,9 @@ class Lowering:
         launches: list[Launch] = []
         for planned, stored in plan.launches:
             self._context = partial(Expressions, stored, plan.constants)
+            segments = planned.segments if isinstance(planned, Products) else []
+            matrices = [stored[linear.operands[1]].slot for segment in segments for linear in segment.linears]
+            self._matrices = set(matrices)
             for kind, context, grid, config, words in self._emitted(planned):
                 launches.append(self._launch(plan, kind, context, grid, config, words, place))
         results = tuple(
@@ -241,7 +245,8 @@ class Lowering:
                 name = f"{base}_{number}"
             self._names[key] = name
             elements = tuple(first.elements[slot] for slot in first.arguments)
-            self._sources[name] = Source(name, assemble(name, words, kind, variants), kind, elements, words, grid.together)
+            text = assemble(name, words, variants)
+            self._sources[name] = Source(name, text, kind, elements, words, grid.together)
         operands: list[Operand] = []
         for slot in first.arguments:
             element = first.elements[slot]
@@ -252,7 +257,7 @@ class Lowering:
             operands.append(Operand(slot.kind, str(slot.key), element))
             if slot.kind == "weight":
                 self._used[str(slot.key)] = element
-        read = sum(self._bytes(each.key) for each in operands if each.kind == "weight") if kind == "products" else 0
+        read = sum(self._bytes(slot.key) for slot in self._matrices) if kind == "products" else 0
         return Launch(self._names[key], tuple(operands), grid, config, read)
 
     def _bytes(self, name: Any) -> int:

@@ -91,7 +91,7 @@ def new_state(step: TritonStep, blocks: int, device: torch.device) -> State:
 
 @dataclass(frozen=True)
 class InputLayout:
-    """Where the inputs of a step of so many rows and outputs lie, in numbers; the block tables, which vary, at the end."""
+    """Where the inputs of a step of so many rows and outputs lie, in numbers; the block tables, which vary, last."""
 
     rows: int
     outputs: int

@@ -275,7 +275,7 @@ class Planner:
                 (x,) = operation.operands
                 if x not in self.plan.stored:
                     self._write_rows(x)
-                self._append(TopKLaunch(self.plan.stored[x], *places, operation.parameter("k")))
+                self._append(TopKLaunch(self.plan.stored[x], places[0], places[1], operation.parameter("k")))
             self.plan.stored.update(zip(operation.results, places, strict=True))
             self.waiting = [each for each in self.waiting if self.plan.stored.get(each.value) != each.place]
             return True

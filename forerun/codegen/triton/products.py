@@ -104,7 +104,8 @@ class Products:
 
     def describe(self) -> str:
         parts = [
-            f"{len(each.linears)} x [{each.columns.outputs}, {self.features}]" if len(each.linears) > 1
+            f"{len(each.linears)} x [{each.columns.outputs}, {self.features}]"
+            if len(each.linears) > 1
             else f"[{each.columns.outputs}, {self.features}]"
             for each in self.segments
         ]
@@ -180,9 +181,7 @@ class Products:
                 weight = context.stored[linear.operands[1]]
                 pointer = context.argument(weight.slot, weight.element)
                 mask = "lane_in" + (" & feature_in[:, None]" if ragged else "")
-                context.line(
-                    f"w = tl.load({pointer} + {places[part]} + feature[:, None], mask={mask}, other=0.0)"
-                )
+                context.line(f"w = tl.load({pointer} + {places[part]} + feature[:, None], mask={mask}, other=0.0)")
                 context.line(f'{name} = tl.dot(x, w, {name}, input_precision="ieee")')
         terms: dict[tuple[ir.Linear, int], Term] = {}
         for (linear, part), name in names.items():
@@ -307,4 +306,3 @@ def _taken(
         return None
     (shift,) = heads
     return Taken(output.value, output.place, shift, count) if 0 <= shift <= columns.outputs - count else None
-

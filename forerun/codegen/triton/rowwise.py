@@ -113,4 +113,3 @@ def row_item(
         else:
             return item
     raise AssertionError("unreachable")
-

@@ -42,16 +42,14 @@ def body_key(kind: str, variants: Mapping[int, Expressions]) -> str:
     return "\n".join([kind, str(list(first.elements.values())), *map(_body, variants.values())])
 
 
-def assemble(name: str, words: str, kind: str, variants: Mapping[int, Expressions]) -> str:
+def assemble(name: str, words: str, variants: Mapping[int, Expressions]) -> str:
     """The file of a kernel."""
     first = next(iter(variants.values()))
     names = ", ".join(first.arguments.values())
     pointers = "\n".join(f"    {text:<14} {first.elements[slot]}" for slot, text in first.arguments.items())
     bodies = {shared: _body(context) for shared, context in variants.items()}
-    parts = [
-        f'"""{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"""\n\n'
-        "import triton\nimport triton.language as tl\n"
-    ]
+    said = f"{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"
+    parts = [f'"""{said}"""\n\nimport triton\nimport triton.language as tl\n']
     parts.extend(used_functions("\n".join(bodies.values())))
     for shared, body in bodies.items():
         head = f"def {function_name(shared)}(sizes, {names}, BLOCK: tl.constexpr, ROWS: tl.constexpr):"
@@ -90,7 +88,7 @@ def interpreting(interpret: bool) -> Generator[None]:
 
 
 def load(source: Source, interpret: bool) -> Any:
-    """A kernel's file as a module. The file is kept under its digest, as Triton reads the source of what it compiles."""
+    """A kernel's file as a module. The file is kept under its digest: Triton reads the source of what it compiles."""
     digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
     path = cache_directory() / "triton" / digest / f"{source.name}.py"
     if not path.is_file():
@@ -103,5 +101,7 @@ def load(source: Source, interpret: bool) -> Any:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise InvalidOptionError(f"The kernel {source.name} cannot be loaded ({error}); correct its file.") from error
+            raise InvalidOptionError(
+                f"The kernel {source.name} cannot be loaded ({error}); correct its file."
+            ) from error
     return module

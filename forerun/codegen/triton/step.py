@@ -41,8 +41,8 @@ class Operand:
 class Grid:
     """The programs of a launch.
 
-    kind     products: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits, groups, row
-             tiles); combine: (rows, heads); chunks: (rows, chunks); choice: (rows)
+    kind     products: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits, groups,
+             row tiles); combine: (rows, heads); chunks: (rows, chunks); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
     columns  lanes of each segment, or the sizes of the other axes; of an attention splits, key heads and their numbers
     tile     rows of an attention tile, and tiles of one row's heads

@@ -87,4 +87,3 @@ class Autotuner:
             )
         except OutOfResources:
             return float("inf")
-
