@@ -136,7 +136,8 @@ class TritonExecutable:
             found: list[Any] = [self.value(each, sizes) for each in self.step.returned[1:]]
         else:
             found = self._replay(state, layout, kernels, evaluated, sizes["M"])
-        ids, best = found if self.candidates else [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
+        none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
+        ids, best = found if self.candidates else none
         left = self.step.stream[len(evaluated) % 2] if self.step.stream else 0
         return DeviceStepResult(self, ids, best, sizes, left)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.regions import regions, symbols
-from forerun.codegen.triton.attention import TOGETHER, AttentionText, Shape, split_size
+from forerun.codegen.triton.attention import AttentionText
+from forerun.codegen.triton.attention_shape import TOGETHER, Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
 from forerun.codegen.triton.planning import AttentionLaunch, Plan, Planner, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products

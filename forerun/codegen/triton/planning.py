@@ -12,9 +12,10 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.regions import Region
-from forerun.codegen.triton.expressions import RULES, Expressions, NeedsMemoryError, Slot, Stored, kind_of
+from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
+from forerun.codegen.triton.rules import RULES
 from forerun.errors import UnsupportedOperationError
 
 
