@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun.cli import main
 from forerun.codegen.triton import Lowering, compilation
 from forerun.codegen.triton.compilation import compile_step
@@ -17,7 +18,6 @@ from forerun.compiler import STORAGES, lower
 from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from tests.models import FAMILIES
-from tests.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 
 EVERYTHING = os.environ.get("FORERUN_AHEAD") == "all"
 MODELS = {

@@ -6,7 +6,7 @@ candidates back to the host at its end. On the CPU the same launches run one by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -140,6 +140,12 @@ class TritonExecutable:
         ids, best = found if self.candidates else none
         left = self.step.stream[len(evaluated) % 2] if self.step.stream else 0
         return DeviceStepResult(self, ids, best, sizes, left)
+
+    def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
+        """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
+        layout, _ = self._load(rows)
+        chosen, every = [each for each in self.step.kernels if each.name in kernels], list(range(len(self.branches)))
+        return lambda: self._launch_all(state, layout, chosen, every)
 
     def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
