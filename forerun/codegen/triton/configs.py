@@ -34,7 +34,7 @@ def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
     others: list[Config] = []
     match launch.grid.kind:
         case "products" if rows > 16:
-            others = [Config(block, 32, warps, 3) for block in (32, 64, 128) for warps in (4, 8)]
+            others = [Config(block, 32, warps, 3) for block in (16, 32, 64, 128) for warps in (4, 8)]
         case "products":
             others = [Config(block, 16, 4, stages) for block in (16, 32, 64) for stages in (3, 5)]
             others += [Config(128, 16, 8, 3)]

@@ -15,6 +15,7 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, NeedsMemoryError, Stored, Term
 from forerun.codegen.triton.index import Index, Lane, size_of, unflat
+from forerun.codegen.triton.rules import literal
 from forerun.codegen.triton.storing import store
 from forerun.ir import dims as dimensions
 
@@ -166,6 +167,9 @@ class Products:
         places = [context.fresh("column") for _ in columns]
         for place, column in zip(places, columns, strict=True):
             context.line(f"{place} = ({column.text}){wide} * {features}")
+        norm, squares = self._trailing_norm(context), context.fresh("squares")
+        if norm is not None:
+            context.line(f"{squares} = tl.full([ROWS, {block}], 0.0, tl.float32)")
         with context.block(f"for start in range(0, {features}, {block}):") as inside:
             context.line(f"feature = start + tl.arange(0, {block})")
             ragged = features % block != 0
@@ -174,15 +178,27 @@ class Products:
                 context.line(f"feature_in = feature < {features}")
                 guards = frozenset({"feature_in[None, :]"})
             at = Index.of(Lane("feature[None, :]", features, guards, inside, True))
-            x = context.element(self.x, [*unflat(self.rows, Index.of(row)), at]).text
-            zeroed = f"tl.where(feature_in[None, :], {x}, 0.0)" if ragged else x
-            context.line(f"x = {zeroed}.to({kind})")
+            source = self.x if norm is None else norm.operands[0]
+            x = context.element(source, [*unflat(leading(source), Index.of(row)), at]).text
+            x = f"tl.where(feature_in[None, :], {x}, 0.0)" if ragged else x
+            if norm is not None:
+                context.line(f"unscaled = {x}")
+                context.line(f"{squares} = tl.fma(unscaled, unscaled, {squares})")
+                gains = [context.element(each, [at]).text for each in norm.operands[1:]]
+                x = f"({' * '.join(['unscaled', *gains])})"
+            context.line(f"x = {x}.to({kind})")
             for (linear, part), name in names.items():
                 weight = context.stored[linear.operands[1]]
                 pointer = context.argument(weight.slot, weight.element)
                 mask = "lane_in" + (" & feature_in[:, None]" if ragged else "")
                 context.line(f"w = tl.load({pointer} + {places[part]} + feature[:, None], mask={mask}, other=0.0)")
                 context.line(f'{name} = tl.dot(x, w, {name}, input_precision="ieee")')
+        if norm is not None:
+            total = f"row_sum({squares}, ROWS, {block}, {block.bit_length() - 1})"
+            scale = context.fresh("scale")
+            context.line(f"{scale} = 1.0 / tl.sqrt({total} / {features} + {literal(norm.parameter('eps'))})")
+            for name in names.values():
+                context.line(f"{name} = {name} * {scale}")
         terms: dict[tuple[ir.Linear, int], Term] = {}
         for (linear, part), name in names.items():
             terms[linear, part] = Term(name, depth)
@@ -190,6 +206,19 @@ class Products:
                 bias = context.element(linear.operands[2], [columns[part]])
                 terms[linear, part] = context.let(f"({name} + {bias.text})", depth, "biased")
         return terms
+
+    def _trailing_norm(self, context: Expressions) -> ir.RMSNorm | None:
+        """The RMS norm in front whose factor, one number a row, can multiply the products instead of the features.
+
+        So a row is read once: its squares are summed beside the products. float16 has not the range for features that
+        are not yet scaled.
+        """
+        value = self.x
+        while isinstance(value.owner, ir.Reshape) and value not in context.stored:
+            value = value.owner.operands[0]
+        owner: Any = value.owner
+        fits = isinstance(owner, ir.RMSNorm) and value not in context.stored and self.element != "f16"
+        return owner if fits and int(ir.tensor_type(value).dims[-1]) == self.features else None
 
 
 def rows_text(dims: Sequence[ir.Dim]) -> str:
