@@ -14,8 +14,8 @@ SMALLEST = 64
 """Positions of the smallest split."""
 SPLITS = 64
 """About as many splits as the longest sequence has."""
-TOGETHER = {"f32": (1, 2, 4), "bf16": (1, 2, 4, 8), "f16": (1, 2, 4, 8)}
-"""Tiles that may share a load, as far as registers go."""
+TOGETHER = (1, 2, 4, 8)
+"""Tiles that may share a load."""
 
 
 def split_size(max_length: int) -> int:
@@ -36,6 +36,11 @@ class Shape:
     tables: int  # blocks of a sequence at most: the width of the block tables
     path: int  # the width of the paths
     element: str  # of the cache
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """How many tiles may share a load, as far as registers go on every GPU."""
+        return TOGETHER if self.element != "f32" and self.key_dim > 64 else TOGETHER[:3]
 
     @property
     def keys(self) -> int:

@@ -18,12 +18,13 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
     match launch.grid.kind:
         case "products":
             if rows > 16:
-                return Config(32, 32, 4, 3) if element == "f32" else Config(64, 32, 8, 3)
+                return Config(32 if element == "f32" else 64, 32, 8, 3)
             blocks = (block for block in (64, 32) if _tiles(launch, block) >= FILLED)
             return Config(next(blocks, 16), 16, 4, 3)
         case "attention":
-            crowded = shared > 1 if element == "f32" else shared > 4 and launch.grid.columns[2] > 64
-            return Config(64, 16, 8 if crowded else 4, 3)
+            if element == "f32":
+                return Config(64, 16, 8 if shared > 1 else 4, 3)
+            return Config(64, 16, 8, 2) if shared > 2 else Config(64, 16, 4, 3)
         case _:
             return launch.config
 

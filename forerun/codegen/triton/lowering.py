@@ -10,7 +10,7 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.regions import regions, symbols
 from forerun.codegen.triton.attention import AttentionText
-from forerun.codegen.triton.attention_shape import TOGETHER, Shape, split_size
+from forerun.codegen.triton.attention_shape import Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
 from forerun.codegen.triton.planning import AttentionLaunch, Plan, Planner, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products
@@ -202,12 +202,12 @@ class Lowering:
         )
         text = AttentionText(operation, shape, self._known, (scratch[0], scratch[1]))
         bodies: list[Expressions] = []
-        for shared in TOGETHER[number]:
+        for shared in shape.shared:
             bodies.append(self._context())
             text.emit(bodies[-1], shared)
         combine = self._context()
         text.emit_combine(combine, planned.result)
-        grid = Grid("attention", (("N",),), (splits, groups, dim), (shape.rows, shape.head_tiles), TOGETHER[number])
+        grid = Grid("attention", (("N",),), (splits, groups), (shape.rows, shape.head_tiles), shape.shared)
         return [
             ("attention", bodies, grid, Config(64, 16, 4, 3), text.describe()),
             ("combine", [combine], Grid("combine", (("N",),), (heads,)), Config(64, 1, 1, 2), "splits in order"),

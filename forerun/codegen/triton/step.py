@@ -44,7 +44,7 @@ class Grid:
     kind     products: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits, groups,
              row tiles); combine: (rows, heads); chunks: (rows, chunks); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
-    columns  lanes of each segment, or the sizes of the other axes; of an attention splits, key heads and their numbers
+    columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
     together how many attention tiles may share a load
     """
