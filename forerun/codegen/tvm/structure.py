@@ -2,16 +2,22 @@
 
 from forerun import ir
 from forerun.codegen.regions import regions
-from forerun.codegen.tvm.formats import FLOAT32
+from forerun.codegen.tvm.formats import FLOAT32, WeightFormat
 from forerun.codegen.tvm.planning import Plan, Planner, Slot, Surroundings
 from forerun.codegen.tvm.quantized import FORMATS
+from forerun.errors import UnsupportedOperationError
 
 
 def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
     """What planning a function's regions needs to know of the module."""
     blocks: dict[str, int] = {}
     declared = ir.weights(module)
-    formats = {name: FORMATS[each.parameter("storage")] for name, each in declared.items() if each.parameter("storage")}
+    formats: dict[str, WeightFormat] = {}
+    for name, weight in declared.items():
+        if storage := weight.parameter("storage"):
+            if storage not in FORMATS:
+                raise UnsupportedOperationError(f"the tvm target has no kernels for weights kept as {storage}.")
+            formats[name] = FORMATS[storage]
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
     for operation in ir.walk(function.body):
         if isinstance(operation, ir.Kernel):
