@@ -81,8 +81,9 @@ def parser() -> argparse.ArgumentParser:
     dump.set_defaults(run=run_dump)
 
     for command in (demo, generate, verify, dump):
-        command.add_argument("--dtype", default="float32", help="how matrices are kept: float32, bfloat16 or native")
-        command.add_argument("--target", default="auto")
+        dtypes = "how matrices are kept: float32, bfloat16, native (cpu) or float16 (cuda)"
+        command.add_argument("--dtype", default="float32", help=dtypes)
+        command.add_argument("--target", default="auto", help="cpu, cuda, reference, or auto: the best there is")
         command.add_argument("--max-length", type=int, default=2048, help="positions a sequence may have")
         command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress")
@@ -158,28 +159,23 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_dump(arguments: argparse.Namespace) -> int:
     from forerun.compiler import generate_code, lower, resolve_target
-    from forerun.passes.early_exit import EarlyExit
-    from forerun.passes.pipeline import parse_passes
-    from forerun.passes.reuse_kv_cache import ReuseKVCache
-    from forerun.passes.skip_layers import SkipLayers
 
-    target = resolve_target(arguments.target)
-    draft = list(parse_passes(arguments.draft)) if arguments.draft else []
-    if any(not isinstance(each, EarlyExit | SkipLayers) for each in draft) or len(draft) > 1:
-        raise InvalidOptionError(
-            f"--draft {arguments.draft!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
-        )
-    draft += [ReuseKVCache()] if draft else []
+    target = resolve_target(arguments.target, arguments.dtype)
+    draft = _draft_passes(arguments.draft)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     lowered = lower(_model_path(arguments.model), arguments.dtype, arguments.max_length, arguments.out, progress, draft)
-    if not arguments.no_kernels:
+    kernels = None
+    if target == "cuda" and not arguments.no_kernels:
+        kernels = _dump_triton(lowered, arguments.dtype, arguments.out, progress)
+    elif not arguments.no_kernels:
         generate_code(lowered, target, arguments.out, progress)
     if arguments.json:
         passes = [
             {"name": r.name, "seconds": r.seconds, "before": r.before, "after": r.after, "notes": r.notes}
             for r in lowered.records
         ]
-        print(json.dumps({"folder": str(arguments.out), "passes": passes}))
+        listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
+        print(json.dumps({"folder": str(arguments.out), "passes": passes, **listed}))
         return 0
     if arguments.residual:
         Console().print(_residual_table(lowered.module))
@@ -188,8 +184,53 @@ def run_dump(arguments: argparse.Namespace) -> int:
         notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
         table.add_row(record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", notes)
     Console().print(table)
+    if kernels is not None:
+        _print_triton(kernels)
     print(f"written to {arguments.out}")
     return 0
+
+
+def _dump_triton(lowered: Any, dtype: str, folder: Path, progress: Any) -> Any:
+    """Write the Triton sources, and compile them ahead of time; no GPU is needed."""
+    from forerun.codegen import triton
+    from forerun.compiler import STORAGES, limits_of
+
+    with progress.stage("kernels"):
+        step = triton.Lowering(lowered.module, storage=STORAGES[dtype], **limits_of(lowered)).step
+        triton.write_sources(step, folder / "kernels")
+        return triton.report(step)
+
+
+def _print_triton(kernels: Any) -> None:
+    """A line for each kernel and architecture, and the autotuner's choices."""
+    table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
+    for each in kernels.resources:
+        config = each["config"]
+        divided = f"{config['block']} x {config['rows']}"
+        cells = (each["kernel"], each["capability"], divided, config["warps"], config["stages"])
+        table.add_row(*(str(cell) for cell in (*cells, each["registers"], each["shared"], each["stack"])))
+    Console().print(table)
+    if not kernels.choices:
+        print("The autotuner has chosen nothing yet: it measures on a GPU.")
+    for name, choice in kernels.choices.items():
+        print(f"{name}: {choice}")
+
+
+def _draft_passes(text: str | None) -> list[Any]:
+    """The passes that derive a draft, and what of it a verifying step can use; none without a text."""
+    from forerun.passes.early_exit import EarlyExit
+    from forerun.passes.pipeline import parse_passes
+    from forerun.passes.reuse_kv_cache import ReuseKVCache
+    from forerun.passes.skip_layers import SkipLayers
+
+    if text is None:
+        return []
+    passes = list(parse_passes(text))
+    if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers):
+        raise InvalidOptionError(
+            f"--draft {text!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
+        )
+    return [*passes, ReuseKVCache()]
 
 
 def _residual_table(module: Any) -> Table | str:

@@ -11,6 +11,8 @@ from typing import Any, TypedDict
 import torch
 
 from forerun import prebuilt
+from forerun.codegen import triton
+from forerun.codegen.triton.gpu import require_gpu, usable
 from forerun.errors import InvalidOptionError, UnknownTargetError
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
@@ -27,10 +29,15 @@ from forerun.runtime.model import CompiledModel
 from forerun.storage import write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
-TARGETS = ("auto", "cpu", "reference")
-STORAGES = {"float32": "f32", "bfloat16": "bf16", "native": "native"}
+STORAGES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
 """How matrices are kept, by dtype."""
-DTYPES = tuple(STORAGES)
+TARGETS: dict[str, tuple[str, ...]] = {
+    "auto": tuple(STORAGES),
+    "cpu": ("float32", "bfloat16", "native"),
+    "cuda": ("float32", "bfloat16", "float16"),
+    "reference": ("float32", "bfloat16", "native"),
+}
+"""The dtypes of each target."""
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
@@ -73,9 +80,11 @@ def compile(
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
                 input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
-    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; "native" as a GGUF file
-                has them, quantized blocks included. All else is float32
-    target      "cpu" (TVM and LLVM), "reference" (the IR interpreter); "auto" is the best this machine has
+    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
+                GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
+                and rounds what a matrix multiplies; all else is float32
+    target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best that this
+                machine has
     max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default
@@ -83,7 +92,9 @@ def compile(
     Raises a `ForerunError` that names the thing and the remedy.
     """
     chosen = resolve_strategy(strategy)
-    target = resolve_target(target)
+    target = resolve_target(target, dtype)
+    if target == "cuda":
+        require_gpu()
     progress = progress or open_progress()
     built = build(source, dtype, target, max_length, dump_dir, progress)
     engine = Engine(built.executable)
@@ -105,7 +116,7 @@ def build(
         if found is not None:
             return found
     lowered = lower(source, dtype, max_length, dump_dir, progress)
-    executable = generate_code(lowered, target, dump_dir, progress)
+    executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
     if kept is not None:
         with progress.stage("keep compiled model"):
@@ -133,8 +144,8 @@ def lower(
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
-    if dtype not in DTYPES:
-        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
+    if dtype not in STORAGES:
+        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(STORAGES)}.")
     if max_length < 2:
         raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
     opened = open_source(source, "float32", progress, native=dtype == "native")
@@ -155,14 +166,20 @@ def lower(
 
 
 def generate_code(
-    lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress
+    lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress, dtype: str = "float32"
 ) -> Executable:
     """The back half: kernels for the target, with the weights packed for them."""
-    limits = Limits(max_rows=MAX_ROWS, max_outputs=MAX_OUTPUTS, max_path=MAX_OUTPUTS, max_length=lowered.max_length)
+    limits = limits_of(lowered)
     if target == "reference":
         from forerun.codegen.reference import ReferenceExecutable
 
         return ReferenceExecutable(lowered.module, lowered.weights, **limits)
+    if target == "cuda":
+        with progress.stage("kernels"):
+            compiled = triton.compile_step(lowered.module, lowered.weights, storage=STORAGES[dtype], **limits)
+        if dump_dir is not None:
+            triton.write_sources(compiled.step, Path(dump_dir) / "kernels")
+        return compiled
     from forerun.codegen import tvm  # TVM takes seconds to import: only who generates code waits for it
 
     with progress.stage("kernels"):
@@ -181,8 +198,18 @@ def measure_cost(engine: Engine, progress: Progress) -> CostModel:
         return calibrate(engine)
 
 
-def resolve_target(target: str) -> str:
-    """The target's own name; UnknownTargetError where there is none."""
+def limits_of(lowered: Lowered) -> Limits:
+    """How large the steps of a lowered model are."""
+    return Limits(max_rows=MAX_ROWS, max_outputs=MAX_OUTPUTS, max_path=MAX_OUTPUTS, max_length=lowered.max_length)
+
+
+def resolve_target(target: str, dtype: str = "float32") -> str:
+    """The target's own name, checked to have the dtype; "auto" is the GPU where there is one that has it."""
     if target not in TARGETS:
         raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
-    return "cpu" if target == "auto" else target
+    if target == "auto":
+        target = "cuda" if dtype in TARGETS["cuda"] and usable() else "cpu"
+    if dtype in STORAGES and dtype not in TARGETS[target]:
+        have = ", ".join(TARGETS[target])
+        raise InvalidOptionError(f"The {target} target has no kernels for dtype {dtype!r}; use one of {have}.")
+    return target

@@ -48,6 +48,14 @@ class UnknownTargetError(InvalidOptionError):
     """A target name that is not in the list."""
 
 
+class DeviceError(ForerunError):
+    """A target whose device this machine has not, or has too old."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A model for which the device has too little memory."""
+
+
 class PromptError(ForerunError):
     """A prompt that is empty or holds token ids outside the vocabulary."""
 

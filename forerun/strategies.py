@@ -152,10 +152,10 @@ class DraftModel:
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
             return Target(engine, None, self.source.tokenizer)
-        from forerun.compiler import build  # which itself needs the strategies
+        from forerun.compiler import build, resolve_target  # which itself needs the strategies
 
         length = target.executable.max_length
-        built = build(self.source, self.dtype, "cpu", length, None, open_progress())
+        built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, open_progress())
         return Target(Engine(built.executable), None, built.tokenizer)
 
 

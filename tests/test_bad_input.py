@@ -65,6 +65,16 @@ COMPILING: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
         "tree_spec",
     ),
     "a list of strategies": (errors.UnknownStrategyError, lambda: forerun.compile("x", strategy=["a"]), "'a'"),  # type: ignore[arg-type]
+    "float16 on the CPU": (
+        errors.InvalidOptionError,
+        lambda: forerun.compile("x", target="cpu", dtype="float16"),
+        "cpu target has no kernels for dtype 'float16'",
+    ),
+    "quantized blocks on a GPU": (
+        errors.InvalidOptionError,
+        lambda: forerun.compile("x", target="cuda", dtype="native"),
+        "cuda target has no kernels for dtype 'native'",
+    ),
     "an unknown target": (errors.UnknownTargetError, lambda: forerun.compile("x", target="tpu"), "tpu"),
     "an unknown dtype": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), dtype="int3"), "int3"),
     "no room": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), max_length=1), "max_length"),

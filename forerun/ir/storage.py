@@ -17,9 +17,10 @@ BLOCK_STORAGES = ("q4_0", "q4_1", "q8_0")
 
 STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bf16": lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype),
+    "f16": lambda tensor: tensor.to(torch.float16).to(tensor.dtype),
     **dict.fromkeys(BLOCK_STORAGES, lambda tensor: tensor),
 }
-"""The values that a tensor has once it is stored. bf16 rounds to nearest, ties to even."""
+"""The values that a tensor has once it is stored. bf16 and f16 round to nearest, ties to even."""
 
 
 def as_stored(module: ModuleOp, values: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:

@@ -167,3 +167,84 @@ def stored(module, storage: str, *names: str):
             weight.attributes["storage"] = ir.encode(storage)
     ir.verify(module)
     return module
+
+
+LENGTH = 200
+
+
+def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
+    step = Step(seed)
+    tables = [
+        step.weight(name, LENGTH * 2, count * dim)
+        for name, count, dim in (("q", heads, key_dim), ("k", groups, key_dim), ("v", groups, value_dim))
+    ]
+    step.cache("cache", groups, key_dim, value_dim)
+    symbol = ir.Symbol("cache")
+    arguments = {name: step.argument(name) for name in ROW_TYPES}
+
+    def write(b, q, k, v, tokens, slots):
+        query, key, value = (
+            b.reshape(b.add(ir.Gather, each, tokens), ("N", count, dim))
+            for each, count, dim in ((q, heads, key_dim), (k, groups, key_dim), (v, groups, value_dim))
+        )
+        b.emit(ir.CacheWrite.make(key, value, slots, symbol=symbol))
+        return query
+
+    query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "rows")
+    extra, more = [], {}
+    if "window" in options:
+        extra.append("first")
+    for name, shape in (("bias", (heads, LENGTH)), ("sinks", (heads,))):
+        if name in options:
+            extra.append(name)
+            more[name] = step.weight(name, *shape)
+
+    def attend(b, q, positions, sequences, bases, paths, table, *rest):
+        named = dict(zip([each for each in extra if each != "first"], rest, strict=True))
+        if "first" in extra:
+            window = b.constant(options["window"] - 1, "i32")
+            named["first"] = b.map("max", b.map("sub", positions, window), b.constant(0, "i32"))
+        return b.add(
+            ir.TreeAttention,
+            *(q, positions, sequences, bases, paths, table),
+            *(named[each] for each in extra),
+            symbol=symbol,
+            block=16,
+            scale=0.3,
+            softcap=options.get("softcap"),
+            value_dim=value_dim,
+            extra=tuple(extra) if extra else None,
+            bias_by=options.get("bias"),
+        )
+
+    names = ("positions", "sequences", "bases", "paths", "block_tables")
+    inputs = [query, *(arguments[each] for each in names), *more.values()]
+    return step.finish(step.kernel(inputs, attend, "attention")), step.weights
+
+
+def tree_rows(generator, table, committed, count, first_free):
+    """A random tree behind `committed` positions; its rows' slots are scattered."""
+    parents = [-1] + [int(generator.integers(0, row)) for row in range(1, count)]
+    slots = first_free + generator.permutation(3 * count)[:count]
+    paths = []
+    for row in range(count):
+        path, at = [], row
+        while at >= 0:
+            path.append(int(slots[at]))
+            at = parents[at]
+        paths.append(path[::-1])
+    positions = np.array([committed + len(path) - 1 for path in paths])
+    wide = np.zeros((count, max(map(len, paths))), np.int32)
+    for row, path in enumerate(paths):
+        wide[row, : len(path)] = path
+    tokens = generator.integers(0, LENGTH, count)
+    return rows_of(tokens, positions, np.zeros(count), slots, np.full(count, committed), wide, [table])
+
+
+ATTENTIONS = [
+    (6, 2, 16, 16, {}),
+    (4, 4, 20, 36, {"softcap": 5.0}),
+    (4, 1, 64, 64, {"window": 19}),
+    (6, 3, 32, 24, {"bias": "key", "sinks": True}),
+    (2, 1, 16, 48, {"bias": "distance", "window": 40, "softcap": 3.0}),
+]

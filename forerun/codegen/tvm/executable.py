@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forerun.codegen.branches import check_hidden
 from forerun.codegen.tvm.parts import PartProgram, part_program
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
@@ -97,10 +98,7 @@ class TvmExecutable:
     def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
         """One step, or a part of it. The arrays of the result are views, valid until the next step."""
         program, shared = self._part(part)
-        if (hidden is None) != (program.given is None):
-            raise InvalidOptionError(
-                f"a part that enters at branch {part.enter} {'needs' if part.enter else 'takes no'} hidden"
-            )
+        check_hidden(part, hidden is not None)
         self._load(rows)
         if hidden is not None and program.given is not None:
             self._stream(program.given, len(rows.tokens))[:] = hidden

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from forerun import ir
+from forerun.codegen.regions import symbols
 from forerun.codegen.tvm.cache import compile_kernels, key_of, load
 from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
@@ -16,7 +17,7 @@ from forerun.codegen.tvm.key_values import padded
 from forerun.codegen.tvm.memory import aligned, arena_layout, cache_layout, pack, weight_offsets
 from forerun.codegen.tvm.planning import AttentionPhase, Plan, ProductPhase, Slot
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
-from forerun.codegen.tvm.structure import plans, structure, surroundings, symbols
+from forerun.codegen.tvm.structure import plans, structure, surroundings
 from forerun.codegen.tvm.target import Machine
 from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions

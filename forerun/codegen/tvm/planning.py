@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forerun import ir
+from forerun.codegen.regions import Region
 from forerun.codegen.tvm.attention import Attention
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
 from forerun.codegen.tvm.formats import WeightFormat
@@ -66,18 +67,6 @@ class TopKPhase:
 
 
 Phase = RowPhase | ProductPhase | AttentionPhase | TopKPhase
-
-
-@dataclass
-class Region:
-    """A kernel, or a single operation of a function treated as one."""
-
-    name: str
-    operations: list[ir.SpecOperation]
-    arguments: dict[ir.SSAValue, ir.SSAValue]  # the body's value -> the function's value
-    results: list[tuple[ir.SSAValue, ir.SSAValue]]  # yielded value, the function's value
-    branch: int | None = None  # the residual branch that it belongs to
-    stream: int | None = None  # its first result is this value of the residual stream
 
 
 @dataclass
@@ -475,7 +464,6 @@ __all__ = [
     "Plan",
     "Planner",
     "ProductPhase",
-    "Region",
     "RowPhase",
     "Slot",
     "Surroundings",

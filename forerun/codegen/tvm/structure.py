@@ -1,42 +1,23 @@
-"""A function's regions, and the text by which equal kernels are found."""
+"""The plans of a function's regions, and the text by which equal kernels are found."""
 
 from forerun import ir
-from forerun.codegen.tvm.formats import FLOAT32
-from forerun.codegen.tvm.planning import Plan, Planner, Region, Slot, Surroundings
+from forerun.codegen.regions import regions
+from forerun.codegen.tvm.formats import FLOAT32, WeightFormat
+from forerun.codegen.tvm.planning import Plan, Planner, Slot, Surroundings
 from forerun.codegen.tvm.quantized import FORMATS
-from forerun.ir import dims as dimensions
-
-
-def regions(function: ir.Function) -> list[Region]:
-    """The kernels of a function in order; an operation outside of kernels is one by itself."""
-    found: list[Region] = []
-    for operation in function.body:
-        if isinstance(operation, ir.Parameter | ir.Constant | ir.Return):
-            continue
-        if isinstance(operation, ir.Kernel):
-            arguments: dict[ir.SSAValue, ir.SSAValue] = dict(
-                zip(operation.regions[0].block.args, operation.operands, strict=True)
-            )
-            results: list[tuple[ir.SSAValue, ir.SSAValue]] = list(
-                zip(operation.yielded, operation.results, strict=True)
-            )
-            body = operation.body
-        else:
-            arguments = {value: value for value in operation.operands}
-            results = [(value, value) for value in operation.results]
-            body = [operation]
-        kind = operation.parameter("kind") if isinstance(operation, ir.Kernel) else None
-        name = f"{kind or operation.mnemonic}_{len(found)}"
-        marks = operation.parameter("branch"), operation.parameter("stream")
-        found.append(Region(name, body, arguments, results, *marks))
-    return found
+from forerun.errors import UnsupportedOperationError
 
 
 def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
     """What planning a function's regions needs to know of the module."""
     blocks: dict[str, int] = {}
     declared = ir.weights(module)
-    formats = {name: FORMATS[each.parameter("storage")] for name, each in declared.items() if each.parameter("storage")}
+    formats: dict[str, WeightFormat] = {}
+    for name, weight in declared.items():
+        if storage := weight.parameter("storage"):
+            if storage not in FORMATS:
+                raise UnsupportedOperationError(f"the tvm target has no kernels for weights kept as {storage}.")
+            formats[name] = FORMATS[storage]
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
     for operation in ir.walk(function.body):
         if isinstance(operation, ir.Kernel):
@@ -89,13 +70,3 @@ def _parameters(operation: ir.SpecOperation) -> str:
 
 def _slot(slot: Slot) -> str:
     return f"scratch{slot.key}" if slot.kind == "scratch" else slot.kind
-
-
-def symbols(function: ir.Function) -> list[str]:
-    """The dimension names of a function's arguments."""
-    found: dict[str, None] = {}
-    for argument in function.block.args:
-        for dim in ir.tensor_type(argument).dims:
-            if name := dimensions.symbol(dim):
-                found[name] = None
-    return list(found)

@@ -1,0 +1,61 @@
+"""Parts of a step, for every target: which kernels remain where residual branches are left out.
+
+The stream's values take turns in two buffers. With a branch left out, the kernels behind it find the stream in the
+other buffer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Part
+
+
+class BranchKernel(Protocol):
+    """A kernel of a step."""
+
+    @property
+    def branch(self) -> int | None:
+        """The residual branch that it belongs to."""
+        ...
+
+    @property
+    def begins(self) -> bool:
+        """Whether the stream's first value is all that it gives."""
+        ...
+
+
+K = TypeVar("K", bound=BranchKernel)
+
+
+def remaining(kernels: Sequence[K], part: Part, branches: int) -> tuple[list[K], list[int]]:
+    """The kernels that a part runs, and the branches that it evaluates, of `branches`.
+
+    Raises `InvalidOptionError` where the step has no such part.
+    """
+    evaluated = part.branches(branches)
+    if part.enter and not any(kernel.begins for kernel in kernels):
+        raise InvalidOptionError("the stream begins in a kernel that gives more: enter at branch 0")
+    return [each for each in kernels if _remains(each, part, evaluated)], evaluated
+
+
+def _remains(kernel: BranchKernel, part: Part, evaluated: list[int]) -> bool:
+    if kernel.branch is not None:
+        return kernel.branch in evaluated
+    return not (part.enter and kernel.begins)
+
+
+def turn(evaluated: list[int], number: int) -> int:
+    """The buffer of the stream's value `number`: they change with each branch that is evaluated."""
+    return bisect_left(evaluated, number) % 2
+
+
+def check_hidden(part: Part, given: bool) -> None:
+    """`hidden` is given if and only if the part enters behind branch 0; else `InvalidOptionError`."""
+    if given != (part.enter > 0):
+        raise InvalidOptionError(
+            f"a part that enters at branch {part.enter} {'needs' if part.enter else 'takes no'} hidden"
+        )

@@ -1,0 +1,82 @@
+"""The sizes of a tree attention: lanes of a tile, positions of a block and of a split, tiles that share a load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 16
+"""Rows of one mma instruction."""
+KEYS = {"f32": 32, "bf16": 64, "f16": 64}
+"""Positions of a block, by the element type of the cache. Without an mma unit for float32, operands of a `tl.dot` stand
+in registers whole: blocks are smaller there, and features are taken 32 at a time."""
+FEATURES = {"f32": 32, "bf16": 256, "f16": 256}
+SMALLEST = 64
+"""Positions of the smallest split."""
+SPLITS = 64
+"""About as many splits as the longest sequence has."""
+TOGETHER = (1, 2, 4, 8)
+"""Tiles that may share a load."""
+
+
+def split_size(max_length: int) -> int:
+    """Positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
+    return max(SMALLEST, min(2048, 1 << max(0, (max_length // SPLITS - 1)).bit_length()))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one tree attention."""
+
+    heads: int  # of queries
+    groups: int  # of keys
+    key_dim: int
+    value_dim: int
+    block: int  # P
+    split: int
+    tables: int  # blocks of a sequence at most: the width of the block tables
+    path: int  # the width of the paths
+    element: str  # of the cache
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """How many tiles may share a load, as far as registers go on every GPU."""
+        return TOGETHER if self.element != "f32" and self.key_dim > 64 else TOGETHER[:3]
+
+    @property
+    def keys(self) -> int:
+        """Positions of a block."""
+        return KEYS[self.element]
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Where each `tl.dot` over the features begins, and how many it takes."""
+        size = min(padded(self.key_dim), FEATURES[self.element])
+        return [(start, size) for start in range(0, padded(self.key_dim), size)]
+
+    @property
+    def members(self) -> int:
+        """Query heads of a key head."""
+        return self.heads // self.groups
+
+    @property
+    def together(self) -> int:
+        """Query heads of a tile for each of its rows."""
+        return min(LANES, self.members)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return LANES // self.together
+
+    @property
+    def head_tiles(self) -> int:
+        """Tiles that the heads of one row take."""
+        return -(-self.members // self.together)
+
+    def tiles(self, rows: int) -> int:
+        return -(-rows // self.rows) * self.head_tiles
+
+
+def padded(size: int) -> int:
+    """Numbers of a key or a value as `tl.dot` takes them."""
+    return max(16, 1 << (size - 1).bit_length())

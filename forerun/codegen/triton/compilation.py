@@ -1,0 +1,79 @@
+"""Kernels compiled ahead of time, with no GPU: their registers and shared memory, and whether they spill."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forerun.codegen.triton.configs import first_config
+from forerun.codegen.triton.sources import function_name, load
+from forerun.codegen.triton.step import Config, Source, TritonStep
+from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
+
+POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32"}
+CAPABILITIES = (80, 90)
+"""A100 and H100: what kernels are checked for without a GPU."""
+ALIGNED = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes on one architecture. `stack` bytes of a thread are what registers cannot hold."""
+
+    kernel: str
+    capability: int
+    config: Config
+    registers: int
+    shared: int
+    stack: int
+
+    def to_dict(self) -> dict[str, Any]:
+        config = {name: getattr(self.config, name) for name in ("block", "rows", "warps", "stages")}
+        return {**vars(self), "config": config}
+
+
+def compile_kernel(source: Source, config: Config, capability: int, shared: int = 1) -> Resources:
+    """Compile one function of a kernel's file to a cubin, under the division given."""
+    function = getattr(load(source, interpret=False), function_name(shared))
+    names = function.arg_names
+    signature = dict(zip(names, ["*i32", *(POINTERS[each] for each in source.elements)], strict=False))
+    signature |= {"BLOCK": "constexpr", "ROWS": "constexpr"}
+    constants = {"BLOCK": config.block, "ROWS": config.rows}
+    attributes = {(number,): ALIGNED for number in range(len(names) - len(constants))}
+    text = compiler.ASTSource(function, signature, constants, attributes)
+    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}
+    made = triton.compile(text, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, stack = _usage(made.asm["cubin"])
+    name = source.name if shared == 1 else f"{source.name}, {shared} tiles"
+    return Resources(name, capability, config, registers, int(made.metadata.shared), stack)
+
+
+def compile_step(
+    step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
+) -> Iterator[Resources]:
+    """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
+    every = (launch for kernel in step.kernels for launch in kernel.launches)
+    launches = {launch.source: launch for launch in every if launch.source in sources}
+    for name, launch in launches.items():
+        for capability in capabilities:
+            for shared in sources[name].together:
+                for config in dict.fromkeys(first_config(launch, count, shared) for count in rows):
+                    yield compile_kernel(sources[name], config, capability, shared)
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack, of the kernel in a cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    registers, stack = (re.search(rf"{word}:(\d+)", told) for word in ("REG", "STACK"))
+    assert registers is not None, told
+    assert stack is not None, told
+    return int(registers[1]), int(stack[1])

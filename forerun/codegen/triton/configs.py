@@ -1,0 +1,63 @@
+"""How a launch may be divided: a first choice that spills nothing, and the candidates of the autotuner.
+
+None of it changes a bit: `block` and `warps` divide outputs, `rows` divides rows in tiles of 16 or 32 (one mma
+instruction has 16), `stages` is how far loads run ahead. Blocks of features and of keys are no choice.
+"""
+
+from __future__ import annotations
+
+from forerun.codegen.triton.step import Config, Launch
+
+FILLED = 128
+"""Programs that a launch should have at least: about one a multiprocessor."""
+
+
+def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
+    """The division of a launch of so many rows where nothing was measured."""
+    element = weight_element(launch)
+    match launch.grid.kind:
+        case "products":
+            if rows > 16:
+                return Config(32 if element == "f32" else 64, 32, 8, 3)
+            blocks = (block for block in (64, 32) if _tiles(launch, block) >= FILLED)
+            return Config(next(blocks, 16), 16, 4, 3)
+        case "attention":
+            if element == "f32":
+                return Config(64, 16, 8 if shared > 1 else 4, 3)
+            return Config(64, 16, 8, 2) if shared > 2 else Config(64, 16, 4, 3)
+        case _:
+            return launch.config
+
+
+def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
+    """The first choice, and what else may be faster."""
+    first = first_config(launch, rows, shared)
+    others: list[Config] = []
+    match launch.grid.kind:
+        case "products" if rows > 16:
+            others = [Config(block, 32, warps, 3) for block in (16, 32, 64, 128) for warps in (4, 8)]
+        case "products":
+            others = [Config(block, 16, 4, stages) for block in (16, 32, 64) for stages in (3, 5)]
+            others += [Config(128, 16, 8, 3)]
+        case "attention":
+            others = [Config(64, 16, warps, stages) for warps in (4, 8) for stages in (2, 3)]
+        case _:
+            pass
+    return list(dict.fromkeys([first, *others]))
+
+
+def tuned_rows(rows: int) -> int:
+    """Row counts that share a choice: one tile of 16, one of 32, several."""
+    return 16 if rows <= 16 else 32 if rows <= 32 else 256
+
+
+def weight_element(launch: Launch) -> str:
+    """The element type that a launch's products are taken in."""
+    kinds = {"products": "weight", "attention": "keys"}
+    wanted = kinds.get(launch.grid.kind)
+    found = [each.element for each in launch.operands if each.kind == wanted]
+    return next((each for each in found if each in ("bf16", "f16")), "f32")
+
+
+def _tiles(launch: Launch, block: int) -> int:
+    return sum(-(-lanes // block) for lanes in launch.grid.columns)

@@ -1,0 +1,288 @@
+"""A Triton step with its weights on a device: one copy in, one graph launch, one wait.
+
+On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
+candidates back to the host at its end. On the CPU the same launches run one by one in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forerun.codegen.branches import check_hidden, remaining, turn
+from forerun.codegen.triton.configs import first_config
+from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
+from forerun.codegen.triton.sources import function_name, load, overridden
+from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
+from forerun.errors import TooLongError
+from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Row counts of a graph; rows beyond a step's own do nothing."""
+
+
+class Tuner(Protocol):
+    """Chooses how a launch of so many rows is divided (`tuning`)."""
+
+    def __call__(
+        self,
+        executable: TritonExecutable,
+        launch: Launch,
+        rows: int,
+        shared: int,
+        pointers: list[torch.Tensor],
+        sizes: Mapping[str, int],
+    ) -> Config: ...
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One result of one kernel."""
+
+    kernel: str
+    output: str
+    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
+    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
+
+
+class DeviceStepResult(StepResult):
+    """A step's result of which the logits and the stream stay on the device until they are asked for."""
+
+    def __init__(
+        self, executable: TritonExecutable, ids: Int32, best: Float32, sizes: dict[str, int], left: int
+    ) -> None:
+        vars(self).update(candidates=ids, candidate_logits=best)
+        vars(self).update(_executable=executable, _sizes=sizes, _left=left)
+
+    @cached_property
+    def logits(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[M, V], copied when first asked for, before the next step."""
+        executable: TritonExecutable = vars(self)["_executable"]
+        return executable.value(executable.step.returned[0], vars(self)["_sizes"])
+
+    @cached_property
+    def hidden(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[N, D], copied when first asked for, before the next step."""
+        executable: TritonExecutable = vars(self)["_executable"]
+        return executable.stream(vars(self)["_left"], vars(self)["_sizes"]["N"])
+
+
+class TritonExecutable:
+    """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
+
+    step        what was lowered
+    weights     name -> tensor on the device (`memory.load_weights`)
+    device      a CUDA device; "cpu" runs the kernels in Triton's interpreter
+    tuner       chooses each launch's division; unmeasured by default
+    """
+
+    def __init__(
+        self,
+        step: TritonStep,
+        weights: Mapping[str, torch.Tensor],
+        device: str | torch.device = "cuda",
+        tuner: Tuner | None = None,
+    ) -> None:
+        self.step, self.weights, self.device = step, weights, torch.device(device)
+        self.block = step.block
+        self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
+        self.max_path, self.max_length = step.max_path, step.max_length
+        self.vocabulary = int(step.returned[0].dims[-1]) if step.returned and step.returned[0].dims else 0
+        self.candidates = int(step.returned[1].dims[-1]) if len(step.returned) == 3 else 0
+        self.width = step.width
+        self.interpreted = self.device.type == "cpu"
+        self.sources = overridden(step.sources)
+        self.choices: dict[tuple[str, int, int], Config] = {}
+        """By kernel, rows and tiles that share a load."""
+        self._tuner = tuner
+        self._modules: dict[str, Any] = {}
+        self._arena = torch.zeros(step.arena, device=self.device)
+        self._indices = self._arena.view(torch.int32)
+        self._inputs = torch.zeros(inputs_size(step), dtype=torch.int32, device=self.device)
+        pinned = not self.interpreted
+        self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=pinned)
+        self._staged = self._staging.numpy()
+        self._found = [torch.zeros((step.max_rows, self.candidates), pin_memory=pinned) for _ in range(2)]
+        self.branches = tuple(Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
+        self.head_bytes = self._read(None)
+
+    def _read(self, branch: int | None) -> int:
+        return sum(each.weight_bytes for each in self.step.kernels if each.branch == branch)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a step reads of its weights: those of its linears."""
+        return sum(each.weight_bytes for each in self.step.kernels)
+
+    def new_state(self, blocks: int) -> State:
+        """A cache of `blocks * P` slots, all zero."""
+        return new_state(self.step, max(1, blocks), self.device)
+
+    def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+        """One step, or a part of it. The result is valid until the next step."""
+        kernels, evaluated = remaining(self.step.kernels, part, len(self.branches))
+        check_hidden(part, hidden is not None)
+        layout, sizes = self._load(rows)
+        if hidden is not None:
+            place, count = self.step.stream[0], hidden.size
+            self._arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
+        if self.interpreted or not self.candidates:
+            self._launch_all(state, layout, kernels, evaluated)
+            found: list[Any] = [self.value(each, sizes) for each in self.step.returned[1:]]
+        else:
+            found = self._replay(state, layout, kernels, evaluated, sizes["M"])
+        none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
+        ids, best = found if self.candidates else none
+        left = self.step.stream[len(evaluated) % 2] if self.step.stream else 0
+        return DeviceStepResult(self, ids, best, sizes, left)
+
+    def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
+        """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
+        layout, _ = self._load(rows)
+        chosen, every = [each for each in self.step.kernels if each.name in kernels], list(range(len(self.branches)))
+        return lambda: self._launch_all(state, layout, chosen, every)
+
+    def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
+        """One step, kernel by kernel, with a copy of every kernel's results in order."""
+        layout, sizes = self._load(rows)
+        entries: list[TraceEntry] = []
+        every = list(range(len(self.branches)))
+        for kernel in self.step.kernels:
+            self._launch_all(state, layout, [kernel], every)
+            for result in kernel.results:
+                axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
+                along = None if axis is None else str(result.dims[axis])
+                value = self.value(result, sizes)
+                moved = np.moveaxis(value, axis or 0, 0) if result.dims else value
+                entries.append(TraceEntry(kernel.name, result.name, moved.copy(), along))
+        return entries
+
+    def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
+        """Copy what is cached at each source slot to its destination; all reads happen before all writes.
+
+        On a GPU this is enqueued behind the step, and nobody waits for it.
+        """
+        if len(source) == 0:
+            return
+        both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
+        whole = both.to(self.device, non_blocking=True)
+        first, block, lane = state.places
+        places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
+        state.numbers[places[len(source) :]] = state.numbers[places[: len(source)]]
+
+    # --- memory
+
+    def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
+        """A value of the arena, on the host."""
+        shape = value.sizes(sizes)
+        source = self._arena if value.dtype == "f32" else self._indices
+        return source[value.place : value.place + int(np.prod(shape))].reshape(shape).cpu().numpy()
+
+    def stream(self, place: int, rows: int) -> Float32:
+        """[N, D]"""
+        return self._arena[place : place + rows * self.width].reshape(rows, self.width).cpu().numpy()
+
+    def _load(self, rows: Rows) -> tuple[InputLayout, dict[str, int]]:
+        count, path = rows.paths.shape
+        outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
+        if count > self.max_rows or outputs > self.max_outputs or path > self.max_path:
+            raise TooLongError(
+                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
+                f"{self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
+            )
+        if blocks > self.step.tables or sequences > self.max_rows:
+            raise TooLongError(
+                f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.max_rows} "
+                f"sequences of {self.step.tables} blocks."
+            )
+        layout = InputLayout(bucket(count), bucket(outputs), self.max_path, self.step.tables)
+        used = layout.fill(self._staged, rows)
+        self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
+        return layout, {"N": count, "M": outputs}
+
+    def _pointer(self, operand: Operand, state: State, places: Mapping[str, int], evaluated: list[int]) -> torch.Tensor:
+        match operand.kind:
+            case "input":
+                return self._inputs[places[str(operand.key)] :]
+            case "weight":
+                return self.weights[str(operand.key)]
+            case "keys" | "values":
+                return state.parts[operand.kind, str(operand.key)]
+            case _:
+                place = int(operand.key)
+                if operand.stream is not None:
+                    place = self.step.stream[turn(evaluated, operand.stream)]
+                return (self._indices if operand.element == "i32" else self._arena)[place:]
+
+    # --- launches
+
+    def _launch_all(self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int]) -> None:
+        places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
+        for kernel in kernels:
+            for launch in kernel.launches:
+                pointers = [self._pointer(each, state, places, evaluated) for each in launch.operands]
+                self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
+
+    def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
+        """How a launch is divided."""
+        rows, shared = launch.grid.count(sizes), launch.grid.shared(sizes)
+        key = (launch.source, rows, shared)
+        if key not in self.choices:
+            if self._tuner is None:
+                self.choices[key] = first_config(launch, rows, shared)
+            else:
+                self.choices[key] = self._tuner(self, launch, rows, shared, pointers, sizes)
+        return self.choices[key]
+
+    def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
+        """Run one kernel. Arithmetic is as written: fp contraction is off whatever Triton's default is."""
+        if launch.source not in self._modules:
+            self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
+        shared = launch.grid.shared(sizes)
+        grid = launch.grid.programs(sizes, config, shared)
+        function = getattr(self._modules[launch.source], function_name(shared))
+        constants = {"BLOCK": config.block, "ROWS": config.rows}
+        if self.interpreted:
+            from forerun.codegen.triton import interpreter
+
+            interpreter.run(function, grid, [self._inputs, *pointers], constants)
+            return
+        function[grid](self._inputs, *pointers, **constants, **compile_options(config))
+
+    def _replay(
+        self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
+    ) -> list[NDArray[Any]]:
+        """Launch the graph of this shape, captured the first time, and wait for the candidates: ids and logits."""
+        key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
+        stream = torch.cuda.current_stream(self.device)
+        if key not in state.graphs:
+            self._launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside of the capture
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._launch_all(state, layout, kernels, evaluated)
+                for host, value in zip(self._found, self.step.returned[1:], strict=True):
+                    count = layout.outputs * self.candidates
+                    found = self._arena[value.place : value.place + count].view(layout.outputs, self.candidates)
+                    host[: layout.outputs].copy_(found, non_blocking=True)
+            state.graphs[key] = graph
+        state.graphs[key].replay()
+        stream.synchronize()
+        ids, best = (each.numpy()[:outputs] for each in self._found)
+        return [ids.view(np.int32), best]
+
+
+def bucket(count: int) -> int:
+    """The row count of the graph that runs so many rows."""
+    return next(each for each in BUCKETS if each >= count)
+
+
+def compile_options(config: Config) -> dict[str, Any]:
+    """What Triton is told of a kernel beside its constants."""
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}

@@ -1,0 +1,296 @@
+"""From a function of the IR to a Triton step: a source for each structure, launches, and where everything lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from forerun import ir
+from forerun.codegen.regions import regions, symbols
+from forerun.codegen.triton.attention import AttentionText
+from forerun.codegen.triton.attention_shape import Shape, split_size
+from forerun.codegen.triton.expressions import Expressions, Slot, Stored
+from forerun.codegen.triton.planning import AttentionLaunch, Plan, Planner, Surroundings, TopKLaunch
+from forerun.codegen.triton.products import Products
+from forerun.codegen.triton.rowwise import RowsLaunch
+from forerun.codegen.triton.sources import assemble, body_key
+from forerun.codegen.triton.step import CacheShape, Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
+from forerun.codegen.triton.topk import chunks_of, emit_choice, emit_chunks, scratch_dims
+from forerun.errors import InvalidOptionError, UnsupportedOperationError
+from forerun.ir import dims as dimensions
+
+INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
+"""The fields of `Rows`, in the order in which they lie in the inputs."""
+ELEMENTS = {"bf16": "bf16", "f16": "f16"}
+NUMBER = 4
+"""Bytes of a number in the arena."""
+ALIGNMENT = 64
+"""Numbers that every place is a multiple of: 256 bytes."""
+BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2}
+
+
+class Lowering:
+    """A function's launches, and the step that they make.
+
+    module      IR with the function `function`; its arguments are named as the fields of `Rows`
+    storage     how matrices and the cache are kept: "f32", "bf16" or "f16"
+
+    Raises UnsupportedOperationError for an operation without a template.
+    """
+
+    def __init__(
+        self,
+        module: ir.ModuleOp,
+        *,
+        storage: str = "f32",
+        function: str = "step",
+        max_rows: int = 256,
+        max_outputs: int = 64,
+        max_path: int = 64,
+        max_length: int = 2048,
+    ) -> None:
+        self._function = ir.functions(module)[function]
+        self._declared = ir.weights(module)
+        self._limits = (max_rows, max_outputs, max_path, max_length)
+        self._known = self._surroundings(module, storage)
+        self._tables = -(-max_length // self._known.block)
+        self._check(max_rows, max_outputs)
+        plans = [Planner(region, self._known).run() for region in regions(self._function)]
+        self._places, self._arena = self._arena_places(plans)
+        self._stream = {
+            plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
+        }
+        self._sources: dict[str, Source] = {}
+        self._names: dict[str, str] = {}
+        self._used: dict[str, str] = {}
+        kernels = tuple(self._kernel(plan) for plan in plans)
+        self.step = self._step(kernels)
+
+    def _surroundings(self, module: ir.ModuleOp, storage: str) -> Surroundings:
+        kept: dict[str, str] = {}
+        for name, weight in self._declared.items():
+            given, dtype = weight.parameter("storage"), weight.parameter("dtype")
+            if given is not None and given not in ELEMENTS:
+                raise InvalidOptionError(
+                    f"the cuda target has no kernels for weights kept as {given}; use dtype float32, bfloat16 or "
+                    "float16."
+                )
+            kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
+        blocks = {
+            each.parameter("block") for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)
+        }
+        return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage)
+
+    def _check(self, max_rows: int, max_outputs: int) -> None:
+        for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
+            planned = self._function.parameter(name, limit)
+            if limit > planned:
+                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {planned}; plan for more.")
+        for argument in self._function.block.args:
+            if argument.name_hint not in INPUTS:
+                raise InvalidOptionError(f"@step has an argument {argument.name_hint} that no step gives.")
+
+    # --- memory
+
+    @property
+    def _capacity(self) -> dict[str, int]:
+        rows, outputs, path, _ = self._limits
+        found = dict.fromkeys(symbols(self._function), 1)
+        return found | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._tables}
+
+    def _volume(self, dims: Sequence[ir.Dim]) -> int:
+        count = math.prod(dimensions.evaluate(dim, self._capacity) for dim in dims)
+        return -(-count // ALIGNMENT) * ALIGNMENT
+
+    def _arena_places(self, plans: Sequence[Plan]) -> tuple[dict[ir.SSAValue, int], int]:
+        """The plan that the IR carries (plan-memory); what it has no place for lies behind, and scratch behind that."""
+        places: dict[ir.SSAValue, int] = {}
+        for operation in self._function.body:
+            offsets = operation.parameter("offsets", ())
+            places.update((value, at // NUMBER) for value, at in zip(operation.results, offsets, strict=False))
+        end = -(-self._function.parameter("arena", 0) // NUMBER // ALIGNMENT) * ALIGNMENT
+        end += ALIGNMENT
+        for plan in plans:
+            for _, outer in plan.region.results:
+                if outer not in places:
+                    places[outer] = end
+                    end += self._volume(ir.tensor_type(outer).dims)
+        self._scratch = end
+        return places, end
+
+    # --- kernels
+
+    def _kernel(self, plan: Plan) -> Kernel:
+        places: dict[Slot, int] = {}
+        top = self._scratch
+
+        def place(slot: Slot) -> int:
+            nonlocal top
+            if slot.kind == "value":
+                return self._places[slot.key]
+            if slot not in places:
+                places[slot] = top
+                top += self._volume(slot.key[1])
+                self._arena = max(self._arena, top)
+            return places[slot]
+
+        launches: list[Launch] = []
+        for planned, stored in plan.launches:
+            self._context = partial(Expressions, stored, plan.constants)
+            segments = planned.segments if isinstance(planned, Products) else []
+            matrices = [stored[linear.operands[1]].slot for segment in segments for linear in segment.linears]
+            self._matrices = set(matrices)
+            for kind, context, grid, config, words in self._emitted(planned):
+                launches.append(self._launch(plan, kind, context, grid, config, words, place))
+        results = tuple(
+            self._value(outer, outer.name_hint or f"result_{number}")
+            for number, (_, outer) in enumerate(plan.region.results)
+        )
+        region = plan.region
+        begins = region.stream == 0 and len(region.results) == 1
+        weight_bytes = sum(each.weight_bytes for each in launches)
+        return Kernel(region.name, tuple(launches), results, region.branch, begins, weight_bytes)
+
+    def _emitted(self, planned: Any) -> list[tuple[str, list[Expressions], Grid, Config, str]]:
+        """(kind, the body or a body for each variant, grid, first configuration, in words) of each launch."""
+        match planned:
+            case Products():
+                context = self._context()
+                planned.emit(context, self._known)
+                grid = Grid("products", (planned.rows,), tuple(each.columns.lanes for each in planned.segments))
+                return [("products", [context], grid, Config(block=32), planned.describe())]
+            case RowsLaunch():
+                context = self._context()
+                planned.emit(context, self._known)
+                units = tuple(each.unit_dims for each in planned.items)
+                grid = Grid("rows", units, tuple(each.lanes for each in planned.items))
+                config = Config(planned.block, 1, 4 if planned.block > 128 else 1, 1)
+                return [("rows", [context], grid, config, planned.describe())]
+            case AttentionLaunch():
+                return self._attention(planned)
+            case _:
+                assert isinstance(planned, TopKLaunch)
+                return self._topk(planned)
+
+    def _attention(self, planned: AttentionLaunch) -> list[Any]:
+        operation = planned.operation
+        symbol = operation.parameter("symbol")
+        cache = self._known.caches[symbol]
+        heads, groups, dim, value_dim = (
+            int(each)
+            for each in (
+                ir.tensor_type(operation.operands[0]).dims[1],
+                cache.parameter("heads"),
+                cache.parameter("key_dim"),
+                cache.parameter("value_dim"),
+            )
+        )
+        if heads % groups:
+            raise UnsupportedOperationError(
+                f"the cuda target has no Triton template for {heads} heads over {groups} of keys."
+            )
+        _, _, path, length = self._limits
+        split = split_size(length)
+        splits = -(-length // split)
+        number = self._known.number
+        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._tables, path, number)
+        scratch = tuple(
+            Stored(Slot("scratch", (f"{name} of {symbol}", dims)), dims, "f32", "f32")
+            for name, dims in (("sums", ("N", heads, splits, value_dim)), ("totals", ("N", heads, splits, 2)))
+        )
+        text = AttentionText(operation, shape, self._known, (scratch[0], scratch[1]))
+        bodies: list[Expressions] = []
+        for shared in shape.shared:
+            bodies.append(self._context())
+            text.emit(bodies[-1], shared)
+        combine = self._context()
+        text.emit_combine(combine, planned.result)
+        grid = Grid("attention", (("N",),), (splits, groups), (shape.rows, shape.head_tiles), shape.shared)
+        return [
+            ("attention", bodies, grid, Config(64, 16, 4, 3), text.describe()),
+            ("combine", [combine], Grid("combine", (("N",),), (heads,)), Config(64, 1, 1, 2), "splits in order"),
+        ]
+
+    def _topk(self, planned: TopKLaunch) -> list[Any]:
+        logits, k, rows = planned.logits, planned.k, (tuple(planned.logits.dims[:-1]),)
+        dims = scratch_dims(logits, k)
+        scratch = (
+            Stored(Slot("scratch", ("candidate values", dims)), dims, "f32", "f32"),
+            Stored(Slot("scratch", ("candidate ids", dims)), dims, "i32", "i32"),
+        )
+        chunks, choice = self._context(), self._context()
+        emit_chunks(chunks, logits, scratch, k)
+        emit_choice(choice, logits, scratch, (planned.values, planned.ids), k)
+        words = f"the {k} largest of {logits.dims[-1]}"
+        return [
+            ("chunks", [chunks], Grid("chunks", rows, (chunks_of(int(logits.dims[-1])),)), Config(64, 1, 4, 1), words),
+            ("choice", [choice], Grid("choice", rows), Config(64, 1, 4, 1), words),
+        ]
+
+    def _launch(
+        self, plan: Plan, kind: str, bodies: list[Expressions], grid: Grid, config: Config, words: str, place: Any
+    ) -> Launch:
+        first = bodies[0]
+        for other in bodies[1:]:
+            for slot in other.arguments:
+                first.argument(slot, other.elements[slot])
+        variants = dict(zip(grid.together, bodies, strict=True))
+        key = body_key(kind, variants)
+        if key not in self._names:
+            base = f"{plan.region.name}_{kind}"
+            name, number = base, 1
+            while name in self._sources:
+                number += 1
+                name = f"{base}_{number}"
+            self._names[key] = name
+            elements = tuple(first.elements[slot] for slot in first.arguments)
+            text = assemble(name, words, variants)
+            self._sources[name] = Source(name, text, kind, elements, words, grid.together)
+        operands: list[Operand] = []
+        for slot in first.arguments:
+            element = first.elements[slot]
+            if slot.kind in ("value", "scratch"):
+                stream = self._stream.get(slot.key) if slot.kind == "value" else None
+                operands.append(Operand(slot.kind, place(slot), element, stream))
+                continue
+            operands.append(Operand(slot.kind, str(slot.key), element))
+            if slot.kind == "weight":
+                self._used[str(slot.key)] = element
+        read = sum(self._bytes(slot.key) for slot in self._matrices) if kind == "products" else 0
+        return Launch(self._names[key], tuple(operands), grid, config, read)
+
+    def _bytes(self, name: Any) -> int:
+        dims = [int(dim) for dim in self._declared[name].type.dims]
+        return math.prod(dims) * BYTES[self._known.storage[name]]
+
+    def _value(self, value: ir.SSAValue, name: str) -> Value:
+        kind = ir.tensor_type(value)
+        return Value(name, tuple(kind.dims), kind.dtype, self._places[value], self._stream.get(value))
+
+    def _step(self, kernels: tuple[Kernel, ...]) -> TritonStep:
+        rows, outputs, path, length = self._limits
+        first = next(iter(self._stream), None)
+        caches: Mapping[str, ir.Cache] = self._known.caches
+        return TritonStep(
+            sources=self._sources,
+            kernels=kernels,
+            returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
+            weights=self._used,
+            caches={
+                name: CacheShape(*(each.parameter(part) for part in ("heads", "key_dim", "value_dim")))
+                for name, each in caches.items()
+            },
+            number=self._known.number,
+            arena=self._arena,
+            stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
+            branches=self._function.parameter("branches", ()),
+            width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
+            block=self._known.block,
+            tables=self._tables,
+            max_rows=rows,
+            max_outputs=outputs,
+            max_path=path,
+            max_length=length,
+        )

@@ -1,0 +1,323 @@
+"""A region as launches: products with what follows them in one tile, rows, attention, the choice of candidates.
+
+A linear takes along whatever is computed from it at its own column, or, for a rotary embedding, at the two columns of a
+pair, if a tile holds both. What does not fit becomes a launch over rows behind it, which reads the product from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forerun import ir
+from forerun.codegen.regions import Region
+from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
+from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
+from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
+from forerun.codegen.triton.rules import RULES
+from forerun.errors import UnsupportedOperationError
+
+
+@dataclass(frozen=True)
+class CacheHalf:
+    """The keys or the values that a cache write writes."""
+
+    write: ir.CacheWrite
+    half: str  # "keys" or "values"
+
+    @property
+    def value(self) -> ir.SSAValue:
+        return self.write.operands[0 if self.half == "keys" else 1]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A value and where it goes: memory, or the cache."""
+
+    value: ir.SSAValue
+    place: Stored | CacheHalf
+
+
+@dataclass
+class AttentionLaunch:
+    """One tree attention; `scratch` holds the splits' sums [N, H, splits, Dv + 2]."""
+
+    operation: ir.TreeAttention
+    result: Stored
+
+
+@dataclass
+class TopKLaunch:
+    """The k largest of rows."""
+
+    logits: Stored
+    values: Stored
+    ids: Stored
+    k: int
+
+
+Launch = Products | RowsLaunch | AttentionLaunch | TopKLaunch
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What planning needs to know of the module."""
+
+    caches: Mapping[str, ir.Cache]
+    block: int
+    storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
+    number: str  # element type of the cache
+
+
+@dataclass
+class Plan:
+    """A region's launches, and where its values lie."""
+
+    region: Region
+    launches: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
+        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
+    )
+    """Each with what lies in memory before it runs."""
+    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
+    constants: dict[ir.SSAValue, ir.Constant] = field(default_factory=dict[ir.SSAValue, ir.Constant])
+
+
+class Planner:
+    """Plans one region."""
+
+    def __init__(self, region: Region, known: Surroundings) -> None:
+        self.plan, self.region, self.known = Plan(region), region, known
+        self.own = set(region.operations)
+        self.scratches = 0
+        self.destinations: dict[ir.SSAValue, Stored] = {}
+        self.waiting: list[Output] = []
+        self.special: list[ir.TreeAttention | ir.TopK] = []
+        self.linears = [each for each in region.operations if isinstance(each, ir.Linear)]
+
+    def run(self) -> Plan:
+        for inner, outer in self.region.arguments.items():
+            self._argument(inner, outer)
+        for operation in self.region.operations:
+            self._collect(operation)
+        for inner, outer in self.region.results:
+            kind = ir.tensor_type(inner)
+            place = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
+            if isinstance(inner.owner, ir.TreeAttention | ir.TopK) and inner not in self.destinations:
+                self.destinations[inner] = place
+            else:
+                self.destinations.setdefault(inner, place)
+                self.waiting.append(Output(inner, place))
+        while self.waiting or self.special or self._wanted_linears():
+            if not (self._products() or self._special()):
+                self._rows()
+        return self.plan
+
+    # --- where values lie
+
+    def _argument(self, inner: ir.SSAValue, outer: ir.SSAValue) -> None:
+        kind, owner = ir.tensor_type(inner), outer.owner
+        if isinstance(owner, ir.Constant):
+            self.plan.constants[inner] = owner
+        elif isinstance(owner, ir.Parameter):
+            self._weight(inner, owner)
+        elif isinstance(owner, ir.Block):
+            self.plan.stored[inner] = Stored(Slot("input", str(outer.name_hint)), kind.dims, kind.dtype, "i32")
+        else:
+            self.plan.stored[inner] = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
+
+    def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
+        symbol, kind = str(operation.parameter("symbol")), ir.tensor_type(value)
+        self.plan.stored[value] = Stored(Slot("weight", symbol), kind.dims, kind.dtype, self.known.storage[symbol])
+
+    def _scratch(self, dims: Sequence[ir.Dim], dtype: str) -> Stored:
+        self.scratches += 1
+        return Stored(Slot("scratch", (self.scratches - 1, tuple(dims))), tuple(dims), dtype, _element(dtype))
+
+    def _collect(self, operation: ir.SpecOperation) -> None:
+        match operation:
+            case ir.Parameter():
+                self._weight(operation.result, operation)
+            case ir.CacheWrite():
+                halves = [CacheHalf(operation, half) for half in ("keys", "values")]
+                self.waiting.extend(Output(each.value, each) for each in halves)
+            case ir.TreeAttention() | ir.TopK():
+                self.special.append(operation)
+            case ir.Linear():
+                pass
+            case _ if type(operation) not in RULES:
+                raise UnsupportedOperationError(
+                    f"the cuda target has no Triton template for {operation.name}; compile for the cpu or the "
+                    "reference target."
+                )
+            case _:
+                pass
+
+    # --- what depends on what
+
+    def leaves(self, value: ir.SSAValue) -> set[Any]:
+        """The linears, attentions and choices not yet in memory that a value is computed from."""
+        if value in self.plan.stored or value.owner not in self.own:
+            return set()
+        operation: Any = value.owner
+        if isinstance(operation, ir.Linear | ir.TreeAttention | ir.TopK):
+            return {operation}
+        return {leaf for each in operation.operands for leaf in self.leaves(each)}
+
+    def _needs(self, output: Output) -> set[Any]:
+        extra = {*self.leaves(output.place.write.operands[2])} if isinstance(output.place, CacheHalf) else set[Any]()
+        return self.leaves(output.value) | extra
+
+    def _wanted_linears(self) -> set[ir.Linear]:
+        """Linears that something which is still to come reads."""
+        pending: list[Any] = [leaf for each in self.waiting for leaf in self._needs(each)]
+        pending += [leaf for each in self.special for operand in each.operands for leaf in self.leaves(operand)]
+        found: set[ir.Linear] = set()
+        while pending:
+            leaf = pending.pop()
+            if isinstance(leaf, ir.Linear) and leaf not in found:
+                found.add(leaf)
+            if leaf not in self.special or isinstance(leaf, ir.Linear):
+                pending.extend(each for operand in leaf.operands for each in self.leaves(operand))
+        return found
+
+    # --- launches
+
+    def _append(self, launch: Launch) -> None:
+        self.plan.launches.append((launch, dict(self.plan.stored)))
+
+    def _products(self) -> bool:
+        """A launch for the linears on one input that are ready."""
+        wanted = self._wanted_linears()
+        ready = [each for each in self.linears if each in wanted and not self.leaves(each.operands[0])]
+        if not ready:
+            return False
+        x = ready[0].operands[0]
+        group = [each for each in ready if each.operands[0] is x and self._element(each) == self._element(ready[0])]
+        self._require_weights(group)
+        segments: list[Segment] = []
+        for component in self._components(group):
+            segments.append(self._segment(component))
+        launch = Products(x, leading(x), self._element(group[0]), segments)
+        self._settle_input(launch)
+        self._append(launch)
+        for segment in segments:
+            for item in segment.outputs:
+                if isinstance(item.place, Stored):
+                    self.plan.stored.setdefault(item.value, item.place)
+                self.waiting = [each for each in self.waiting if (each.value, each.place) != (item.value, item.place)]
+        return True
+
+    def _element(self, linear: ir.Linear) -> str:
+        stored = self.plan.stored.get(linear.operands[1])
+        return "none" if stored is None else stored.element
+
+    def _require_weights(self, group: Iterable[ir.Linear]) -> None:
+        for linear in group:
+            stored = self.plan.stored.get(linear.operands[1])
+            if stored is None or stored.slot.kind != "weight" or stored.element == "i32":
+                raise UnsupportedOperationError(
+                    "the cuda target has no Triton template for spec.linear with a computed matrix; compile for the "
+                    "cpu or the reference target."
+                )
+
+    def _components(self, group: list[ir.Linear]) -> list[list[ir.Linear]]:
+        """Linears that one output joins, together."""
+        owner = {each: number for number, each in enumerate(group)}
+        for output in self.waiting:
+            needs = self._needs(output)
+            if needs and needs <= set(group) and len({ir.tensor_type(each.result).dims[-1] for each in needs}) == 1:
+                numbers = {owner[each] for each in needs}
+                owner = {each: min(numbers) if number in numbers else number for each, number in owner.items()}
+        return [[each for each in group if owner[each] == number] for number in sorted(set(owner.values()))]
+
+    def _segment(self, component: list[ir.Linear]) -> Segment:
+        """The tile that takes most outputs along; the products that others read are written as they are."""
+        mine = set(component)
+        outputs = [each for each in self.waiting if self._needs(each) and self._needs(each) <= mine]
+        best = fitting_segment(self.plan.stored, self.plan.constants, component, outputs, self.known)
+        taken = {(each.value, each.place) for each in best.outputs}
+        left = [each for each in self.waiting if (each.value, each.place) not in taken]
+        read = {leaf for each in left for leaf in self._needs(each)}
+        read |= {leaf for each in self.special for operand in each.operands for leaf in self.leaves(operand)}
+        others = [each for each in self.linears if each not in mine]
+        read |= {leaf for each in others for leaf in self.leaves(each.operands[0])}
+        for linear in component:
+            value = linear.result
+            raw = linear in read and not any(each.value is value for each in best.outputs)
+            if raw:
+                kind = ir.tensor_type(value)
+                place = self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+                best.outputs.extend(best.raw(value, place))
+        return best
+
+    def _settle_input(self, launch: Products) -> None:
+        """Rows of the input are computed in the launch itself, unless a value on the way must be in memory."""
+        while True:
+            try:
+                launch.emit(Expressions(dict(self.plan.stored), self.plan.constants), self.known)
+            except NeedsMemoryError as needed:
+                if self.leaves(needed.value):
+                    raise AssertionError(f"a tile lost {needed.value}") from needed
+                self._write_rows(needed.value)
+            else:
+                return
+
+    def _special(self) -> bool:
+        """An attention, or a choice of candidates, whose operands are ready."""
+        for operation in self.special:
+            if any(self.leaves(each) for each in operation.operands):
+                continue
+            self.special.remove(operation)
+            places = [self._place(each) for each in operation.results]
+            if isinstance(operation, ir.TreeAttention):
+                self._append(AttentionLaunch(operation, places[0]))
+            else:
+                (x,) = operation.operands
+                if x not in self.plan.stored:
+                    self._write_rows(x)
+                self._append(TopKLaunch(self.plan.stored[x], places[0], places[1], operation.parameter("k")))
+            self.plan.stored.update(zip(operation.results, places, strict=True))
+            self.waiting = [each for each in self.waiting if self.plan.stored.get(each.value) != each.place]
+            return True
+        return False
+
+    def _place(self, value: ir.SSAValue) -> Stored:
+        kind = ir.tensor_type(value)
+        return self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+
+    def _write_rows(self, value: ir.SSAValue) -> None:
+        """Have a value in memory, by a launch of its own."""
+        place = self._place(value)
+        self._row_launch([Output(value, place)])
+        self.waiting = [each for each in self.waiting if (each.value, each.place) != (value, place)]
+
+    def _rows(self) -> None:
+        """A launch for all that is left and ready."""
+        ready = [each for each in self.waiting if not self._needs(each)]
+        assert ready, "a region whose values wait for each other"
+        self.waiting = [each for each in self.waiting if each not in ready]
+        self._row_launch(ready)
+
+    def _row_launch(self, outputs: Sequence[Output]) -> None:
+        items: list[Item] = []
+        for output in outputs:
+            while True:
+                try:
+                    items.append(row_item(self.plan.stored, self.plan.constants, output, self.known))
+                    break
+                except NeedsMemoryError as needed:
+                    if needed.value is output.value:
+                        raise UnsupportedOperationError(
+                            f"the cuda target has no Triton template for rows of {output.value.type}."
+                        ) from needed
+                    self._write_rows(needed.value)
+        for rows in dict.fromkeys(each.rows for each in items):
+            self._append(RowsLaunch([each for each in items if each.rows == rows]))
+        for output in outputs:
+            if isinstance(output.place, Stored):
+                self.plan.stored.setdefault(output.value, output.place)
+
+
+def _element(dtype: str) -> str:
+    return "f32" if kind_of(dtype) == "number" else "i32"

@@ -1,0 +1,107 @@
+"""Kernels as files: assembled from bodies, written to a folder, replaced by a user's, and loaded.
+
+A file stands alone: it imports Triton and holds the device functions that it calls, so that it can be read, edited and
+run again. A folder of replacements is named by `$FORERUN_KERNELS`; a file there takes the place of the generated one of
+the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forerun.codegen.triton.expressions import Expressions
+from forerun.codegen.triton.functions import used_functions
+from forerun.codegen.triton.step import Source
+from forerun.errors import InvalidOptionError
+from forerun.storage import cache_directory, write_atomically
+
+INTERPRET = "TRITON_INTERPRET"
+OVERRIDES = "FORERUN_KERNELS"
+
+
+def function_name(shared: int) -> str:
+    """The name of a kernel's function; an attention has one for each number of tiles that share a load."""
+    return "kernel" if shared == 1 else f"kernel_{shared}"
+
+
+def _body(context: Expressions) -> str:
+    sizes = [f"    {name} = tl.load(sizes + {place})" for name, place in (("N", 0), ("M", 1)) if name in context.sizes]
+    return "\n".join([*sizes, *("    " + line for line in context.scopes[0].lines)])
+
+
+def body_key(kind: str, variants: Mapping[int, Expressions]) -> str:
+    """A text that is equal for kernels of one structure."""
+    first = next(iter(variants.values()))
+    return "\n".join([kind, str(list(first.elements.values())), *map(_body, variants.values())])
+
+
+def assemble(name: str, words: str, variants: Mapping[int, Expressions]) -> str:
+    """The file of a kernel."""
+    first = next(iter(variants.values()))
+    names = ", ".join(first.arguments.values())
+    pointers = "\n".join(f"    {text:<14} {first.elements[slot]}" for slot, text in first.arguments.items())
+    bodies = {shared: _body(context) for shared, context in variants.items()}
+    said = f"{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"
+    parts = [f'"""{said}"""\n\nimport triton\nimport triton.language as tl\n']
+    parts.extend(used_functions("\n".join(bodies.values())))
+    for shared, body in bodies.items():
+        head = f"def {function_name(shared)}(sizes, {names}, BLOCK: tl.constexpr, ROWS: tl.constexpr):"
+        parts.append(f"@triton.jit\n{head}\n{body}\n")
+    return "\n\n".join(parts)
+
+
+def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dict[str, Source]:
+    """The sources, those that the folder of replacements has a file for replaced by it."""
+    given = os.environ.get(OVERRIDES) if folder is None else str(folder)
+    if not given:
+        return dict(sources)
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        raise InvalidOptionError(f"${OVERRIDES} names {path}, which is no folder; create it or unset the variable.")
+    found: dict[str, Source] = {}
+    for name, source in sources.items():
+        file = path / f"{name}.py"
+        text = file.read_text(encoding="utf-8") if file.is_file() else source.text
+        found[name] = replace(source, text=text)
+    return found
+
+
+@contextmanager
+def interpreting(interpret: bool) -> Generator[None]:
+    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled."""
+    before = os.environ.get(INTERPRET)
+    os.environ[INTERPRET] = "1" if interpret else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[INTERPRET]
+        else:
+            os.environ[INTERPRET] = before
+
+
+def load(source: Source, interpret: bool) -> Any:
+    """A kernel's file as a module. The file is kept under its digest: Triton reads the source of what it compiles."""
+    digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
+    path = cache_directory() / "triton" / digest / f"{source.name}.py"
+    if not path.is_file():
+        write_atomically(path, source.text)
+    spec = importlib.util.spec_from_file_location(f"forerun_kernel_{digest}_{source.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with interpreting(interpret):
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise InvalidOptionError(
+                f"The kernel {source.name} cannot be loaded ({error}); correct its file."
+            ) from error
+    return module

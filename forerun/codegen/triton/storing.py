@@ -1,0 +1,35 @@
+"""Where an element goes: to a value in memory, or to its slot of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from forerun import ir
+from forerun.codegen.triton.expressions import Expressions, Slot, Stored, Term
+from forerun.codegen.triton.index import Index, Lane
+
+LARGE = 1 << 40
+"""Blocks of a cache: more than 32 bits count, so that places are computed in 64."""
+
+
+def cache_place(symbol: str, half: str, known: Any) -> Stored:
+    """The keys [blocks, Hkv, P, D] of a cache, or its values [blocks, Hkv, P, Dv]."""
+    cache: ir.Cache = known.caches[symbol]
+    dim = cache.parameter("key_dim" if half == "keys" else "value_dim")
+    return Stored(Slot(half, symbol), (LARGE, cache.parameter("heads"), known.block, dim), "f32", known.number)
+
+
+def store(context: Expressions, output: Any, index: Sequence[Index], value: Term, known: Any) -> None:
+    """Write an output's element."""
+    if isinstance(output.place, Stored):
+        context.write(output.place, index, value)
+        return
+    row, head, dim = index
+    slots = output.place.write.operands[2]
+    slot = context.element(slots, [row])
+    place = cache_place(output.place.write.parameter("symbol"), output.place.half, known)
+    guards, depth = row.guards, slot.depth
+    block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, depth))
+    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, depth))
+    context.write(place, [block, head, lane, dim], value)

@@ -1,0 +1,70 @@
+"""How long a step and its kernels take on a GPU, by the device's own clock, replayed from CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from forerun.codegen.triton.executable import TritonExecutable
+from forerun.codegen.triton.memory import State
+from forerun.runtime.executable import Rows
+
+COLD = 1 << 28
+"""Bytes that are written between two rounds, more than any second-level cache holds."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel of a step."""
+
+    kernel: str
+    launches: int
+    weight_bytes: int
+    seconds: float  # the median, its inputs not in the cache
+
+
+def graph_of(work: Callable[[], None]) -> Any:
+    """The launches of some work as a CUDA graph; they ran once before, so that everything is compiled."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def seconds_of(work: Callable[[], Any], rounds: int = 30, cold: bool = False) -> float:
+    """The median time of some device work, by events around it."""
+    spoiler = torch.empty(COLD if cold else 1, dtype=torch.uint8, device="cuda")
+    times: list[float] = []
+    for _ in range(rounds + 3):
+        spoiler.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e-3)
+    return median(times[3:])
+
+
+def step_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds: int = 30) -> float:
+    """A whole step on the device: its graph, without the copy of the inputs."""
+    work = executable.launches(state, rows, [each.name for each in executable.step.kernels])
+    return seconds_of(graph_of(work).replay, rounds)
+
+
+def kernel_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds: int = 20) -> list[KernelTime]:
+    """Each kernel of a step by itself; kernels of one structure are measured once for all."""
+    found: list[KernelTime] = []
+    measured: dict[tuple[str, ...], float] = {}
+    for kernel in executable.step.kernels:
+        key = tuple(launch.source for launch in kernel.launches)
+        if key not in measured:
+            measured[key] = seconds_of(graph_of(executable.launches(state, rows, [kernel.name])).replay, rounds, True)
+        found.append(KernelTime(kernel.name, len(key), kernel.weight_bytes, measured[key]))
+    return found

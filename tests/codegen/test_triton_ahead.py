@@ -1,0 +1,86 @@
+"""Kernels of published sizes compile to cubins without a GPU, and spill nothing.
+
+These tests compile everything for sm_90, and the products for sm_80; all of it for both is
+`forerun dump MODEL --target cuda`, or `FORERUN_AHEAD=all python -m pytest tests/codegen/test_triton_ahead.py`.
+"""
+
+import json
+import os
+
+import pytest
+
+from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
+from forerun.cli import main
+from forerun.codegen.triton import Lowering, compilation
+from forerun.codegen.triton.compilation import compile_step
+from forerun.codegen.triton.sources import overridden
+from forerun.compiler import STORAGES, lower
+from forerun.errors import InvalidOptionError
+from forerun.progress import SilentProgress
+from tests.models import FAMILIES
+
+EVERYTHING = os.environ.get("FORERUN_AHEAD") == "all"
+MODELS = {
+    "smollm2-float32": (SMOLLM2, "float32"),
+    "smollm2-bfloat16": (SMOLLM2, "bfloat16"),
+    "llama-8b-bfloat16": (LLAMA_8B, "bfloat16"),
+}
+
+
+def step_of(name: str):
+    settings, dtype = MODELS[name]
+    lowered = lower(shaped_llama(settings), dtype, 4096, progress=SilentProgress())
+    return Lowering(lowered.module, storage=STORAGES[dtype], max_length=4096).step
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kernel_compiles_without_spills(name: str, capability: int) -> None:
+    step = step_of(name)
+    sources = overridden(step.sources)
+    few = capability == 80 and not EVERYTHING
+    chosen = {each: source for each, source in sources.items() if not few or source.kind == "products"}
+    rows = (1, 32) if not few else (32,)
+    found = list(compile_step(step, chosen, rows, [capability]))
+    assert {each.kernel.partition(",")[0] for each in found} == set(chosen)
+    spilled = {f"{each.kernel} {each.config}": each.stack for each in found if each.stack}
+    assert not spilled
+    assert all(0 < each.registers <= 255 and each.shared <= 163 * 1024 for each in found)
+
+
+def test_a_layer_takes_six_launches() -> None:
+    step = step_of("llama-8b-bfloat16")
+    per_layer = sum(len(kernel.launches) for kernel in step.kernels if kernel.branch is not None)
+    assert per_layer == 6  # projections, attention, its splits together, output, gate and up, down
+    weights = sum(each.weight_bytes for each in step.kernels)
+    assert weights == 2 * (4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336) + 128256 * 4096)
+
+
+def test_dump_writes_sources_and_lists_registers(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "CAPABILITIES", (90,))
+    model = tmp_path / "model"
+    FAMILIES["gpt2"]().save_pretrained(model)
+    options = ["--target", "cuda", "--dtype", "float16", "--max-length", "64", "--quiet", "--json"]
+    assert main(["dump", str(model), "--out", str(tmp_path / "out"), *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    names = {each["kernel"].partition(",")[0] for each in told["kernels"]}
+    files = {file.stem: file.read_text() for file in (tmp_path / "out" / "kernels").glob("*.py")}
+    assert set(files) == names
+    assert {each["capability"] for each in told["kernels"]} == {90}
+    for name, text in files.items():
+        assert text.startswith(f'"""{name}: ')
+        compile(text, name, "exec")
+
+
+def test_a_users_file_takes_the_place_of_the_generated_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_of("smollm2-bfloat16")
+    name = next(iter(step.sources))
+    (tmp_path / f"{name}.py").write_text("# mine\n", encoding="utf-8")
+    replaced = overridden(step.sources, tmp_path)
+    assert replaced[name].text == "# mine\n"
+    assert all(replaced[each].text == step.sources[each].text for each in step.sources if each != name)
+    monkeypatch.setenv("FORERUN_KERNELS", str(tmp_path / "missing"))
+    with pytest.raises(InvalidOptionError, match="missing"):
+        overridden(step.sources)

@@ -1,0 +1,143 @@
+"""What is refused before anything is allocated, what is kept on disk, and what only a GPU can show."""
+
+import numpy as np
+import pytest
+import torch
+from steps import Step, decoder
+from triton_steps import LIMITS
+
+import forerun
+from forerun import ir
+from forerun.codegen.triton import build, gpu, tuning
+from forerun.codegen.triton.build import compile_step
+from forerun.codegen.triton.lowering import Lowering
+from forerun.codegen.triton.step import Config
+from forerun.compiler import resolve_target
+from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
+from forerun.runtime.certify import certify
+from tests.models import FAMILIES
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch finds none")
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="NVIDIA GPU"):
+        forerun.compile("/no/such/model", target="cuda")
+
+
+def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(DeviceError, match=r"Tesla T4.*7\.5.*8\.0"):
+        gpu.require_gpu()
+    assert resolve_target("auto") == "cpu"
+
+
+def test_auto_is_the_gpu_where_one_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert resolve_target("auto") == "cuda"
+    assert resolve_target("auto", "native") == "cpu"
+
+
+def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = decoder(layers=1)
+    step = Lowering(module, **LIMITS).step
+    needed = gpu.needed_bytes(step, ir.weights(module), gpu.cache_blocks(step))
+    state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(step), sum(needed.values())
+    assert needed["cache"] == state
+    gpu.require_memory(needed, free=kept + 10**9)
+    with pytest.raises(DeviceMemoryError, match=r"needs 0\.5\d GB.*0\.10 GB are free"):
+        gpu.require_memory(needed, free=10**8)
+
+
+def test_nothing_is_read_before_the_model_is_known_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "require_gpu", lambda: None)
+
+    def weights(name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read")
+
+    step = Step()
+    table = step.weight("w", 4, 6)
+    scanned = step.kernel(
+        [table, step.argument("tokens")], lambda b, t, i: b.add(ir.Scan, b.add(ir.Gather, t, i), dim=1), "row_wise"
+    )
+    with pytest.raises(UnsupportedOperationError, match=r"spec\.scan"):
+        compile_step(step.finish(scanned), weights, **LIMITS)
+    module, _ = decoder(layers=1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**6))
+    with pytest.raises(DeviceMemoryError):
+        compile_step(module, weights, **LIMITS)
+
+
+def test_choices_are_kept_whole_and_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
+    module, _ = decoder(layers=1)
+    sources = Lowering(module, **LIMITS).step.sources
+    name, source = next((name, each) for name, each in sources.items() if each.kind == "products")
+    chosen = {tuning.choice_key(source, 7, 1): Config(128, 16, 8, 5)}
+    tuning.write_choices("NVIDIA H200", chosen)
+    assert tuning.read_choices("NVIDIA H200") == chosen
+    assert tuning.read_choices("NVIDIA H100") == {}
+    assert tuning.choice_key(source, 16, 1) in chosen, "row counts of one tile share a choice"
+    assert tuning.choice_key(source, 17, 1) not in chosen
+    listed = tuning.known_choices(sources)
+    assert list(listed) == [f"NVIDIA_H200 {name} rows 16 together 1"]
+    tuning.choices_file("NVIDIA H200").write_text('{"half', encoding="utf-8")
+    assert tuning.read_choices("NVIDIA H200") == {}
+
+
+def test_the_autotuner_takes_the_fastest_and_measures_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
+    module, weights = decoder(layers=1)
+    executable = compile_step(module, weights.__getitem__, device="cpu", **LIMITS)
+    launch = next(x for kernel in executable.step.kernels for x in kernel.launches if x.grid.kind == "products")
+    measured: list[Config] = []
+
+    def milliseconds(_: object, launch: object, pointers: object, sizes: object, config: Config) -> float:
+        measured.append(config)
+        return abs(config.block - 31) + config.stages
+
+    monkeypatch.setattr(tuning.Autotuner, "_measure", staticmethod(milliseconds))
+    best = tuning.Autotuner("some GPU")(executable, launch, 1, 1, [], {})
+    assert (best.block, best.stages) == (32, 3)
+    count = len(measured)
+    assert count > 4
+    assert tuning.Autotuner("some GPU")(executable, launch, 9, 1, [], {}) == best
+    assert len(measured) == count
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+def test_certified_on_the_gpu(family: str, dtype: str) -> None:
+    model = forerun.compile(FAMILIES[family](), "autoregressive", dtype, "cuda", max_length=256)
+    report = certify(model.executable, cases=25, seed=1)
+    assert report.exact, str(report)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
+    from forerun.codegen.triton.configs import candidates
+    from forerun.codegen.triton.executable import TritonExecutable
+
+    made = forerun.compile(FAMILIES["llama"](), "autoregressive", "bfloat16", "cuda", max_length=256).executable
+    assert isinstance(made, TritonExecutable)
+    expected = None
+    for number in range(9):
+
+        def choose(_: object, launch, rows: int, shared: int, *more: object, number: int = number) -> Config:
+            options = candidates(launch, rows, shared)
+            return options[number % len(options)]
+
+        other = TritonExecutable(made.step, made.weights, "cuda", choose)
+        from tests.exactness.test_triton import text_rows, tokens_of
+
+        rows = text_rows(tokens_of(other)[:40], 0, np.arange(3))
+        found = other.run(other.new_state(8), rows).logits.tobytes()
+        expected = expected or found
+        assert found == expected
