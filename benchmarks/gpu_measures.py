@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import forerun
 from benchmarks.common import Prompt
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun import ir
-from forerun.codegen.triton.build import compile_step
+from forerun.codegen.triton.build import TUNE, compile_step
 from forerun.codegen.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.compiler import STORAGES, limits_of, lower
 from forerun.ir.builder import Builder
@@ -227,10 +228,15 @@ def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[
 
 def verification(path: Any, dtype: str, cases: int) -> tuple[list[Line], dict[str, Any]]:
     """`forerun verify`: every row of every step, bit for bit against plain decoding."""
-    if path is None:
-        executable = random_model(SMOLLM2, 30, dtype, 2048)
-    else:
-        executable = forerun.compile(path, "autoregressive", dtype, "cuda").executable
+    before = os.environ.get(TUNE)
+    os.environ[TUNE] = "0"  # bits do not depend on it, and compiling candidates takes minutes
+    try:
+        if path is None:
+            executable = random_model(SMOLLM2, 30, dtype, 2048)
+        else:
+            executable = forerun.compile(path, "autoregressive", dtype, "cuda").executable
+    finally:
+        os.environ[TUNE] = "1" if before is None else before
     report = certify(executable, cases)
     line = Line(
         f"verify, {cases} cases, {dtype}", f"{report.differences} of {report.rows} rows differ", "0", report.exact

@@ -10,6 +10,7 @@ import forerun
 from forerun import ir
 from forerun.codegen.triton import build, gpu, tuning
 from forerun.codegen.triton.build import compile_step
+from forerun.codegen.triton.executable import bucket
 from forerun.codegen.triton.lowering import Lowering
 from forerun.codegen.triton.step import Config
 from forerun.compiler import resolve_target
@@ -70,6 +71,11 @@ def test_nothing_is_read_before_the_model_is_known_to_fit(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**6))
     with pytest.raises(DeviceMemoryError):
         compile_step(module, weights, **LIMITS)
+
+
+def test_buckets_hold_their_rows_and_stay_within_what_was_planned() -> None:
+    assert [bucket(count, 100) for count in (0, 1, 3, 16, 17, 64, 65, 100)] == [1, 1, 4, 16, 32, 64, 100, 100]
+    assert bucket(1500, 2000) == 2000
 
 
 def test_choices_are_kept_whole_and_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import forerun
 from forerun.codegen.triton.build import compile_step
 from forerun.codegen.triton.configs import candidates, first_config
 from forerun.codegen.triton.executable import TritonExecutable
@@ -20,6 +21,7 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.executable import Part, Rows
+from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
 from tests.models import GPT, GROUPED, UNTIED, build
 
@@ -216,3 +218,15 @@ def test_logits_stay_where_they_are_until_asked_for() -> None:
     assert result.logits.shape == (3, executable.vocabulary)
     assert "logits" in vars(result)
     assert torch.is_tensor(executable.weights["model.lm_head.weight"])
+
+
+def test_a_model_on_it_generates_the_same_bits_under_both_strategies() -> None:
+    executable = compiled("llama")
+    results: list[Any] = []
+    for strategy in (forerun.TreeSpec(policy=forerun.Fixed(5)), forerun.Autoregressive()):
+        model = CompiledModel(executable, *strategy.build(executable, None))
+        results.append(model.generate([7, 9, 31, 7, 9, 31, 7, 9], 8, return_logits=True))
+    fast, slow = results
+    assert fast.token_ids == slow.token_ids
+    assert fast.has_bits_of(slow)
+    assert fast.stats.rows > slow.stats.rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
 
 
+TUNE = "FORERUN_TUNE"
+
+
 def compile_step(
     module: ir.ModuleOp,
     weights: Callable[[str], torch.Tensor],
     *,
     storage: str = "f32",
     device: str = "cuda",
-    tune: bool = True,
+    tune: bool | None = None,
     max_rows: int = 256,
     max_outputs: int = 64,
     max_path: int = 64,
@@ -35,6 +39,7 @@ def compile_step(
 ) -> TritonExecutable:
     """A planned step on a GPU, ready to run; `device="cpu"` runs its kernels in Triton's interpreter.
 
+    `tune` measures how launches are best divided, the first time each is met; unless `$FORERUN_TUNE` is 0, by default.
     Nothing is allocated before the model, the GPU and its memory are known to fit.
     """
     if device != "cpu":
@@ -54,7 +59,7 @@ def compile_step(
 
     kept = load_weights(step, weights, torch.device(device))
     tuner = None
-    if device != "cpu" and tune:
+    if device != "cpu" and (os.environ.get(TUNE, "1") != "0" if tune is None else tune):
         from forerun.codegen.triton.tuning import Autotuner
 
         tuner = Autotuner(torch.cuda.get_device_name())

@@ -201,7 +201,8 @@ class TritonExecutable:
                 f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.max_rows} "
                 f"sequences of {self.step.tables} blocks."
             )
-        layout = InputLayout(bucket(count), bucket(outputs), self.max_path, self.step.tables)
+        rows_bucket, outputs_bucket = bucket(count, self.max_rows), bucket(outputs, self.max_outputs)
+        layout = InputLayout(rows_bucket, outputs_bucket, self.max_path, self.step.tables)
         used = layout.fill(self._staged, rows)
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         return layout, {"N": count, "M": outputs}
@@ -278,9 +279,9 @@ class TritonExecutable:
         return [ids.view(np.int32), best]
 
 
-def bucket(count: int) -> int:
-    """The row count of the graph that runs so many rows."""
-    return next(each for each in BUCKETS if each >= count)
+def bucket(count: int, most: int) -> int:
+    """The row count of the graph that runs so many rows, where a step has at most `most`."""
+    return min(next((each for each in BUCKETS if each >= count), most), most)
 
 
 def compile_options(config: Config) -> dict[str, Any]:
