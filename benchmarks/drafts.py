@@ -25,7 +25,7 @@ from benchmarks.machine import pin_threads
 from forerun.frontends.demo import demo_model
 from forerun.runtime.calibration import trial_steps
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
-from forerun.runtime.drafters.self_draft import Bytes
+from forerun.runtime.drafters.self_draft import Shares
 from forerun.runtime.executable import Float32, Int32, Part
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.tree import Tree
@@ -147,7 +147,7 @@ def build(model: CompiledModel, drafters: dict[str, tuple[Any, ...]], policy: An
 
 def verification(model: CompiledModel, layers: Sequence[int], rows: int = 4) -> list[tuple[Any, ...]]:
     """What a verifying step that is entered behind an exit reads and takes, as shares of a whole one's."""
-    executable, read = model.executable, Bytes.of(model.executable)
+    executable, read = model.executable, Shares.of(model.executable)
     table: list[tuple[Any, ...]] = []
     with trial_steps(model.engine, [rows]) as [step]:
         for layer in layers:

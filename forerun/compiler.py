@@ -99,7 +99,7 @@ def compile(
     built = build(source, dtype, target, max_length, dump_dir, progress)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
-    drafter, policy = chosen.build(Target(engine, cost, built.tokenizer))
+    drafter, policy = chosen.build(Target(engine, cost, built.tokenizer, progress))
     return CompiledModel(built.executable, drafter, policy, built.tokenizer, built.eos_token_ids, cost, engine)
 
 
@@ -126,11 +126,11 @@ def build(
 
 def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:
     """The same compiled target under another strategy: nothing is compiled again, the cache is shared."""
-    chosen = resolve_strategy(strategy)
+    chosen, progress = resolve_strategy(strategy), progress or open_progress()
     cost = model.cost
     if cost is None and chosen.needs_cost:
-        cost = measure_cost(model.engine, progress or open_progress())
-    drafter, policy = chosen.build(Target(model.engine, cost, model.tokenizer))
+        cost = measure_cost(model.engine, progress)
+    drafter, policy = chosen.build(Target(model.engine, cost, model.tokenizer, progress))
     return CompiledModel(model.executable, drafter, policy, model.tokenizer, model.eos_token_ids, cost, model.engine)
 
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
 from forerun.errors import InvalidOptionError, UnknownStrategyError
-from forerun.progress import open_progress
+from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
@@ -36,6 +36,7 @@ class Target:
     engine: Engine
     cost: CostModel | None  # t(n) on this machine, where the strategy asked for it
     tokenizer: Any  # None where none is known
+    progress: Progress = field(default_factory=open_progress)
 
     @property
     def executable(self) -> Executable:
@@ -129,6 +130,8 @@ class DraftModel:
                 "text", what the draft wrote in the target's tokens (arXiv 2502.05202); "auto", the closest there is
     drafter     drafts for the draft (arXiv 2308.04623)
     dtype       how the draft's matrices are kept
+
+    Two models that draft for each other must not generate at the same time: each waits for the other.
     """
 
     source: Any
@@ -151,12 +154,12 @@ class DraftModel:
         if isinstance(self.source, CompiledModel):
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
-            return Target(engine, None, self.source.tokenizer)
+            return Target(engine, None, self.source.tokenizer, target.progress)
         from forerun.compiler import build, resolve_target  # which itself needs the strategies
 
         length = target.executable.max_length
-        built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, open_progress())
-        return Target(Engine(built.executable), None, built.tokenizer)
+        built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, target.progress)
+        return Target(Engine(built.executable), None, built.tokenizer, target.progress)
 
 
 def _weight_bytes(executable: Executable) -> int:

@@ -182,15 +182,19 @@ class CostAware:
         return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
     def observe(self, rows: int, tokens: int) -> None:
-        drafting = 0.0
+        drafting, seconds = 0.0, self.cost.seconds(rows)
         if self._began is not None:
-            if self._share == 1.0:
-                self.cost.observe(rows, self.clock() - self._began)
+            took = self.clock() - self._began
+            if self._share < 1.0:
+                seconds = min(took, 4 * seconds)  # with what brought further rows to the entry
+            else:
+                self.cost.observe(rows, took)
+                seconds = self.cost.seconds(rows)
             if self._turn is not None:
                 drafting = self._began - self._turn
             self._turn = self._began = None
         self._tokens = self._tokens * self.memory + tokens
-        self._seconds = self._seconds * self.memory + self.cost.seconds(rows) * self._share + drafting
+        self._seconds = self._seconds * self.memory + seconds + drafting
 
 
 def _shares(trees: Sequence[Tree], drafted: int) -> list[int]:

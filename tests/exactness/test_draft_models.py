@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import forerun
 from forerun.errors import InvalidOptionError, UnknownStrategyError
+from forerun.runtime.drafters.vocabulary import SameVocabulary
 from forerun.runtime.model import CompiledModel
 from tests.models import FAMILIES
 
@@ -141,6 +142,40 @@ def test_a_draft_that_writes_the_targets_text_is_accepted(vocabulary: str, draft
     assert found.stats.accepted_length >= accepted
 
 
+@pytest.mark.parametrize("drafter", [None, forerun.TokenRecycling()])
+def test_what_is_longer_in_the_targets_tokens_stays_within_its_length(drafter: Any) -> None:
+    """Tokens of three letters draft for tokens of one, up to the last position."""
+    target = alphabet(1)
+    prompt = target.tokenizer.encode("abc")  # pyright: ignore
+    new = target.executable.max_length - len(prompt)
+    spec = forerun.DraftModel(alphabet(3, unused=9, seed=2), vocabulary="text", drafter=drafter)
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(spec,), policy=FIXED))
+    found = drafting.generate(prompt, new, return_logits=True)
+    assert found.has_bits_of(target.generate(prompt, new, return_logits=True))
+    assert found.stats.accepted_length > 2
+
+
+def test_more_rows_than_there_are_slots_are_not_asked_for() -> None:
+    target = compiled("llama", 300)
+    shape = forerun.Shape(deepest=40, beam=90, children=8)
+    for drafter in (forerun.DraftModel(compiled("gpt2", 300), shape=shape), forerun.EarlyExit(1, shape=shape)):
+        drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(drafter,), policy=forerun.Fixed(60)))
+        assert drafting.generate(list(range(1, 9)), 30).token_ids == target.generate(list(range(1, 9)), 30).token_ids
+
+
+def test_padded_vocabularies_are_the_same() -> None:
+    """A model may have room for more tokens than its tokenizer knows."""
+    target, padded = (
+        compiled("llama", 300),
+        forerun.compile(FAMILIES["gpt2"](vocab_size=310), strategy="autoregressive", max_length=192),
+    )
+    padded.tokenizer = target.tokenizer
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(forerun.DraftModel(padded),), policy=FIXED))
+    assert isinstance(drafting.drafter.vocabulary, SameVocabulary)  # pyright: ignore
+    prompt = target.tokenizer.encode(PROMPT)  # pyright: ignore
+    assert drafting.generate(prompt, 40).token_ids == target.generate(prompt, 40).token_ids
+
+
 def test_a_staged_draft_with_the_targets_weights_is_right() -> None:
     target = compiled("llama", 300)
     draft = forerun.DraftModel(target, drafter=forerun.TokenRecycling(), shape=forerun.Shape(deepest=4, children=1))
@@ -191,4 +226,6 @@ def test_a_text_that_outgrows_the_draft_goes_on_without_it() -> None:
     short = forerun.compile(FAMILIES["llama"](vocab_size=300), strategy="autoregressive", max_length=32)
     drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(forerun.DraftModel(short),), policy=FIXED))
     prompt = torch.arange(1, 20)
-    assert drafting.generate(prompt, 60).token_ids == target.generate(prompt, 60).token_ids
+    found = drafting.generate(prompt, 60)
+    assert found.token_ids == target.generate(prompt, 60).token_ids
+    assert found.stats.rows > found.stats.steps, "it never drafted"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import forerun
 from forerun.errors import InvalidOptionError
+from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.growing import Grower
 from forerun.runtime.drafters.launch_cost import LaunchCost
 from forerun.runtime.drafters.merged import Merged
@@ -16,7 +17,8 @@ from forerun.runtime.drafters.parts.uniform import FixedPart
 from forerun.runtime.drafters.self_draft import SelfDraft
 from forerun.runtime.executable import Part
 from forerun.runtime.model import CompiledModel
-from forerun.runtime.policy import Fixed
+from forerun.runtime.policy import CostAware, Fixed
+from forerun.strategies import Target
 from tests.models import FAMILIES
 
 DEEP: dict[str, dict[str, Any]] = {
@@ -55,6 +57,8 @@ METHODS: dict[str, forerun.Strategy] = {
         policy=forerun.Fixed(24),
     ),
 }
+# Where time counts launches are weighed, leaves dropped, and turns without a draft come between.
+COST = CostModel((1, 8, 64), (1e-3, 1.1e-3, 2e-3))
 PROMPT = [5, 9, 2, 7, 11, 5, 9, 2, 3, 1, 8, 5, 9]
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "seed": 4}
 
@@ -118,6 +122,46 @@ def test_random_parts_draft_without_a_trace(family: str, data: st.DataObject) ->
     assert found.has_bits_of(expected(family, sampled))
 
 
+@pytest.mark.parametrize("method", ["uniform", "swift", "clasp", "early_exit", "dynamic_exit", "all"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_bits_are_plain_decodings_where_time_counts(family: str, method: str) -> None:
+    model = plain(family)
+    drafter, _ = METHODS[method].build(Target(model.engine, COST, None))
+    drafting = CompiledModel(model.executable, drafter, CostAware(COST, 24), engine=model.engine)
+    for sampled in (False, True, False):
+        found = drafting.generate(PROMPT, 40, return_logits=True, **(SAMPLED if sampled else {}))
+        assert found.has_bits_of(expected(family, sampled))
+
+
+@pytest.mark.parametrize("method", ["early_exit", "all"])
+def test_a_text_reaches_the_last_position(method: str) -> None:
+    model = forerun.with_strategy(plain("llama"), METHODS[method])
+    new = model.executable.max_length - len(PROMPT)
+    found = model.generate(PROMPT, new, return_logits=True)
+    assert found.has_bits_of(plain("llama").generate(PROMPT, new, return_logits=True))
+
+
+@pytest.mark.parametrize("method", ["clasp", "early_exit", "all"])
+def test_a_request_that_fails_leaves_no_trace(method: str) -> None:
+    model = forerun.with_strategy(plain("llama"), METHODS[method])
+    for fail_at in (3, 8):
+        left = fail_at
+
+        class Full:
+            def put(self, value: Any) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise OSError("no one listens")
+
+            def end(self) -> None:
+                pass
+
+        with pytest.raises(OSError, match="no one listens"):
+            model.generate(PROMPT, 40, streamer=Full())
+        assert model.generate(PROMPT, 40, return_logits=True).has_bits_of(expected("llama", False))
+
+
 def test_the_target_itself_is_a_perfect_draft() -> None:
     model = plain("llama")
     grower = Grower(forerun.Shape(deepest=4, beam=1, children=1), LaunchCost(None))
@@ -147,7 +191,7 @@ def test_a_step_is_entered_behind_what_the_draft_has_computed() -> None:
     finally:
         model.engine.executable = kept
     verified = [part for part, outputs in parts[1:] if part.enter or part == Part()]
-    assert verified
+    assert len(verified) > 2
     assert all(part == Part(enter=6) for part in verified[:-1]), "a verifying step did what the draft had done"
 
 

@@ -7,14 +7,14 @@ Speculative Decoding" (arXiv 2308.04623).
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
-from forerun.runtime.drafters.growing import Grower, Grown, Launches
+from forerun.runtime.drafters.growing import Grower, Grown, Launches, Shape
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32
@@ -60,22 +60,25 @@ class DraftModel(Drafter):
         draft = _Draft(sequence, follower, closing, Context(follower.follow(context.tokens)))
         self._drafts[context] = draft
         if self.inner is not None:
-            self.inner.begin(draft.own)
             closing.callback(self.inner.end, draft.own)
+            self.inner.begin(draft.own)
 
     def propose(self, context: Context, budget: Budget) -> Tree:
         draft = self._drafts[context]
-        depth = min(budget.depth, self.grower.shape.deepest, self.engine.executable.max_path - 1)
         draft.tree = None
-        if len(draft.own.tokens) + depth > self.engine.executable.max_length:
-            return root_only(context.tokens[-1])  # the text has outgrown the draft
+        limits, own = self.engine.executable, draft.own.tokens
+        shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
+        outgrown = len(own) + shape.deepest > limits.max_length
+        if not own or budget.depth == 0 or outgrown:
+            return root_only(context.tokens[-1])
         with self.engine.serving:
-            grow = self._grow if self.inner is None else self._stage
-            grown = grow(draft, replace(budget, depth=depth))
+            grown = (self._grow if self.inner is None else self._stage)(draft, budget, shape)
         if not grown.evaluated:
             return root_only(context.tokens[-1])
         draft.tree = grown.tree
-        return self.vocabulary.translate(grown.tree, context.tokens, draft.own.tokens).likeliest(budget.rows)
+        tree = self.vocabulary.translate(grown.tree, context.tokens, own)
+        # Written in the target's tokens a draft may be longer than it was.
+        return tree.select(np.flatnonzero(tree.depth <= budget.depth)).likeliest(budget.rows)
 
     def observe(self, context: Context, observation: Observation) -> None:
         draft = self._drafts[context]
@@ -109,8 +112,9 @@ class DraftModel(Drafter):
     def _keep_evaluated(self, draft: _Draft, after: list[int]) -> None:
         """Rows of the last tree that came true stay in the cache; the last token of `after` is the next root."""
         self._cut(draft, after)
-        if draft.tree is None or len(draft.cached) >= len(after) or draft.tree.token[0] != after[len(draft.cached)]:
-            return
+        at = len(draft.cached)
+        if draft.tree is None or at != len(draft.own.tokens) - 1 or after[at : at + 1] != draft.own.tokens[-1:]:
+            return  # the context was written anew: the tree's rows stand elsewhere
         path: list[int] = []
         row: int | None = 0
         while row in draft.slots and len(draft.cached) + len(path) + 1 < len(after):
@@ -121,7 +125,7 @@ class DraftModel(Drafter):
 
     def _cut(self, draft: _Draft, after: list[int]) -> None:
         """Forget what the cache holds beside the beginning of `after`."""
-        del draft.cached[min(common(draft.cached, after), len(after) - 1) :]
+        del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
         draft.sequence.length = len(draft.cached)
 
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
@@ -140,9 +144,9 @@ class DraftModel(Drafter):
         behind = min(CATCHING_UP, len(draft.own.tokens) - len(draft.cached) - 1)
         return Launches(lambda depth: self._share, behind=behind)
 
-    def _grow(self, draft: _Draft, budget: Budget) -> Grown:
+    def _grow(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
         """Levels of a tree, each a launch."""
-        self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + budget.depth)
+        self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + shape.deepest)
         below: DraftRows | None = None
 
         def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
@@ -156,30 +160,29 @@ class DraftModel(Drafter):
                 candidates, logits = result.candidates, result.candidate_logits
             return self.vocabulary.candidates(candidates), logits
 
-        grown = self.grower.grow(draft.own.tokens[-1], budget, self._launches(draft), evaluate)
+        grown = self.grower.grow(draft.own.tokens[-1], budget, self._launches(draft), evaluate, shape)
         draft.slots = {} if below is None else below.slots
         return grown
 
-    def _stage(self, draft: _Draft, budget: Budget) -> Grown:
+    def _stage(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
         """The draft's own greedy text, found by its drafter and verified by the draft, with its rivals as leaves."""
         assert self.inner is not None
         builder = self.grower.begin(draft.own.tokens[-1], budget.pace)
         kept, evaluated = len(draft.own.tokens), list[int]()
-        row, depth, launches = 0, 0, self._launches(draft)
-        while depth < budget.depth:
+        row, depth, most, launches = 0, 0, shape.deepest, self._launches(draft)
+        while depth < most:
             with self.grower.launch(builder, [row], depth, budget, launches) as worthwhile:
                 if not worthwhile:
                     break
-                found = self._inner_step(draft, budget.depth - depth)
+                found = self._inner_step(draft, most - depth, shape)
             for candidates, logits in found:
                 evaluated.append(row)
-                children = self.grower.add_children(
-                    builder, [row], depth, self.vocabulary.candidates(candidates[None]), logits[None]
-                )
+                offered = self.vocabulary.candidates(candidates[None])
+                children = self.grower.add_children(builder, [row], depth, shape, offered, logits[None])
                 depth += 1
                 following = builder.find(row, int(candidates[0])) if children else None
                 if following is None:
-                    budget = replace(budget, depth=depth)  # too uncertain to go on from
+                    most = depth  # too uncertain to go on from
                     break
                 row = following
         self.inner.rewind(draft.own, kept)
@@ -187,7 +190,7 @@ class DraftModel(Drafter):
         draft.slots = {}  # what it kept is in the cache already
         return Grown(builder.build(), evaluated)
 
-    def _inner_step(self, draft: _Draft, depth: int) -> list[tuple[Int32, Float32]]:
+    def _inner_step(self, draft: _Draft, depth: int, shape: Shape) -> list[tuple[Int32, Float32]]:
         """One step of the draft behind its context, which grows by the tokens accepted: each one's candidates [K]."""
         assert self.inner is not None
         own, engine = draft.own, self.engine
@@ -195,7 +198,7 @@ class DraftModel(Drafter):
         pending = own.tokens[len(draft.cached) : -1]
         engine.prefill(draft.sequence, np.array(pending, np.int32))
         own.place = Place(draft.sequence, StepSlots(draft.sequence, engine.cache.spare))
-        budget = Budget(min(self.grower.shape.beam * depth, engine.executable.max_outputs), depth - 1)
+        budget = Budget(min(shape.beam * depth, engine.executable.max_outputs), depth - 1)
         tree = self.inner.propose(own, budget).likeliest(budget.rows)
         [result] = engine.step([draft.sequence], [tree], own.place.prefix)
         verdict = verify(tree, lambda row: int(result.candidates[row, 0]))

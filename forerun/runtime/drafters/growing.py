@@ -17,7 +17,7 @@ from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, decided_rows
 from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 from forerun.runtime.drafters.token_recycling import SHARES
-from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.executable import Executable, Float32, Int32
 from forerun.runtime.tree import Float64, Tree, TreeBuilder
 
 BELIEVED = 0.8  # of a candidate's share, before anything is known of the draft
@@ -38,6 +38,12 @@ class Shape:
         for name in ("deepest", "beam", "children"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"{name} of a draft's shape must be 1 or more, not {getattr(self, name)}")
+
+    def within(self, depth: int, slots: int, executable: Executable) -> "Shape":
+        """The shape, no deeper than `depth` and the longest path, with no more rows than `slots` and a step's outputs."""
+        beam = min(self.beam, executable.max_outputs)
+        longest = executable.max_path - 1  # a path begins with the root where that lies away from home
+        return Shape(max(1, min(self.deepest, depth, longest, slots // beam)), beam, self.children)
 
 
 class Confidence(Protocol):
@@ -132,7 +138,7 @@ class Grower:
         # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
         self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
         self.balance = Balance(self.cost.read(1, 1.0))
-        self._turn = _Turn(self.clock(), 1.0)
+        self._turn: _Turn | None = None
 
     def begin(self, root: int, pace: float) -> TreeBuilder:
         """A turn: a tree of the root alone."""
@@ -140,20 +146,23 @@ class Grower:
         self._turn = _Turn(self.clock(), pace)
         return TreeBuilder(root)
 
-    def grow(self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate) -> Grown:
+    def grow(
+        self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate, shape: Shape | None = None
+    ) -> Grown:
         """A tree under `root`: as many levels as pay at the budget's price; the root alone is one of the answers."""
+        shape = shape or self.shape
         builder = self.begin(root, budget.pace)
         evaluated: list[int] = []
         level = [0]
-        for depth in range(min(budget.depth, self.shape.deepest)):
+        for depth in range(min(budget.depth, shape.deepest)):
             with self.launch(builder, level, depth, budget, launches) as worthwhile:
                 if not worthwhile:
                     break
                 evaluated.extend(level)
-                level = self.add_children(builder, level, depth, *evaluate(builder, level))
+                level = self.add_children(builder, level, depth, shape, *evaluate(builder, level))
             if not level:
                 break
-        return Grown(builder.build(), sorted(evaluated))
+        return Grown(builder.build(), evaluated)
 
     @contextmanager
     def launch(
@@ -164,6 +173,8 @@ class Grower:
         Without the launch the level's rows are verified as they are, where bringing them to the step's entry pays.
         With it they are there, and the same choice comes again for their children, whose worth varies.
         """
+        turn = self._turn
+        assert turn is not None
         rows, share = len(level) + (launches.behind if depth == 0 else 0), launches.share(depth)
         likely = sum(builder.probabilities[row] for row in level)
         price = budget.price * budget.pace  # of a second of the calibration
@@ -173,37 +184,41 @@ class Grower:
         spared = max(0.0, likely - price * self.cost.read(len(level), launches.catch_up))
         pays = likely + children - price * self.cost.seconds(rows, share) > spared
         if depth == 0:
-            self._turn.trial = not (pays and self.balance.pays(price))
-            pays = not self._turn.trial or self.allowance.positive
-        if not pays:
+            if price > 0 and self.balance.lacks_plain_turns:
+                yield False
+                return
+            pays = pays and self.balance.pays(price)
+        if not pays and not self.allowance.positive:
             yield False
             return
+        turn.trial = turn.trial or not pays
         began = self.clock()
         yield True
         seconds = (self.clock() - began) / budget.pace
-        self._turn.drafted = True
+        turn.drafted = True
         self.cost.observe(rows, share, seconds)
-        if self._turn.trial:
+        if turn.trial:
             self.allowance.spend(seconds)
 
     def observe(self, tree: Tree | None, tokens: Sequence[int], committed: int) -> None:
         """The draft's `tokens`, `committed` ones of the target, stand where `tree` was proposed (None: nothing was)."""
-        turn = self._turn
-        self.balance.observe(turn.drafted, committed, (self.clock() - turn.began) / turn.pace)
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self.balance.observe(turn.drafted, committed, (self.clock() - turn.began) / turn.pace)
         if tree is None:
             return
         for row, accepted in decided_rows(tree, tokens):
             self.rates.observe(int(tree.source[row]), accepted)
 
     def add_children(
-        self, builder: TreeBuilder, level: list[int], depth: int, candidates: Int32, logits: Float32
+        self, builder: TreeBuilder, level: list[int], depth: int, shape: Shape, candidates: Int32, logits: Float32
     ) -> list[int]:
         """The children of a level's rows, and of them those to evaluate next."""
-        width = min(self.shape.children, candidates.shape[1])
+        width = min(shape.children, candidates.shape[1])
         shares = np.exp((logits - logits[:, :1]).astype(np.float64))
         shares /= shares.sum(axis=1, keepdims=True)
         features = np.searchsorted(SHARES, shares)
-        edges = self.rates.rate[features[:, :width]]
+        edges = np.where(candidates[:, :width] >= 0, self.rates.rate[features[:, :width]], 0.0)
         edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true
         likelihood = [builder.probabilities[row] for row in level]
         right = sum(each * mass for each, mass in zip(likelihood, edges.sum(axis=1).tolist(), strict=True))
@@ -216,4 +231,4 @@ class Grower:
             if self.confidence(shares[index]):
                 open_rows.extend(added)
         open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: of equals the likelier candidate first
-        return sorted(open_rows[: self.shape.beam])
+        return sorted(open_rows[: shape.beam])

@@ -4,6 +4,11 @@ from dataclasses import dataclass, field
 
 from forerun.runtime.calibration import CostModel
 
+SAVED = 4
+"""Steps' time that an allowance holds at most."""
+PLAIN_EVERY = 64
+"""Turns with a draft after which one without is due, to compare with."""
+
 
 @dataclass
 class LaunchCost:
@@ -47,8 +52,8 @@ class Allowance:
     _earned: float = field(init=False, default=0.0)
 
     def earn(self, seconds: float) -> None:
-        """A step of so many seconds went by."""
-        self._earned += self.share * seconds
+        """A step of so many seconds went by. What a few trials would not use up is not saved."""
+        self._earned = min(self._earned + self.share * seconds, SAVED * seconds)
 
     def spend(self, seconds: float) -> None:
         self._earned -= seconds
@@ -73,6 +78,7 @@ class Balance:
     _turns: int = field(init=False, default=0)
     _drafted: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])  # tokens, seconds
     _plain: list[float] = field(init=False)
+    _since_plain: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._plain = [1.0, self.plain_seconds]
@@ -81,6 +87,7 @@ class Balance:
         """A turn, with or without a draft."""
         if self.plain_seconds == 0 or seconds > 32 * self.plain_seconds:
             return  # time does not count, or something else took it
+        self._since_plain = self._since_plain + 1 if drafted else 0
         kept = self._drafted if drafted else self._plain
         memory = min(self.memory, 1 - 1 / (self._turns + 1)) if drafted else self.memory
         self._turns += drafted
@@ -89,6 +96,11 @@ class Balance:
 
     def pays(self, price: float) -> bool:
         """At so many tokens a second. A draft that was hardly tried is believed to."""
-        if self._turns < self.patience:
+        if price == 0 or self._turns < self.patience:
             return True
         return self._drafted[0] - self._plain[0] >= price * (self._drafted[1] - self._plain[1])
+
+    @property
+    def lacks_plain_turns(self) -> bool:
+        """Whether a turn without a draft is due: what others propose, and what a turn takes, changes."""
+        return self._since_plain >= PLAIN_EVERY

@@ -21,19 +21,20 @@ from forerun.runtime.tree import Tree, TreeBuilder, root_only
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Shares:
     """What a step's parts read of the weights, as shares of what the whole step reads."""
 
     branches: tuple[float, ...]
     head: float  # the final norm and the head
 
     @classmethod
-    def of(cls, executable: Executable) -> "Bytes":
+    def of(cls, executable: Executable) -> "Shares":
         total = sum(branch.bytes for branch in executable.branches) + executable.head_bytes
         return cls(tuple(branch.bytes / total for branch in executable.branches), executable.head_bytes / total)
 
-    def share(self, part: Part, logits: bool = True) -> float:
-        return sum(self.branches[each] for each in part.branches(len(self.branches))) + self.head * logits
+    def share(self, part: Part) -> float:
+        """Of a part with the logits of its rows."""
+        return sum(self.branches[each] for each in part.branches(len(self.branches))) + self.head
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Plan:
     launches: Launches
 
     @classmethod
-    def of(cls, parts: tuple[Part, ...], read: Bytes) -> "_Plan":
+    def of(cls, parts: tuple[Part, ...], read: Shares) -> "_Plan":
         shares = [read.share(part) for part in parts]
         shared = min(part.shared(len(read.branches)) for part in parts)
         behind = read.share(Part(enter=shared))
@@ -68,12 +69,6 @@ class PartMethod:
         """What evaluates the rows at a depth this turn; deeper rows may leave out more, and never less."""
         return Part()
 
-    def observe(self, context: Context, observation: Observation) -> None:
-        """The outcome of the last proposal."""
-
-    def end(self, context: Context) -> None:
-        """The request is over, or failed."""
-
 
 class SelfDraft(Drafter):
     """Grows trees with a part of the target."""
@@ -81,7 +76,7 @@ class SelfDraft(Drafter):
     def __init__(self, engine: Engine, method: PartMethod, grower: Grower) -> None:
         require_branches(engine.executable)
         self.engine, self.method, self.grower = engine, method, grower
-        self.bytes = Bytes.of(engine.executable)
+        self.shares = Shares.of(engine.executable)
         self._last: _Plan | None = None
         self._proposed: dict[Context, Tree] = {}
 
@@ -90,17 +85,17 @@ class SelfDraft(Drafter):
 
     def propose(self, context: Context, budget: Budget) -> Tree:
         self.method.prepare(context, budget.price)
-        place, shape = context.place, self.grower.shape
+        place, limits = context.place, self.engine.executable
         assert place is not None
-        room = max(0, place.slots.left - self.engine.executable.max_outputs) // shape.beam  # the step needs slots too
-        longest = self.engine.executable.max_path - 1  # a path begins with the root where that lies away from home
-        depth = min(budget.depth, shape.deepest, self.method.deepest or budget.depth, room, longest)
-        if depth == 0:
+        room = place.slots.left - limits.max_outputs  # the step needs slots too
+        if budget.depth == 0 or room < self.grower.shape.beam:
             self._proposed[context] = tree = root_only(context.tokens[-1])
             return tree
-        plan = self._plan(depth)
+        shape = self.grower.shape.within(self.method.deepest or budget.depth, room, limits)
+        plan = self._plan(min(budget.depth, shape.deepest))
         draft = _Turn(self.engine, plan, place)
-        grown = self.grower.grow(context.tokens[-1], replace(budget, depth=depth), plan.launches, draft)
+        own = replace(budget, depth=len(plan.parts))
+        grown = self.grower.grow(context.tokens[-1], own, plan.launches, draft, shape)
         tree = grown.tree
         if draft.prefix is not None and grown.evaluated:
             if place.prefix is None or place.prefix.leave < draft.prefix.leave:
@@ -111,26 +106,22 @@ class SelfDraft(Drafter):
 
     def observe(self, context: Context, observation: Observation) -> None:
         self.grower.observe(self._proposed[context], observation.tokens, len(observation.tokens))
-        self.method.observe(context, observation)
 
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
-        self.method.end(context)
 
     def _plan(self, depth: int) -> _Plan:
         """Of the method's parts this turn; kept for the next, as most turns have the last one's."""
         parts = tuple(self.method.part(each) for each in range(depth))
         if self._last is None or self._last.parts != parts:
-            self._last = _Plan.of(parts, self.bytes)
+            self._last = _Plan.of(parts, self.shares)
         return self._last
 
     def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> Tree:
         """The tree, less the rows that were not evaluated where bringing them to the step's entry costs too much."""
         tree = grown.tree
-        likely, leaves = (
-            tree.probability.sum() - tree.probability[grown.evaluated].sum(),
-            len(tree) - len(grown.evaluated),
-        )
+        leaves = len(tree) - len(grown.evaluated)
+        likely = tree.probability.sum() - tree.probability[grown.evaluated].sum()
         if likely > price * self.grower.cost.seconds(max(1, leaves), entry):
             return tree
         return tree.select(np.array(grown.evaluated, np.intp))

@@ -6,6 +6,7 @@ writes the draft's text in the target's tokens. What is proposed never changes t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,17 +45,21 @@ class Vocabulary(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class SameVocabulary:
-    """Both use the same token ids."""
+    """Both use the same token ids; a model may have room for more of them than there are."""
+
+    target_size: int
+    draft_size: int
 
     def follower(self) -> Follower:
         return self
 
     def follow(self, tokens: Sequence[int]) -> list[int]:
-        return list(tokens)
+        return [token if token < self.draft_size else 0 for token in tokens]
 
     def candidates(self, ids: Int32) -> Int32:
-        return ids
+        return np.where(ids < self.target_size, ids, -1).astype(np.int32)
 
     def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
         return tree
@@ -63,29 +68,32 @@ class SameVocabulary:
 class TextFollower:
     """Writes a context in the draft's tokens, by its text; all but its end is written once."""
 
-    def __init__(self, target: Any, draft: Any) -> None:
-        self._target, self._draft = target, draft
-        beginning = draft.bos_token_id
-        self._written: list[int] = [] if beginning is None else [beginning]
-        self._count = 0  # of the target's tokens, those that are written for good
+    def __init__(self, target: Any, draft: Any, draft_size: int) -> None:
+        self._target, self._draft, self._size = target, draft, draft_size
+        self._settled: list[int] = []  # the target's tokens that are written for good
+        self._written: list[int] = []
 
     def follow(self, tokens: Sequence[int]) -> list[int]:
-        if len(tokens) - self._count > 3 * TAIL:
-            settled = len(tokens) - TAIL
-            self._written.extend(self._write(tokens[self._count : settled]))
-            self._count = settled
-        return [*self._written, *self._write(tokens[self._count :])]
+        if list(tokens[: len(self._settled)]) != self._settled:
+            self._settled, self._written = [], []  # cut back to before what was settled
+        if len(tokens) - len(self._settled) > 3 * TAIL:
+            more = list(tokens[len(self._settled) : len(tokens) - TAIL])
+            self._written.extend(self._write(more))
+            self._settled.extend(more)
+        beginning = [] if self._draft.bos_token_id is None else [self._draft.bos_token_id]
+        return [*beginning, *self._written, *self._write(tokens[len(self._settled) :])]
 
     def _write(self, tokens: Sequence[int]) -> list[int]:
-        return encode(self._draft, decode(self._target, tokens))
+        return [token for token in encode(self._draft, decode(self._target, tokens)) if token < self._size]
 
 
 class Intersection:
     """Token-level intersection: the draft proposes among the tokens whose strings both vocabularies have."""
 
-    def __init__(self, target: Any, draft: Any, draft_size: int) -> None:
-        self._tokenizers = target, draft
-        strings = {text: token for token, text in token_strings(target).items()}
+    def __init__(self, target: Any, draft: Any, sizes: tuple[int, int]) -> None:
+        target_size, draft_size = sizes
+        self._follower = target, draft, draft_size
+        strings = {text: token for token, text in token_strings(target).items() if token < target_size}
         self.target_of: NDArray[np.int32] = np.full(draft_size, -1, np.int32)  # by the draft's token
         for token, text in token_strings(draft).items():
             if token < draft_size and text in strings:
@@ -97,7 +105,7 @@ class Intersection:
         return float((self.target_of >= 0).mean())
 
     def follower(self) -> Follower:
-        return TextFollower(*self._tokenizers)
+        return TextFollower(*self._follower)
 
     def candidates(self, ids: Int32) -> Int32:
         return np.where(self.target_of[ids] >= 0, ids, -1).astype(np.int32)
@@ -111,11 +119,11 @@ class Intersection:
 class Text:
     """String-level exact match: what the draft wrote is cut into the target's tokens, path by path."""
 
-    def __init__(self, target: Any, draft: Any) -> None:
-        self._target, self._draft = target, draft
+    def __init__(self, target: Any, draft: Any, sizes: tuple[int, int]) -> None:
+        self._target, self._draft, self._sizes = target, draft, sizes
 
     def follower(self) -> Follower:
-        return TextFollower(self._target, self._draft)
+        return TextFollower(self._target, self._draft, self._sizes[1])
 
     def candidates(self, ids: Int32) -> Int32:
         return ids
@@ -133,8 +141,8 @@ class Text:
                 continue
             ends = [len(text) - len(own_before) for text in texts]  # of the draft's rows, in characters drafted
             ids = encode(self._target, before + texts[-1][len(own_before) :])
-            if ids[: len(tail)] != tail:
-                continue  # the draft's text changes how the context would have been cut
+            if ids[: len(tail)] != tail or max(ids) >= self._sizes[0]:
+                continue  # the draft's text changes how the context would have been cut, or no token says it
             row = 0
             for count in range(len(tail) + 1, len(ids) + 1):
                 written = len(decode(self._target, ids[:count])) - len(before)
@@ -153,23 +161,23 @@ def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Voc
     if way not in WAYS:
         raise InvalidOptionError(f"there is no way {way!r} for vocabularies to meet: use one of {', '.join(WAYS)}")
     known = all(each is not None for each in (target, draft))
-    equal = sizes[0] == sizes[1] and (not known or target.get_vocab() == draft.get_vocab())
+    equal = target.get_vocab() == draft.get_vocab() if known else sizes[0] == sizes[1]
     if way == "same" or (way == "auto" and equal):
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and not equal:
             raise InvalidOptionError(
                 f"the draft model has {sizes[1]} tokens and the target {sizes[0]}: they are not the same vocabulary, "
                 "use 'intersection' or 'text'"
             )
-        return SameVocabulary()
+        return SameVocabulary(*sizes)
     if not known:
         raise InvalidOptionError(
             f"the draft model ({sizes[1]} tokens) and the target ({sizes[0]}) have vocabularies of their own, and meet "
             "by text: give both with their tokenizers"
         )
-    intersection = Intersection(target, draft, sizes[1])
+    intersection = Intersection(target, draft, sizes)
     if way == "intersection" or (way == "auto" and intersection.share >= SHARED):
         return intersection
-    return Text(target, draft)
+    return Text(target, draft, sizes)
 
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -181,5 +189,5 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def token_strings(tokenizer: Any) -> dict[int, str]:
-    """Each token's text; a leading space is one character, whatever sign the vocabulary has for it."""
+    """Each token as its vocabulary writes it; a leading space is one character, whatever sign stands for it."""
     return {token: text.replace("▁", " ").replace("Ġ", " ") for text, token in tokenizer.get_vocab().items()}

@@ -17,7 +17,7 @@ from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
 from forerun.runtime.drafters.parts.replay import Replay
 from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
-from forerun.runtime.drafters.self_draft import Bytes, PartMethod
+from forerun.runtime.drafters.self_draft import PartMethod, Shares
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
 
@@ -51,7 +51,7 @@ class _DynamicExit(Searching):
         super().__init__(cost)
         self._replay = Replay(engine, window)
         self._exits = exits
-        read = Bytes.of(engine.executable)
+        read = Shares.of(engine.executable)
         self._draft = [read.share(Part(leave=each)) for each in exits]
         self._rate = np.array([each / len(engine.executable.branches) for each in exits])
         self._choose()

@@ -1,5 +1,7 @@
 """Evaluating parts of the target on tokens that are committed already, to learn what a draft would have proposed."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from forerun.runtime.drafters.base import Context
@@ -30,7 +32,7 @@ class Replayed:
         return self._engine.run(self._rows, part).candidates[:, 0].copy()
 
     def _run(self, leave: int, outputs: Int32) -> tuple[Float32, Int32]:
-        rows = Rows(**{**vars(self._rows), "outputs": outputs})
+        rows = replace(self._rows, outputs=outputs)
         part = Part(self.at, leave) if self.at else Part(leave=leave)
         result = self._engine.run(rows, part, self._hidden if self.at else None)
         self._hidden, self.at = result.hidden.copy(), leave

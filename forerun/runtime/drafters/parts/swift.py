@@ -72,6 +72,11 @@ class _Search(Searching):
         self._scores: list[float] = []
         self._made = self._since_better = 0
 
+    def begin(self, context: Context) -> None:
+        """Another request: the best set so far is scored on it first."""
+        self.score = -1.0
+        self._made = self._since_better = 0
+
     @property
     def converged(self) -> bool:
         return self.score >= self._spec.good_enough or self._since_better >= self._spec.patience
@@ -96,7 +101,7 @@ class _Search(Searching):
 
     def _next(self) -> NDArray[np.bool_]:
         if self._made == 0:
-            return self._best  # the balanced set
+            return self._best  # at first the balanced set
         if self._made % self._spec.bayes_every:
             return _random_set(self._random, len(self._inner), self._count)
         guesses = np.stack([_random_set(self._random, len(self._inner), self._count) for _ in range(GUESSES)])
