@@ -40,7 +40,7 @@ class Shape:
                 raise InvalidOptionError(f"{name} of a draft's shape must be 1 or more, not {getattr(self, name)}")
 
     def within(self, depth: int, slots: int, executable: Executable) -> "Shape":
-        """The shape, no deeper than `depth` and the longest path, with no more rows than `slots` and a step's outputs."""
+        """The shape, no deeper than `depth` and the longest path, no more rows than `slots` and a step's outputs."""
         beam = min(self.beam, executable.max_outputs)
         longest = executable.max_path - 1  # a path begins with the root where that lies away from home
         return Shape(max(1, min(self.deepest, depth, longest, slots // beam)), beam, self.children)
