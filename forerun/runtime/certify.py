@@ -1,8 +1,8 @@
 """`forerun verify`: whether a compiled model keeps row determinism, on random schedules against plain decoding.
 
 Every row of every step of a case is held bit for bit against the same history decoded one row at a time in a sequence
-of its own. On a difference the first kernel whose output differs in the row's history is named, where the executable
-can trace its kernels.
+of its own; some steps are entered late, as verification is behind a draft. On a difference the first kernel whose
+output differs in the row's history is named, where the executable can trace its kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,13 @@ from forerun.runtime.cases import (
     random_scripts,
     random_tree_rows,
 )
-from forerun.runtime.executable import Executable, Float32, Int32, Rows, StepResult
+from forerun.runtime.executable import Executable, Float32, Int32, Part, Rows, StepResult
 from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
 
 TEXTS = 3
+IN_PARTS = 0.25
+"""Of the steps, those that are entered late."""
 
 
 class KernelOutput(Protocol):
@@ -166,6 +168,7 @@ class _Expected:
 class _Step:
     rows: Rows
     expected: list[_Expected]  # of each row
+    enter: int  # in two parts that meet behind so many branches, or whole where it is 0
 
 
 @dataclass(frozen=True)
@@ -221,12 +224,22 @@ class _Certifier:
         rows = replace(
             reorder(join(parts), order), outputs=random_outputs(self.random, len(expected), self.limits.outputs)
         )
-        result = self.executable.run(self.state, rows)
-        done = _Step(rows, [expected[i] for i in order])
+        branches = len(self.executable.branches)
+        enter = int(self.random.integers(1, branches + 1)) if branches and self.random.random() < IN_PARTS else 0
+        done = _Step(rows, [expected[i] for i in order], enter)
+        result = self._evaluate(done)
         self.events.append(done)
         self._compare(case, step, done, result)
         for progress, part in zip(chosen, parts, strict=True):
             self._advance(progress, part)
+
+    def _evaluate(self, step: _Step) -> StepResult:
+        """A step whole, or entered late with what its first part gave, as verification is behind a draft."""
+        if not step.enter:
+            return self.executable.run(self.state, step.rows)
+        first = replace(step.rows, outputs=step.rows.outputs[:0])
+        hidden = self.executable.run(self.state, first, Part(leave=step.enter)).hidden.copy()
+        return self.executable.run(self.state, step.rows, Part(enter=step.enter), hidden)
 
     def _part(self, progress: _Progress, spare: Int32) -> tuple[Rows, list[_Expected]]:
         script, sequence = progress.script, progress.sequence
@@ -277,6 +290,8 @@ class _Certifier:
                 plain = self.executable.run(self.plain.state, self._plain_row(expected[row])).logits[0]
                 difference = float(np.abs(logits[output].astype(np.float64) - plain).max())
                 kernel, name = ("token choice", "candidates") if same else self._locate(expected[row])
+                if kernel is None and step.enter:
+                    kernel, name = f"entry behind branch {step.enter}", "hidden"
                 position = int(rows.positions[row])
                 self.first = Divergence(case, number, row, len(expected), position, difference, kernel, name)
 
@@ -305,7 +320,7 @@ class _Certifier:
             if isinstance(event, _Copy):
                 executable.copy_slots(self.state, event.source, event.destination)
             elif origin is not None:
-                executable.run(self.state, event.rows)
+                self._evaluate(event)
             else:
                 origin = self._differing(executable, event, expected)
         return origin or (None, None)

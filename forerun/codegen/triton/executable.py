@@ -109,8 +109,10 @@ class TritonExecutable:
         self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=pinned)
         self._staged = self._staging.numpy()
         self._found = [torch.zeros((step.max_rows, self.candidates), pin_memory=pinned) for _ in range(2)]
-        self.branches = tuple(Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
-        self.head_bytes = self._read(None)
+        late = any(kernel.begins for kernel in step.kernels)  # else no part could be entered behind branch 0
+        found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
+        self.branches = tuple(found) if late else ()
+        self.head_bytes = self._read(None) if late else self.weight_bytes
 
     def _read(self, branch: int | None) -> int:
         return sum(each.weight_bytes for each in self.step.kernels if each.branch == branch)
@@ -126,7 +128,7 @@ class TritonExecutable:
 
     def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
         """One step, or a part of it. The result is valid until the next step."""
-        kernels, evaluated = remaining(self.step.kernels, part, len(self.branches))
+        kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
         check_hidden(part, hidden is not None)
         layout, sizes = self._load(rows)
         if hidden is not None:
@@ -145,14 +147,15 @@ class TritonExecutable:
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
         """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
         layout, _ = self._load(rows)
-        chosen, every = [each for each in self.step.kernels if each.name in kernels], list(range(len(self.branches)))
+        chosen = [each for each in self.step.kernels if each.name in kernels]
+        every = list(range(len(self.step.branches)))
         return lambda: self._launch_all(state, layout, chosen, every)
 
     def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
         layout, sizes = self._load(rows)
         entries: list[TraceEntry] = []
-        every = list(range(len(self.branches)))
+        every = list(range(len(self.step.branches)))
         for kernel in self.step.kernels:
             self._launch_all(state, layout, [kernel], every)
             for result in kernel.results:

@@ -125,11 +125,16 @@ class TvmExecutable:
         return self._arena_numbers[start : start + rows * self.width].reshape(rows, self.width)
 
     def _read_bytes(self) -> tuple[tuple[Branch, ...], int]:
-        """The branches with the bytes that each reads, and what the kernels outside of branches read."""
+        """The branches with the bytes that each reads, and what the kernels outside of branches read.
+
+        There are none where the stream begins in a kernel that gives more.
+        """
         sizes = self.step.weight_sizes()
         read: dict[int | None, int] = {}
         for kernel in self.step.kernels:
             read[kernel.branch] = read.get(kernel.branch, 0) + sum(sizes[name] for name in kernel.weights) * NUMBER
+        if not any(kernel.begins for kernel in self.step.kernels):
+            return (), sum(read.values())  # no part could be entered late
         branches = (Branch(*each, read.get(number, 0)) for number, each in enumerate(self.step.branches))
         return tuple(branches), read.get(None, 0)
 
