@@ -168,6 +168,9 @@ class CostAware:
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
         self._began, self._share = self.clock(), share
         roots = len(trees)
+        if all(len(tree) == 1 for tree in trees):
+            self._room = min(self.most, max(LEAST_ROOM, 2 * roots))
+            return list(trees)
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
         best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
         expected = np.concatenate([[0.0], np.cumsum(best)])

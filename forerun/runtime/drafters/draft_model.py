@@ -38,6 +38,7 @@ class _Draft:
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
     tree: Tree | None = None  # of the last turn, in the draft's tokens
     slots: dict[int, int] = field(default_factory=dict[int, int])  # of its rows that were evaluated
+    late: bool = False  # `own` lacks what was committed since the last draft
 
 
 class DraftModel(Drafter):
@@ -66,6 +67,10 @@ class DraftModel(Drafter):
     def propose(self, context: Context, budget: Budget) -> Tree:
         draft = self._drafts[context]
         draft.tree = None
+        if not self.grower.drafts(budget, self._launches(draft)):
+            return self.grower.begin(context.tokens[-1], budget.pace).build()
+        if draft.late:
+            self._follow(draft, draft.follower.follow(context.tokens))
         limits, own = self.engine.executable, draft.own.tokens
         shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
         outgrown = len(own) + shape.deepest > limits.max_length
@@ -82,25 +87,19 @@ class DraftModel(Drafter):
 
     def observe(self, context: Context, observation: Observation) -> None:
         draft = self._drafts[context]
+        if draft.tree is None:
+            self.grower.observe(None, (), len(observation.tokens))
+            draft.late = True  # until the next draft
+            return
         before, after = draft.own.tokens, draft.follower.follow(context.tokens)
         tree = draft.tree if after[: len(before)] == before else None
         self.grower.observe(tree, after[len(before) :], len(observation.tokens))
-        with self.engine.serving:
-            self._keep_evaluated(draft, after)
-        shared = common(before, after)
-        if shared < len(before) and self.inner is not None:
-            self.inner.rewind(draft.own, shared)
-        draft.own.tokens[shared:] = after[shared:]
+        self._follow(draft, after)
 
     def rewind(self, context: Context, length: int) -> None:
         draft = self._drafts[context]
-        after = draft.follower.follow(context.tokens[:length])
-        shared = common(draft.own.tokens, after)
-        if self.inner is not None:
-            self.inner.rewind(draft.own, shared)
-        draft.own.tokens[shared:] = after[shared:]
         draft.tree = None
-        self._cut(draft, after)
+        self._follow(draft, draft.follower.follow(context.tokens[:length]))
 
     def end(self, context: Context) -> None:
         draft = self._drafts.pop(context, None)
@@ -108,6 +107,17 @@ class DraftModel(Drafter):
             draft.closing.close()
 
     # --- the draft's cache
+
+    def _follow(self, draft: _Draft, after: list[int]) -> None:
+        """The context in the draft's tokens has become `after`."""
+        with self.engine.serving:
+            self._keep_evaluated(draft, after)
+        before = draft.own.tokens
+        shared = common(before, after)
+        if shared < len(before) and self.inner is not None:
+            self.inner.rewind(draft.own, shared)
+        draft.own.tokens[shared:] = after[shared:]
+        draft.late = False
 
     def _keep_evaluated(self, draft: _Draft, after: list[int]) -> None:
         """Rows of the last tree that came true stay in the cache; the last token of `after` is the next root."""
@@ -141,7 +151,7 @@ class DraftModel(Drafter):
         return result.candidates, result.candidate_logits
 
     def _launches(self, draft: _Draft) -> Launches:
-        behind = min(CATCHING_UP, len(draft.own.tokens) - len(draft.cached) - 1)
+        behind = max(0, min(CATCHING_UP, len(draft.own.tokens) - len(draft.cached) - 1))
         return Launches(lambda depth: self._share, behind=behind)
 
     def _grow(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:

@@ -175,20 +175,9 @@ class Grower:
         """
         turn = self._turn
         assert turn is not None
-        rows, share = len(level) + (launches.behind if depth == 0 else 0), launches.share(depth)
-        likely = sum(builder.probabilities[row] for row in level)
-        price = budget.price * budget.pace  # of a second of the calibration
-        entry = self.cost.seconds(len(level), launches.catch_up) if launches.catch_up else 0.0
-        recent = self.brought[min(depth, DEPTHS - 1)]
-        children = sum(max(0.0, likely * each - price * entry) for each in recent) / len(recent)
-        spared = max(0.0, likely - price * self.cost.read(len(level), launches.catch_up))
-        pays = likely + children - price * self.cost.seconds(rows, share) > spared
-        if depth == 0:
-            if price > 0 and self.balance.lacks_plain_turns:
-                yield False
-                return
-            pays = pays and self.balance.pays(price)
-        if not pays and not self.allowance.positive:
+        rows = len(level) + (launches.behind if depth == 0 else 0)
+        pays = self._pays(sum(builder.probabilities[row] for row in level), rows, depth, budget, launches)
+        if not (pays or self.allowance.positive) or (depth == 0 and self._wants_plain_turn(budget)):
             yield False
             return
         turn.trial = turn.trial or not pays
@@ -196,9 +185,28 @@ class Grower:
         yield True
         seconds = (self.clock() - began) / budget.pace
         turn.drafted = True
-        self.cost.observe(rows, share, seconds)
+        self.cost.observe(rows, launches.share(depth), seconds)
         if turn.trial:
             self.allowance.spend(seconds)
+
+    def drafts(self, budget: Budget, launches: Launches) -> bool:
+        """Whether there will be a launch this turn, for those to whom getting ready for one takes time."""
+        pays = self._pays(1.0, 1 + launches.behind, 0, budget, launches)
+        return (pays or self.allowance.positive) and not self._wants_plain_turn(budget)
+
+    def _pays(self, likely: float, rows: int, depth: int, budget: Budget, launches: Launches) -> bool:
+        """Whether a launch at a depth pays, over rows whose probabilities come to `likely`."""
+        price = budget.price * budget.pace  # of a second of the calibration
+        if depth == 0 and not self.balance.pays(price):
+            return False
+        entry = price * self.cost.seconds(rows, launches.catch_up) if launches.catch_up else 0.0
+        recent = self.brought[min(depth, DEPTHS - 1)]
+        children = sum(max(0.0, likely * each - entry) for each in recent) / len(recent)
+        spared = max(0.0, likely - price * self.cost.read(rows, launches.catch_up))
+        return likely + children - price * self.cost.seconds(rows, launches.share(depth)) > spared
+
+    def _wants_plain_turn(self, budget: Budget) -> bool:
+        return budget.price > 0 and self.balance.lacks_plain_turns
 
     def observe(self, tree: Tree | None, tokens: Sequence[int], committed: int) -> None:
         """The draft's `tokens`, `committed` ones of the target, stand where `tree` was proposed (None: nothing was)."""

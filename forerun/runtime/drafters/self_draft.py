@@ -93,6 +93,9 @@ class SelfDraft(Drafter):
             return tree
         shape = self.grower.shape.within(self.method.deepest or budget.depth, room, limits)
         plan = self._plan(min(budget.depth, shape.deepest))
+        if not self.grower.drafts(budget, plan.launches):
+            self._proposed[context] = tree = self.grower.begin(context.tokens[-1], budget.pace).build()
+            return tree
         draft = _Turn(self.engine, plan, place)
         own = replace(budget, depth=len(plan.parts))
         grown = self.grower.grow(context.tokens[-1], own, plan.launches, draft, shape)
