@@ -20,9 +20,11 @@ from forerun.compiler import STORAGES, Lowered, lower
 from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
+from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part, Rows
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
+from forerun.strategies import Target
 from tests.models import GPT, GROUPED, UNTIED, build
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 16, "max_length": 160}
@@ -223,8 +225,13 @@ def test_logits_stay_where_they_are_until_asked_for() -> None:
 def test_a_model_on_it_generates_the_same_bits_under_both_strategies() -> None:
     executable = compiled("llama")
     results: list[Any] = []
-    for strategy in (forerun.TreeSpec(policy=forerun.Fixed(5)), forerun.Autoregressive()):
-        model = CompiledModel(executable, *strategy.build(executable, None))
+    drafting = forerun.TreeSpec(
+        drafters=(forerun.EarlyExit(1, shape=forerun.Shape(deepest=2)), forerun.TokenRecycling()),
+        policy=forerun.Fixed(5),
+    )
+    for strategy in (drafting, forerun.Autoregressive()):
+        engine = Engine(executable)
+        model = CompiledModel(executable, *strategy.build(Target(engine, None, None)), engine=engine)
         results.append(model.generate([7, 9, 31, 7, 9, 31, 7, 9], 8, return_logits=True))
     fast, slow = results
     assert fast.token_ids == slow.token_ids

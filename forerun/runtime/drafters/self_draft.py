@@ -87,7 +87,7 @@ class SelfDraft(Drafter):
         self.method.prepare(context, budget.price)
         place, limits = context.place, self.engine.executable
         assert place is not None
-        room = place.slots.left - limits.max_outputs  # the step needs slots too
+        room = place.slots.left - budget.rows  # the step needs slots too
         if budget.depth == 0 or room < self.grower.shape.beam:
             self._proposed[context] = tree = root_only(context.tokens[-1])
             return tree
