@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_s
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
+from forerun.runtime.device_loop import Drafting
 from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+
+if TYPE_CHECKING:
+    from forerun.codegen.triton.loop import TritonLoop
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Row counts of a graph; rows beyond a step's own do nothing."""
@@ -166,6 +170,12 @@ class TritonExecutable:
                 entries.append(TraceEntry(kernel.name, result.name, moved.copy(), along))
         return entries
 
+    def loop(self, state: State, drafting: Drafting, largest: int) -> TritonLoop:
+        """Decoding that goes on on the device (`runtime.device_loop.Loops`)."""
+        from forerun.codegen.triton.loop import TritonLoop
+
+        return TritonLoop(self, state, drafting, largest)
+
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         """Copy what is cached at each source slot to its destination; all reads happen before all writes.
 
@@ -184,8 +194,7 @@ class TritonExecutable:
     def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
         """A value of the arena, on the host."""
         shape = value.sizes(sizes)
-        source = self._arena if value.dtype == "f32" else self._indices
-        return source[value.place : value.place + int(np.prod(shape))].reshape(shape).cpu().numpy()
+        return self.place(value)[: int(np.prod(shape))].reshape(shape).cpu().numpy()
 
     def stream(self, place: int, rows: int) -> Float32:
         """[N, D]"""
@@ -204,16 +213,26 @@ class TritonExecutable:
                 f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.max_rows} "
                 f"sequences of {self.step.tables} blocks."
             )
-        rows_bucket, outputs_bucket = bucket(count, self.max_rows), bucket(outputs, self.max_outputs)
-        layout = InputLayout(rows_bucket, outputs_bucket, self.max_path, self.step.tables)
+        layout = self.layout(count, outputs)
         used = layout.fill(self._staged, rows)
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         return layout, {"N": count, "M": outputs}
 
-    def _pointer(self, operand: Operand, state: State, places: Mapping[str, int], evaluated: list[int]) -> torch.Tensor:
+    def layout(self, rows: int, outputs: int) -> InputLayout:
+        """Where the inputs of a step of so many rows and outputs lie."""
+        buckets = bucket(rows, self.max_rows), bucket(outputs, self.max_outputs)
+        return InputLayout(*buckets, self.max_path, self.step.tables)
+
+    def place(self, value: Value) -> torch.Tensor:
+        """What begins with a value of the arena."""
+        return (self._arena if value.dtype == "f32" else self._indices)[value.place :]
+
+    def _pointer(
+        self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], evaluated: list[int]
+    ) -> torch.Tensor:
         match operand.kind:
             case "input":
-                return self._inputs[places[str(operand.key)] :]
+                return inputs[places[str(operand.key)] :]
             case "weight":
                 return self.weights[str(operand.key)]
             case "keys" | "values":
@@ -226,11 +245,23 @@ class TritonExecutable:
 
     # --- launches
 
-    def _launch_all(self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int]) -> None:
+    def launch_step(self, state: State, layout: InputLayout, inputs: torch.Tensor) -> None:
+        """The launches of a whole step whose inputs lie elsewhere."""
+        self._launch_all(state, layout, self.step.kernels, list(range(len(self.step.branches))), inputs)
+
+    def _launch_all(
+        self,
+        state: State,
+        layout: InputLayout,
+        kernels: Sequence[Kernel],
+        evaluated: list[int],
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        inputs = self._inputs if inputs is None else inputs
         places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
         for kernel in kernels:
             for launch in kernel.launches:
-                pointers = [self._pointer(each, state, places, evaluated) for each in launch.operands]
+                pointers = [inputs, *(self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)]
                 self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 
     def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
@@ -245,7 +276,7 @@ class TritonExecutable:
         return self.choices[key]
 
     def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
-        """Run one kernel. Arithmetic is as written: fp contraction is off whatever Triton's default is."""
+        """Run one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off whatever Triton's default is."""
         if launch.source not in self._modules:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
         shared = launch.grid.shared(sizes)
@@ -255,9 +286,9 @@ class TritonExecutable:
         if self.interpreted:
             from forerun.codegen.triton import interpreter
 
-            interpreter.run(function, grid, [self._inputs, *pointers], constants)
+            interpreter.run(function, grid, pointers, constants)
             return
-        function[grid](self._inputs, *pointers, **constants, **compile_options(config))
+        function[grid](*pointers, **constants, **compile_options(config))
 
     def _replay(
         self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int

@@ -71,6 +71,13 @@ def _smallest(x: Any, axis: int | None = None, keep_dims: bool = False) -> Any:
     return runtime.ReduceOps(axis, standard._elementwise_min, keep_dims).apply(x)
 
 
+def _sum(x: Any, axis: int | None = None, keep_dims: bool = False) -> Any:
+    """In x's own type, where numpy would widen integers."""
+    total = runtime.ReduceOps(axis, standard._sum_combine, keep_dims).apply(x)
+    total.handle.data = np.asarray(total.handle.data).astype(x.handle.data.dtype)
+    return total
+
+
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A device function: Triton's names are already the interpreter's while a kernel runs."""
     return self.rewrite()(*args, **kwargs)
@@ -86,6 +93,7 @@ def replaced() -> Generator[None]:
         (function, "__call__", _call),
         (language, "max", _largest),
         (language, "min", _smallest),
+        (language, "sum", _sum),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     options = runtime.interpreter_builder.options
