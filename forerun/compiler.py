@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -99,8 +99,7 @@ def compile(
     built = build(source, dtype, target, max_length, dump_dir, progress)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
-    drafter, policy = chosen.build(Target(engine, cost, built.tokenizer, progress))
-    return CompiledModel(built.executable, drafter, policy, built.tokenizer, built.eos_token_ids, cost, engine)
+    return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids)
 
 
 def build(
@@ -130,8 +129,15 @@ def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Prog
     cost = model.cost
     if cost is None and chosen.needs_cost:
         cost = measure_cost(model.engine, progress)
-    drafter, policy = chosen.build(Target(model.engine, cost, model.tokenizer, progress))
-    return CompiledModel(model.executable, drafter, policy, model.tokenizer, model.eos_token_ids, cost, model.engine)
+    return _model(chosen, Target(model.engine, cost, model.tokenizer, progress), model.eos_token_ids)
+
+
+def _model(strategy: Strategy, target: Target, eos_token_ids: Iterable[int]) -> CompiledModel:
+    drafter, policy = strategy.build(target)
+    on_device = strategy.on_device(target)
+    return CompiledModel(
+        target.executable, drafter, policy, target.tokenizer, eos_token_ids, target.cost, target.engine, on_device
+    )
 
 
 def lower(

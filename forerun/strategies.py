@@ -6,7 +6,7 @@ Drafters and policies are described here by value and built for one compiled tar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
@@ -14,6 +14,7 @@ from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, MostTokens, OnDevice, RoundSize, SameSize
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
 from forerun.runtime.drafters import vocabulary as vocabularies
 from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
@@ -42,6 +43,11 @@ class Target:
     def executable(self) -> Executable:
         return self.engine.executable
 
+    @property
+    def most_rows(self) -> int:
+        """Of a round on the device."""
+        return min(LARGEST, self.executable.max_rows, self.executable.max_outputs)
+
 
 class DrafterSpec(Protocol):
     """A drafter by value."""
@@ -55,6 +61,10 @@ class PolicySpec(Protocol):
     needs_cost: ClassVar[bool]
 
     def build(self, target: Target) -> policies.Policy: ...
+
+    def round_size(self, target: Target) -> RoundSize:
+        """The same of rounds on the device."""
+        ...
 
 
 class PartSpec(Protocol):
@@ -180,6 +190,11 @@ class CostAware:
             raise InvalidOptionError("CostAware needs a calibration; compile with one, or use Fixed(rows).")
         return policies.CostAware(target.cost, min(self.rows, target.executable.max_rows))
 
+    def round_size(self, target: Target) -> RoundSize:
+        assert target.cost is not None
+        sizes = tuple(1 << power for power in range(self.rows.bit_length()))
+        return MostTokens(target.cost, tuple(size for size in sizes if size <= target.most_rows))
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -191,6 +206,9 @@ class Fixed:
 
     def build(self, target: Target) -> policies.Policy:
         return policies.Fixed(min(self.rows, target.executable.max_rows))
+
+    def round_size(self, target: Target) -> RoundSize:
+        return SameSize(min(self.rows, target.most_rows))
 
 
 @dataclass(frozen=True)
@@ -214,6 +232,23 @@ class Strategy:
         built = [each.build(target) for each in self.drafters]
         drafter = None if not built else built[0] if len(built) == 1 else merged.Merged(built)
         return drafter, self.policy.build(target)
+
+    def on_device(self, target: Target) -> OnDevice | None:
+        """The same without the host, where the executable can go on by itself and has all of these drafters there."""
+        executable = target.executable
+        if not isinstance(executable, Loops):
+            return None
+        drafting = Drafting(places=0, deepest=0)
+        for drafter in self.drafters:
+            match drafter:
+                case PromptLookup():
+                    drafting = replace(drafting, places=min(drafter.places, PLACES))
+                case TokenRecycling(prompt_rows=False):
+                    drafting = replace(drafting, deepest=drafter.deepest)
+                case _:
+                    return None
+        size = self.policy.round_size(target) if self.drafters else SameSize(1)
+        return OnDevice(executable.loop(target.engine.state, drafting, target.most_rows), size)
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,17 @@ AHEAD = 2
 """Rounds that are enqueued while the host waits for one."""
 RANKS = (1.0, 0.4, 0.2)
 """What a continuation is worth at first beside its siblings: the first, the second, any later one."""
-SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Rows of a round."""
+LARGEST = 64
+"""Rows of a round at most."""
+PLACES = 24
+"""Earlier occurrences that a tree may continue on the device: which of them a row reads like are bits of a number."""
 
 
 @dataclass(frozen=True)
 class Drafting:
     """What drafts on the device: prompt lookup and token recycling, in one tree (`runtime.drafters`)."""
 
-    places: int = 8  # earlier occurrences that a tree continues; 0 for no prompt lookup
+    places: int = 8  # earlier occurrences that a tree continues, at most `PLACES`; 0 for no prompt lookup
     deepest: int = 8  # the deepest row that recycled candidates may have; 0 for none
 
     @property
@@ -113,7 +115,7 @@ class RoundSize(Protocol):
 
 
 @dataclass(frozen=True)
-class Always:
+class SameSize:
     """Every round has so many rows."""
 
     rows: int
@@ -129,8 +131,8 @@ class Always:
 class MostTokens:
     """The size that brings most tokens a second, by what rounds of late brought and took.
 
-    The first n rows of a round are the tree of n rows, so that a round says what every smaller one would have brought: one
-    token, and one for each row of the path that is among the first n. Larger ones are tried now and then.
+    The first n rows of a round are the tree of n rows, so that a round says what every smaller one would have brought:
+    a token for each row of the path that is among the first n. Larger ones are tried now and then.
     """
 
     cost: CostModel

@@ -9,6 +9,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
@@ -45,8 +46,11 @@ class CompiledModel:
         eos_token_ids: Iterable[int] = (),
         cost: CostModel | None = None,
         engine: Engine | None = None,
+        on_device: OnDevice | None = None,
     ) -> None:
         """Without a drafter it decodes plainly. `eos_token_ids` end a text unless `generate` is told others.
+
+        `on_device`: the same schedule without the host, for the requests that it serves.
 
         `engine`: one that already runs this executable, say for calibration; by default a new one with room for one
         sequence of `max_length`.
@@ -58,6 +62,7 @@ class CompiledModel:
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(eos_token_ids)
         self.cost = cost
+        self.on_device = on_device
 
     def generate(
         self,
@@ -111,6 +116,8 @@ class CompiledModel:
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed max_length "
                 f"{longest}: shorten the prompt or max_new_tokens, or compile with a larger max_length"
             )
+        if self.on_device is not None and self.on_device.serves(request):
+            return self.on_device.decode(self.engine, request)
         return decode(self.engine, request, self.drafter, self.policy)
 
     def evaluate_trees(self, prompts: Sequence[Any], trees: Sequence[Tree]) -> list[Float32]:

@@ -12,6 +12,7 @@ import torch
 
 from forerun import ir
 from forerun.codegen.triton.gpu import cache_blocks, needed_bytes, require_gpu, require_memory
+from forerun.codegen.triton.loop_calls import loop_source
 from forerun.codegen.triton.lowering import Lowering
 from forerun.codegen.triton.memory import load_weights
 from forerun.codegen.triton.sources import overridden
@@ -68,7 +69,7 @@ def compile_step(
 
 def write_sources(step: TritonStep, folder: Path) -> None:
     """The file of every kernel, those replaced by the user's included, as it would run."""
-    for name, source in overridden(step.sources).items():
+    for name, source in overridden({**step.sources, "loop": loop_source()}).items():
         write_atomically(folder / f"{name}.py", source.text)
 
 
@@ -86,5 +87,7 @@ def report(step: TritonStep, rows: Sequence[int] = (1, 32)) -> Report:
     from forerun.codegen.triton.tuning import known_choices
 
     sources = overridden(step.sources)
-    found = [each.to_dict() for each in compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
-    return Report(found, known_choices(sources))
+    found = [*compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
+    if len(step.returned) == 3:
+        found += compilation.compile_loop(step, rows, compilation.CAPABILITIES)
+    return Report([each.to_dict() for each in found], known_choices(sources))

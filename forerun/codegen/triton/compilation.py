@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from forerun.codegen.triton.configs import first_config
-from forerun.codegen.triton.sources import function_name, load
+from forerun.codegen.triton.executable import TritonExecutable
+from forerun.codegen.triton.loop_calls import WARPS, loop_source
+from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Source, TritonStep
 from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
+from forerun.runtime.device_loop import Drafting
 
 POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32"}
 CAPABILITIES = (80, 90)
@@ -46,10 +51,14 @@ def compile_kernel(source: Source, config: Config, capability: int, shared: int 
     constants = {"BLOCK": config.block, "ROWS": config.rows}
     attributes = {(number,): ALIGNED for number in range(len(names) - len(constants))}
     text = compiler.ASTSource(function, signature, constants, attributes)
+    name = source.name if shared == 1 else f"{source.name}, {shared} tiles"
+    return _resources(name, text, config, capability)
+
+
+def _resources(name: str, text: Any, config: Config, capability: int) -> Resources:
     options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}
     made = triton.compile(text, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _usage(made.asm["cubin"])
-    name = source.name if shared == 1 else f"{source.name}, {shared} tiles"
     return Resources(name, capability, config, registers, int(made.metadata.shared), stack)
 
 
@@ -64,6 +73,40 @@ def compile_step(
             for shared in sources[name].together:
                 for config in dict.fromkeys(first_config(launch, count, shared) for count in rows):
                     yield compile_kernel(sources[name], config, capability, shared)
+
+
+def compile_loop(
+    step: TritonStep, rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
+) -> Iterator[Resources]:
+    """Every kernel of the loop on the device around a step, in rounds of so many rows; on the CPU nothing runs."""
+    executable = TritonExecutable(step, {}, "cpu")
+    loop = executable.loop(executable.new_state(1), Drafting(), max(rows))
+    kernels = load(overridden({"loop": loop_source()})["loop"], interpret=False)
+    for count in rows:
+        size = loop.size(count)
+        for call in [*loop.calls.before(size), *loop.calls.after(size)]:
+            function = getattr(kernels, call.kernel)
+            kinds = {name: _kind(value) for name, value in call.arguments.items()}
+            constants = {name: call.constants[name] for name in function.arg_names if name in call.constants}
+            signature = {name: kinds.get(name, "constexpr") for name in function.arg_names}
+            pointers = [number for number, kind in enumerate(signature.values()) if kind.startswith("*")]
+            text = compiler.ASTSource(function, signature, constants, {(number,): ALIGNED for number in pointers})
+            for capability in capabilities:
+                config = Config(1, count, WARPS[call.kernel], 3)
+                yield _resources(f"loop, {call.kernel}", text, config, capability)
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return "i32"
+    names = {
+        torch.int32: "i32",
+        torch.int64: "i64",
+        torch.float32: "fp32",
+        torch.bfloat16: "bf16",
+        torch.float16: "fp16",
+    }
+    return "*" + names[value.dtype]
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

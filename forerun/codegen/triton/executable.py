@@ -261,7 +261,10 @@ class TritonExecutable:
         places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
         for kernel in kernels:
             for launch in kernel.launches:
-                pointers = [inputs, *(self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)]
+                pointers = [
+                    inputs,
+                    *(self._pointer(each, state, inputs, places, evaluated) for each in launch.operands),
+                ]
                 self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 
     def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
@@ -276,7 +279,7 @@ class TritonExecutable:
         return self.choices[key]
 
     def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
-        """Run one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off whatever Triton's default is."""
+        """Run one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off."""
         if launch.source not in self._modules:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
         shared = launch.grid.shared(sizes)

@@ -1,7 +1,7 @@
-# pyright: basic, reportGeneralTypeIssues=false
+# pyright: basic, reportGeneralTypeIssues=false, reportOperatorIssue=false
 """The kernels around a step, with which decoding goes on without the host: draft, verify, remember, commit.
 
-This file is read as text, never imported by forerun; the dump folder gets a copy, which can be replaced as any kernel's.
+This file is read as text, never imported by forerun. The dump folder gets a copy, which can be replaced as any other.
 
     look_up    where the text read before as it reads at its end         grid (chunks of the text)
     propose    the likeliest tree, row after row, as inputs of a step    one program
@@ -9,10 +9,10 @@ This file is read as text, never imported by forerun; the dump folder gets a cop
     remember   each token's likeliest successors, as the step saw them   grid (rows)
     commit     keys and values of the path, moved home                   grid (rows, parts of a slot)
 
-`state` points to the root's position LENGTH, to LAST, the last position that may have a row, and to ROUND, how many rounds
-were verified. `tokens` is the text, tokens[LENGTH] the root. A tree's rows are numbered in the order in which they were
-found, the likeliest first, so that its first n rows are the tree of n rows. No choice that is made here can change the
-text; integers are int32.
+`state` points to the root's position LENGTH, to LAST, the last position that may have a row, and to ROUND, how many
+rounds were verified. `tokens` is the text, tokens[LENGTH] the root. A tree's rows are numbered in the order in which
+they were found, the likeliest first, so that its first n rows are the tree of n rows. No choice that is made here can
+change the text; integers are int32.
 """
 
 import triton
@@ -32,7 +32,7 @@ NONE = tl.constexpr(2147483647)
 
 @triton.jit
 def look_up(state, tokens, finds, CHUNK: tl.constexpr, PLACES: tl.constexpr, LONGEST: tl.constexpr):
-    """The PLACES best ends of earlier occurrences in a chunk: those that match the most tokens, of equals the latest."""
+    """The PLACES best ends of earlier occurrences in a chunk: the most tokens match there, of equals the latest."""
     length = tl.load(state + LENGTH)
     start = tl.program_id(0) * CHUNK
     if start < length:
@@ -93,7 +93,7 @@ def propose(
     PLACES: tl.constexpr, LONGEST: tl.constexpr, SUCCESSORS: tl.constexpr, SHARES: tl.constexpr,
     RECYCLED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PATH: tl.constexpr,
 ):  # fmt: skip
-    """The MOST likeliest rows under the root, one after another: the likeliest of all children so far is the next row."""
+    """The MOST likeliest rows under the root: one after another, the likeliest of all children so far is the next."""
     length, last = tl.load(state + LENGTH), tl.load(state + LAST)
     deepest = tl.minimum(last - length, DEEPEST)
     lane = tl.arange(0, WIDTH)
@@ -276,6 +276,9 @@ def commit(moves, cache, first, block, lane, numbers, ROWS: tl.constexpr, BLOCK:
         number = tl.program_id(1) * PART + tl.arange(0, PART)
         inside = number < numbers
         start = tl.load(first + number, mask=inside, other=0)
-        per_block, per_lane = tl.load(block + number, mask=inside, other=0), tl.load(lane + number, mask=inside, other=0)
+        per_block, per_lane = (
+            tl.load(block + number, mask=inside, other=0),
+            tl.load(lane + number, mask=inside, other=0),
+        )
         value = tl.load(cache + start + source // BLOCK * per_block + source % BLOCK * per_lane, mask=inside)
         tl.store(cache + start + target // BLOCK * per_block + target % BLOCK * per_lane, value, mask=inside)

@@ -1,0 +1,184 @@
+"""A round of the loop on the device as calls of its kernels (`loop_kernels.py`), before its step and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from forerun.codegen.triton.memory import InputLayout, State
+from forerun.codegen.triton.step import Source
+from forerun.runtime.device_loop import LARGEST, SHARES, Drafting
+from forerun.runtime.executable import Int32
+
+if TYPE_CHECKING:
+    from forerun.codegen.triton.executable import TritonExecutable
+
+CHUNK = 2048
+"""Positions of a program that looks a text's end up."""
+PART = 1024
+"""Numbers of a program that moves a slot."""
+SUCCESSORS = 8
+"""Candidates that are remembered of a token."""
+RING = 8
+"""Reports that are kept: more than the rounds in flight."""
+STRENGTH = 6.0
+"""Observations that a prior weighs as much as."""
+MEMORY = 4000.0
+"""Observations of a feature after which its evidence is halved, between two texts."""
+WARPS = {"look_up": 4, "propose": 1, "verify": 1, "remember": 1, "commit": 4}
+"""One where a program goes step by step: what its lanes tell each other then stays within a warp."""
+
+
+def loop_source() -> Source:
+    """The kernels of the loop, as a kernel's file."""
+    text = Path(__file__).with_name("loop_kernels.py").read_text(encoding="utf-8")
+    return Source("loop", text, "loop", (), "draft, verify, remember, commit")
+
+
+def power(count: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch of a kernel of the loop."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # tensors, and numbers
+    constants: dict[str, int]
+
+
+@dataclass
+class Knowledge:
+    """What the loop has learned, on the device. It outlives a text."""
+
+    successors: torch.Tensor  # [V, SUCCESSORS] each token's likeliest successors, -1 for none
+    shares: torch.Tensor  # [V, SUCCESSORS] the class of each one's probability
+    hits: torch.Tensor  # [features]
+    trials: torch.Tensor  # [features]
+    bounds: torch.Tensor  # the classes' upper bounds, but the last
+
+    @classmethod
+    def fresh(cls, vocabulary: int, drafting: Drafting, device: torch.device) -> Knowledge:
+        prior = torch.from_numpy(drafting.prior()).to(device, torch.float32)
+        table = torch.full((vocabulary, SUCCESSORS), -1, dtype=torch.int32, device=device)
+        bounds = torch.from_numpy(SHARES).to(device, torch.float32)
+        return cls(table, torch.zeros_like(table), prior * STRENGTH, torch.full_like(prior, STRENGTH), bounds)
+
+    def fade(self) -> None:
+        """Halve what has weighed long enough."""
+        weight = torch.where(self.trials > MEMORY, 0.5, 1.0)
+        self.hits *= weight
+        self.trials *= weight
+
+
+class Text:
+    """The text that is decoded, and the tree of the round that runs, on the device."""
+
+    def __init__(self, executable: TritonExecutable, places: int) -> None:
+        def numbers(*sizes: int) -> torch.Tensor:
+            return torch.zeros(sizes, dtype=torch.int32, device=executable.device)
+
+        self.state = numbers(3)  # LENGTH, LAST, ROUND
+        self.tokens = numbers(executable.max_length + LARGEST + 2)
+        self.chunks = -(-executable.max_length // CHUNK)
+        self.finds = numbers(self.chunks * max(1, places))
+        self.spare = numbers(executable.max_rows)
+        self.parents, self.depths, self.features, self.path = (numbers(LARGEST) for _ in range(4))
+        self.moves = numbers(2, LARGEST)
+        self.report = numbers(RING, 2 + 2 * LARGEST)
+
+    def begin(self, tokens: list[int], last: int, spare: Int32) -> None:
+        self.state.copy_(torch.tensor([len(tokens) - 1, last, 0], dtype=torch.int32))
+        self.tokens[: len(tokens)].copy_(torch.tensor(tokens, dtype=torch.int32))
+        self.spare[: len(spare)].copy_(torch.from_numpy(np.ascontiguousarray(spare)))
+
+
+@dataclass
+class Size:
+    """Rounds of at most so many rows: the inputs of their step, and their graph."""
+
+    rows: int
+    layout: InputLayout
+    inputs: torch.Tensor
+    graph: Any = None
+
+    def input(self, name: str) -> torch.Tensor:
+        return self.inputs[self.layout.places[name] :]
+
+    def begin(self, blocks: Int32) -> None:
+        """What is the same in every round of a text."""
+        self.input("block_tables")[: len(blocks)].copy_(torch.from_numpy(blocks))
+        every = torch.arange(self.layout.outputs, dtype=torch.int32, device=self.inputs.device)
+        self.input("outputs")[: self.layout.outputs].copy_(every)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of rounds over one cache."""
+
+    executable: TritonExecutable
+    state: State
+    drafting: Drafting
+    known: Knowledge
+    text: Text
+
+    def before(self, size: Size) -> list[Call]:
+        """The tree, as the step's inputs."""
+        step, text, known, drafting = self.executable.step, self.text, self.known, self.drafting
+        places = max(1, drafting.places)
+        shared = {"state": text.state, "tokens": text.tokens, "finds": text.finds}
+        looking = {"CHUNK": CHUNK, "PLACES": places, "LONGEST": drafting.longest}
+        look_up = Call("look_up", (text.chunks,), shared, looking)
+        learned = {name: getattr(known, name) for name in ("successors", "shares", "hits", "trials")}
+        tree = {name: getattr(text, name) for name in ("spare", "parents", "depths", "features")}
+        inputs = {name: size.input(name) for name in ("positions", "slots", "bases", "paths")}
+        inputs |= {"sizes": size.inputs, "row_tokens": size.input("tokens"), "block_table": size.input("block_tables")}
+        constants = {
+            "ROWS": self._lanes(size), "MOST": size.rows, "DEEPEST": step.max_path,
+            "FINDS": power(text.chunks * places), "SUCCESSORS": SUCCESSORS, "SHARES": len(SHARES) + 1,
+            "RECYCLED": drafting.deepest, "WIDTH": power(places + SUCCESSORS),
+            "BLOCK": step.block, "PATH": step.max_path,
+        }  # fmt: skip
+        propose = Call("propose", (1,), shared | learned | tree | inputs, looking | constants)
+        return [look_up, propose] if drafting.places else [propose]
+
+    def after(self, size: Size) -> list[Call]:
+        """What the step decided, and what it taught."""
+        step, text, known = self.executable.step, self.text, self.known
+        _, ids, logits = (self.executable.place(value) for value in step.returned)
+        inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
+        rows, candidates = {"ROWS": self._lanes(size)}, self.executable.candidates
+        names = ("state", "tokens", "parents", "depths", "features", "path", "report", "moves")
+        verify = Call(
+            "verify", (1,),
+            {name: getattr(text, name) for name in names} | inputs
+            | {"slots": size.input("slots"), "block_table": size.input("block_tables")}
+            | {"hits": known.hits, "trials": known.trials, "drawn": ids},
+            rows | {"LARGEST": LARGEST, "RING": RING, "BLOCK": step.block, "STRIDE": candidates},
+        )  # fmt: skip
+        remember = Call(
+            "remember", (size.rows,),
+            inputs | {"path": text.path, "candidates": ids, "logits": logits}
+            | {name: getattr(known, name) for name in ("bounds", "successors", "shares")},
+            rows | {"CANDIDATES": candidates, "SUCCESSORS": SUCCESSORS}
+            | {"WIDTH": power(candidates), "SHARES": len(SHARES) + 1},
+        )  # fmt: skip
+        first, block, lane = self.state.places
+        commit = Call(
+            "commit", (size.rows, -(-len(first) // PART)),
+            {"moves": text.moves, "cache": self.state.numbers, "first": first, "block": block, "lane": lane}
+            | {"numbers": len(first)},
+            rows | {"BLOCK": step.block, "PART": PART},
+        )  # fmt: skip
+        return [verify, remember, commit] if len(first) else [verify, remember]
+
+    @staticmethod
+    def _lanes(size: Size) -> int:
+        return max(4, power(size.rows))
