@@ -161,8 +161,8 @@ class MostTokens:
         for index, smaller in enumerate(self.sizes[: number + 1]):
             tokens = sum(row < smaller for row in accepted.path)
             self._tokens[index] += (1 - self.memory) * (tokens - self._tokens[index])
-        if seconds < 4 * self._seconds[number]:  # else it was compiled, or the host was away
-            self._seconds[number] += (1 - self.memory) * (seconds - self._seconds[number])
+        seconds = min(seconds, 4 * self._seconds[number])  # more, and it was compiled, or the host was away
+        self._seconds[number] += (1 - self.memory) * (seconds - self._seconds[number])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""The contract of decoding on the device: whatever is drafted there, texts and logits are plain decoding's on the host.
+
+In Triton's interpreter; `codegen/triton/interpreter.py` says what this shows and what only a GPU can.
+"""
+
+from collections.abc import Generator
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+import forerun
+from forerun.codegen.triton.build import compile_step
+from forerun.codegen.triton.configs import first_config
+from forerun.codegen.triton.executable import TritonExecutable
+from forerun.codegen.triton.step import Config
+from forerun.compiler import STORAGES, lower
+from forerun.errors import TooLongError
+from forerun.progress import SilentProgress
+from forerun.runtime.calibration import CostModel
+from forerun.runtime.device_loop import AHEAD, MostTokens, OnDevice, Round, SameSize
+from forerun.runtime.engine import Engine
+from forerun.runtime.generation import Request
+from forerun.runtime.model import CompiledModel
+from forerun.strategies import STRATEGIES, Strategy, Target
+from tests.models import GPT, GROUPED, UNTIED, build
+
+LIMITS = {"max_rows": 32, "max_outputs": 32, "max_path": 8, "max_length": 96}
+MODELS = {
+    "llama": lambda: build("llama", **GROUPED | {"num_hidden_layers": 1}),
+    "gpt2": lambda: build("gpt2", **GPT | {"n_layer": 1}),
+    "gemma2": lambda: build(
+        "gemma2",
+        **GROUPED | UNTIED | {"num_hidden_layers": 1, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    ),
+}
+CASES = [("llama", "float32"), ("gpt2", "float32"), ("gemma2", "float32"), ("llama", "bfloat16")]
+PROMPT = [7, 9, 31, 7, 9, 31, 7, 9]
+
+
+def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
+    first = first_config(launch, rows, shared)
+    return Config(64, first.rows) if launch.grid.kind == "products" else first
+
+
+@cache
+def compiled(family: str = "llama", dtype: str = "float32") -> TritonExecutable:
+    found = lower(MODELS[family](), dtype, LIMITS["max_length"], progress=SilentProgress())
+    executable = compile_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable._tuner = wide  # pyright: ignore[reportPrivateUsage]
+    return executable
+
+
+def model(strategy: Strategy, on_device: bool = True, family: str = "llama", dtype: str = "float32") -> CompiledModel:
+    executable = compiled(family, dtype)
+    target = Target(Engine(executable), CostModel((1, 32), (1.0, 1.2)), None)
+    found = strategy.on_device(target) if on_device else None
+    return CompiledModel(executable, *strategy.build(target), engine=target.engine, on_device=found)
+
+
+@cache
+def plain(family: str, dtype: str, count: int, **sampling: Any) -> Any:
+    """What a row a step gives, decided on the host."""
+    found = model(forerun.Autoregressive(), False, family, dtype)
+    return found.generate(PROMPT, count, return_logits=True, **sampling)
+
+
+@pytest.mark.parametrize(("family", "dtype"), CASES)
+def test_the_bits_of_plain_decoding(family: str, dtype: str) -> None:
+    expected = plain(family, dtype, 14)
+    drafting = model(forerun.TreeSpec(policy=forerun.Fixed(6)), True, family, dtype)
+    rows = 0
+    for _ in range(2):  # the second time with what the first one taught
+        found = drafting.generate(PROMPT, 14, return_logits=True)
+        assert found.has_bits_of(expected)
+        rows = found.stats.rows
+    assert found.stats.steps < 14
+    assert rows > 14
+    assert drafting.generate(PROMPT, 14).token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "tree_spec", "prompt_lookup", "token_recycling"])
+def test_named_strategies_go_on_by_themselves(name: str) -> None:
+    found = model(STRATEGIES[name])
+    assert found.on_device is not None
+    assert found.generate(PROMPT, 10).token_ids == plain("llama", "float32", 14).token_ids[:10]
+
+
+@pytest.mark.parametrize("drafter", [forerun.EarlyExit(1), forerun.TokenRecycling(prompt_rows=True)])
+def test_other_drafters_stay_on_the_host(drafter: Any) -> None:
+    assert model(forerun.TreeSpec(drafters=(forerun.PromptLookup(), drafter))).on_device is None
+
+
+def test_a_text_ends_where_it_should() -> None:
+    expected = plain("llama", "float32", 14).token_ids
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(8)))
+    for stop in sorted(set(expected)):
+        ended = found.generate(PROMPT, 14, eos_token_id=stop).token_ids
+        assert ended == expected[: expected.index(stop) + 1]
+    for count in (1, 2, 3):
+        assert found.generate(PROMPT, count).token_ids == expected[:count]
+    assert (
+        found.generate(PROMPT[:1], 3).token_ids
+        == model(forerun.Autoregressive(), False).generate(PROMPT[:1], 3).token_ids
+    )
+
+
+def test_up_to_the_last_position() -> None:
+    """The whole cache, its last block included."""
+    prompt = np.random.default_rng(0).integers(0, 200, LIMITS["max_length"] - 9).tolist()
+    expected = model(forerun.Autoregressive(), False).generate(prompt, 9, return_logits=True)
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(8)))
+    assert found.generate(prompt, 9, return_logits=True).has_bits_of(expected)
+    with pytest.raises(TooLongError):
+        found.generate(prompt, 10)
+
+
+def test_a_text_given_up_half_way_leaves_the_model_as_it_was() -> None:
+    expected = plain("llama", "float32", 14).token_ids
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(8)))
+    free = found.engine.cache.free_positions
+    steps: Generator[Any] = found.steps(Request([3, 1, 4, 1, 5], 30))
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert found.engine.cache.free_positions == free
+    assert found.on_device is not None
+    assert found.on_device.loop.pending == 0
+    assert found.generate(PROMPT, 14).token_ids == expected
+
+
+def test_the_host_reads_behind_and_never_first() -> None:
+    """While the host waits for a round, as many more are enqueued as it may be behind."""
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(4)))
+    on_device = found.on_device
+    assert on_device is not None
+    waits: list[int] = []
+    report = on_device.loop.report
+
+    def counted() -> Round:
+        waits.append(on_device.loop.pending)
+        return report()
+
+    on_device.loop.report = counted
+    found.generate(PROMPT, 8)
+    assert set(waits) == {AHEAD + 1}
+    waits.clear()
+    found.generate(PROMPT, 8, return_logits=True)
+    assert set(waits) == {1}, "logits are those of the last round that ran"
+
+
+def test_sizes_follow_what_rounds_bring() -> None:
+    """Rounds of a model in which a draft's row at depth d is right with probability p ** d, on two machines."""
+    sizes = (1, 2, 4, 8, 16)
+
+    def chosen(cost: CostModel, right: float, seconds: Any) -> list[int]:
+        random, policy = np.random.default_rng(0), MostTokens(cost, sizes)
+        found: list[int] = []
+        for _ in range(400):
+            size = policy.choose()
+            path = [0]
+            while path[-1] + 1 < size and random.random() < right:
+                path.append(path[-1] + 1)
+            policy.observe(size, Round(size, path, path), seconds(size))
+            found.append(size)
+        return found[200:]
+
+    flat, steep = CostModel((1, 16), (1.0, 1.05)), CostModel((1, 16), (1.0, 16.0))
+    assert np.median(chosen(flat, 0.8, flat.seconds)) == 16
+    assert np.median(chosen(steep, 0.1, steep.seconds)) == 1
+    measured = chosen(flat, 0.1, steep.seconds)  # the calibration was wrong
+    assert np.median(measured) == 1
+    assert any(size == 16 for size in measured), "the largest is tried now and then"
+
+
+def test_a_smaller_tree_is_the_beginning_of_a_larger_one() -> None:
+    """Which is what lets one round tell what others would have brought."""
+    loops = [model(forerun.TreeSpec(policy=forerun.Fixed(rows))) for rows in (4, 12)]
+    tokens: list[list[int]] = []
+    for each in loops:
+        assert isinstance(each.on_device, OnDevice)
+        assert isinstance(each.on_device.size, SameSize)
+        each.generate(PROMPT, 6)
+        loop: Any = each.on_device.loop
+        with each.engine.sequence(40) as sequence:
+            each.engine.prefill(sequence, np.array(PROMPT[:-1], np.int32))
+            loop.known.successors.copy_(loops[0].on_device.loop.known.successors)  # pyright: ignore
+            loop.known.shares.copy_(loops[0].on_device.loop.known.shares)  # pyright: ignore
+            loop.known.hits.fill_(3.0)
+            loop.known.trials.fill_(6.0)
+            loop.begin(sequence, each.engine.cache.spare, PROMPT, 38)
+            size = loop.size(each.on_device.size.rows)
+            for call in loop.calls.before(size):
+                loop.run(call)
+            tokens.append(size.input("tokens")[: int(size.inputs[0])].tolist())
+    assert all(len(shorter) < len(longer) for shorter, longer in pairwise(tokens))
+    assert tokens[1][: len(tokens[0])] == tokens[0]
