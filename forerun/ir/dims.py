@@ -4,7 +4,7 @@ A dimension is `int | str`; the text of an expression is canonical, so equal dim
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -94,3 +94,21 @@ def volume(dims: Iterable[Dim]) -> tuple[int, tuple[str, ...]]:
         else:
             symbolic.append(str(dim))
     return factor, tuple(sorted(symbolic))
+
+
+def groups(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[slice, slice]]:
+    """A reshape's smallest groups of axes of one volume, in order: the axes before it, and those after it."""
+    left, right = 0, 0
+    while left < len(before) or right < len(after):
+        stop_left, stop_right = left + (left < len(before)), right + (right < len(after))
+        while (one := volume(before[left:stop_left])) != (other := volume(after[right:stop_right])):
+            smaller = (one[0], len(one[1])) < (other[0], len(other[1]))
+            if stop_left < len(before) and (smaller or stop_right == len(after)):
+                stop_left += 1
+            elif stop_right < len(after):
+                stop_right += 1
+            else:
+                stop_left, stop_right = len(before), len(after)
+                break
+        yield slice(left, stop_left), slice(right, stop_right)
+        left, right = stop_left, stop_right

@@ -104,3 +104,18 @@ def test_a_name_without_value_is_named() -> None:
 )
 def test_volume(shape: list[Dim], expected: tuple[int, tuple[str, ...]]) -> None:
     assert dimensions.volume(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (["N", 576], ["N", 9, 64], [(["N"], ["N"]), ([576], [9, 64])]),
+        (["N", 3, 4, 64], ["N", 12, 64], [(["N"], ["N"]), ([3, 4], [12]), ([64], [64])]),
+        ([1, "N", 8], ["N", 8], [([1, "N"], ["N"]), ([8], [8])]),
+        (["N", 8], ["N", 8, 1], [(["N"], ["N"]), ([8], [8]), ([], [1])]),
+        (["N", 4], ["2*N", 2], [(["N", 4], ["2*N", 2])]),
+        ([], [1], [([], [1])]),
+    ],
+)
+def test_groups_of_a_reshape(before: list[Dim], after: list[Dim], expected: list[tuple[list[Dim], list[Dim]]]) -> None:
+    assert [(before[left], after[right]) for left, right in dimensions.groups(before, after)] == expected

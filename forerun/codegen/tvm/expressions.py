@@ -240,24 +240,11 @@ def reshape_index(
 ) -> list[Index]:
     """The index before a reshape of an index after it, through the smallest groups of axes of one volume."""
     result: list[Index] = []
-    left, right = 0, 0
-    while left < len(before) or right < len(after):
-        stop_left, stop_right = left + (left < len(before)), right + (right < len(after))
-        while dimensions.volume(before[left:stop_left]) != dimensions.volume(after[right:stop_right]):
-            small = dimensions.volume(before[left:stop_left])[0] < dimensions.volume(after[right:stop_right])[0]
-            if stop_left < len(before) and (small or stop_right == len(after)):
-                stop_left += 1
-            elif stop_right < len(after):
-                stop_right += 1
-            else:
-                stop_left, stop_right = len(before), len(after)
-                break
-        group = after[right:stop_right]
-        if before[left:stop_left] == group:
-            result.extend(index[right:stop_right])
+    for left, right in dimensions.groups(before, after):
+        if tuple(before[left]) == tuple(after[right]):
+            result.extend(index[right])
         else:
-            result.extend(context.unflat(before[left:stop_left], context.flat(group, index[right:stop_right])))
-        left, right = stop_left, stop_right
+            result.extend(context.unflat(before[left], context.flat(after[right], index[right])))
     return result
 
 
