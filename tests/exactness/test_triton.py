@@ -55,7 +55,7 @@ def compiled(family: str, dtype: str = "float32") -> TritonExecutable:
 
 def _wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
     first = first_config(launch, rows, shared)
-    return Config(64, first.rows) if launch.grid.kind == "products" else first
+    return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first
 
 
 def tokens_of(executable: TritonExecutable, seed: int = 0, count: int = LENGTH) -> np.ndarray[Any, Any]:
