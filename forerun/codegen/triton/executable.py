@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,9 +130,9 @@ class TritonExecutable:
         self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=pinned)
         self._staged = self._staging.numpy()
         self._answers = self._copied_back()
+        most = {"N": step.max_rows, "M": step.max_rows}
         self._found = [
-            torch.zeros((step.max_rows, *map(int, each.dims[1:])), dtype=self._type(each), pin_memory=pinned)
-            for each in self._answers
+            torch.zeros(each.sizes(most), dtype=self._type(each), pin_memory=pinned).view(-1) for each in self._answers
         ]
         late = any(kernel.begins for kernel in step.kernels)  # else no part could be entered behind branch 0
         found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
@@ -315,6 +316,7 @@ class TritonExecutable:
     ) -> list[NDArray[Any]]:
         """Launch the graph of this shape, captured the first time, and wait for what it copies back."""
         key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
+        sizes = {"N": layout.rows, "M": layout.outputs}
         stream = torch.cuda.current_stream(self.device)
         if key not in state.graphs:
             self._launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside of the capture
@@ -323,14 +325,15 @@ class TritonExecutable:
             with torch.cuda.graph(graph):
                 self._launch_all(state, layout, kernels, evaluated)
                 for host, value in zip(self._found, self._answers, strict=True):
-                    to = host[: layout.outputs]
+                    count = prod(value.sizes(sizes))
                     source = self._arena if value.dtype == "f32" else self._views["i32"]
-                    found = source[value.place : value.place + to.numel()].view(to.shape)
-                    to.copy_(found, non_blocking=True)
+                    host[:count].copy_(source[value.place : value.place + count], non_blocking=True)
             state.graphs[key] = graph
         state.graphs[key].replay()
         stream.synchronize()
-        return [each.numpy()[:outputs] for each in self._found]
+        shapes = [value.sizes(sizes) for value in self._answers]
+        pairs = zip(self._found, shapes, strict=True)
+        return [host.numpy()[: prod(shape)].reshape(shape)[:outputs] for host, shape in pairs]
 
 
 def bucket(count: int, most: int) -> int:

@@ -235,7 +235,7 @@ class Lowering:
     def _choice(self, choice: Choice) -> Any:
         context = self._context()
         emit_choice(context, choice)
-        warps = min(16, max(4, choice.tiles // 512))
+        warps = min(16, max(4, choice.lanes // 512))
         return "choice", [context], Grid("choice", (choice.rows,)), Config(LEAST_BLOCK, 1, warps, 1), choice.describe()
 
     def _launch(

@@ -49,6 +49,11 @@ class Choice:
         """The most tiles that there may be."""
         return -(-self.columns // self.block)
 
+    @property
+    def lanes(self) -> int:
+        """Of the program that merges them."""
+        return 1 << (self.tiles - 1).bit_length()
+
     def scratch(self, name: str, dims: tuple[ir.Dim, ...], element: str) -> Stored:
         """What tiles leave for the merge; a float64 takes the room of two numbers."""
         room = (*dims, 2) if element == "f64" else dims
@@ -119,9 +124,8 @@ def emit_choice(context: Expressions, choice: Choice) -> None:
     rows, (count,) = rows_text(context, choice.rows), _pointers(context, (choice.count,))
     from_values, from_ids = _pointers(context, choice.candidates)
     to_values, to_ids = _pointers(context, (choice.values, choice.ids))
-    lanes = 1 << (choice.tiles - 1).bit_length()
     context.line("row = tl.program_id(0)")
-    context.line(f"tile = tl.arange(0, {lanes})")
+    context.line(f"tile = tl.arange(0, {choice.lanes})")
     with context.block(f"if row < {rows}:"):
         context.line(f"inside = tile < tl.load({count})")
         context.line(f"place = row * {choice.k * choice.tiles} + tile")
