@@ -101,7 +101,7 @@ class StepResult:
     hidden: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """[N, D] the residual stream behind the last branch evaluated; empty where the graph has no such stream."""
     drawn: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M] the token that each row's sequence draws for the position behind the row's; empty where the step drew none."""
+    """[M] the token each row draws for the position behind its own; empty where the step drew none."""
 
 
 class Executable(Protocol):

@@ -69,8 +69,8 @@ def kernel(sizes, words, numbers, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     row = tl.arange(0, ROWS)[:, None]
     seed, identifier = load_words(words + row * 6, row < ROWS), load_words(words + row * 6 + 2, row < ROWS)
     position = load_words(words + row * 6 + 4, row < ROWS)
-    first = tl.load(sizes)
-    tl.store(numbers + row * BLOCK + tl.arange(0, BLOCK)[None, :], random_tile(first, position, seed, identifier, BLOCK))
+    found = random_tile(tl.load(sizes), position, seed, identifier, BLOCK)
+    tl.store(numbers + row * BLOCK + tl.arange(0, BLOCK)[None, :], found)
 """
 
 

@@ -276,9 +276,7 @@ class TritonExecutable:
         for kernel in kernels:
             self.launch_each(kernel.launches, state, layout, evaluated)
 
-    def launch_each(
-        self, launches: Sequence[Launch], state: State, layout: InputLayout, evaluated: list[int]
-    ) -> None:
+    def launch_each(self, launches: Sequence[Launch], state: State, layout: InputLayout, evaluated: list[int]) -> None:
         """Launches of a step one after another; the inputs are in place."""
         places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
         for launch in launches:
