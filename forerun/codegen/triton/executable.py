@@ -8,8 +8,6 @@ same launches run one by one in Triton's interpreter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from forerun.codegen.branches import check_hidden, remaining, turn
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
+from forerun.codegen.triton.result import DeviceStepResult, Ran, TraceEntry
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
@@ -41,56 +40,6 @@ class Tuner(Protocol):
         pointers: list[torch.Tensor],
         sizes: Mapping[str, int],
     ) -> Config: ...
-
-
-@dataclass(frozen=True)
-class TraceEntry:
-    """One result of one kernel."""
-
-    kernel: str
-    output: str
-    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
-    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a step has left on the device, until the next one."""
-
-    executable: TritonExecutable
-    state: State
-    layout: InputLayout
-    sizes: dict[str, int]
-    evaluated: list[int]
-
-    def logits(self) -> Float32:
-        """[M, V], computed from the head's input, which is still there."""
-        executable = self.executable
-        for kernel in executable.step.kernels:
-            executable.launch_each(kernel.asked, self.state, self.layout, self.evaluated)
-        return executable.value(executable.step.returned[0], self.sizes)
-
-    def hidden(self) -> Float32:
-        """[N, D]"""
-        places = self.executable.step.stream
-        return self.executable.stream(places[len(self.evaluated) % 2] if places else 0, self.sizes["N"])
-
-
-class DeviceStepResult(StepResult):
-    """A step's result; its logits and the stream are fetched when they are first asked for, before the next step."""
-
-    def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32) -> None:
-        vars(self).update(candidates=ids, candidate_logits=best, drawn=drawn, _ran=ran)
-
-    @cached_property
-    def logits(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """[M, V]"""
-        return vars(self)["_ran"].logits()
-
-    @cached_property
-    def hidden(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """[N, D]"""
-        return vars(self)["_ran"].hidden()
 
 
 class TritonExecutable:

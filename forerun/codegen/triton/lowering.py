@@ -12,7 +12,8 @@ from forerun.codegen.regions import regions, symbols
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
-from forerun.codegen.triton.planning import AttentionLaunch, Plan, Planner, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
 from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.sources import assemble, body_key
