@@ -236,7 +236,7 @@ class Strategy:
     def on_device(self, target: Target) -> OnDevice | None:
         """The same without the host, where the executable can go on by itself and has all of these drafters there."""
         executable = target.executable
-        if not isinstance(executable, Loops):
+        if not isinstance(executable, Loops) or not executable.candidates:
             return None
         drafting = Drafting(places=0, deepest=0)
         for drafter in self.drafters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from forerun.ir import (
     tensor_type,
     walk,
 )
-from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 NUMBER = 4
 """Bytes of a float32."""
@@ -33,6 +33,8 @@ ARGUMENTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "blo
 
 class ReferenceExecutable:
     """A step evaluated operation by operation. Its bits are torch's, so the exactness contract does not hold for it."""
+
+    draws = False
 
     def __init__(
         self,
@@ -66,7 +68,14 @@ class ReferenceExecutable:
     def new_state(self, blocks: int) -> State:
         return new_caches(self.module, blocks * self.block)
 
-    def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+    def run(
+        self,
+        state: State,
+        rows: Rows,
+        part: Part = WHOLE,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
         evaluated = part.branches(len(self.branches))
         if (hidden is None) == (part.enter > 0):
             raise InvalidOptionError(f"a part that enters at branch {part.enter} and hidden {hidden is not None}")

@@ -2,8 +2,9 @@
 
     linear      a norm in front, linear layers that share their input, and what follows them row by row:
                 activation, residual, rotary embedding, cache write
+    head        a linear kernel and the choice of candidates among its results, which then need not meet in memory
     attention   one tree attention
-    topk        the choice of candidates
+    topk        the choice of candidates, where no linear gives what is chosen from
     row_wise    everything else (embedding look-up, first norm, ...)
 
 Views, constants, parameters and look-ups in positional tables cost nothing to repeat: each kernel has its own copy.
@@ -123,7 +124,12 @@ def group(step: Function, found: Residual) -> list[Group]:
         elif isinstance(operation, TreeAttention):
             start("attention", operation)
         elif isinstance(operation, TopK):
-            start("topk", operation)
+            index = latest(operation)
+            if index >= 0 and groups[index].kind == "linear" and groups[index].branch == branch_of.get(operation):
+                join(index, operation)
+                groups[index].kind = "head"
+            else:
+                start("topk", operation)
         elif isinstance(operation, ROW_REDUCTIONS) and _feeds_one_linear_input(operation):
             waiting[operation] = None
         else:

@@ -18,8 +18,8 @@ from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_OF_MATCH
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.generation import Request, Step
+from forerun.runtime.executable import Draw, Executable, Float32, Int32
+from forerun.runtime.generation import Request, Step, drawn_by
 from forerun.runtime.tree import Float64
 
 AHEAD = 2
@@ -74,8 +74,13 @@ class DeviceLoop(Protocol):
         """Rounds enqueued and not yet reported."""
         ...
 
-    def begin(self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int) -> None:
-        """A text of which all `tokens` but the last are in the cache; no row will stand behind position `last`."""
+    def begin(
+        self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int, draw: Draw | None = None
+    ) -> None:
+        """A text of which all `tokens` but the last are in the cache; no row will stand behind position `last`.
+
+        Rows beside the first of their depth lie at `spare` slots. Without a `draw` the likeliest token is taken.
+        """
         ...
 
     def enqueue(self, rows: int) -> None:
@@ -172,20 +177,21 @@ class OnDevice:
     loop: DeviceLoop
     size: RoundSize
 
-    def serves(self, request: Request) -> bool:
+    def serves(self, executable: Executable, request: Request) -> bool:
         """Whether tokens are chosen on the device: sampling under top_k or top_p needs whole rows of logits."""
-        return not request.sampling.do_sample
+        return not request.sampling.do_sample or drawn_by(executable, request) is not None
 
     def decode(
         self, engine: Engine, request: Request, clock: Callable[[], float] = time.perf_counter
     ) -> Generator[Step]:
         """As `generation.decode`; closing the iterator frees the cache."""
-        length = len(request.prompt)
+        length, draw = len(request.prompt), drawn_by(engine.executable, request)
         with engine.sequence(length + request.max_new_tokens - 1) as sequence:
             engine.prefill(sequence, np.array(request.prompt[:-1], np.int32))
             yield Step([], 0, None, finished=False)
             try:
-                self.loop.begin(sequence, engine.cache.spare, request.prompt, length + request.max_new_tokens - 2)
+                last = length + request.max_new_tokens - 2
+                self.loop.begin(sequence, engine.cache.spare, request.prompt, last, draw)
                 yield from self._rounds(request, clock)
             finally:
                 self.loop.end()

@@ -9,7 +9,7 @@ import numpy as np
 
 from forerun.errors import TooLongError
 from forerun.runtime.cache import BlockCache, CachedSequence
-from forerun.runtime.executable import WHOLE, Executable, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Int32, Part, Rows, StepResult
 from forerun.runtime.prefix import Prefix
 from forerun.runtime.rows import join, pick, prompt_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
@@ -37,6 +37,11 @@ class TreeResult:
     def candidate_logits(self) -> Float32:
         """[n, K]"""
         return self.step.candidate_logits[self.first : self.first + len(self.tree)]
+
+    @property
+    def drawn(self) -> Int32:
+        """[n] where the executable drew"""
+        return self.step.drawn[self.first : self.first + len(self.tree)]
 
 
 PromptObserver = Callable[[Int32, StepResult], None]
@@ -88,11 +93,16 @@ class Engine:
                 observer(part, result)
 
     def step(
-        self, sequences: Sequence[CachedSequence], trees: Sequence[Tree], prefix: Prefix | None = None
+        self,
+        sequences: Sequence[CachedSequence],
+        trees: Sequence[Tree],
+        prefix: Prefix | None = None,
+        draws: Sequence[Draw | None] | None = None,
     ) -> list[TreeResult]:
         """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost.
 
         `prefix`: what drafts have computed of the rows of the one sequence. The step is entered behind it.
+        `draws`: how each sequence draws its tokens, where the executable does.
         """
         self._check_room(trees)
         for sequence, tree in zip(sequences, trees, strict=True):
@@ -100,7 +110,7 @@ class Engine:
         # A draft's root may lie away from home, and then takes a place of the longest path as well.
         if prefix is not None and trees[0].height < self.executable.max_path:
             [sequence], [tree] = sequences, trees
-            return [self._step_behind(prefix, sequence, tree)]
+            return [self._step_behind(prefix, sequence, tree, draws)]
         parts: list[Rows] = []
         slots: list[Int32] = []
         spare = self.cache.spare
@@ -109,11 +119,13 @@ class Engine:
             spare = spare[used:]
             slots.append(tree_slot)
             parts.append(tree_rows(sequence, tree, tree_slot))
-        result = self.run(join(parts))
+        result = self.run(join(parts), draws=draws)
         first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
         return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
 
-    def _step_behind(self, prefix: Prefix, sequence: CachedSequence, tree: Tree) -> TreeResult:
+    def _step_behind(
+        self, prefix: Prefix, sequence: CachedSequence, tree: Tree, draws: Sequence[Draw | None] | None
+    ) -> TreeResult:
         """A step from the branch that drafts have brought rows to; other rows are brought there first."""
         slots, known = prefix.place(tree, sequence.length)
         rows = tree_rows(sequence, tree, slots)
@@ -124,7 +136,7 @@ class Engine:
         for row, stream in enumerate(known):
             if stream is not None:
                 hidden[row] = stream
-        return TreeResult(tree, slots, self.run(rows, Part(enter=prefix.leave), hidden), 0)
+        return TreeResult(tree, slots, self.run(rows, Part(enter=prefix.leave), hidden, draws), 0)
 
     def commit(
         self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]
@@ -145,8 +157,14 @@ class Engine:
         if any(len(slots) for slots in source):
             self.executable.copy_slots(self.state, np.concatenate(source), np.concatenate(destination))
 
-    def run(self, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
-        return self.executable.run(self.state, rows, part, hidden)
+    def run(
+        self,
+        rows: Rows,
+        part: Part = WHOLE,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
+        return self.executable.run(self.state, rows, part, hidden, draws)
 
     def _check_room(self, trees: Sequence[Tree]) -> None:
         rows = sum(len(tree) for tree in trees)

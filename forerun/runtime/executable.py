@@ -10,6 +10,7 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 (a prompt's rows do) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -82,6 +83,15 @@ WHOLE = Part()
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How one sequence's tokens are drawn from all of their logits: `sampling.sample_token` without filters."""
+
+    seed: int
+    identifier: int  # of the sequence
+    temperature: float
+
+
+@dataclass(frozen=True)
 class StepResult:
     """Row m belongs to row `outputs[m]` of the step. The arrays are valid until the next step."""
 
@@ -90,6 +100,8 @@ class StepResult:
     candidate_logits: Float32  # [M, K]
     hidden: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """[N, D] the residual stream behind the last branch evaluated; empty where the graph has no such stream."""
+    drawn: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[M] the token each row draws for the position behind its own; empty where the step drew none."""
 
 
 class Executable(Protocol):
@@ -105,15 +117,25 @@ class Executable(Protocol):
     branches: tuple[Branch, ...]  # of the residual stream; none where the graph has no such stream
     head_bytes: int  # of the weights that turn the stream into logits
     width: int  # D, the features of the stream; 0 where there is none
+    draws: bool  # whether a step can draw tokens
 
     def new_state(self, blocks: int) -> Any:
         """A cache of `blocks * P` slots."""
         ...
 
-    def run(self, state: Any, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+    def run(
+        self,
+        state: Any,
+        rows: Rows,
+        part: Part = WHOLE,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
         """Write the rows' keys and values to their slots, and evaluate the target, or a part of it, at the rows.
 
         `hidden` [N, D] is the rows' stream where the part enters; it is given if and only if that is behind branch 0.
+        `draws` says how each sequence of the block tables draws its tokens, None for the likeliest one; an executable
+        that does not draw has no use for it.
         """
         ...
 

@@ -9,7 +9,7 @@ from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
-from forerun.runtime.executable import Float32
+from forerun.runtime.executable import Draw, Executable, Float32
 from forerun.runtime.options import require_integer
 from forerun.runtime.policy import Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -90,6 +90,7 @@ class Generation:
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
     """Speculative decoding: propose, step, verify, commit, observe. Closing the iterator frees the cache."""
     most_rows = min(engine.executable.max_rows, engine.executable.max_outputs)
+    draw = drawn_by(engine.executable, request)
     generated = 0
     with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
         context = Context(list(request.prompt))
@@ -107,8 +108,8 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace)
                 proposed = drafter.propose(context, budget)
                 [tree] = policy.choose([proposed], 1.0 if place.prefix is None else place.prefix.share)
-                [result] = engine.step([sequence], [tree], place.prefix)
-                verdict = verify(tree, token_choice(result, request, sequence.length))
+                [result] = engine.step([sequence], [tree], place.prefix, [draw])
+                verdict = verify(tree, token_choice(result, request, sequence.length, draw))
                 kept = verdict.cut(request.keep(verdict.tokens, generated))
                 engine.commit([sequence], [result], [kept.path])
                 logits = np.stack([result.logits(row) for row in kept.path]) if request.keep_logits else None
@@ -124,10 +125,26 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
             drafter.end(context)
 
 
-def token_choice(result: TreeResult, request: Request, root: int) -> Callable[[int], int]:
-    """The token that a tree row's logits choose for the position after the row's own; the root's position is `root`."""
+def drawn_by(executable: Executable, request: Request) -> Draw | None:
+    """How an executable draws a request's tokens; None where it does not: greedily, and behind filters.
+
+    It depends on the target and the request alone, so that all strategies draw by the same function.
+    """
+    sampling = request.sampling
+    if not (executable.draws and sampling.do_sample and sampling.top_k is None and sampling.top_p is None):
+        return None
+    return Draw(sampling.seed, request.identifier, sampling.temperature)
+
+
+def token_choice(result: TreeResult, request: Request, root: int, draw: Draw | None = None) -> Callable[[int], int]:
+    """The token that a tree row's logits choose for the position after the row's own; the root's position is `root`.
+
+    Under a `draw`, the executable has drawn it.
+    """
     if not request.sampling.do_sample:
         return lambda row: int(result.candidates[row, 0])
+    if draw is not None:
+        return lambda row: int(result.drawn[row])
     depth = result.tree.depth
     return lambda row: sample_token(
         result.logits(row), request.sampling, request.identifier, root + int(depth[row]) + 1

@@ -116,7 +116,7 @@ class CompiledModel:
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed max_length "
                 f"{longest}: shorten the prompt or max_new_tokens, or compile with a larger max_length"
             )
-        if self.on_device is not None and self.on_device.serves(request):
+        if self.on_device is not None and self.on_device.serves(self.executable, request):
             return self.on_device.decode(self.engine, request)
         return decode(self.engine, request, self.drafter, self.policy)
 

@@ -1,6 +1,6 @@
 """Kernels of published sizes compile to cubins without a GPU, and spill nothing.
 
-These tests compile everything for sm_90, and the products for sm_80; all of it for both is
+These tests compile everything for sm_90, and the products and the head for sm_80; all of it for both is
 `forerun dump MODEL --target cuda`, or `FORERUN_AHEAD=all python -m pytest tests/codegen/test_triton_ahead.py`.
 """
 
@@ -19,6 +19,8 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from tests.models import FAMILIES
 
+WEIGHTS = ("products", "head", "choice")
+"""The kernels that read weights, and the one that merges what the head's tiles chose."""
 EVERYTHING = os.environ.get("FORERUN_AHEAD") == "all"
 MODELS = {
     "smollm2-float32": (SMOLLM2, "float32"),
@@ -39,7 +41,7 @@ def test_every_kernel_compiles_without_spills(name: str, capability: int) -> Non
     step = step_of(name)
     sources = overridden(step.sources)
     few = capability == 80 and not EVERYTHING
-    chosen = {each: source for each, source in sources.items() if not few or source.kind == "products"}
+    chosen = {each: source for each, source in sources.items() if not few or source.kind in WEIGHTS}
     rows = (1, 32) if not few else (32,)
     found = list(compile_step(step, chosen, rows, [capability]))
     assert {each.kernel.partition(",")[0] for each in found} == set(chosen)
@@ -54,6 +56,9 @@ def test_a_layer_takes_six_launches() -> None:
     assert per_layer == 6  # projections, attention, its splits together, output, gate and up, down
     weights = sum(each.weight_bytes for each in step.kernels)
     assert weights == 2 * (4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336) + 128256 * 4096)
+    head = step.kernels[-1]
+    assert [each.grid.kind for each in head.launches] == ["head", "choice"]
+    assert [each.grid.kind for each in head.asked] == ["products"]
 
 
 def test_dump_writes_sources_and_lists_registers(

@@ -16,6 +16,8 @@ from forerun.codegen.triton.step import Config
 from forerun.compiler import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.runtime.certify import certify
+from forerun.runtime.executable import Draw
+from forerun.runtime.sampling import SamplingSettings, sample_token
 from tests.models import FAMILIES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch finds none")
@@ -147,3 +149,21 @@ def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
         found = other.run(other.new_state(8), rows).logits.tobytes()
         expected = expected or found
         assert found == expected
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_drawn_on_the_gpu_are_the_hosts(dtype: str) -> None:
+    """Scores that agree to the last bits of a logarithm could part; none of these do."""
+    from tests.exactness.test_triton import text_rows
+
+    made = forerun.compile(FAMILIES["gemma2"](), "autoregressive", dtype, "cuda", max_length=256).executable
+    rows = text_rows(np.random.default_rng(1).integers(0, made.vocabulary, 40, dtype=np.int32), 0, np.arange(3))
+    for number, temperature in enumerate((0.3, 1.0, 20.0)):
+        draw = Draw(2**64 - 1 - number, number, temperature)
+        result = made.run(made.new_state(8), rows, draws=[draw])
+        ids, values, drawn = result.candidates.copy(), result.candidate_logits.copy(), result.drawn.tolist()
+        settings = SamplingSettings(do_sample=True, temperature=temperature, seed=draw.seed)
+        assert values.tobytes() == np.take_along_axis(result.logits, ids, 1).tobytes()
+        assert drawn == [sample_token(row, settings, number, place + 1) for place, row in enumerate(result.logits)]

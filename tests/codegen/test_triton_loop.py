@@ -44,7 +44,7 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, number="f32",
+        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, number="f32", drawn=None,
         tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned,
     )  # fmt: skip
     executable: Any = Surroundings(

@@ -17,7 +17,7 @@ LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 def wide(executable, launch, rows, shared, pointers, sizes) -> Config:
     """Few programs: each costs the interpreter a millisecond."""
     first = first_config(launch, rows, shared)
-    return Config(64, first.rows) if launch.grid.kind == "products" else first
+    return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first
 
 
 def interpreted(module, weights, storage: str = "f32", tuner=wide, **limits) -> TritonExecutable:
@@ -38,7 +38,8 @@ def evaluate(module, weights, rows, storage: str = "f32"):
     """The results of `@step` from poisoned memory, and by the IR's interpreter."""
     executable = interpreted(module, weights.__getitem__, storage)
     executable._arena.fill_(math.nan)
-    executable.run(poisoned_state(executable), rows)
+    result = executable.run(poisoned_state(executable), rows)
+    assert result.logits is not None  # computed now that they are asked for
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
     results = [executable.value(value, sizes) for value in executable.step.returned]
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))

@@ -21,9 +21,10 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Part, Rows
+from forerun.runtime.executable import Draw, Part, Rows
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
+from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.strategies import Target
 from tests.models import GPT, GROUPED, UNTIED, build
 
@@ -55,7 +56,7 @@ def compiled(family: str, dtype: str = "float32") -> TritonExecutable:
 
 def _wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
     first = first_config(launch, rows, shared)
-    return Config(64, first.rows) if launch.grid.kind == "products" else first
+    return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first
 
 
 def tokens_of(executable: TritonExecutable, seed: int = 0, count: int = LENGTH) -> np.ndarray[Any, Any]:
@@ -219,10 +220,13 @@ def test_logits_stay_where_they_are_until_asked_for() -> None:
     assert "logits" not in vars(result)
     assert result.logits.shape == (3, executable.vocabulary)
     assert "logits" in vars(result)
+    assert all(kernel.asked == () for kernel in executable.step.kernels[:-1])
+    assert executable.step.kernels[-1].asked
     assert torch.is_tensor(executable.weights["model.lm_head.weight"])
 
 
-def test_a_model_on_it_generates_the_same_bits_under_both_strategies() -> None:
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 1.3, "seed": 2**64 - 1}])
+def test_a_model_on_it_generates_the_same_bits_under_both_strategies(sampling: dict[str, Any]) -> None:
     executable = compiled("llama")
     results: list[Any] = []
     drafting = forerun.TreeSpec(
@@ -232,8 +236,29 @@ def test_a_model_on_it_generates_the_same_bits_under_both_strategies() -> None:
     for strategy in (drafting, forerun.Autoregressive()):
         engine = Engine(executable)
         model = CompiledModel(executable, *strategy.build(Target(engine, None, None)), engine=engine)
-        results.append(model.generate([7, 9, 31, 7, 9, 31, 7, 9], 8, return_logits=True))
+        results.append(model.generate([7, 9, 31, 7, 9, 31, 7, 9], 8, return_logits=True, **sampling))
     fast, slow = results
     assert fast.token_ids == slow.token_ids
     assert fast.has_bits_of(slow)
     assert fast.stats.rows > slow.stats.rows
+    settings = SamplingSettings(**sampling)
+    for number, (row, token) in enumerate(zip(slow.logits, slow.token_ids, strict=True)):
+        host = sample_token(row, settings, 0, 8 + number) if settings.do_sample else int(row.argmax())
+        assert token == host
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_token_drawn_in_any_step_is_the_one_of_its_position(family: str) -> None:
+    """And it is what the host draws from the logits, which come behind a norm with a bias, and behind a soft cap."""
+    executable = compiled(family)
+    tokens, draws = tokens_of(executable), [Draw(5, 1, 0.9)]
+    state, whole = executable.new_state(24), text_rows(tokens[:9], 0, [3])
+    result = executable.run(state, whole, draws=draws)
+    ids, drawn = result.candidates.copy(), result.drawn.copy()
+    settings = SamplingSettings(do_sample=True, temperature=0.9, seed=5)
+    assert drawn.tolist() == [sample_token(row, settings, 1, place + 1) for place, row in enumerate(result.logits)]
+    assert ids.tobytes() == np.argsort(-result.logits, 1, kind="stable")[:, : ids.shape[1]].astype(np.int32).tobytes()
+    for at in (0, 3, 4):
+        alone = executable.run(state, text_rows(tokens[at : at + 1], at, [3]), draws=draws)
+        assert alone.drawn.tolist() == [drawn[at]]
+        assert alone.candidates.tobytes() == ids[at].tobytes()

@@ -8,8 +8,9 @@ import pytest
 
 from forerun import ir
 from forerun.passes.base import PassContext
-from forerun.passes.fuse_kernels import inline
+from forerun.passes.fuse_kernels import FuseKernels, inline
 from forerun.passes.pipeline import step_pipeline
+from tests.ir.build import function, tensor
 from tests.passes.programs import BLOCK, LENGTH, program
 
 FAMILIES = ["llama", "gemma2", "gpt2", "gpt_neox", "bloom"]
@@ -79,14 +80,15 @@ def test_a_cache_is_written_before_it_is_read(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attention_and_candidates_stand_alone(family: str) -> None:
+def test_attention_stands_alone_and_candidates_are_chosen_where_the_logits_are_computed(family: str) -> None:
     for kernel in kernels(fused(family)[1]):
         heavy = [type(each) for each in kernel.body if isinstance(each, ir.TreeAttention | ir.TopK | ir.Linear)]
         match kernel.parameter("kind"):
             case "attention":
                 assert heavy == [ir.TreeAttention]
-            case "topk":
-                assert heavy == [ir.TopK]
+            case "head":
+                assert heavy == [ir.Linear, ir.TopK]
+                assert kernel.parameter("branch") is None
             case "linear":
                 assert set(heavy) == {ir.Linear}
                 assert len({each.inputs[0] for each in kernel.body if isinstance(each, ir.Linear)}) == 1
@@ -100,4 +102,17 @@ def test_a_llama_layer_is_five_kernels() -> None:
     counts = Counter(each.parameter("kind") for each in kernels(fused("llama")[1]))
     layers = 2
     assert counts["attention"] == layers
-    assert counts["linear"] == 4 * layers + 1
+    assert counts["linear"] == 4 * layers
+    assert counts["head"] == 1
+    assert counts["topk"] == 0
+
+
+def test_candidates_of_what_no_linear_gives_are_a_kernel_of_their_own() -> None:
+    table, tokens = tensor([5, 9]), tensor(["N"], "i32")
+
+    def body(build: ir.Builder, table: ir.SSAValue, tokens: ir.SSAValue) -> ir.SSAValue:
+        return build.emit(ir.TopK.make(build.add(ir.Gather, table, tokens), k=2, index_dtype="i32")).results[1]
+
+    module = function({"table": table, "tokens": tokens}, body, "step")
+    FuseKernels().apply(PassContext(), module)
+    assert [each.parameter("kind") for each in kernels(ir.functions(module)["step"])] == ["row_wise", "topk"]

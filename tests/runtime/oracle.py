@@ -46,6 +46,7 @@ class Oracle:
     branches: tuple[Branch, ...] = ()
     head_bytes: int = 0
     width: int = 0
+    draws: bool = False
 
     def __post_init__(self):
         self.bigram = np.random.default_rng(self.seed).standard_normal((self.vocabulary, self.vocabulary)) * 2
@@ -69,7 +70,9 @@ class Oracle:
         slots = blocks * self.block
         return OracleState(np.full(slots, -1), np.full(slots, -1), [-1] * slots)
 
-    def run(self, state: OracleState, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+    def run(
+        self, state: OracleState, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None, draws=None
+    ) -> StepResult:
         assert part == WHOLE
         assert hidden is None
         self.poison()

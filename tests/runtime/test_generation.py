@@ -1,6 +1,7 @@
 """The contract: whatever is drafted and however trees are cut, the text and its logits are plain decoding's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
+from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.generation import Request, Step, decode
 from forerun.runtime.policy import CostAware, Fixed, Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -224,3 +226,53 @@ def test_closing_the_iterator_frees_the_cache():
     steps.close()
     assert engine.cache.free_positions == free
     assert not drafter._indices
+
+
+class DrawingOracle(Oracle):
+    """Draws by itself, and then keeps its logits to itself."""
+
+    def run(self, state, rows, part=WHOLE, hidden=None, draws=None):
+        result = super().run(state, rows, part, hidden)
+        if draws is None or draws == [None]:
+            return result
+        self.drawn = getattr(self, "drawn", 0) + len(rows.outputs)
+        positions, sequences = rows.positions[rows.outputs], rows.sequences[rows.outputs]
+        found: list[int] = []
+        for row, sequence, position in zip(result.logits, sequences, positions, strict=True):
+            draw = draws[sequence]
+            settings = SamplingSettings(do_sample=True, temperature=draw.temperature, seed=draw.seed)
+            found.append(sample_token(row, settings, draw.identifier, int(position) + 1))
+        return replace(result, logits=np.full_like(result.logits, np.nan), drawn=np.array(found, np.int32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(request=requests, seed=st.integers(0, 20))
+def test_an_executable_that_draws_gives_the_same_text(request: Request, seed: int):
+    """It is asked to where every token is drawn from all of its logits, and there alone."""
+    request = replace(request, keep_logits=False)
+    oracle = DrawingOracle(vocabulary=12, seed=seed, draws=True)
+    tokens, _ = reference(Oracle(vocabulary=12, seed=seed), request)
+    engine = Engine(oracle)
+    for drafter in drafters(oracle, seed):
+        steps = list(decode(engine, request, drafter, Fixed(6)))
+        assert [token for step in steps for token in step.tokens] == tokens
+    sampling = request.sampling
+    filtered = sampling.top_k is not None or sampling.top_p is not None
+    assert hasattr(oracle, "drawn") == (sampling.do_sample and not filtered)
+
+
+def test_each_sequence_of_a_step_draws_by_its_own_settings():
+    oracle = DrawingOracle(vocabulary=12, draws=True)
+    engine = Engine(oracle)
+    ways = [Draw(3, 0, 1.7), Draw(3, 1, 1.7)]
+    with engine.sequence(12) as first, engine.sequence(12) as second:
+        for sequence, length in ((first, 4), (second, 5)):
+            engine.prefill(sequence, np.arange(length, dtype=np.int32))
+        results = engine.step([first, second], [chain(1, [2, 3]), chain(4, [5])], draws=ways)
+        found = [result.drawn.tolist() for result in results]
+    expected: list[list[int]] = []
+    for way, length, rows in zip(ways, (4, 5), ([1, 2, 3], [4, 5]), strict=True):
+        settings_ = SamplingSettings(do_sample=True, temperature=way.temperature, seed=way.seed)
+        histories = [[*range(length), *rows[: row + 1]] for row in range(len(rows))]
+        expected.append([sample_token(oracle.logits(each), settings_, way.identifier, len(each)) for each in histories])
+    assert found == expected

@@ -20,7 +20,7 @@ from forerun.codegen.triton.step import Config, Source, TritonStep
 from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
 from forerun.runtime.device_loop import Drafting
 
-POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32"}
+POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32", "f64": "*fp64"}
 CAPABILITIES = (80, 90)
 """A100 and H100: what kernels are checked for without a GPU."""
 ALIGNED = [["tt.divisibility", 16]]
@@ -66,7 +66,7 @@ def compile_step(
     step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
     """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
-    every = (launch for kernel in step.kernels for launch in kernel.launches)
+    every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.asked))
     launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
         for capability in capabilities:

@@ -7,6 +7,7 @@ instruction has 16), `stages` is how far loads run ahead. Blocks of features and
 from __future__ import annotations
 
 from forerun.codegen.triton.step import Config, Launch
+from forerun.codegen.triton.topk import LEAST_BLOCK
 
 FILLED = 128
 """Programs that a launch should have at least: about one a multiprocessor."""
@@ -16,11 +17,11 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
     """The division of a launch of so many rows where nothing was measured."""
     element = weight_element(launch)
     match launch.grid.kind:
-        case "products":
+        case "products" | "head":
             if rows > 16:
                 return Config(32 if element == "f32" else 64, 32, 8, 3)
             blocks = (block for block in (64, 32) if _tiles(launch, block) >= FILLED)
-            return Config(next(blocks, 16), 16, 4, 3)
+            return Config(next(blocks, _least(launch)), 16, 4, 3)
         case "attention":
             if element == "f32":
                 return Config(64, 16, 8 if shared > 1 else 4, 3)
@@ -34,16 +35,16 @@ def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
     first = first_config(launch, rows, shared)
     others: list[Config] = []
     match launch.grid.kind:
-        case "products" if rows > 16:
+        case "products" | "head" if rows > 16:
             others = [Config(block, 32, warps, 3) for block in (16, 32, 64, 128) for warps in (4, 8)]
-        case "products":
+        case "products" | "head":
             others = [Config(block, 16, 4, stages) for block in (16, 32, 64) for stages in (3, 5)]
             others += [Config(128, 16, 8, 3)]
         case "attention":
             others = [Config(64, 16, warps, stages) for warps in (4, 8) for stages in (2, 3)]
         case _:
             pass
-    return list(dict.fromkeys([first, *others]))
+    return [each for each in dict.fromkeys([first, *others]) if each.block >= _least(launch) or each is first]
 
 
 def tuned_rows(rows: int) -> int:
@@ -53,10 +54,15 @@ def tuned_rows(rows: int) -> int:
 
 def weight_element(launch: Launch) -> str:
     """The element type that a launch's products are taken in."""
-    kinds = {"products": "weight", "attention": "keys"}
+    kinds = {"products": "weight", "head": "weight", "attention": "keys"}
     wanted = kinds.get(launch.grid.kind)
     found = [each.element for each in launch.operands if each.kind == wanted]
     return next((each for each in found if each in ("bf16", "f16")), "f32")
+
+
+def _least(launch: Launch) -> int:
+    """The smallest tile: a head has room for the candidates of so many, and no more."""
+    return LEAST_BLOCK if launch.grid.kind == "head" else 16
 
 
 def _tiles(launch: Launch, block: int) -> int:

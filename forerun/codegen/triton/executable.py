@@ -1,14 +1,14 @@
 """A Triton step with its weights on a device: one copy in, one graph launch, one wait.
 
 On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
-candidates back to the host at its end. On the CPU the same launches run one by one in Triton's interpreter.
+candidates and drawn tokens back to the host at its end. Logits are computed when they are asked for. On the CPU the
+same launches run one by one in Triton's interpreter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from forerun.codegen.branches import check_hidden, remaining, turn
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
+from forerun.codegen.triton.result import DeviceStepResult, Ran, TraceEntry
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -43,38 +44,6 @@ class Tuner(Protocol):
         pointers: list[torch.Tensor],
         sizes: Mapping[str, int],
     ) -> Config: ...
-
-
-@dataclass(frozen=True)
-class TraceEntry:
-    """One result of one kernel."""
-
-    kernel: str
-    output: str
-    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
-    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
-
-
-class DeviceStepResult(StepResult):
-    """A step's result of which the logits and the stream stay on the device until they are asked for."""
-
-    def __init__(
-        self, executable: TritonExecutable, ids: Int32, best: Float32, sizes: dict[str, int], left: int
-    ) -> None:
-        vars(self).update(candidates=ids, candidate_logits=best)
-        vars(self).update(_executable=executable, _sizes=sizes, _left=left)
-
-    @cached_property
-    def logits(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """[M, V], copied when first asked for, before the next step."""
-        executable: TritonExecutable = vars(self)["_executable"]
-        return executable.value(executable.step.returned[0], vars(self)["_sizes"])
-
-    @cached_property
-    def hidden(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """[N, D], copied when first asked for, before the next step."""
-        executable: TritonExecutable = vars(self)["_executable"]
-        return executable.stream(vars(self)["_left"], vars(self)["_sizes"]["N"])
 
 
 class TritonExecutable:
@@ -100,6 +69,7 @@ class TritonExecutable:
         self.vocabulary = int(step.returned[0].dims[-1]) if step.returned and step.returned[0].dims else 0
         self.candidates = int(step.returned[1].dims[-1]) if len(step.returned) == 3 else 0
         self.width = step.width
+        self.draws = step.drawn is not None
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
         self.choices: dict[tuple[str, int, int], Config] = {}
@@ -107,12 +77,16 @@ class TritonExecutable:
         self._tuner = tuner
         self._modules: dict[str, Any] = {}
         self._arena = torch.zeros(step.arena, device=self.device)
-        self._indices = self._arena.view(torch.int32)
+        self._views = {"i32": self._arena.view(torch.int32), "f64": self._arena.view(torch.float64)}
         self._inputs = torch.zeros(inputs_size(step), dtype=torch.int32, device=self.device)
         pinned = not self.interpreted
         self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=pinned)
         self._staged = self._staging.numpy()
-        self._found = [torch.zeros((step.max_rows, self.candidates), pin_memory=pinned) for _ in range(2)]
+        self._answers = self._copied_back()
+        most = {"N": step.max_rows, "M": step.max_rows}
+        self._found = [
+            torch.zeros(each.sizes(most), dtype=self._type(each), pin_memory=pinned).view(-1) for each in self._answers
+        ]
         late = any(kernel.begins for kernel in step.kernels)  # else no part could be entered behind branch 0
         found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
         self.branches = tuple(found) if late else ()
@@ -130,23 +104,37 @@ class TritonExecutable:
         """A cache of `blocks * P` slots, all zero."""
         return new_state(self.step, max(1, blocks), self.device)
 
-    def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+    def _copied_back(self) -> list[Value]:
+        """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
+        none."""
+        answers = [*self.step.returned[1:]] if self.candidates else []
+        return [*answers, self.step.drawn] if self.step.drawn is not None else answers
+
+    def run(
+        self,
+        state: State,
+        rows: Rows,
+        part: Part = WHOLE,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
         """One step, or a part of it. The result is valid until the next step."""
         kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
         check_hidden(part, hidden is not None)
-        layout, sizes = self._load(rows)
+        drawing = draws if self.draws and draws is not None else ()
+        layout, sizes = self._load(rows, drawing)
         if hidden is not None:
             place, count = self.step.stream[0], hidden.size
             self._arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
-        if self.interpreted or not self.candidates:
+        if self.interpreted or not self._answers:
             self._launch_all(state, layout, kernels, evaluated)
-            found: list[Any] = [self.value(each, sizes) for each in self.step.returned[1:]]
+            found: list[Any] = [self.value(each, sizes) for each in self._answers]
         else:
             found = self._replay(state, layout, kernels, evaluated, sizes["M"])
         none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
-        ids, best = found if self.candidates else none
-        left = self.step.stream[len(evaluated) % 2] if self.step.stream else 0
-        return DeviceStepResult(self, ids, best, sizes, left)
+        ids, best = found[:2] if self.candidates else none
+        drawn: Any = found[2] if drawing else np.zeros(0, np.int32)
+        return DeviceStepResult(Ran(self, state, layout, sizes, evaluated), ids, best, drawn)
 
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
         """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
@@ -162,6 +150,7 @@ class TritonExecutable:
         every = list(range(len(self.step.branches)))
         for kernel in self.step.kernels:
             self._launch_all(state, layout, [kernel], every)
+            self.launch_each(kernel.asked, state, layout, every)
             for result in kernel.results:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
@@ -200,7 +189,11 @@ class TritonExecutable:
         """[N, D]"""
         return self._arena[place : place + rows * self.width].reshape(rows, self.width).cpu().numpy()
 
-    def _load(self, rows: Rows) -> tuple[InputLayout, dict[str, int]]:
+    @staticmethod
+    def _type(value: Value) -> torch.dtype:
+        return torch.float32 if value.dtype == "f32" else torch.int32
+
+    def _load(self, rows: Rows, draws: Sequence[Draw | None] = ()) -> tuple[InputLayout, dict[str, int]]:
         count, path = rows.paths.shape
         outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
         if count > self.max_rows or outputs > self.max_outputs or path > self.max_path:
@@ -214,7 +207,7 @@ class TritonExecutable:
                 f"sequences of {self.step.tables} blocks."
             )
         layout = self.layout(count, outputs)
-        used = layout.fill(self._staged, rows)
+        used = layout.fill(self._staged, rows, draws)
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         return layout, {"N": count, "M": outputs}
 
@@ -225,7 +218,7 @@ class TritonExecutable:
 
     def place(self, value: Value) -> torch.Tensor:
         """What begins with a value of the arena."""
-        return (self._arena if value.dtype == "f32" else self._indices)[value.place :]
+        return (self._arena if value.dtype == "f32" else self._views["i32"])[value.place :]
 
     def _pointer(
         self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], evaluated: list[int]
@@ -241,7 +234,9 @@ class TritonExecutable:
                 place = int(operand.key)
                 if operand.stream is not None:
                     place = self.step.stream[turn(evaluated, operand.stream)]
-                return (self._indices if operand.element == "i32" else self._arena)[place:]
+                if operand.element == "f64":
+                    return self._views["f64"][place // 2 :]
+                return (self._views["i32"] if operand.element == "i32" else self._arena)[place:]
 
     # --- launches
 
@@ -257,15 +252,24 @@ class TritonExecutable:
         evaluated: list[int],
         inputs: torch.Tensor | None = None,
     ) -> None:
+        for kernel in kernels:
+            self.launch_each(kernel.launches, state, layout, evaluated, inputs)
+
+    def launch_each(
+        self,
+        launches: Sequence[Launch],
+        state: State,
+        layout: InputLayout,
+        evaluated: list[int],
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        """Launches of a step one after another; the inputs are in place."""
         inputs = self._inputs if inputs is None else inputs
         places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
-        for kernel in kernels:
-            for launch in kernel.launches:
-                pointers = [
-                    inputs,
-                    *(self._pointer(each, state, inputs, places, evaluated) for each in launch.operands),
-                ]
-                self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
+        for launch in launches:
+            operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
+            pointers = [inputs, *operands]
+            self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 
     def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
         """How a launch is divided."""
@@ -296,8 +300,9 @@ class TritonExecutable:
     def _replay(
         self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
     ) -> list[NDArray[Any]]:
-        """Launch the graph of this shape, captured the first time, and wait for the candidates: ids and logits."""
+        """Launch the graph of this shape, captured the first time, and wait for what it copies back."""
         key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
+        sizes = {"N": layout.rows, "M": layout.outputs}
         stream = torch.cuda.current_stream(self.device)
         if key not in state.graphs:
             self._launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside of the capture
@@ -305,15 +310,15 @@ class TritonExecutable:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._launch_all(state, layout, kernels, evaluated)
-                for host, value in zip(self._found, self.step.returned[1:], strict=True):
-                    count = layout.outputs * self.candidates
-                    found = self._arena[value.place : value.place + count].view(layout.outputs, self.candidates)
-                    host[: layout.outputs].copy_(found, non_blocking=True)
+                for host, value in zip(self._found, self._answers, strict=True):
+                    count = prod(value.sizes(sizes))
+                    host[:count].copy_(self.place(value)[:count], non_blocking=True)
             state.graphs[key] = graph
         state.graphs[key].replay()
         stream.synchronize()
-        ids, best = (each.numpy()[:outputs] for each in self._found)
-        return [ids.view(np.int32), best]
+        shapes = [value.sizes(sizes) for value in self._answers]
+        pairs = zip(self._found, shapes, strict=True)
+        return [host.numpy()[: prod(shape)].reshape(shape)[:outputs] for host, shape in pairs]
 
 
 def bucket(count: int, most: int) -> int:

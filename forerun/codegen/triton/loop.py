@@ -14,11 +14,12 @@ import torch
 
 from forerun.codegen.triton.loop_calls import RING, WARPS, Call, Calls, Knowledge, Size, Text, loop_source
 from forerun.codegen.triton.memory import State
+from forerun.codegen.triton.result import Ran
 from forerun.codegen.triton.sources import load, overridden
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting, Round
-from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.executable import Draw, Float32, Int32
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
@@ -40,18 +41,22 @@ class TritonLoop:
         self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=not executable.interpreted)
         self._sizes: dict[int, Size] = {}
         self._blocks: Int32 = np.zeros(0, np.int32)
-        self._enqueued: deque[tuple[int, Any]] = deque()
+        self._draw: Draw | None = None
+        self._enqueued: deque[tuple[Size, int, Any]] = deque()
+        self._reported: Size | None = None
         self._count = 0
 
     @property
     def pending(self) -> int:
         return len(self._enqueued)
 
-    def begin(self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int) -> None:
-        self._count, self._blocks = 0, sequence.blocks.copy()
+    def begin(
+        self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int, draw: Draw | None = None
+    ) -> None:
+        self._count, self._blocks, self._draw = 0, sequence.blocks.copy(), draw
         self.text.begin(list(tokens), last, spare)
         for size in self._sizes.values():
-            size.begin(self._blocks)
+            size.begin(self._blocks, self._draw)
         self.known.fade()
 
     def enqueue(self, rows: int) -> None:
@@ -68,20 +73,24 @@ class TritonLoop:
         if not self.executable.interpreted:
             event = torch.cuda.Event()
             event.record()
-        self._enqueued.append((entry, event))
+        self._enqueued.append((size, entry, event))
         self._count += 1
 
     def report(self) -> Round:
-        entry, event = self._enqueued.popleft()
+        self._reported, entry, event = self._enqueued.popleft()
         if event is not None:
             event.synchronize()
         accepted, rows, *rest = self._heard[entry].tolist()
         return Round(rows, rest[:accepted], rest[LARGEST : LARGEST + accepted])
 
     def logits(self, rows: Sequence[int]) -> Float32:
+        size = self._reported
+        assert size is not None
         assert not self._enqueued, "logits of a round that others have followed"
         count = max(rows) + 1
-        return self.executable.value(self.executable.step.returned[0], {"N": count, "M": count})[list(rows)]
+        every = list(range(len(self.executable.step.branches)))
+        ran = Ran(self.executable, self.state, size.layout, {"N": count, "M": count}, every, size.inputs)
+        return ran.logits()[list(rows)]
 
     def end(self) -> None:
         if not self.executable.interpreted:
@@ -95,7 +104,7 @@ class TritonLoop:
             numbers = layout.places["block_tables"] + self.executable.step.tables
             inputs = torch.zeros(numbers, dtype=torch.int32, device=self.executable.device)
             self._sizes[rows] = Size(rows, layout, inputs)
-            self._sizes[rows].begin(self._blocks)
+            self._sizes[rows].begin(self._blocks, self._draw)
         return self._sizes[rows]
 
     def _capture(self, size: Size) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.memory import InputLayout, State
+from forerun.codegen.triton.memory import WORDS, InputLayout, State, draw_words
 from forerun.codegen.triton.step import Source
+from forerun.codegen.triton.topk import DRAWING
 from forerun.runtime.device_loop import LARGEST, SHARES, Drafting
-from forerun.runtime.executable import Int32
+from forerun.runtime.executable import Draw, Int32
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
@@ -112,8 +113,11 @@ class Size:
     def input(self, name: str) -> torch.Tensor:
         return self.inputs[self.layout.places[name] :]
 
-    def begin(self, blocks: Int32) -> None:
+    def begin(self, blocks: Int32, draw: Draw | None) -> None:
         """What is the same in every round of a text."""
+        self.inputs[DRAWING] = draw is not None
+        words = torch.from_numpy(draw_words([draw])).expand(self.layout.outputs, WORDS)
+        self.input("draws")[: words.numel()].copy_(words.reshape(-1))
         self.input("block_tables")[: len(blocks)].copy_(torch.from_numpy(blocks))
         every = torch.arange(self.layout.outputs, dtype=torch.int32, device=self.inputs.device)
         self.input("outputs")[: self.layout.outputs].copy_(every)
@@ -153,15 +157,17 @@ class Calls:
         """What the step decided, and what it taught."""
         step, text, known = self.executable.step, self.text, self.known
         _, ids, logits = (self.executable.place(value) for value in step.returned)
-        inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
         rows, candidates = {"ROWS": self._lanes(size)}, self.executable.candidates
+        # Where no step draws, the likeliest candidate is taken, the first of each row.
+        drawn, stride = (ids, candidates) if step.drawn is None else (self.executable.place(step.drawn), 1)
+        inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
         names = ("state", "tokens", "parents", "depths", "features", "path", "report", "moves")
         verify = Call(
             "verify", (1,),
             {name: getattr(text, name) for name in names} | inputs
             | {"slots": size.input("slots"), "block_table": size.input("block_tables")}
-            | {"hits": known.hits, "trials": known.trials, "drawn": ids},
-            rows | {"LARGEST": LARGEST, "RING": RING, "BLOCK": step.block, "STRIDE": candidates},
+            | {"hits": known.hits, "trials": known.trials, "drawn": drawn},
+            rows | {"LARGEST": LARGEST, "RING": RING, "BLOCK": step.block, "STRIDE": stride},
         )  # fmt: skip
         remember = Call(
             "remember", (size.rows,),

@@ -12,12 +12,13 @@ from forerun.codegen.regions import regions, symbols
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
-from forerun.codegen.triton.planning import AttentionLaunch, Plan, Planner, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
 from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.sources import assemble, body_key
 from forerun.codegen.triton.step import CacheShape, Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
-from forerun.codegen.triton.topk import chunks_of, emit_choice, emit_chunks, scratch_dims
+from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.ir import dims as dimensions
 
@@ -57,7 +58,8 @@ class Lowering:
         self._known = self._surroundings(module, storage)
         self._tables = -(-max_length // self._known.block)
         self._check(max_rows, max_outputs)
-        plans = [Planner(region, self._known).run() for region in regions(self._function)]
+        found = regions(self._function)
+        plans = [Planner(region, self._known, last=region is found[-1]).run() for region in found]
         self._places, self._arena = self._arena_places(plans)
         self._stream = {
             plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
@@ -81,7 +83,9 @@ class Lowering:
         blocks = {
             each.parameter("block") for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)
         }
-        return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage)
+        returned = self._function.returned
+        candidates = returned[1] if len(returned) == 3 else None
+        return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage, candidates)
 
     def _check(self, max_rows: int, max_outputs: int) -> None:
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
@@ -117,6 +121,8 @@ class Lowering:
                 if outer not in places:
                     places[outer] = end
                     end += self._volume(ir.tensor_type(outer).dims)
+        self._drawn = Value("drawn", ("M",), "i32", end)
+        end += self._volume(self._drawn.dims)
         self._scratch = end
         return places, end
 
@@ -130,20 +136,16 @@ class Lowering:
             nonlocal top
             if slot.kind == "value":
                 return self._places[slot.key]
+            if slot.kind == "drawn":
+                return self._drawn.place
             if slot not in places:
                 places[slot] = top
                 top += self._volume(slot.key[1])
                 self._arena = max(self._arena, top)
             return places[slot]
 
-        launches: list[Launch] = []
-        for planned, stored in plan.launches:
-            self._context = partial(Expressions, stored, plan.constants)
-            segments = planned.segments if isinstance(planned, Products) else []
-            matrices = [stored[linear.operands[1]].slot for segment in segments for linear in segment.linears]
-            self._matrices = set(matrices)
-            for kind, context, grid, config, words in self._emitted(planned):
-                launches.append(self._launch(plan, kind, context, grid, config, words, place))
+        launches = [each for planned in plan.launches for each in self._launches(plan, *planned, place)]
+        asked = [each for planned in plan.asked for each in self._launches(plan, *planned, place)]
         results = tuple(
             self._value(outer, outer.name_hint or f"result_{number}")
             for number, (_, outer) in enumerate(plan.region.results)
@@ -151,7 +153,17 @@ class Lowering:
         region = plan.region
         begins = region.stream == 0 and len(region.results) == 1
         weight_bytes = sum(each.weight_bytes for each in launches)
-        return Kernel(region.name, tuple(launches), results, region.branch, begins, weight_bytes)
+        return Kernel(region.name, tuple(launches), results, region.branch, begins, weight_bytes, tuple(asked))
+
+    def _launches(self, plan: Plan, planned: Any, stored: dict[ir.SSAValue, Stored], place: Any) -> list[Launch]:
+        """The launches of one planned, which may be several behind one another."""
+        self._context = partial(Expressions, stored, plan.constants)
+        segments = planned.segments if isinstance(planned, Products) else []
+        self._matrices = {stored[linear.operands[1]].slot for segment in segments for linear in segment.linears}
+        return [
+            self._launch(plan, kind, context, grid, config, words, place)
+            for kind, context, grid, config, words in self._emitted(planned)
+        ]
 
     def _emitted(self, planned: Any) -> list[tuple[str, list[Expressions], Grid, Config, str]]:
         """(kind, the body or a body for each variant, grid, first configuration, in words) of each launch."""
@@ -159,8 +171,10 @@ class Lowering:
             case Products():
                 context = self._context()
                 planned.emit(context, self._known)
-                grid = Grid("products", (planned.rows,), tuple(each.columns.lanes for each in planned.segments))
-                return [("products", [context], grid, Config(block=32), planned.describe())]
+                kind = "products" if planned.choice is None else "head"
+                grid = Grid(kind, (planned.rows,), tuple(each.columns.lanes for each in planned.segments))
+                made = (kind, [context], grid, Config(block=LEAST_BLOCK), planned.describe())
+                return [made] if planned.choice is None else [made, self._choice(planned.choice)]
             case RowsLaunch():
                 context = self._context()
                 planned.emit(context, self._known)
@@ -214,20 +228,16 @@ class Lowering:
         ]
 
     def _topk(self, planned: TopKLaunch) -> list[Any]:
-        logits, k, rows = planned.logits, planned.k, (tuple(planned.logits.dims[:-1]),)
-        dims = scratch_dims(logits, k)
-        scratch = (
-            Stored(Slot("scratch", ("candidate values", dims)), dims, "f32", "f32"),
-            Stored(Slot("scratch", ("candidate ids", dims)), dims, "i32", "i32"),
-        )
-        chunks, choice = self._context(), self._context()
-        emit_chunks(chunks, logits, scratch, k)
-        emit_choice(choice, logits, scratch, (planned.values, planned.ids), k)
-        words = f"the {k} largest of {logits.dims[-1]}"
-        return [
-            ("chunks", [chunks], Grid("chunks", rows, (chunks_of(int(logits.dims[-1])),)), Config(64, 1, 4, 1), words),
-            ("choice", [choice], Grid("choice", rows), Config(64, 1, 4, 1), words),
-        ]
+        choice, chunks = planned.choice, self._context()
+        emit_chunks(chunks, choice, planned.logits)
+        grid = Grid("chunks", (choice.rows,), (choice.size,))
+        return [("chunks", [chunks], grid, Config(CHUNK, 1, 4, 1), choice.describe()), self._choice(choice)]
+
+    def _choice(self, choice: Choice) -> Any:
+        context = self._context()
+        emit_choice(context, choice)
+        warps = min(16, max(4, choice.lanes // 512))
+        return "choice", [context], Grid("choice", (choice.rows,)), Config(LEAST_BLOCK, 1, warps, 1), choice.describe()
 
     def _launch(
         self, plan: Plan, kind: str, bodies: list[Expressions], grid: Grid, config: Config, words: str, place: Any
@@ -251,14 +261,14 @@ class Lowering:
         operands: list[Operand] = []
         for slot in first.arguments:
             element = first.elements[slot]
-            if slot.kind in ("value", "scratch"):
+            if slot.kind in ("value", "scratch", "drawn"):
                 stream = self._stream.get(slot.key) if slot.kind == "value" else None
                 operands.append(Operand(slot.kind, place(slot), element, stream))
                 continue
             operands.append(Operand(slot.kind, str(slot.key), element))
             if slot.kind == "weight":
                 self._used[str(slot.key)] = element
-        read = sum(self._bytes(slot.key) for slot in self._matrices) if kind == "products" else 0
+        read = sum(self._bytes(slot.key) for slot in self._matrices) if kind in ("products", "head") else 0
         return Launch(self._names[key], tuple(operands), grid, config, read)
 
     def _bytes(self, name: Any) -> int:
@@ -272,11 +282,13 @@ class Lowering:
     def _step(self, kernels: tuple[Kernel, ...]) -> TritonStep:
         rows, outputs, path, length = self._limits
         first = next(iter(self._stream), None)
+        operands = [each for kernel in kernels for launch in kernel.launches for each in launch.operands]
         caches: Mapping[str, ir.Cache] = self._known.caches
         return TritonStep(
             sources=self._sources,
             kernels=kernels,
             returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
+            drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
             weights=self._used,
             caches={
                 name: CacheShape(*(each.parameter(part) for part in ("heads", "key_dim", "value_dim")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 
 from forerun.codegen.triton.step import CacheShape, TritonStep
 from forerun.errors import UnsupportedOperationError
-from forerun.runtime.executable import Int32, Rows
+from forerun.runtime.executable import Draw, Int32, Rows
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
 ALIGNMENT = 64
 """Numbers that every place is a multiple of."""
 SIZES = 64
-"""Numbers in front of the inputs: N, M and room to the next aligned place."""
+"""Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
+WORDS = 6
+"""int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
 
 
 def aligned(count: int) -> int:
@@ -107,15 +109,21 @@ class InputLayout:
             at += aligned(self.rows)
         found["outputs"] = at
         at += aligned(self.outputs)
+        found["draws"] = at
+        at += aligned(WORDS * self.outputs)
         found["paths"] = at
         at += aligned(self.rows * self.path)
         found["block_tables"] = at
         return found
 
-    def fill(self, staging: Int32, rows: Rows) -> int:
-        """Write a step's inputs; gives how many numbers are in use."""
+    def fill(self, staging: Int32, rows: Rows, draws: Sequence[Draw | None] = ()) -> int:
+        """Write a step's inputs, and how each of its sequences draws; gives how many numbers are in use."""
         places = self.places
-        staging[:2] = len(rows.tokens), len(rows.outputs)
+        drawing = any(each is not None for each in draws)
+        staging[:3] = len(rows.tokens), len(rows.outputs), drawing
+        if drawing:
+            words = draw_words(draws)[rows.sequences[rows.outputs]]
+            staging[places["draws"] : places["draws"] + words.size] = words.reshape(-1)
         for name in ("tokens", "positions", "sequences", "slots", "bases", "outputs"):
             given: Int32 = getattr(rows, name)
             staging[places[name] : places[name] + len(given)] = given
@@ -126,6 +134,16 @@ class InputLayout:
         end = places["block_tables"] + sequences * self.tables
         staging[places["block_tables"] : end].reshape(sequences, self.tables)[:, :blocks] = rows.block_tables
         return end
+
+
+def draw_words(draws: Sequence[Draw | None]) -> Int32:
+    """[S, 6]: how each sequence draws; zeros, a temperature of 0 with them, where it takes the likeliest token."""
+    words = np.zeros((len(draws), WORDS), np.int32)
+    for own, draw in zip(words, draws, strict=True):
+        if draw is not None:
+            own[:4] = np.array([draw.seed, draw.identifier], "<u8").view("<i4")
+            own[4:] = np.array([draw.temperature], "<f8").view("<i4")
+    return words
 
 
 def inputs_size(step: TritonStep) -> int:

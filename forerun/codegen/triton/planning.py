@@ -1,93 +1,33 @@
-"""A region as launches: products with what follows them in one tile, rows, attention, the choice of candidates.
+"""A region as launches: products with what follows them in one tile, rows, attention, the choice of tokens.
 
 A linear takes along whatever is computed from it at its own column, or, for a rotary embedding, at the two columns of a
 pair, if a tile holds both. What does not fit becomes a launch over rows behind it, which reads the product from memory.
+A choice is taken along as well, and then the logits are written by launches of their own, when somebody asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
+from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, Launch, Output, Plan, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
 from forerun.codegen.triton.rules import RULES
+from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice
 from forerun.errors import UnsupportedOperationError
 
 
-@dataclass(frozen=True)
-class CacheHalf:
-    """The keys or the values that a cache write writes."""
-
-    write: ir.CacheWrite
-    half: str  # "keys" or "values"
-
-    @property
-    def value(self) -> ir.SSAValue:
-        return self.write.operands[0 if self.half == "keys" else 1]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A value and where it goes: memory, or the cache."""
-
-    value: ir.SSAValue
-    place: Stored | CacheHalf
-
-
-@dataclass
-class AttentionLaunch:
-    """One tree attention; `scratch` holds the splits' sums [N, H, splits, Dv + 2]."""
-
-    operation: ir.TreeAttention
-    result: Stored
-
-
-@dataclass
-class TopKLaunch:
-    """The k largest of rows."""
-
-    logits: Stored
-    values: Stored
-    ids: Stored
-    k: int
-
-
-Launch = Products | RowsLaunch | AttentionLaunch | TopKLaunch
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What planning needs to know of the module."""
-
-    caches: Mapping[str, ir.Cache]
-    block: int
-    storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
-    number: str  # element type of the cache
-
-
-@dataclass
-class Plan:
-    """A region's launches, and where its values lie."""
-
-    region: Region
-    launches: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
-        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
-    )
-    """Each with what lies in memory before it runs."""
-    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
-    constants: dict[ir.SSAValue, ir.Constant] = field(default_factory=dict[ir.SSAValue, ir.Constant])
-
-
 class Planner:
-    """Plans one region."""
+    """Plans one region. Behind the `last` one of a function, what it has read lies where it was until the next step."""
 
-    def __init__(self, region: Region, known: Surroundings) -> None:
-        self.plan, self.region, self.known = Plan(region), region, known
+    def __init__(self, region: Region, known: Surroundings, last: bool = False) -> None:
+        self.plan, self.region, self.known, self.last = Plan(region), region, known, last
+        self.launches = self.plan.launches
+        self.asked: list[Output] = []
         self.own = set(region.operations)
         self.scratches = 0
         self.destinations: dict[ir.SSAValue, Stored] = {}
@@ -108,10 +48,16 @@ class Planner:
             else:
                 self.destinations.setdefault(inner, place)
                 self.waiting.append(Output(inner, place))
-        while self.waiting or self.special or self._wanted_linears():
-            if not (self._products() or self._special()):
-                self._rows()
+        self._settle()
+        self.launches, self.waiting = self.plan.asked, self.asked
+        self._settle()
         return self.plan
+
+    def _settle(self) -> None:
+        """Launches until nothing waits."""
+        while self.waiting or self.special or self._wanted_linears():
+            if not (self._head() or self._products() or self._special()):
+                self._rows()
 
     # --- where values lie
 
@@ -184,7 +130,59 @@ class Planner:
     # --- launches
 
     def _append(self, launch: Launch) -> None:
-        self.plan.launches.append((launch, dict(self.plan.stored)))
+        self.launches.append((launch, dict(self.plan.stored)))
+
+    def _head(self) -> bool:
+        """A launch whose tiles choose among products that nothing else in the step reads."""
+        for operation in self.special:
+            if not isinstance(operation, ir.TopK):
+                continue
+            (logits,) = operation.operands
+            needed = self.leaves(logits)
+            linears = [each for each in self.linears if each in needed]
+            if not linears or len(linears) < len(needed) or not self._alike(linears):
+                continue
+            asked = [each for each in self.waiting if self._needs(each) & needed]
+            if self._read_in_step(asked, operation, needed):
+                continue
+            choice = self._choice(operation, int(ir.tensor_type(linears[0].result).dims[-1]), LEAST_BLOCK)
+            stored, constants = self.plan.stored, self.plan.constants
+            segment = fitting_segment(stored, constants, linears, [Output(logits, choice)], self.known)
+            if not segment.outputs:
+                continue
+            self._require_weights(linears)
+            x = linears[0].operands[0]
+            launch = Products(x, leading(x), self._element(linears[0]), [segment])
+            self._settle_input(launch)
+            self._append(launch)
+            self.asked.extend(asked)
+            self.waiting = [each for each in self.waiting if each not in asked]
+            self._chosen(operation, [choice.values, choice.ids])
+            return True
+        return False
+
+    def _alike(self, linears: list[ir.Linear]) -> bool:
+        """Whether linears are ready and can share tiles: one input, one element type, one number of columns."""
+        kinds = {(each.operands[0], self._element(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
+        return len(kinds) == 1 and not self.leaves(linears[0].operands[0])
+
+    def _read_in_step(self, outputs: list[Output], choice: ir.TopK, linears: set[Any]) -> bool:
+        """Whether the linears are read by more than a choice and outputs that the function's caller may ask for."""
+        for output in outputs:
+            place = output.place
+            if not self.last or not isinstance(place, Stored) or place.slot.kind != "value":
+                return True
+            if not all(isinstance(use.operation, ir.Return) for use in place.slot.key.uses):
+                return True
+        others = [each for each in (*self.special, *self.linears) if each is not choice and each not in linears]
+        return any(self.leaves(operand) & linears for each in others for operand in each.operands)
+
+    def _choice(self, operation: ir.TopK, columns: int, block: int) -> Choice:
+        values, ids = (self._place(each) for each in operation.results)
+        *rows, size = ir.tensor_type(operation.operands[0]).dims
+        draws = ids.slot == Slot("value", self.known.candidates) and [dim for dim in rows if dim != 1] == ["M"]
+        drawn = Stored(Slot("drawn", "drawn"), tuple(rows), "i32", "i32") if draws else None
+        return Choice(tuple(rows), int(size), operation.parameter("k"), values, ids, drawn, columns, block)
 
     def _products(self) -> bool:
         """A launch for the linears on one input that are ready."""
@@ -268,19 +266,25 @@ class Planner:
         for operation in self.special:
             if any(self.leaves(each) for each in operation.operands):
                 continue
-            self.special.remove(operation)
-            places = [self._place(each) for each in operation.results]
             if isinstance(operation, ir.TreeAttention):
+                places = [self._place(operation.result)]
                 self._append(AttentionLaunch(operation, places[0]))
             else:
                 (x,) = operation.operands
                 if x not in self.plan.stored:
                     self._write_rows(x)
-                self._append(TopKLaunch(self.plan.stored[x], places[0], places[1], operation.parameter("k")))
-            self.plan.stored.update(zip(operation.results, places, strict=True))
-            self.waiting = [each for each in self.waiting if self.plan.stored.get(each.value) != each.place]
+                choice = self._choice(operation, int(ir.tensor_type(x).dims[-1]), CHUNK)
+                places = [choice.values, choice.ids]
+                self._append(TopKLaunch(self.plan.stored[x], choice))
+            self._chosen(operation, places)
             return True
         return False
+
+    def _chosen(self, operation: ir.TreeAttention | ir.TopK, places: list[Stored]) -> None:
+        """An attention's or a choice's results are in memory."""
+        self.special.remove(operation)
+        self.plan.stored.update(zip(operation.results, places, strict=True))
+        self.waiting = [each for each in self.waiting if self.plan.stored.get(each.value) != each.place]
 
     def _place(self, value: ir.SSAValue) -> Stored:
         kind = ir.tensor_type(value)

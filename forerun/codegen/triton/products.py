@@ -17,6 +17,7 @@ from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, NeedsM
 from forerun.codegen.triton.index import Index, Lane, size_of, unflat
 from forerun.codegen.triton.rules import literal
 from forerun.codegen.triton.storing import store
+from forerun.codegen.triton.topk import Choice
 from forerun.ir import dims as dimensions
 
 FEATURES = {"f32": 32, "bf16": 128, "f16": 128}
@@ -102,6 +103,12 @@ class Products:
     @property
     def features(self) -> int:
         return int(ir.tensor_type(self.x).dims[-1])
+
+    @property
+    def choice(self) -> Choice | None:
+        """What its tiles choose among their columns, if they do."""
+        places = (output.place for segment in self.segments for output in segment.outputs)
+        return next((place for place in places if isinstance(place, Choice)), None)
 
     def describe(self) -> str:
         parts = [
@@ -334,4 +341,6 @@ def _taken(
     if len(heads) != 1:
         return None
     (shift,) = heads
+    if isinstance(output.place, Choice) and (columns.pair or shift):
+        return None  # the first lane of a tile has the tile's first id
     return Taken(output.value, output.place, shift, count) if 0 <= shift <= columns.outputs - count else None

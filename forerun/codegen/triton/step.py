@@ -27,8 +27,8 @@ class Config:
 class Operand:
     """What a pointer argument of a kernel points to.
 
-    `kind` is input, value, weight, keys, values or scratch; `key` the name of an input, a weight or a cache, or the
-    place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
+    `kind` is input, value, weight, keys, values, scratch or drawn; `key` the name of an input, a weight or a cache, or
+    the place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
     """
 
     kind: str
@@ -41,8 +41,8 @@ class Operand:
 class Grid:
     """The programs of a launch.
 
-    kind     products: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits, groups,
-             row tiles); combine: (rows, heads); chunks: (rows, chunks); choice: (rows)
+    kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
+             groups, row tiles); combine: (rows, heads); chunks: (rows, tiles); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
@@ -67,14 +67,14 @@ class Grid:
     def programs(self, sizes: Mapping[str, int], config: Config, shared: int = 1) -> tuple[int, int, int]:
         rows = self.count(sizes)
         match self.kind:
-            case "products":
+            case "products" | "head":
                 return -(-rows // config.rows), sum(-(-each // config.block) for each in self.columns), 1
-            case "rows":
+            case "rows" | "chunks":
                 return rows, -(-max(self.columns) // config.block), 1
             case "attention":
                 own = -(-rows // self.tile[0]) * self.tile[1]
                 return self.columns[0], self.columns[1], own if shared == 1 else own + -(-own // shared)
-            case "combine" | "chunks":
+            case "combine":
                 return rows, self.columns[0], 1
             case _:
                 return rows, 1, 1
@@ -107,7 +107,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of the step: the launches of one region."""
+    """A kernel of the step: the launches of one region; `asked` give the results that a step leaves out, the logits."""
 
     name: str
     launches: tuple[Launch, ...]
@@ -115,6 +115,7 @@ class Kernel:
     branch: int | None
     begins: bool  # whether the stream's first value is all that it gives
     weight_bytes: int
+    asked: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class TritonStep:
     sources: Mapping[str, Source]
     kernels: tuple[Kernel, ...]
     returned: tuple[Value, ...]  # logits, and the candidates' ids and logits
+    drawn: Value | None  # the drawn tokens [M]; None where none can be drawn
     weights: Mapping[str, str]  # name -> element type in memory
     caches: Mapping[str, CacheShape]
     number: str  # element type of the caches

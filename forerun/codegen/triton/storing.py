@@ -1,4 +1,4 @@
-"""Where an element goes: to a value in memory, or to its slot of the cache."""
+"""Where an element goes: to a value in memory, to its slot of the cache, or among the candidates of a tile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored, Term
 from forerun.codegen.triton.index import Index, Lane
+from forerun.codegen.triton.topk import Choice, emit_tile
 
 LARGE = 1 << 40
 """Blocks of a cache: more than 32 bits count, so that places are computed in 64."""
@@ -24,6 +25,9 @@ def store(context: Expressions, output: Any, index: Sequence[Index], value: Term
     """Write an output's element."""
     if isinstance(output.place, Stored):
         context.write(output.place, index, value)
+        return
+    if isinstance(output.place, Choice):
+        emit_tile(context, output.place, index[-1], value)
         return
     row, head, dim = index
     slots = output.place.write.operands[2]

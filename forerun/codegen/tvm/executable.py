@@ -17,7 +17,7 @@ from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import InvalidOptionError, TooLongError
-from forerun.runtime.executable import WHOLE, Branch, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 PARTS_KEPT = 1024
 """Programs of parts that are kept for the next time."""
@@ -53,6 +53,8 @@ class TvmExecutable:
     weights     float32 [step.packed], as `Lowering.pack` writes them; read in place
     threads     how many threads share a step; the machine's cores by default
     """
+
+    draws = False
 
     def __init__(self, step: CompiledStep, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
         self.step = step
@@ -95,7 +97,14 @@ class TvmExecutable:
         numbers = torch.zeros(max(1, blocks) * self.step.record)
         return State(numbers, tvm_ffi.from_dlpack(numbers))
 
-    def run(self, state: State, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None) -> StepResult:
+    def run(
+        self,
+        state: State,
+        rows: Rows,
+        part: Part = WHOLE,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
         """One step, or a part of it. The arrays of the result are views, valid until the next step."""
         program, shared = self._part(part)
         check_hidden(part, hidden is not None)

@@ -1,6 +1,6 @@
 // RUN: forerun-opt %s -p fuse-kernels | filecheck %s
 
-// A look-up, then norm + linear layers + cache write, attention, linear + residual, head, candidates.
+// A look-up, then norm + linear layers + cache write, attention, linear + residual, head + candidates.
 
 spec.weight @table {shape = [16, 4], dtype = "f32"}
 spec.weight @query {shape = [4, 4], dtype = "f32"}
@@ -61,16 +61,12 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: %sum_1 = spec.map(%x_3, %out) {function = "add"} -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: spec.yield(%sum_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
-// CHECK-NEXT: %logits = spec.kernel(%sum) {kind = "linear"} {
+// CHECK-NEXT: %logits, %values, %ids = spec.kernel(%sum) {kind = "head"} {
 // CHECK-NEXT: ^bb0(%sum_2: !spec.tensor<[N, 4], f32>):
 // CHECK-NEXT: %table_1 = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
 // CHECK-NEXT: %logits_1 = spec.linear(%sum_2, %table_1) -> !spec.tensor<[N, 16], f32>
-// CHECK-NEXT: spec.yield(%logits_1)
-// CHECK-NEXT: } -> !spec.tensor<[N, 16], f32>
-// CHECK-NEXT: %values, %ids = spec.kernel(%logits) {kind = "topk"} {
-// CHECK-NEXT: ^bb0(%logits_2: !spec.tensor<[N, 16], f32>):
-// CHECK-NEXT: %values_1, %ids_1 = spec.topk(%logits_2) {k = 2, index_dtype = "i32"} -> !spec.tensor<[N, 2], f32>, !spec.tensor<[N, 2], i32>
-// CHECK-NEXT: spec.yield(%values_1, %ids_1)
-// CHECK-NEXT: } -> !spec.tensor<[N, 2], f32>, !spec.tensor<[N, 2], i32>
+// CHECK-NEXT: %values_1, %ids_1 = spec.topk(%logits_1) {k = 2, index_dtype = "i32"} -> !spec.tensor<[N, 2], f32>, !spec.tensor<[N, 2], i32>
+// CHECK-NEXT: spec.yield(%logits_1, %values_1, %ids_1)
+// CHECK-NEXT: } -> !spec.tensor<[N, 16], f32>, !spec.tensor<[N, 2], f32>, !spec.tensor<[N, 2], i32>
 // CHECK-NEXT: spec.return(%logits, %ids, %values)
 // CHECK-NEXT: }

@@ -1,0 +1,80 @@
+"""What planning makes of a region: its launches, each with what lies in memory before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from forerun import ir
+from forerun.codegen.regions import Region
+from forerun.codegen.triton.expressions import Stored
+from forerun.codegen.triton.products import Products
+from forerun.codegen.triton.rowwise import RowsLaunch
+from forerun.codegen.triton.topk import Choice
+
+
+@dataclass(frozen=True)
+class CacheHalf:
+    """The keys or the values that a cache write writes."""
+
+    write: ir.CacheWrite
+    half: str  # "keys" or "values"
+
+    @property
+    def value(self) -> ir.SSAValue:
+        return self.write.operands[0 if self.half == "keys" else 1]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A value and where it goes: memory, the cache, or the candidates that are chosen among it."""
+
+    value: ir.SSAValue
+    place: Stored | CacheHalf | Choice
+
+
+@dataclass
+class AttentionLaunch:
+    """One tree attention; `scratch` holds the splits' sums [N, H, splits, Dv + 2]."""
+
+    operation: ir.TreeAttention
+    result: Stored
+
+
+@dataclass
+class TopKLaunch:
+    """A choice among logits in memory."""
+
+    logits: Stored
+    choice: Choice
+
+
+Launch = Products | RowsLaunch | AttentionLaunch | TopKLaunch
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What planning needs to know of the module."""
+
+    caches: Mapping[str, ir.Cache]
+    block: int
+    storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
+    number: str  # element type of the cache
+    candidates: ir.SSAValue | None = None  # the ids that the function returns: what they are chosen of is drawn from
+
+
+@dataclass
+class Plan:
+    """A region's launches, and where its values lie."""
+
+    region: Region
+    launches: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
+        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
+    )
+    """Each with what lies in memory before it runs."""
+    asked: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
+        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
+    )
+    """Those that run when somebody asks for the logits."""
+    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
+    constants: dict[ir.SSAValue, ir.Constant] = field(default_factory=dict[ir.SSAValue, ir.Constant])

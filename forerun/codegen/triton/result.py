@@ -1,0 +1,67 @@
+"""What a step gives: what the host has waited for, and what stays on the device until somebody asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+
+from forerun.codegen.triton.memory import InputLayout, State
+from forerun.runtime.executable import Float32, Int32, StepResult
+
+if TYPE_CHECKING:
+    from forerun.codegen.triton.executable import TritonExecutable
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One result of one kernel."""
+
+    kernel: str
+    output: str
+    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
+    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a step has left on the device, until the next one."""
+
+    executable: TritonExecutable
+    state: State
+    layout: InputLayout
+    sizes: dict[str, int]
+    evaluated: list[int]
+    inputs: torch.Tensor | None = None  # the executable's own
+
+    def logits(self) -> Float32:
+        """[M, V], computed from the head's input, which is still there."""
+        executable = self.executable
+        for kernel in executable.step.kernels:
+            executable.launch_each(kernel.asked, self.state, self.layout, self.evaluated, self.inputs)
+        return executable.value(executable.step.returned[0], self.sizes)
+
+    def hidden(self) -> Float32:
+        """[N, D]"""
+        places = self.executable.step.stream
+        return self.executable.stream(places[len(self.evaluated) % 2] if places else 0, self.sizes["N"])
+
+
+class DeviceStepResult(StepResult):
+    """A step's result; its logits and the stream are fetched when they are first asked for, before the next step."""
+
+    def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32) -> None:
+        vars(self).update(candidates=ids, candidate_logits=best, drawn=drawn, _ran=ran)
+
+    @cached_property
+    def logits(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[M, V]"""
+        return vars(self)["_ran"].logits()
+
+    @cached_property
+    def hidden(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[N, D]"""
+        return vars(self)["_ran"].hidden()
