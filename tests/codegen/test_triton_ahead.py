@@ -12,7 +12,7 @@ import pytest
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun.cli import main
 from forerun.codegen.triton import Lowering, compilation
-from forerun.codegen.triton.compilation import compile_step
+from forerun.codegen.triton.compilation import compile_loop, compile_step
 from forerun.codegen.triton.sources import overridden
 from forerun.compiler import STORAGES, lower
 from forerun.errors import InvalidOptionError
@@ -48,6 +48,14 @@ def test_every_kernel_compiles_without_spills(name: str, capability: int) -> Non
     spilled = {f"{each.kernel} {each.config}": each.stack for each in found if each.stack}
     assert not spilled
     assert all(0 < each.registers <= 255 and each.shared <= 163 * 1024 for each in found)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_loop_around_a_step_compiles_without_spills(capability: int) -> None:
+    found = list(compile_loop(step_of("smollm2-bfloat16"), (1, 8, 32, 64), [capability]))
+    assert len(found) == 5 * 4
+    assert not {f"{each.kernel} {each.config}": each.stack for each in found if each.stack}
+    assert all(0 < each.registers <= 255 for each in found)
 
 
 def test_a_layer_takes_six_launches() -> None:

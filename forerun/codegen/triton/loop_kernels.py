@@ -1,5 +1,5 @@
 # pyright: basic, reportGeneralTypeIssues=false, reportOperatorIssue=false
-"""The kernels around a step, with which decoding goes on without the host: draft, verify, remember, commit.
+"""loop: the kernels around a step, with which decoding goes on without the host: draft, verify, remember, commit.
 
 This file is read as text, never imported by forerun. The dump folder gets a copy, which can be replaced as any other.
 
