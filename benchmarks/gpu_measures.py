@@ -19,11 +19,15 @@ from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun import ir
 from forerun.codegen.triton.build import TUNE, compile_step
 from forerun.codegen.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
-from forerun.compiler import STORAGES, limits_of, lower
+from forerun.compiler import STORAGES, limits_of, lower, with_strategy
 from forerun.ir.builder import Builder
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
+from forerun.runtime.certify_loop import certify_loop
+from forerun.runtime.device_loop import LARGEST, Drafting, OnDevice, SameSize
+from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Rows
+from forerun.runtime.generation import Request
 
 HEADS, GROUPS, DIM = 32, 8, 128
 """Of the 8B shape's attention."""
@@ -80,6 +84,22 @@ def tree_rows(count: int, committed: int, tables: int, vocabulary: int) -> Rows:
     )  # fmt: skip
 
 
+def round_seconds(executable: Any, count: int, rounds: int = 100) -> float:
+    """A round of the loop on the device, drafting to commit, while the host reads behind: by the host's clock."""
+    engine = Engine(executable)
+    loop = OnDevice(executable.loop(engine.state, Drafting(), LARGEST), SameSize(count))
+    prompt = np.random.default_rng(0).integers(0, executable.vocabulary, 256).tolist()
+    begun, ended, done = 0.0, 0.0, 0
+    for step in loop.decode(engine, Request(prompt, executable.max_length - 300)):
+        done += step.rows > 0
+        if done == 10:  # by then all is compiled and captured
+            begun = time.perf_counter()
+        ended = time.perf_counter()
+        if done == 10 + rounds:
+            break
+    return (ended - begun) / max(1, done - 10)
+
+
 def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) -> tuple[list[Line], dict[str, Any]]:
     """t(1), t(32) and the fraction of the bandwidth, of a model of random bfloat16 weights behind 256 positions."""
     executable = random_model(settings, layers, "bfloat16", 2048)
@@ -95,9 +115,14 @@ def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) ->
         for _ in range(20):
             executable.run(state, rows)
         whole[count] = (time.perf_counter() - begin) / 20
+    rounds = {count: round_seconds(executable, count) for count in (1, 8, 32)}
     kernels = kernel_seconds(executable, state, tree_rows(1, 256, executable.step.tables, executable.vocabulary))
     fraction, ratio = executable.weight_bytes / seconds[1] / bandwidth, seconds[32] / seconds[1]
-    lines = [Line(f"{name}: t(1) with the host", f"{whole[1] * 1e3:.3f} ms", "", None)]
+    lines = [
+        Line(f"{name}: t(1) with the host", f"{whole[1] * 1e3:.3f} ms", "", None),
+        Line(f"{name}: a round of 1 row on the device", f"{rounds[1] * 1e3:.3f} ms", "", None),
+        Line(f"{name}: a round of 32 rows on the device", f"{rounds[32] * 1e3:.3f} ms", "", None),
+    ]
     if name == "Llama-3.1-8B":
         lines.append(
             Line(f"{name}: weight bytes over t(1), of the bandwidth", f"{fraction:.3f}", ">= 0.80", fraction >= 0.8)
@@ -107,7 +132,7 @@ def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) ->
         lines.append(Line(f"{name}: t(1)", f"{seconds[1] * 1e3:.3f} ms", "<= 0.45 ms", seconds[1] <= 0.45e-3))
         lines.append(Line(f"{name}: weight bytes over t(1), of the bandwidth", f"{fraction:.3f}", "", None))
     told = {
-        "seconds": seconds, "seconds_with_host": whole, "weight_bytes": executable.weight_bytes,
+        "seconds": seconds, "seconds_with_host": whole, "round_seconds": rounds, "weight_bytes": executable.weight_bytes,
         "launches": executable.step.launches, "fraction": fraction,
         "kernels": [vars(each) for each in kernels],
         "choices": {str(key): str(each) for key, each in executable.choices.items()},
@@ -198,7 +223,13 @@ def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[
     model = forerun.compile(path, "tree_spec", "bfloat16", "cuda")
     encoded = [each.encode(model.tokenizer) for each in prompts]
     model.generate(encoded[0], new_tokens)
-    own = mean(model.generate(each, new_tokens).stats.tokens_per_second for each in encoded)
+    drafted = [model.generate(each, new_tokens) for each in encoded]
+    own = mean(each.stats.tokens_per_second for each in drafted)
+    on_device, on_host = with_strategy(model, "autoregressive"), with_strategy(model, "autoregressive")
+    on_host.on_device = None
+    plain_rate = mean(on_device.generate(each, new_tokens).stats.tokens_per_second for each in encoded)
+    host = [on_host.generate(each, new_tokens) for each in encoded]
+    equal = sum(one.token_ids == other.token_ids for one, other in zip(drafted, host, strict=True))
     folder, file = (path.parent, path.name) if path.is_file() else (path, None)
     theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16).cuda().eval()
 
@@ -220,10 +251,18 @@ def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[
     speed()
     compiled = speed()
     lines = [
+        Line("tree_spec, texts equal to plain decoding's", f"{equal} of {len(host)}", "all", equal == len(host)),
+        Line("tree_spec, accepted length", f"{mean(each.stats.accepted_length for each in drafted):.2f}", "", None),
+        Line("tree_spec over autoregressive", f"{own / plain_rate:.2f}", "", None),
         Line("tree_spec over transformers generate, SmolLM2", f"{own / plain:.1f}", ">= 12", own >= 12 * plain),
         Line("tree_spec over a static cache and torch.compile", f"{own / compiled:.1f}", ">= 2", own >= 2 * compiled),
     ]
-    return lines, {"tree_spec": own, "transformers": plain, "transformers_compiled": compiled}
+    return lines, {
+        "tree_spec": own,
+        "autoregressive": plain_rate,
+        "transformers": plain,
+        "transformers_compiled": compiled,
+    }
 
 
 def verification(path: Any, dtype: str, cases: int) -> tuple[list[Line], dict[str, Any]]:
@@ -238,10 +277,15 @@ def verification(path: Any, dtype: str, cases: int) -> tuple[list[Line], dict[st
     finally:
         os.environ[TUNE] = "1" if before is None else before
     report = certify(executable, cases)
-    line = Line(
-        f"verify, {cases} cases, {dtype}", f"{report.differences} of {report.rows} rows differ", "0", report.exact
-    )
-    return [line], report.to_dict()
+    lines = [
+        Line(f"verify, {cases} cases, {dtype}", f"{report.differences} of {report.rows} rows differ", "0", report.exact)
+    ]
+    told = report.to_dict()
+    if (loop := certify_loop(executable, max(1, cases // 10))) is not None:
+        differing = f"{loop.differences} of {loop.texts} texts differ"
+        lines.append(Line(f"verify, the loop on the device, {dtype}", differing, "0", loop.exact))
+        told["loop"] = loop.to_dict()
+    return lines, told
 
 
 __all__ = ["LLAMA_8B", "SMOLLM2", "Line", "copy_bandwidth", "generation", "steps", "tree_attention", "verification"]

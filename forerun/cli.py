@@ -147,14 +147,20 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     from forerun.runtime.certify import certify
+    from forerun.runtime.certify_loop import certify_loop
 
     arguments.strategy = "autoregressive"
     model = _compiled(arguments)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
         report = certify(model.executable, arguments.cases, arguments.seed, counted)
-    print(json.dumps(report.to_dict()) if arguments.json else str(report))
-    return 0 if report.exact else 1
+    with progress.counted("verify the loop on the device") as counted:
+        loop = certify_loop(model.executable, max(1, arguments.cases // 10), arguments.seed, counted)
+    if arguments.json:
+        print(json.dumps(report.to_dict() | ({} if loop is None else {"loop": loop.to_dict()})))
+    else:
+        print(report if loop is None else f"{report}\n{loop}")
+    return 0 if report.exact and (loop is None or loop.exact) else 1
 
 
 def run_dump(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from forerun.codegen.triton.step import Config
 from forerun.compiler import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.runtime.certify import certify
+from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.executable import Draw
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from tests.models import FAMILIES
@@ -124,6 +125,17 @@ def test_the_autotuner_takes_the_fastest_and_measures_once(tmp_path, monkeypatch
 def test_certified_on_the_gpu(family: str, dtype: str) -> None:
     model = forerun.compile(FAMILIES[family](), "autoregressive", dtype, "cuda", max_length=256)
     report = certify(model.executable, cases=25, seed=1)
+    assert report.exact, str(report)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_decoding_on_the_gpu_is_certified(dtype: str) -> None:
+    model = forerun.compile(FAMILIES["llama"](), "tree_spec", dtype, "cuda", max_length=256)
+    assert model.on_device is not None
+    report = certify_loop(model.executable, texts=20, seed=1)
+    assert report is not None
     assert report.exact, str(report)
 
 

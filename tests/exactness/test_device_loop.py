@@ -15,11 +15,13 @@ import forerun
 from forerun.codegen.triton.build import compile_step
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.executable import TritonExecutable
+from forerun.codegen.triton.loop import TritonLoop
 from forerun.codegen.triton.step import Config
 from forerun.compiler import STORAGES, lower
 from forerun.errors import TooLongError
 from forerun.progress import SilentProgress
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.device_loop import AHEAD, MostTokens, OnDevice, Round, SameSize
 from forerun.runtime.engine import Engine
 from forerun.runtime.generation import Request
@@ -174,6 +176,39 @@ def test_the_host_reads_behind_and_never_first() -> None:
     waits.clear()
     found.generate(PROMPT, 8, return_logits=True)
     assert set(waits) == {1}, "logits are those of the last round that ran"
+
+
+def test_certify_the_loop() -> None:
+    report = certify_loop(compiled(), texts=4, seed=1)
+    assert report is not None
+    assert report.exact, str(report)
+    assert report.rounds < report.tokens
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_certify_finds_a_planted_difference(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that tells another token, or other logits, than it chose."""
+    if kept:
+        right = TritonLoop.logits
+        monkeypatch.setattr(TritonLoop, "logits", lambda loop, rows: np.nextafter(right(loop, rows), np.float32(9)))
+    else:
+        told = TritonLoop.report
+
+        def report(loop: TritonLoop) -> Round:
+            true = told(loop)
+            return Round(true.rows, true.path, [*true.tokens[:-1], (true.tokens[-1] + 1) % loop.executable.vocabulary])
+
+        monkeypatch.setattr(TritonLoop, "report", report)
+    found = certify_loop(compiled(), texts=1, seed=1)
+    assert found is not None
+    assert not found.exact
+    assert "text 0, rounds of 1 rows: token 0 differs" in str(found)
+
+
+def test_there_is_no_loop_on_the_reference_target() -> None:
+    built = forerun.compile(MODELS["llama"](), "autoregressive", target="reference", max_length=32)
+    assert built.on_device is None
+    assert certify_loop(built.executable) is None
 
 
 def test_sizes_follow_what_rounds_bring() -> None:
