@@ -132,7 +132,8 @@ def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) ->
         lines.append(Line(f"{name}: t(1)", f"{seconds[1] * 1e3:.3f} ms", "<= 0.45 ms", seconds[1] <= 0.45e-3))
         lines.append(Line(f"{name}: weight bytes over t(1), of the bandwidth", f"{fraction:.3f}", "", None))
     told = {
-        "seconds": seconds, "seconds_with_host": whole, "round_seconds": rounds, "weight_bytes": executable.weight_bytes,
+        "seconds": seconds, "seconds_with_host": whole, "round_seconds": rounds,
+        "weight_bytes": executable.weight_bytes,
         "launches": executable.step.launches, "fraction": fraction,
         "kernels": [vars(each) for each in kernels],
         "choices": {str(key): str(each) for key, each in executable.choices.items()},
