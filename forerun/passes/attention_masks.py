@@ -1,7 +1,7 @@
 """What an attention mask means, found by evaluating it for all pairs of positions: no pattern matching of mask code.
 
-A row sees a range of positions that ends at the row itself: causal, a sliding window, chunks. Visible keys may get a bias
-that is a function of their distance or of their own position. Everything else is an error.
+A row sees a range of positions that ends at the row itself: causal, a sliding window, chunks. Visible keys may get a
+bias that is a function of their distance or of their own position. Everything else is an error.
 
 All pairs are far too many to hold, or even to visit, at a long context. A block of rows and keys whose bounds say that
 all of it is visible, or nothing, is decided; any other is split, and evaluated where it is small (`pairwise`). Nothing
@@ -27,7 +27,7 @@ from forerun.passes.matching import HIDDEN
 from forerun.passes.pairwise import BUDGET, Pairs, Span
 from forerun.passes.sequence_axis import look_ahead, place
 
-SMALL = 256
+SMALL = 128
 """Rows and keys of a block that is evaluated."""
 TOLERANCE = 1e-5
 """Of a bias, relative and absolute."""
@@ -95,16 +95,19 @@ def classify(mask: SSAValue, attention: Attention, pairs: Pairs, context: PassCo
     steps = _steps(seen.first, attention)
     width = int((rows - seen.first + 1).max())
     window = steps is not None and steps.every == steps.rise == steps.first == 1
-    shape = "causal" if steps is None else f"a {'sliding window' if window else 'range'} of {'' if window else 'at most '}{width}"
+    shape = (
+        "causal"
+        if steps is None
+        else f"a {'sliding window' if window else 'range'} of {'' if window else 'at most '}{width}"
+    )
     by = _bias_by(pairs, shorter, seen, attention)
     return Mask(steps, by, shape + (f" with a bias by {by}" if by else ""))
 
 
 def visible(pairs: Pairs) -> Seen:
-    """What each row sees, of all pairs: by the bounds of a block where they decide, by its values where it is small."""
-    seen = Seen(
-        torch.full((pairs.length,), NOWHERE), torch.full((pairs.length,), -1), torch.zeros(pairs.length, dtype=torch.long)
-    )
+    """What each row sees, of all pairs: by the bounds of a block where they decide, else by its values."""
+    length = pairs.length
+    seen = Seen(torch.full((length,), NOWHERE), torch.full((length,), -1), torch.zeros(length, dtype=torch.long))
     evaluated = 0
     pending = [(pairs.whole, pairs.whole)]
     while pending:
@@ -120,7 +123,7 @@ def visible(pairs: Pairs) -> Seen:
         else:
             evaluated += pairs.heads * rows.size * keys.size
             if evaluated > BUDGET:
-                raise pairs.too_many(pairs.origin)
+                raise pairs.too_many()
             shown = _same_for_heads(shown_of(pairs.values(rows, keys)))
             count = shown.sum(-1)
             some = count > 0
@@ -148,7 +151,8 @@ def _shown_bounds(pairs: Pairs, rows: Span, keys: Span) -> tuple[bool, bool]:
 def _same_for_heads(visible: torch.Tensor) -> torch.Tensor:
     if not bool((visible == visible[:1]).all()):
         raise UnsupportedOperationError(
-            "The attention mask differs between heads; give every head the same visible range."
+            f"The attention mask differs between heads (what is {HIDDEN:.0f} or less counts as hidden); "
+            "give every head the same visible range, or compile with a smaller max_length."
         )
     return visible[0]
 
@@ -192,7 +196,7 @@ def _bias_by(
         distance, key = all(_close(each, relative[0][:, : each.shape[1]]) for each in relative), False
     else:
         if pairs.heads * pairs.length**2 > BUDGET:
-            raise pairs.too_many(pairs.origin)
+            raise pairs.too_many()
         found = [_compared(each, seen, _last_row(pairs)) for each in everyone]
         if not any(some for some, _, _ in found):
             return None
@@ -219,7 +223,8 @@ def _is_line(biases: Sequence[torch.Tensor]) -> bool:
     """Whether biases by key [heads, T] lie on a line, of one slope at all lengths: then they are biases by distance."""
     longest = biases[0]
     slope = (longest[:, -1:] - longest[:, :1]) / max(1, longest.shape[1] - 1)
-    return all(bool(((each - each[:, :1] - slope * torch.arange(each.shape[1])).abs() <= TOLERANCE / 4).all()) for each in biases)
+    lines = (each[:, :1] + slope * torch.arange(each.shape[1]) for each in biases)
+    return all(bool(((each - line).abs() <= TOLERANCE / 4).all()) for each, line in zip(biases, lines, strict=True))
 
 
 def _compared(pairs: Pairs, seen: Seen, last: torch.Tensor) -> tuple[bool, bool, bool]:

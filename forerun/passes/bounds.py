@@ -1,8 +1,8 @@
 """Bounds of elementwise functions: from bounds of the operands, bounds of the result that rounding cannot break.
 
-A corner of a box is evaluated by the operation itself, in its own dtype. Rounding is monotone, so that the least and the
-largest corner bound every element between them. Where that argument fails (NaN, integers that overflow, functions that
-are not monotone) nothing is known: None, or False to True for truth values.
+A corner of a box is evaluated by the operation itself, in its own dtype. Rounding is monotone, so that the least and
+the largest corner bound every element between them. Where that argument fails (NaN, integers that overflow, functions
+that are not monotone) nothing is known: None.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A mask as a function of two positions: evaluated for a block of rows and keys, or bounded over it, never T x T.
 
-What a mask is made of and has one sequence dimension or none (positions, running sums, slopes) is evaluated in full: the
-leaves. From there on a mask is elementwise, and a block needs its rows' and keys' part of the leaves alone: for its
+What a mask is made of and has one sequence dimension or none (positions, running sums, slopes) is evaluated in full:
+the leaves. From there on a mask is elementwise, and a block needs its rows' and keys' part of the leaves alone: for its
 values, or for bounds of them, which for most blocks say that all of it is visible, or nothing. An operation that is not
 elementwise over pairs becomes a leaf itself.
 """
@@ -46,7 +46,7 @@ BUDGET = 1 << 28
 
 Role = Literal["row", "key"]
 Axes = tuple[tuple[int, Role, int], ...]
-"""For each axis, counted from the end, that runs along the rows or the keys: which, and the place of position 0 on it."""
+"""For each axis, counted from the end, that runs along the rows or the keys: which, and where position 0 lies on it."""
 
 
 class Span(NamedTuple):
@@ -66,6 +66,10 @@ class Span(NamedTuple):
     def halves(self) -> tuple[Span, Span]:
         middle = (self.start + self.stop) // 2
         return Span(self.start, middle), Span(middle, self.stop)
+
+
+POINT: Mapping[Role, Span] = {"row": Span(0, 1), "key": Span(0, 1)}
+"""Bounds are one number for all rows and keys of a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +98,7 @@ class Pairs:
         self.heads = prod(int(dim) for dim in tensor_type(mask).dims[:-2])
         self.is_truth = tensor_type(mask).dtype == "i1"
         self.nodes: dict[tuple[SSAValue, Axes], Node] = {}
+        assert isinstance(mask.owner, SpecOperation)
         self.origin = mask.owner
         dims = tensor_type(mask).dims
         roles: tuple[tuple[int, Role], ...] = ((-2, "row"), (-1, "key"))
@@ -124,7 +129,7 @@ class Pairs:
         for node, inputs in ordered:
             found = self._bound(node, [values[each] for each in inputs], spans)
             if found is None and tensor_type(node.value).dtype == "i1":
-                found = undecided(self._shape(node, {"row": Span(0, 1), "key": Span(0, 1)}))
+                found = undecided(self._shape(node, POINT))
             values[node] = found
         return values[root]
 
@@ -156,7 +161,7 @@ class Pairs:
         return found[root]
 
     def emit(self, build: Builder, clone: Callable[[SSAValue], SSAValue], rows: Span, keys: Span) -> SSAValue:
-        """The shown values for some rows and keys as IR, [heads or 1, rows, keys]; `clone` gives the leaves."""
+        """The shown values for some rows and keys as IR, [..., rows, keys]; `clone` gives the leaves."""
         spans: dict[Role, Span] = {"row": rows, "key": keys}
         values: dict[Node, SSAValue] = {}
         root, ordered = self._ordered(self.shown)
@@ -176,9 +181,7 @@ class Pairs:
                 if isinstance(node.operation, Reshape | Broadcast):
                     parameters = {"shape": tuple(self._shape(node, spans))}
                 values[node] = build.add(type(node.operation), *(values[each] for each in inputs), **parameters)
-        value = values[root]
-        value = build.reshape(value, (-1, *tensor_type(value).dims[-2:]))
-        return build.broadcast(value, (tensor_type(value).dims[0], rows.size, keys.size))
+        return build.broadcast(values[root], (*tensor_type(values[root]).dims[:-2], rows.size, keys.size))
 
     def _node(self, value: SSAValue, axes: dict[int, tuple[Role, int]]) -> Node:
         key = (value, tuple((axis, *axes[axis]) for axis in sorted(axes)))
@@ -246,12 +249,13 @@ class Pairs:
         run_body(body, values, self.environment, keep=leaves)
         return {each: values[each] for each in leaves}
 
-    def too_many(self, operation: SpecOperation) -> UnsupportedOperationError:
-        """The error where what `operation` gives would have to be evaluated for all pairs."""
+    def too_many(self, operation: SpecOperation | None = None) -> UnsupportedOperationError:
+        """The error where what an operation, by default the last, gives would have to be evaluated for all pairs."""
+        operation = operation or self.origin
         most = int((BUDGET / max(1, self.heads)) ** 0.5)
         return UnsupportedOperationError(
-            f"The mask that spec.{operation.mnemonic} at {place(operation)} makes has to be evaluated for every pair of "
-            f"positions, which are too many for max_length={self.length}; compile with max_length={most} or less."
+            f"The mask that spec.{operation.mnemonic} at {place(operation)} makes has to be evaluated for every pair "
+            f"of positions, which are too many at max_length={self.length}; compile with max_length={most} or less."
         )
 
     def _ordered(self, chosen: Chosen) -> tuple[Node, list[tuple[Node, tuple[Node, ...]]]]:
@@ -301,7 +305,9 @@ class Pairs:
             part, along = self._part(node, spans), [axis for axis, _, _ in node.axes]
             return known(part.amin(along, keepdim=True), part.amax(along, keepdim=True)) if along else known(part, part)
         if isinstance(operation, Map) and len(inputs) == len(node.inputs):
-            return bound_map(operation.parameter("function"), inputs)
+            found = bound_map(operation.parameter("function"), inputs)
+            shape = self._shape(node, POINT)  # one of a choice's operands may have fewer dimensions
+            return None if found is None else (found[0].expand(shape), found[1].expand(shape))
         if isinstance(operation, Cast):
             return bound_cast(inputs[0], torch_dtype(operation.parameter("dtype")))
         if inputs[0] is None:
@@ -312,8 +318,7 @@ class Pairs:
             over, shape = list(range(count)), [1] * (tensor_type(node.value).rank - low.dim() + count)
             low, high = (each(x, over) for each, x in ((torch.amin, low), (torch.amax, high)))
             return low.reshape(shape + list(low.shape)), high.reshape(shape + list(high.shape))
-        box: dict[Role, Span] = {"row": Span(0, 1), "key": Span(0, 1)}
-        return self._apply(node, [low], box), self._apply(node, [high], box)
+        return self._apply(node, [low], POINT), self._apply(node, [high], POINT)
 
     def _constant(self, leaf: Node, axis: int) -> bool:
         part = self._part(leaf, {"row": self.whole, "key": self.whole})
@@ -325,9 +330,11 @@ class Pairs:
         if not isinstance(node.operation, Map) or node.operation.parameter("function") not in functions:
             return False
         steps = [self._step(each) for each in inputs]
-        return None not in steps and {role for role, _ in filter(None, steps)} == {"row", "key"} and len(
-            {step for _, step in filter(None, steps)}
-        ) == 1
+        return (
+            None not in steps
+            and {role for role, _ in filter(None, steps)} == {"row", "key"}
+            and len({step for _, step in filter(None, steps)}) == 1
+        )
 
     def _step(self, leaf: Node) -> tuple[Role, float] | None:
         """The role and the step of a leaf that counts positions in whole numbers, which no dtype rounds."""

@@ -165,8 +165,7 @@ class _Tables:
     def bias(self, pairs: Pairs, by: str) -> SSAValue:
         """[heads, max_length]: the last row of a mask has every key position, and every distance."""
         build, last = self.build, self.length - 1
-        row = pairs.emit(build, self.clone, Span(last, self.length), pairs.whole)
-        row = build.reshape(row, (-1, self.length))
+        row = build.reshape(pairs.emit(build, self.clone, Span(last, self.length), pairs.whole), (-1, self.length))
         if by == "distance":
             own = build.slice(row, 1, last, self.length)
             row = build.map("sub", row, own)

@@ -8,8 +8,8 @@ import torch
 from forerun import ir
 from forerun.errors import ForerunError, LookAheadError, UnsupportedOperationError
 from forerun.passes.attention_masks import Mask, Steps, classify
-from forerun.passes.pairwise import Pairs
 from forerun.passes.base import PassContext
+from forerun.passes.pairwise import Pairs
 from forerun.passes.tabulate_positions import TabulatePositions
 from tests.ir.build import function, tensor
 
