@@ -41,7 +41,7 @@ from forerun.passes.bounds import Bounds, bound_cast, bound_map, known, undecide
 from forerun.passes.matching import HIDDEN, SEQUENCE
 from forerun.passes.sequence_axis import place, sequence_axes
 
-BUDGET = 1 << 28
+BUDGET = 1 << 27
 """Values of pairs that may be evaluated one by one: seconds."""
 
 Role = Literal["row", "key"]
