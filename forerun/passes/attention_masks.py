@@ -13,7 +13,8 @@ ALiBi (arXiv 2108.12409) is a bias by distance, whether a model counts from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +74,18 @@ class Seen:
         return bool((same | (longer.last[:length] >= length)).all())
 
 
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Blocks are small: several threads would wait for each other longer than they work, minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def classify(mask: SSAValue, attention: Attention, pairs: Pairs, context: PassContext) -> Mask:
     """Understand a mask [heads or nothing, T, T] from its values at the length of `pairs`, and at shorter lengths.
 
