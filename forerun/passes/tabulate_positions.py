@@ -29,11 +29,12 @@ from forerun.ir import (
     backward_slice,
     tensor_type,
 )
-from forerun.passes.attention_masks import Mask, classify
+from forerun.passes.attention_masks import Mask, Steps, classify
 from forerun.passes.base import Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.lengths import require_same_at_every_length
 from forerun.passes.matching import HIDDEN, SEQUENCE
+from forerun.passes.pairwise import Pairs, Span
 from forerun.passes.sequence_axis import Along, Kind, look_ahead, require_incremental
 from forerun.passes.substitute import clone_with
 
@@ -78,7 +79,7 @@ class _Tables:
         self.clones: dict[SSAValue, SSAValue] = {}
         self.replaced: dict[SSAValue, SSAValue] = {}
         self.returned: list[SSAValue] = []
-        self.masks: dict[SSAValue, Mask] = {}
+        self.masks: dict[SSAValue, tuple[Mask, Pairs]] = {}
 
     def look_up(self) -> None:
         """Replace constant and positional values, where tokens meet them, by parameters and table look-ups."""
@@ -137,14 +138,15 @@ class _Tables:
         if along.kind in (Kind.GLOBAL, Kind.ROW_LOCAL, Kind.CAUSAL):
             raise look_ahead(along.cause or attention, along.reason or "masks attention by tokens")
         if mask not in self.masks:
-            self.masks[mask] = classify(mask, attention, self.length, self.context)
-            self.context.note(f"tabulate-positions: a mask is {self.masks[mask].summary}")
-        found = self.masks[mask]
+            pairs = Pairs(mask, self.length, self.context)
+            self.masks[mask] = classify(mask, attention, pairs, self.context), pairs
+            self.context.note(f"tabulate-positions: a mask is {self.masks[mask][0].summary}")
+        found, pairs = self.masks[mask]
         parameters: dict[str, Any] = {**attention.parameters, "causal": True}
-        if found.limited:
-            extra["first"] = self.first_visible(mask)
+        if found.first is not None:
+            extra["first"] = self.first_visible(found.first)
         if found.bias_by is not None:
-            extra["bias"] = self.bias(mask, found.bias_by)
+            extra["bias"] = self.bias(pairs, found.bias_by)
             parameters["bias_by"] = found.bias_by
         parameters["extra"] = tuple(extra) or None
         replacement = Attention.make(*attention.inputs[:3], *extra.values(), **parameters)
@@ -152,34 +154,25 @@ class _Tables:
         self.known[replacement.result] = self.known[attention.result]
         Rewriter.replace_op(attention, replacement)
 
-    def first_visible(self, mask: SSAValue) -> SSAValue:
+    def first_visible(self, steps: Steps) -> SSAValue:
         """[T]: the first visible position of each row, by a table."""
-        build, visible = self.build, self.square(mask, head=0)
-        if tensor_type(visible).dtype != "i1":
-            visible = build.map("gt", visible, build.constant(HIDDEN, tensor_type(visible).dtype))
-        first = build.reduce("argmax", build.cast(visible, "i64"), (1,))
+        build, number = self.build, lambda value: self.build.constant(value, "i64")
+        rows = build.map("sub", build.add(Iota, size=self.length), number(steps.start))
+        moved = build.map("mul", build.map("floor_div", rows, number(steps.every)), number(steps.rise))
+        first = build.map("max", build.map("add", moved, number(steps.first)), number(0))
         return self.top.add(Gather, self.parameter(first, "first"), self.rows)
 
-    def bias(self, mask: SSAValue, by: str) -> SSAValue:
+    def bias(self, pairs: Pairs, by: str) -> SSAValue:
         """[heads, max_length]: the last row of a mask has every key position, and every distance."""
-        build, square = self.build, self.square(mask)
-        row = build.reshape(build.slice(square, 1, self.length - 1, self.length), (-1, self.length))
+        build, last = self.build, self.length - 1
+        row = build.reshape(pairs.emit(build, self.clone, Span(last, self.length), pairs.whole), (-1, self.length))
         if by == "distance":
-            own = build.slice(row, 1, self.length - 1, self.length)
+            own = build.slice(row, 1, last, self.length)
             row = build.map("sub", row, own)
-            backwards = build.map("sub", build.constant(self.length - 1, "i64"), build.add(Iota, size=self.length))
+            backwards = build.map("sub", build.constant(last, "i64"), build.add(Iota, size=self.length))
             row = build.transpose(build.add(Gather, build.transpose(row, (1, 0)), backwards), (1, 0))
         row = build.map("max", row, build.constant(HIDDEN, tensor_type(row).dtype))
         return self.parameter(build.cast(row, "f32"), "bias")
-
-    def square(self, mask: SSAValue, head: int | None = None) -> SSAValue:
-        """The mask [heads, L, L] in `@constants`, or that of one head [L, L]."""
-        value = self.clone(mask)
-        value = self.build.reshape(value, (-1, *tensor_type(value).dims[-2:]))
-        value = self.build.broadcast(value, (tensor_type(value).dims[0], self.length, self.length))
-        if head is None:
-            return value
-        return self.build.reshape(self.build.slice(value, 0, head, head + 1), (self.length, self.length))
 
     def finish(self) -> None:
         if self.returned:

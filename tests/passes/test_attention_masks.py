@@ -7,8 +7,9 @@ import torch
 
 from forerun import ir
 from forerun.errors import ForerunError, LookAheadError, UnsupportedOperationError
-from forerun.passes.attention_masks import Mask, classify
+from forerun.passes.attention_masks import Mask, Steps, classify
 from forerun.passes.base import PassContext
+from forerun.passes.pairwise import Pairs
 from forerun.passes.tabulate_positions import TabulatePositions
 from tests.ir.build import function, tensor
 
@@ -132,20 +133,25 @@ def attended(mask: MaskBody) -> tuple[ir.ModuleOp, ir.Attention]:
     return module, attention
 
 
-def context() -> PassContext:
-    return PassContext(WEIGHTS.__getitem__, LENGTH)
+def context(length: int = LENGTH) -> PassContext:
+    return PassContext(WEIGHTS.__getitem__, length)
+
+
+def understood(attention: ir.Attention, length: int = LENGTH) -> Mask:
+    mask, given = attention.inputs[3], context(length)
+    return classify(mask, attention, Pairs(mask, length, given), given)
 
 
 UNDERSTOOD = [
-    (causal, Mask(False, None, "causal")),
-    (window, Mask(True, None, "a sliding window of 5")),
-    (chunked, Mask(True, None, "a range of at most 8")),
-    (biased(lambda build: build.full(("T", "T"), 0.0, "f32")), Mask(False, None, "causal")),
-    (biased(lambda build: build.full(("T", "T"), 0.0, "f32"), -1e9), Mask(False, None, "causal")),
-    (biased(alibi), Mask(False, "distance", "causal with a bias by distance")),
-    (biased(alibi_from_the_front), Mask(False, "distance", "causal with a bias by distance")),
-    (biased(by_key), Mask(False, "key", "causal with a bias by key")),
-    (biased(buckets), Mask(False, "distance", "causal with a bias by distance")),
+    (causal, Mask(None, None, "causal")),
+    (window, Mask(Steps(5, 1, 1, 1), None, "a sliding window of 5")),
+    (chunked, Mask(Steps(8, 8, 8, 8), None, "a range of at most 8")),
+    (biased(lambda build: build.full(("T", "T"), 0.0, "f32")), Mask(None, None, "causal")),
+    (biased(lambda build: build.full(("T", "T"), 0.0, "f32"), -1e9), Mask(None, None, "causal")),
+    (biased(alibi), Mask(None, "distance", "causal with a bias by distance")),
+    (biased(alibi_from_the_front), Mask(None, "distance", "causal with a bias by distance")),
+    (biased(by_key), Mask(None, "key", "causal with a bias by key")),
+    (biased(buckets), Mask(None, "distance", "causal with a bias by distance")),
 ]
 UNDERSTOOD_NAMES = ["causal", "window", "chunked", "zeros", "low", "alibi", "alibi_from_the_front", "by_key", "buckets"]
 
@@ -163,14 +169,14 @@ REFUSED: list[tuple[MaskBody, type[ForerunError], str]] = [
 @pytest.mark.parametrize(("mask", "expected"), UNDERSTOOD, ids=UNDERSTOOD_NAMES)
 def test_understood_masks(mask: MaskBody, expected: Mask) -> None:
     _, attention = attended(mask)
-    assert classify(attention.inputs[3], attention, LENGTH, context()) == expected
+    assert understood(attention) == expected
 
 
 @pytest.mark.parametrize(("mask", "error", "message"), REFUSED, ids=lambda case: getattr(case, "__name__", None))
 def test_refused_masks(mask: MaskBody, error: type[ForerunError], message: str) -> None:
     _, attention = attended(mask)
     with pytest.raises(error, match=message):
-        classify(attention.inputs[3], attention, LENGTH, context())
+        understood(attention)
 
 
 @pytest.mark.parametrize("mask", [case[0] for case in UNDERSTOOD], ids=UNDERSTOOD_NAMES)

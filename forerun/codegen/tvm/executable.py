@@ -16,7 +16,7 @@ from forerun.codegen.tvm.parts import PartProgram, part_program
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.errors import DeviceMemoryError, InvalidOptionError, TooLongError
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 PARTS_KEPT = 1024
@@ -93,8 +93,15 @@ class TvmExecutable:
         return self.weights.nbytes
 
     def new_state(self, blocks: int) -> State:
-        """A cache of `blocks * P` slots, all zero."""
-        numbers = torch.zeros(max(1, blocks) * self.step.record)
+        """A cache of `blocks * P` slots, all zero; DeviceMemoryError where the machine has not the room."""
+        count = max(1, blocks) * self.step.record
+        try:
+            numbers = torch.zeros(count)
+        except RuntimeError as error:
+            raise DeviceMemoryError(
+                f"A cache of {blocks * self.block} positions needs {count * 4 / 1e9:.2f} GB of memory, more than "
+                "there is; compile with a smaller max_length."
+            ) from error
         return State(numbers, tvm_ffi.from_dlpack(numbers))
 
     def run(

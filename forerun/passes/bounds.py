@@ -1,0 +1,125 @@
+"""Bounds of elementwise functions: from bounds of the operands, bounds of the result that rounding cannot break.
+
+A corner of a box is evaluated by the operation itself, in its own dtype. Rounding is monotone, so that the least and
+the largest corner bound every element between them. Where that argument fails (NaN, integers that overflow, functions
+that are not monotone) nothing is known: None.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from forerun.ir import COMPARISONS, FUNCTIONS
+
+Bounds = tuple[torch.Tensor, torch.Tensor]
+"""The least and the largest value, elementwise."""
+
+INCREASING = frozenset({"floor", "ceil", "round", "relu", "sign"})
+CORNERS = frozenset({"add", "sub", "mul", "div", "floor_div", "max", "min"})
+"""Monotone in each operand, where a divisor keeps its sign."""
+
+
+def known(low: torch.Tensor, high: torch.Tensor) -> Bounds | None:
+    """The bounds, or None where a NaN may be among the values."""
+    if low.dtype.is_floating_point and bool((low.isnan() | high.isnan()).any()):
+        return None
+    return low, high
+
+
+def undecided(shape: list[int]) -> Bounds:
+    return torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+
+
+def bound_map(function: str, inputs: list[Bounds | None]) -> Bounds | None:
+    """Bounds of an elementwise function; None where nothing is known."""
+    if function == "where":
+        return _where(*inputs)
+    if any(each is None for each in inputs):
+        return None
+    given = [each for each in inputs if each is not None]
+    if all(each[0].dtype == torch.bool for each in given):
+        return _logic(function, given)
+    if function in COMPARISONS:
+        return _compare(function, *given)
+    if function in INCREASING:
+        return known(*(FUNCTIONS[function][1](each) for each in given[0]))
+    if function == "neg":
+        return -given[0][1], -given[0][0]
+    return _corners(function, *given) if function in CORNERS else None
+
+
+def bound_cast(given: Bounds | None, dtype: torch.dtype) -> Bounds | None:
+    """Bounds of a cast: to a truth value, whether zero is excluded, and whether it is all there is."""
+    if given is None:
+        return None
+    low, high = given
+    if dtype == torch.bool:
+        return (low > 0) | (high < 0), (low != 0) | (high != 0)
+    if not dtype.is_floating_point and low.dtype != torch.bool:
+        most = torch.iinfo(dtype).max // 2
+        if bool((low.double() < -most).any()) or bool((high.double() > most).any()):
+            return None
+    return low.to(dtype), high.to(dtype)
+
+
+def _where(condition: Bounds | None, x: Bounds | None, y: Bounds | None) -> Bounds | None:
+    if condition is None:
+        return None
+    certain, possible = condition
+    if bool(certain.all()):
+        return x
+    if not bool(possible.any()):
+        return y
+    if x is None or y is None:
+        return None
+    low = torch.where(certain, x[0], torch.where(possible, torch.minimum(x[0], y[0]), y[0]))
+    return low, torch.where(certain, x[1], torch.where(possible, torch.maximum(x[1], y[1]), y[1]))
+
+
+def _logic(function: str, inputs: list[Bounds]) -> Bounds | None:
+    if function == "not":
+        return ~inputs[0][1], ~inputs[0][0]
+    if function in ("and", "or"):
+        return FUNCTIONS[function][1](inputs[0][0], inputs[1][0]), FUNCTIONS[function][1](inputs[0][1], inputs[1][1])
+    if function not in ("xor", "eq", "ne"):
+        return None
+    (a, a_high), (b, b_high) = inputs
+    value, doubt = FUNCTIONS[function][1](a, b), (a ^ a_high) | (b ^ b_high)
+    return value & ~doubt, value | doubt
+
+
+def _compare(function: str, a: Bounds, b: Bounds) -> Bounds:
+    """(certainly, possibly)."""
+    if function == "eq":
+        return (a[0] == b[1]) & (a[1] == b[0]), (a[0] <= b[1]) & (b[0] <= a[1])
+    if function == "ne":
+        certain, possible = _compare("eq", a, b)
+        return ~possible, ~certain
+    meaning = FUNCTIONS[function][1]
+    near, far = (1, 0) if function in ("le", "lt") else (0, 1)
+    return meaning(a[near], b[far]), meaning(a[far], b[near])
+
+
+def _corners(function: str, a: Bounds, b: Bounds) -> Bounds | None:
+    if function in ("div", "floor_div") and bool(((b[0] <= 0) & (b[1] >= 0)).any()):
+        return None
+    if not a[0].dtype.is_floating_point:
+        most = torch.iinfo(a[0].dtype).max // 2
+        exact = [FUNCTIONS[function][1](x.double(), y.double()) for x, y in itertools.product(a, b)]
+        if any(bool((each.abs() > most).any()) for each in exact):
+            return None
+    elif function == "floor_div" or (function in ("mul", "div") and (_infinite(a) or _infinite(b)) and _mixed(a, b)):
+        return None
+    corners = torch.stack(torch.broadcast_tensors(*(FUNCTIONS[function][1](*each) for each in itertools.product(a, b))))
+    return known(corners.amin(0), corners.amax(0))
+
+
+def _infinite(given: Bounds) -> bool:
+    return bool(given[0].isinf().any() or given[1].isinf().any())
+
+
+def _mixed(*inputs: Bounds) -> bool:
+    """Whether a zero may be among the values: zero times infinity is no number."""
+    return any(bool(((low <= 0) & (high >= 0)).any()) for low, high in inputs)
