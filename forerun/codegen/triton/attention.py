@@ -109,9 +109,11 @@ class AttentionText:
                 context.line(f"at = begin + tl.arange(0, {self.shape.keys})[None, :]")
                 self._slots(context, "sequence")
                 self._load_keys(context)
+                # Keys that all rows have committed are visible to all, but for windows.
+                hides = bool(self.extra.keys() & {"first", "bias"})
                 for suffix in suffixes:
                     self._score(context, suffix, "score")
-                    self._weigh(context, suffix)
+                    self._weigh(context, suffix, hides)
                     context.line(f"weight{suffix} = weight.to({TRITON_TYPES[self.shape.element]})")
                 self._load_values(context)
                 for suffix in suffixes:
@@ -154,7 +156,7 @@ class AttentionText:
                     self._load_keys(context)
                     self._score(context, "", "found")
                     context.line("score = tl.where(own_row == one, found, score)")
-            self._weigh(context, "")
+            self._weigh(context, "", True)
             context.line(f"rounded = weight.to({TRITON_TYPES[shape.element]})")
             with context.block(f"if begin + {self.shape.keys} <= common:"):
                 self._slots(context, "sequence_low")
@@ -244,13 +246,14 @@ class AttentionText:
         context.line(f"there_line = tl.reshape(there, [{self.shape.keys}, 1])")
         context.line(f"value = tl.load({name} + line + number, mask=there_line{inside}, other=0.0)")
 
-    def _weigh(self, context: Expressions, suffix: str) -> None:
-        """Scores to weights, in units of the largest so far."""
+    def _weigh(self, context: Expressions, suffix: str, hides: bool) -> None:
+        """Scores to weights, in units of the largest so far. `hides`: whether a key may be hidden from a row."""
         scale, softcap = self.operation.parameter("scale"), self.operation.parameter("softcap")
         context.line(f"score = score * {literal(scale)}")
         if softcap is not None:
             context.line(f"score = tanh(score / {literal(softcap)}) * {literal(softcap)}")
-        context.line(f"visible = at <= position{suffix}")
+        if hides:
+            context.line(f"visible = at <= position{suffix}")
         if "first" in self.extra:
             context.line(f"visible = visible & (at >= first{suffix})")
         if "bias" in self.extra:
@@ -261,11 +264,14 @@ class AttentionText:
             name = context.argument(stored.slot, stored.element)
             place = f"{name} + {head} * {stored.dims[1]} + {at}"
             context.line(f"score = score + tl.load({place}, mask=visible & lane_in{suffix}, other=0.0)")
-        context.line('score = tl.where(visible, score, float("-inf"))')
+        if hides:
+            context.line('score = tl.where(visible, score, float("-inf"))')
         context.line(f"larger = tl.maximum(largest{suffix}, tl.max(score, axis=1, keep_dims=True))")
-        context.line('unit = tl.where(larger == float("-inf"), 0.0, larger)')
-        context.line("weight = tl.exp(score - unit)")
-        context.line(f"shrink = tl.exp(largest{suffix} - unit)")
+        if hides:
+            context.line('unit = tl.where(larger == float("-inf"), 0.0, larger)')
+        unit = "unit" if hides else "larger"
+        context.line(f"weight = tl.exp(score - {unit})")
+        context.line(f"shrink = tl.exp(largest{suffix} - {unit})")
         context.line(f"total{suffix} = total{suffix} * shrink + weight")
         context.line(f"sums{suffix} = sums{suffix} * shrink")
         context.line(f"largest{suffix} = larger")

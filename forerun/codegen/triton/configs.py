@@ -25,6 +25,8 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
         case "attention":
             if element == "f32":
                 return Config(64, 16, 8 if shared > 1 else 4, 3)
+            if shared > 4:
+                return Config(64, 16, 8, 1)  # with loads ahead some registers spill, which may be faster still
             return Config(64, 16, 8, 2) if shared > 2 else Config(64, 16, 4, 3)
         case _:
             return launch.config
