@@ -154,8 +154,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
         report = certify(model.executable, arguments.cases, arguments.seed, counted)
-    with progress.counted("verify the loop on the device") as counted:
-        loop = certify_loop(model.executable, max(1, arguments.cases // 10), arguments.seed, counted)
+    loop = None
+    if model.on_device is not None:
+        with progress.counted("verify the loop on the device") as counted:
+            loop = certify_loop(model.executable, max(1, arguments.cases // 10), arguments.seed, counted)
     if arguments.json:
         print(json.dumps(report.to_dict() | ({} if loop is None else {"loop": loop.to_dict()})))
     else:

@@ -6,7 +6,7 @@ Drafters and policies are described here by value and built for one compiled tar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
@@ -62,8 +62,8 @@ class PolicySpec(Protocol):
 
     def build(self, target: Target) -> policies.Policy: ...
 
-    def round_size(self, target: Target) -> RoundSize:
-        """The same of rounds on the device."""
+    def round_size(self, target: Target) -> RoundSize | None:
+        """The same of rounds on the device; None where it can only be decided on the host."""
         ...
 
 
@@ -190,10 +190,10 @@ class CostAware:
             raise InvalidOptionError("CostAware needs a calibration; compile with one, or use Fixed(rows).")
         return policies.CostAware(target.cost, min(self.rows, target.executable.max_rows))
 
-    def round_size(self, target: Target) -> RoundSize:
+    def round_size(self, target: Target) -> RoundSize | None:
         assert target.cost is not None
-        sizes = tuple(1 << power for power in range(self.rows.bit_length()))
-        return MostTokens(target.cost, tuple(size for size in sizes if size <= target.most_rows))
+        most = min(self.rows, target.most_rows)
+        return MostTokens(target.cost, tuple(sorted({most, *(1 << power for power in range(most.bit_length()))})))
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ class Fixed:
     def build(self, target: Target) -> policies.Policy:
         return policies.Fixed(min(self.rows, target.executable.max_rows))
 
-    def round_size(self, target: Target) -> RoundSize:
-        return SameSize(min(self.rows, target.most_rows))
+    def round_size(self, target: Target) -> RoundSize | None:
+        return SameSize(self.rows) if self.rows <= target.most_rows else None
 
 
 @dataclass(frozen=True)
@@ -234,21 +234,33 @@ class Strategy:
         return drafter, self.policy.build(target)
 
     def on_device(self, target: Target) -> OnDevice | None:
-        """The same without the host, where the executable can go on by itself and has all of these drafters there."""
+        """The same without the host, where the executable can go on by itself and has these drafters there; or None."""
         executable = target.executable
-        if not isinstance(executable, Loops) or not executable.candidates:
+        if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
             return None
-        drafting = Drafting(places=0, deepest=0)
-        for drafter in self.drafters:
-            match drafter:
-                case PromptLookup():
-                    drafting = replace(drafting, places=min(drafter.places, PLACES))
-                case TokenRecycling(prompt_rows=False):
-                    drafting = replace(drafting, deepest=drafter.deepest)
-                case _:
-                    return None
-        size = self.policy.round_size(target) if self.drafters else SameSize(1)
-        return OnDevice(executable.loop(target.engine.state, drafting, target.most_rows), size)
+        drafting = drafting_on_device(self.drafters)
+        of_policy = getattr(self.policy, "round_size", None)  # a policy of a user's own may know the host alone
+        if drafting is None or of_policy is None:
+            return None
+        size: RoundSize | None = of_policy(target) if self.drafters else SameSize(1)
+        if size is None:
+            return None
+        found = OnDevice(executable.loop(target.engine.state, drafting, max(size.sizes)), size)
+        with target.progress.stage("rounds on the device"), target.engine.serving:
+            found.prepare(target.engine)
+        return found
+
+
+def drafting_on_device(drafters: Sequence[DrafterSpec]) -> Drafting | None:
+    """The drafters as the device has them: at most one of prompt lookup and one of token recycling; else None.
+
+    Occurrences are found there by their longest match, so that `longest`, the host's index, has no part in it.
+    """
+    lookups = [each for each in drafters if type(each) is PromptLookup and each.places <= PLACES]
+    recycling = [each for each in drafters if type(each) is TokenRecycling and not each.prompt_rows]
+    if len(lookups) + len(recycling) != len(drafters) or max(len(lookups), len(recycling)) > 1:
+        return None
+    return Drafting(sum(each.places for each in lookups), sum(each.deepest for each in recycling))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import BlockCache, CachedSequence
@@ -24,31 +23,13 @@ from forerun.runtime.cases import (
     random_scripts,
     random_tree_rows,
 )
-from forerun.runtime.executable import Executable, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import Executable, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
 
 TEXTS = 3
 IN_PARTS = 0.25
 """Of the steps, those that are entered late."""
-
-
-class KernelOutput(Protocol):
-    """One result of one kernel."""
-
-    @property
-    def kernel(self) -> str: ...
-
-    @property
-    def output(self) -> str: ...
-
-    @property
-    def value(self) -> NDArray[Any]: ...
-
-    @property
-    def along(self) -> str | None:
-        """What the leading axis of the value is: "N" for the step's rows, "M" for its outputs, None for neither."""
-        ...
 
 
 @runtime_checkable

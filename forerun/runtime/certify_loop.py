@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from forerun.errors import InvalidOptionError
 from forerun.runtime.device_loop import Drafting, Loops, OnDevice, SameSize
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
@@ -49,6 +50,8 @@ def certify_loop(
     Half of the texts are decoded with rounds running ahead, and compared by their tokens; the others by the bits of
     their logits too. The executable must not be used by anyone else meanwhile.
     """
+    if texts < 1:
+        raise InvalidOptionError(f"texts must be at least 1, not {texts}")
     if not isinstance(executable, Loops) or not executable.candidates:
         return None
     random, engine = np.random.default_rng(seed), Engine(executable)

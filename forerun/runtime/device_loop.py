@@ -5,8 +5,7 @@ reading, so that the device never waits for it. The text is that of `generation.
 same rules; what differs is where.
 """
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -14,11 +13,11 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
-from forerun.runtime.calibration import CostModel
+from forerun.runtime.calibration import CostModel, trial_steps
 from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_OF_MATCH
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Draw, Executable, Float32, Int32
+from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
 from forerun.runtime.generation import Request, Step, drawn_by
 from forerun.runtime.tree import Float64
 
@@ -38,6 +37,13 @@ class Drafting:
 
     places: int = 8  # earlier occurrences that a tree continues, at most `PLACES`; 0 for no prompt lookup
     deepest: int = 8  # the deepest row that recycled candidates may have; 0 for none
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.places <= PLACES or self.deepest < 0:
+            raise InvalidOptionError(
+                f"drafting on the device continues 0 to {PLACES} places and recycles to a depth of 0 or more, not "
+                f"{self.places} and {self.deepest}"
+            )
 
     @property
     def longest(self) -> int:
@@ -64,6 +70,7 @@ class Round:
     rows: int  # that it evaluated
     path: list[int]  # the accepted rows, from the root on; rows are numbered the likeliest first
     tokens: list[int]  # that it committed: as many as the path has rows
+    seconds: float | None = None  # of the device; None where they say nothing of the next one
 
 
 class DeviceLoop(Protocol):
@@ -72,6 +79,15 @@ class DeviceLoop(Protocol):
     @property
     def pending(self) -> int:
         """Rounds enqueued and not yet reported."""
+        ...
+
+    @property
+    def prepares(self) -> bool:
+        """Whether rounds of a size are compiled before the first text, by `prepare`."""
+        ...
+
+    def prepare(self, rows: int, trial: Rows) -> None:
+        """Make rounds of at most so many rows ready; `trial` is a step of as many rows, of no text."""
         ...
 
     def begin(
@@ -112,10 +128,15 @@ class Loops(Protocol):
 class RoundSize(Protocol):
     """Chooses how many rows a round has."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All that it may choose."""
+        ...
+
     def choose(self) -> int: ...
 
-    def observe(self, size: int, accepted: Round, seconds: float) -> None:
-        """A round of `size` rows at most did this, and took so long."""
+    def observe(self, size: int, done: Round) -> None:
+        """What a round of `size` rows at most did."""
         ...
 
 
@@ -125,10 +146,14 @@ class SameSize:
 
     rows: int
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.rows,)
+
     def choose(self) -> int:
         return self.rows
 
-    def observe(self, size: int, accepted: Round, seconds: float) -> None:
+    def observe(self, size: int, done: Round) -> None:
         pass
 
 
@@ -137,54 +162,86 @@ class MostTokens:
     """The size that brings most tokens a second, by what rounds of late brought and took.
 
     The first n rows of a round are the tree of n rows, so that a round says what every smaller one would have brought:
-    a token for each row of the path that is among the first n. Larger ones are tried now and then.
+    a token for each row of the path that is among the first n. One round in `trial` is another than the best, the
+    largest and each in turn. The calibration knows steps that the host waits for: of its times only the differences are
+    believed, and those until a size was timed.
     """
 
     cost: CostModel
     sizes: tuple[int, ...]  # ascending
     memory: float = 0.95  # what a round's evidence still weighs a round later
-    trial: int = 48  # of so many rounds one has the most rows
+    trial: int = 24
     _tokens: list[float] = field(init=False)
-    _seconds: list[float] = field(init=False)
+    _seconds: list[float | None] = field(init=False)
+    _seen: list[int] = field(init=False)  # the round in which each was observed last
     _rounds: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         if not self.sizes or list(self.sizes) != sorted(set(self.sizes)) or self.sizes[0] < 1:
             raise InvalidOptionError(f"sizes of rounds must ascend from 1 or more, not {self.sizes}: give at least one")
         self._tokens = [1.0 + 0.5 * number for number in range(len(self.sizes))]
-        self._seconds = [self.cost.seconds(size) for size in self.sizes]
+        self._seconds = [None] * len(self.sizes)
+        self._seen = [0] * len(self.sizes)
 
     def choose(self) -> int:
         self._rounds += 1
-        if self._rounds % self.trial == 1:
-            return self.sizes[-1]
-        rates = [tokens / seconds for tokens, seconds in zip(self._tokens, self._seconds, strict=True)]
+        turn, rest = divmod(self._rounds, self.trial)
+        if rest == 1 or self.trial == 1:
+            return self.sizes[-1] if turn % 2 == 0 else self.sizes[turn // 2 % len(self.sizes)]
+        rates = [tokens / self.seconds(number) for number, tokens in enumerate(self._tokens)]
         return self.sizes[max(range(len(rates)), key=rates.__getitem__)]
 
-    def observe(self, size: int, accepted: Round, seconds: float) -> None:
+    def seconds(self, number: int) -> float:
+        """Of a round of the size `number`: as timed, or else as the nearest one that was, and what more rows cost."""
+        timed = [other for other, seconds in enumerate(self._seconds) if seconds is not None]
+        if not timed:
+            return self.cost.seconds(self.sizes[number])
+        nearest = min(timed, key=lambda other: abs(other - number))
+        known = self._seconds[nearest] or 0.0
+        size, other = self.sizes[number], self.sizes[nearest]
+        return max(known * min(1.0, size / other), known + self.cost.seconds(size) - self.cost.seconds(other))
+
+    def observe(self, size: int, done: Round) -> None:
         number = self.sizes.index(size)
         for index, smaller in enumerate(self.sizes[: number + 1]):
-            tokens = sum(row < smaller for row in accepted.path)
-            self._tokens[index] += (1 - self.memory) * (tokens - self._tokens[index])
-        seconds = min(seconds, 4 * self._seconds[number])  # more, and it was compiled, or the host was away
-        self._seconds[number] += (1 - self.memory) * (seconds - self._seconds[number])
+            tokens = sum(row < smaller for row in done.path)
+            weight = 1 - self.memory ** min(self._rounds - self._seen[index], self.trial)  # what is stale weighs little
+            self._tokens[index] += max(weight, 1 - self.memory) * (tokens - self._tokens[index])
+            self._seen[index] = self._rounds
+        if done.seconds is not None:
+            before = self._seconds[number]
+            self._seconds[number] = done.seconds if before is None else before + 0.1 * (done.seconds - before)
 
 
-@dataclass(frozen=True)
+@dataclass
 class OnDevice:
-    """A loop and the sizes of its rounds."""
+    """A loop and the sizes of its rounds. It decodes one text at a time; while it is `busy`, others are the host's."""
 
     loop: DeviceLoop
     size: RoundSize
+    busy: bool = False
+
+    def prepare(self, engine: Engine) -> None:
+        """Compile and measure what rounds of all sizes need, before the first text."""
+        if self.loop.prepares:
+            with trial_steps(engine, self.size.sizes) as trials:
+                for size, trial in zip(self.size.sizes, trials, strict=True):
+                    self.loop.prepare(size, trial)
 
     def serves(self, executable: Executable, request: Request) -> bool:
-        """Whether tokens are chosen on the device: sampling under top_k or top_p needs whole rows of logits."""
-        return not request.sampling.do_sample or drawn_by(executable, request) is not None
+        """Whether a request can be decoded here now: sampling under top_k or top_p needs whole rows of logits."""
+        chosen_here = not request.sampling.do_sample or drawn_by(executable, request) is not None
+        return chosen_here and not self.busy
 
-    def decode(
-        self, engine: Engine, request: Request, clock: Callable[[], float] = time.perf_counter
-    ) -> Generator[Step]:
+    def decode(self, engine: Engine, request: Request) -> Generator[Step]:
         """As `generation.decode`; closing the iterator frees the cache."""
+        self.busy = True
+        try:
+            yield from self._decode(engine, request)
+        finally:
+            self.busy = False
+
+    def _decode(self, engine: Engine, request: Request) -> Generator[Step]:
         length, draw = len(request.prompt), drawn_by(engine.executable, request)
         with engine.sequence(length + request.max_new_tokens - 1) as sequence:
             engine.prefill(sequence, np.array(request.prompt[:-1], np.int32))
@@ -192,22 +249,21 @@ class OnDevice:
             try:
                 last = length + request.max_new_tokens - 2
                 self.loop.begin(sequence, engine.cache.spare, request.prompt, last, draw)
-                yield from self._rounds(request, clock)
+                yield from self._rounds(request)
             finally:
                 self.loop.end()
 
-    def _rounds(self, request: Request, clock: Callable[[], float]) -> Generator[Step]:
+    def _rounds(self, request: Request) -> Generator[Step]:
         ahead = 0 if request.keep_logits else AHEAD  # logits are those of the last round that ran
         sizes: list[int] = []
-        generated, finished, before = 0, False, clock()
+        generated, finished = 0, False
         while not finished:
-            while self.loop.pending <= ahead:
+            # A round brings a token at least: more than are missing would have nothing to do.
+            while self.loop.pending <= ahead and generated + self.loop.pending < request.max_new_tokens:
                 sizes.append(self.size.choose())
                 self.loop.enqueue(sizes[-1])
             done = self.loop.report()
-            now = clock()
-            self.size.observe(sizes.pop(0), done, now - before)
-            before = now
+            self.size.observe(sizes.pop(0), done)
             kept = request.keep(done.tokens, generated)
             logits = self.loop.logits(done.path[:kept]) if request.keep_logits else None
             generated += kept

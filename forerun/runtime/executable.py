@@ -104,6 +104,17 @@ class StepResult:
     """[M] the token each row draws for the position behind its own; empty where the step drew none."""
 
 
+@dataclass(frozen=True)
+class KernelOutput:
+    """One result of one kernel of a step."""
+
+    kernel: str
+    output: str
+    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
+    along: str | None
+    """What the leading axis is: "N" for the step's rows, "M" for its outputs, None where no axis runs along them."""
+
+
 class Executable(Protocol):
     """A compiled `@step` with its weights. `state` is the cache, opaque to the runtime."""
 

@@ -116,9 +116,14 @@ class CompiledModel:
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed max_length "
                 f"{longest}: shorten the prompt or max_new_tokens, or compile with a larger max_length"
             )
+        return self._steps(request)
+
+    def _steps(self, request: Request) -> Generator[Step]:
+        """Decided when the first step is asked for: by the device, if it is free then and chooses such tokens."""
         if self.on_device is not None and self.on_device.serves(self.executable, request):
-            return self.on_device.decode(self.engine, request)
-        return decode(self.engine, request, self.drafter, self.policy)
+            yield from self.on_device.decode(self.engine, request)
+        else:
+            yield from decode(self.engine, request, self.drafter, self.policy)
 
     def evaluate_trees(self, prompts: Sequence[Any], trees: Sequence[Tree]) -> list[Float32]:
         """The logits [n, V] of each tree's rows, all trees evaluated in one step.

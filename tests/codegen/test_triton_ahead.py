@@ -63,7 +63,7 @@ def test_long_contexts_spill_nothing_either(name: str) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_loop_around_a_step_compiles_without_spills(capability: int) -> None:
     found = list(compile_loop(step_of("smollm2-bfloat16"), (1, 8, 32, 64), [capability]))
-    assert len(found) == 5 * 4
+    assert len(found) == 5 * 4 - 1  # nothing moves where there is one row
     assert not {f"{each.kernel} {each.config}": each.stack for each in found if each.stack}
     assert all(0 < each.registers <= 255 for each in found)
 

@@ -304,6 +304,20 @@ def test_a_round_has_rows_that_a_step_has() -> None:
             make_loop(Drafting(), rows)
 
 
+def test_bad_sizes_places_and_files_are_named(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(Drafting(), 8)
+    for rows in (0, 9):
+        with pytest.raises(InvalidOptionError, match="1 to 8 rows"):
+            loop.size(rows)
+    for places, deepest in ((25, 1), (-1, 1), (1, -3)):
+        with pytest.raises(InvalidOptionError, match="0 to 24 places"):
+            Drafting(places, deepest)
+    (tmp_path / "loop.py").write_text("def propose(): ...\n", encoding="utf-8")
+    monkeypatch.setenv("FORERUN_KERNELS", str(tmp_path))
+    with pytest.raises(InvalidOptionError, match=r"loop\.py has no look_up, verify"):
+        make_loop(Drafting())
+
+
 def test_evidence_fades_between_texts() -> None:
     loop = make_loop(Drafting())
     loop.known.trials.fill_(4001.0)

@@ -5,7 +5,7 @@ In Triton's interpreter; `codegen/triton/interpreter.py` says what this shows an
 
 from collections.abc import Generator
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -159,23 +159,47 @@ def test_a_text_given_up_half_way_leaves_the_model_as_it_was() -> None:
 
 
 def test_the_host_reads_behind_and_never_first() -> None:
-    """While the host waits for a round, as many more are enqueued as it may be behind."""
+    """While the host waits for a round, as many more are enqueued as it may be behind and as the text may need."""
     found = model(forerun.TreeSpec(policy=forerun.Fixed(4)))
     on_device = found.on_device
     assert on_device is not None
-    waits: list[int] = []
-    report = on_device.loop.report
+    waits: list[tuple[int, int]] = []  # rounds under way, tokens missing
+    report, missing = on_device.loop.report, 8
 
     def counted() -> Round:
-        waits.append(on_device.loop.pending)
-        return report()
+        nonlocal missing
+        waits.append((on_device.loop.pending, missing))
+        done = report()
+        missing -= len(done.tokens)
+        return done
 
     on_device.loop.report = counted
     found.generate(PROMPT, 8)
-    assert set(waits) == {AHEAD + 1}
+    assert waits[0] == (AHEAD + 1, 8)
+    assert all(pending == min(AHEAD + 1, left) for pending, left in waits)
     waits.clear()
     found.generate(PROMPT, 8, return_logits=True)
-    assert set(waits) == {1}, "logits are those of the last round that ran"
+    assert {pending for pending, _ in waits} == {1}, "logits are those of the last round that ran"
+
+
+def test_two_texts_may_alternate_and_one_may_begin_within_another() -> None:
+    """One of them is the device's, the others are the host's."""
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(6)))
+    prompts = [PROMPT, [3, 1, 4, 1, 5, 3, 1, 4]]
+    expected = [found.generate(prompt, 6).token_ids for prompt in prompts]
+    texts = [found.steps(Request(prompt, 6)) for prompt in prompts]
+    tokens: list[list[int]] = [[], []]
+    for steps in zip_longest(*texts):
+        for mine, step in zip(tokens, steps, strict=True):
+            mine.extend(step.tokens if step else [])
+    assert tokens == expected
+    held = found.steps(Request(prompts[0], 6))
+    next(held)
+    next(held)
+    assert found.generate(prompts[1], 6).token_ids == expected[1]
+    held.close()
+    assert found.on_device is not None
+    assert not found.on_device.busy
 
 
 def test_certify_the_loop() -> None:
@@ -211,28 +235,49 @@ def test_there_is_no_loop_on_the_reference_target() -> None:
     assert certify_loop(built.executable) is None
 
 
+def sizes_chosen(cost: CostModel, seconds: Any, right: Any, rounds: int = 600) -> list[int]:
+    """By rounds in which a row is right with probability right(round), if the one before it is."""
+    random, policy = np.random.default_rng(0), MostTokens(cost, (1, 2, 4, 8, 16))
+    found: list[int] = []
+    for number in range(rounds):
+        size = policy.choose()
+        path = [0]
+        while path[-1] + 1 < size and random.random() < right(number):
+            path.append(path[-1] + 1)
+        policy.observe(size, Round(size, path, path, seconds(size)))
+        found.append(size)
+    return found
+
+
+FLAT, STEEP = CostModel((1, 16), (1.0, 1.05)), CostModel((1, 16), (1.0, 16.0))
+
+
 def test_sizes_follow_what_rounds_bring() -> None:
-    """Rounds of a model in which a draft's row at depth d is right with probability p ** d, on two machines."""
-    sizes = (1, 2, 4, 8, 16)
+    likely, unlikely = (lambda _: 0.8), (lambda _: 0.1)
+    assert np.median(sizes_chosen(FLAT, FLAT.seconds, likely)[100:]) == 16
+    assert np.median(sizes_chosen(STEEP, STEEP.seconds, unlikely)[100:]) == 1
+    assert np.median(sizes_chosen(FLAT, STEEP.seconds, unlikely)[300:]) == 1, "the calibration was wrong"
+    assert np.median(sizes_chosen(STEEP, FLAT.seconds, likely)[300:]) == 16
+    assert np.median(sizes_chosen(FLAT, lambda _: None, likely)[100:]) == 16, "no round was timed"
 
-    def chosen(cost: CostModel, right: float, seconds: Any) -> list[int]:
-        random, policy = np.random.default_rng(0), MostTokens(cost, sizes)
-        found: list[int] = []
-        for _ in range(400):
-            size = policy.choose()
-            path = [0]
-            while path[-1] + 1 < size and random.random() < right:
-                path.append(path[-1] + 1)
-            policy.observe(size, Round(size, path, path), seconds(size))
-            found.append(size)
-        return found[200:]
 
-    flat, steep = CostModel((1, 16), (1.0, 1.05)), CostModel((1, 16), (1.0, 16.0))
-    assert np.median(chosen(flat, 0.8, flat.seconds)) == 16
-    assert np.median(chosen(steep, 0.1, steep.seconds)) == 1
-    measured = chosen(flat, 0.1, steep.seconds)  # the calibration was wrong
-    assert np.median(measured) == 1
-    assert any(size == 16 for size in measured), "the largest is tried now and then"
+def test_a_constant_that_the_calibration_adds_changes_nothing() -> None:
+    """Steps that the host waits for take longer than rounds, all by as much."""
+
+    def device(size: int) -> float:
+        return 0.5 + 0.02 * size
+
+    waited = CostModel((1, 16), (device(1) + 5.0, device(16) + 5.0))
+    chosen = sizes_chosen(waited, device, lambda _: 0.3)[100:]
+    tokens = {size: sum(0.3**depth for depth in range(size)) for size in (1, 2, 4, 8, 16)}
+    reached = sum(tokens[size] for size in chosen) / sum(device(size) for size in chosen)
+    assert reached > 0.97 * max(tokens[size] / device(size) for size in tokens)
+
+
+def test_sizes_follow_a_text_that_changes() -> None:
+    found = sizes_chosen(FLAT, FLAT.seconds, lambda number: 0.02 if number < 400 else 0.9, 700)
+    assert np.median(found[200:400]) < 16
+    assert np.median(found[550:]) == 16
 
 
 def test_a_smaller_tree_is_the_beginning_of_a_larger_one() -> None:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from forerun.codegen.branches import check_hidden, remaining, turn
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
-from forerun.codegen.triton.result import DeviceStepResult, Ran, TraceEntry
+from forerun.codegen.triton.result import DeviceStepResult, Ran
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -143,10 +143,10 @@ class TritonExecutable:
         every = list(range(len(self.step.branches)))
         return lambda: self._launch_all(state, layout, chosen, every)
 
-    def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
+    def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
         layout, sizes = self._load(rows)
-        entries: list[TraceEntry] = []
+        entries: list[KernelOutput] = []
         every = list(range(len(self.step.branches)))
         for kernel in self.step.kernels:
             self._launch_all(state, layout, [kernel], every)
@@ -156,7 +156,7 @@ class TritonExecutable:
                 along = None if axis is None else str(result.dims[axis])
                 value = self.value(result, sizes)
                 moved = np.moveaxis(value, axis or 0, 0) if result.dims else value
-                entries.append(TraceEntry(kernel.name, result.name, moved.copy(), along))
+                entries.append(KernelOutput(kernel.name, result.name, moved.copy(), along))
         return entries
 
     def loop(self, state: State, drafting: Drafting, largest: int) -> TritonLoop:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,20 @@ from forerun.codegen.triton.sources import load, overridden
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting, Round
-from forerun.runtime.executable import Draw, Float32, Int32
+from forerun.runtime.executable import Draw, Float32, Int32, Rows
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A round under way: its report's place, and the events around it, which the interpreter has none of."""
+
+    size: Size
+    entry: int
+    began: Any  # None as well where the round was not yet a graph: its time says nothing
+    heard: Any
 
 
 class TritonLoop:
@@ -33,16 +44,20 @@ class TritonLoop:
         if not 1 <= largest <= most:
             raise InvalidOptionError(f"a round on the device has 1 to {most} rows, not {largest}")
         self.executable, self.state, self.largest = executable, state, largest
+        self.prepares = not executable.interpreted
         self.known = Knowledge.fresh(executable.vocabulary, drafting, executable.device)
         self.text = Text(executable, drafting.places)
         self.calls = Calls(executable, state, drafting, self.known, self.text)
         source = overridden({"loop": loop_source()})["loop"]
         self._kernels = load(source, executable.interpreted)
-        self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=not executable.interpreted)
+        missing = [name for name in WARPS if not hasattr(self._kernels, name)]
+        if missing:
+            raise InvalidOptionError(f"The kernels' file {source.name}.py has no {', '.join(missing)}; correct it.")
+        self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=self.prepares)
         self._sizes: dict[int, Size] = {}
         self._blocks: Int32 = np.zeros(0, np.int32)
         self._draw: Draw | None = None
-        self._enqueued: deque[tuple[Size, int, Any]] = deque()
+        self._enqueued: deque[Enqueued] = deque()
         self._reported: Size | None = None
         self._count = 0
 
@@ -50,9 +65,18 @@ class TritonLoop:
     def pending(self) -> int:
         return len(self._enqueued)
 
+    def prepare(self, rows: int, trial: Rows) -> None:
+        self.executable.run(self.state, trial)  # kernels are measured on as many rows as they will have
+        self.text.begin([0, 0], 0, np.zeros(0, np.int32))  # behind its last position: nothing is written
+        size = self.size(rows)
+        self._launch(size)
+        self._capture(size)
+
     def begin(
         self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int, draw: Draw | None = None
     ) -> None:
+        assert not self._enqueued, "a text begins while another goes on"
+        assert len(spare) >= self.largest, "too few spare slots"
         self._count, self._blocks, self._draw = 0, sequence.blocks.copy(), draw
         self.text.begin(list(tokens), last, spare)
         for size in self._sizes.values():
@@ -60,28 +84,25 @@ class TritonLoop:
         self.known.fade()
 
     def enqueue(self, rows: int) -> None:
-        size = self.size(rows)
-        if size.graph is not None:
-            size.graph.replay()
-        else:
+        assert self.pending < RING, "a report would be overwritten before it is read"
+        size, entry = self.size(rows), self._count % RING
+        began = None if size.graph is None else _mark()
+        if size.graph is None:
             self._launch(size)
-            if not self.executable.interpreted:
-                self._capture(size)
-        entry = self._count % RING
+        else:
+            size.graph.replay()
         self._heard[entry].copy_(self.text.report[entry], non_blocking=True)
-        event: Any = None
-        if not self.executable.interpreted:
-            event = torch.cuda.Event()
-            event.record()
-        self._enqueued.append((size, entry, event))
+        self._enqueued.append(Enqueued(size, entry, began, _mark() if self.prepares else None))
         self._count += 1
 
     def report(self) -> Round:
-        self._reported, entry, event = self._enqueued.popleft()
-        if event is not None:
-            event.synchronize()
-        accepted, rows, *rest = self._heard[entry].tolist()
-        return Round(rows, rest[:accepted], rest[LARGEST : LARGEST + accepted])
+        done = self._enqueued.popleft()
+        self._reported = done.size
+        if done.heard is not None:
+            done.heard.synchronize()
+        accepted, rows, *rest = self._heard[done.entry].tolist()
+        seconds = None if done.began is None else done.began.elapsed_time(done.heard) * 1e-3
+        return Round(rows, rest[:accepted], rest[LARGEST : LARGEST + accepted], seconds)
 
     def logits(self, rows: Sequence[int]) -> Float32:
         size = self._reported
@@ -93,12 +114,14 @@ class TritonLoop:
         return ran.logits()[list(rows)]
 
     def end(self) -> None:
-        if not self.executable.interpreted:
+        if self.prepares:
             torch.cuda.current_stream(self.executable.device).synchronize()
         self._enqueued.clear()
 
     def size(self, rows: int) -> Size:
         """The inputs of rounds of at most so many rows."""
+        if not 1 <= rows <= self.largest:
+            raise InvalidOptionError(f"a round of this loop has 1 to {self.largest} rows, not {rows}")
         if rows not in self._sizes:
             layout = self.executable.layout(rows, rows)
             numbers = layout.places["block_tables"] + self.executable.step.tables
@@ -111,7 +134,7 @@ class TritonLoop:
         """The launches of a round as a graph; they ran once before, so that everything is compiled and tuned."""
         torch.cuda.current_stream(self.executable.device).synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._launch(size)
         size.graph = graph
 
@@ -133,3 +156,10 @@ class TritonLoop:
             interpreter.run(function, call.grid, ordered, constants)
             return
         function[call.grid](**call.arguments, **constants, num_warps=WARPS[call.kernel], enable_fp_fusion=False)
+
+
+def _mark() -> Any:
+    """A point in what is enqueued."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

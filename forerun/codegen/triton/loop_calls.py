@@ -12,7 +12,8 @@ import torch
 from forerun.codegen.triton.memory import WORDS, InputLayout, State, draw_words
 from forerun.codegen.triton.step import Source
 from forerun.codegen.triton.topk import DRAWING
-from forerun.runtime.device_loop import LARGEST, SHARES, Drafting
+from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
+from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
 
 if TYPE_CHECKING:
@@ -111,6 +112,11 @@ class Size:
     inputs: torch.Tensor
     graph: Any = None
 
+    def __post_init__(self) -> None:
+        """Every row's logits are wanted."""
+        every = torch.arange(self.layout.outputs, dtype=torch.int32, device=self.inputs.device)
+        self.input("outputs")[: self.layout.outputs].copy_(every)
+
     def input(self, name: str) -> torch.Tensor:
         return self.inputs[self.layout.places[name] :]
 
@@ -120,8 +126,6 @@ class Size:
         words = torch.from_numpy(draw_words([draw])).expand(self.layout.outputs, WORDS)
         self.input("draws")[: words.numel()].copy_(words.reshape(-1))
         self.input("block_tables")[: len(blocks)].copy_(torch.from_numpy(blocks))
-        every = torch.arange(self.layout.outputs, dtype=torch.int32, device=self.inputs.device)
-        self.input("outputs")[: self.layout.outputs].copy_(every)
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Calls:
             "ROWS": self._lanes(size), "MOST": size.rows, "DEEPEST": step.max_path,
             "FINDS": power(text.chunks * places), "SUCCESSORS": SUCCESSORS, "SHARES": len(SHARES) + 1,
             "RECYCLED": drafting.deepest, "WIDTH": power(places + SUCCESSORS),
+            "RANKS": len(RANKS), "DEPTHS": len(STILL_TRUE),
             "BLOCK": step.block, "PATH": step.max_path,
         }  # fmt: skip
         propose = Call("propose", (1,), shared | learned | tree | inputs, looking | constants)
@@ -175,7 +180,7 @@ class Calls:
             inputs | {"path": text.path, "candidates": ids, "logits": logits}
             | {name: getattr(known, name) for name in ("bounds", "successors", "shares")},
             rows | {"CANDIDATES": candidates, "SUCCESSORS": SUCCESSORS}
-            | {"WIDTH": power(candidates), "SHARES": len(SHARES) + 1},
+            | {"WIDTH": power(candidates), "SHARES": len(SHARES) + 1, "BOUNDS": power(len(SHARES))},
         )  # fmt: skip
         first, block, lane = self.state.places
         commit = Call(
@@ -184,7 +189,8 @@ class Calls:
             | {"numbers": len(first)},
             rows | {"BLOCK": step.block, "PART": PART},
         )  # fmt: skip
-        return [verify, remember, commit] if len(first) else [verify, remember]
+        moves = size.rows > 1 and len(first) > 0  # the root lies at home
+        return [verify, *([remember] if self.drafting.deepest else []), *([commit] if moves else [])]
 
     @staticmethod
     def _lanes(size: Size) -> int:

@@ -23,10 +23,6 @@ LAST = tl.constexpr(1)
 ROUND = tl.constexpr(2)
 POSITIONS = tl.constexpr(1 << 20)
 """More than any text has: a find is its matched length times this, and its position."""
-RANKS = tl.constexpr(3)
-"""Classes of a continuation among its siblings: the first, the second, any later one."""
-DEPTHS = tl.constexpr(3)
-"""Classes of depth: 1, 2, deeper."""
 NONE = tl.constexpr(2147483647)
 
 
@@ -55,7 +51,7 @@ def look_up(state, tokens, finds, CHUNK: tl.constexpr, PLACES: tl.constexpr, LON
 def children(
     tokens, successors, shares, hits, trials, end, matched, token, depth, places, length, deepest,
     PLACES: tl.constexpr, LONGEST: tl.constexpr, SUCCESSORS: tl.constexpr, SHARES: tl.constexpr,
-    RECYCLED: tl.constexpr, WIDTH: tl.constexpr,
+    RECYCLED: tl.constexpr, WIDTH: tl.constexpr, RANKS: tl.constexpr, DEPTHS: tl.constexpr,
 ):  # fmt: skip
     """What may follow a row: (token, probability given the row, feature), each [WIDTH]; no child has probability 0.
 
@@ -71,11 +67,12 @@ def children(
     child = tl.where(lane < PLACES, continued, tl.load(successors + place, mask=recycled, other=-1))
     share = tl.load(shares + place, mask=recycled, other=-1) + 1
     child = tl.where(depth < deepest, child, -1)
-    equal = (child[:, None] == child[None, :]) & (child >= 0)[:, None]
-    before = lane[None, :] < lane[:, None]
-    first = (child >= 0) & (tl.max(tl.where(equal & before, 1, 0), axis=1) == 0)
-    share = tl.max(tl.where(equal, share[None, :], 0), axis=1)
-    sibling = tl.sum(tl.where(before & first[None, :], 1, 0), axis=1)
+    # Reductions run over axis 0, which lies within threads; those over axis 1 would take a shuffle a row.
+    equal = (child[:, None] == child[None, :]) & (child >= 0)[None, :]
+    before = lane[:, None] < lane[None, :]
+    first = (child >= 0) & (tl.max(tl.where(equal & before, 1, 0), axis=0) == 0)
+    share = tl.max(tl.where(equal, share[:, None], 0), axis=0)
+    sibling = tl.sum(tl.where(before & first[:, None], 1, 0), axis=0)
     certain = tl.minimum(matched + depth, LONGEST)
     lookup = tl.where(lane < PLACES, (certain - 1) * RANKS + tl.minimum(sibling, RANKS - 1) + 1, 0)
     feature = tl.where(first, (lookup * (SHARES + 1) + share) * DEPTHS + tl.minimum(depth, DEPTHS - 1), 0)
@@ -91,7 +88,8 @@ def propose(
     sizes, row_tokens, positions, slots, bases, paths, block_table,
     ROWS: tl.constexpr, MOST: tl.constexpr, DEEPEST: tl.constexpr, CHUNK: tl.constexpr, FINDS: tl.constexpr,
     PLACES: tl.constexpr, LONGEST: tl.constexpr, SUCCESSORS: tl.constexpr, SHARES: tl.constexpr,
-    RECYCLED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PATH: tl.constexpr,
+    RECYCLED: tl.constexpr, WIDTH: tl.constexpr, RANKS: tl.constexpr, DEPTHS: tl.constexpr,
+    BLOCK: tl.constexpr, PATH: tl.constexpr,
 ):  # fmt: skip
     """The MOST likeliest rows under the root: one after another, the likeliest of all children so far is the next."""
     length, last = tl.load(state + LENGTH), tl.load(state + LAST)
@@ -123,19 +121,19 @@ def propose(
     number = row[:, None] * WIDTH + lane[None, :]
     child, edge, kind = children(
         tokens, successors, shares, hits, trials, end, matched, root, zero, places, length, deepest,
-        PLACES, LONGEST, SUCCESSORS, SHARES, RECYCLED, WIDTH,
+        PLACES, LONGEST, SUCCESSORS, SHARES, RECYCLED, WIDTH, RANKS, DEPTHS,
     )  # fmt: skip
     open_token = tl.where((row == 0)[:, None], child[None, :], 0)
     open_feature = tl.where((row == 0)[:, None], kind[None, :], 0)
     likely = tl.where((row == 0)[:, None], edge[None, :], 0.0)
     count = tl.where(length <= last, 1, 0)
-    best = tl.max(tl.max(likely, axis=1), axis=0)
+    best = tl.max(likely)
     while (count > 0) & (count < MOST) & (best > 0.0):
-        chosen = tl.min(tl.min(tl.where(likely == best, number, NONE), axis=1), axis=0)
+        chosen = tl.min(tl.where(likely == best, number, NONE))
         above = chosen // WIDTH
         is_chosen = number == chosen
-        new_token = tl.sum(tl.sum(tl.where(is_chosen, open_token, 0), axis=1), axis=0)
-        new_feature = tl.sum(tl.sum(tl.where(is_chosen, open_feature, 0), axis=1), axis=0)
+        new_token = tl.sum(tl.where(is_chosen, open_token, 0))
+        new_feature = tl.sum(tl.where(is_chosen, open_feature, 0))
         is_above = row == above
         new_depth = tl.sum(tl.where(is_above, depth, 0), axis=0) + 1
         known = tl.sum(tl.where(is_above, reads, 0), axis=0)
@@ -152,13 +150,13 @@ def propose(
         ancestors = tl.where(is_new, history, ancestors)
         child, edge, kind = children(
             tokens, successors, shares, hits, trials, end, matched, new_token, new_depth, new_reads, length, deepest,
-            PLACES, LONGEST, SUCCESSORS, SHARES, RECYCLED, WIDTH,
+            PLACES, LONGEST, SUCCESSORS, SHARES, RECYCLED, WIDTH, RANKS, DEPTHS,
         )  # fmt: skip
         likely = tl.where(is_chosen, 0.0, likely)
         likely = tl.where(is_new[:, None], best * edge[None, :], likely)
         open_token = tl.where(is_new[:, None], child[None, :], open_token)
         open_feature = tl.where(is_new[:, None], kind[None, :], open_feature)
-        best = tl.max(tl.max(likely, axis=1), axis=0)
+        best = tl.max(likely)
         count += 1
     # The inputs of a step. The first row of each depth lies at home, its siblings at spare slots.
     inside = row < count
@@ -237,6 +235,7 @@ def verify(
 def remember(
     sizes, row_tokens, path, candidates, logits, bounds, successors, shares,
     ROWS: tl.constexpr, CANDIDATES: tl.constexpr, SUCCESSORS: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr,
+    BOUNDS: tl.constexpr,
 ):  # fmt: skip
     """A row's candidates become its token's successors, each with its class of probability among them.
 
@@ -256,7 +255,7 @@ def remember(
             logit = tl.load(logits + own * CANDIDATES + lane, mask=inside, other=float("-inf"))
             share = tl.exp(logit - tl.max(logit, axis=0))
             share = share / tl.sum(share, axis=0)
-            number = tl.arange(0, 16)
+            number = tl.arange(0, BOUNDS)
             bound = tl.load(bounds + number, mask=number < SHARES - 1, other=float("inf"))
             kind = tl.sum(tl.where(bound[None, :] < share[:, None], 1, 0), axis=1)
             place = mine * SUCCESSORS + lane

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from numpy.typing import NDArray
 
 from forerun.codegen.triton.memory import InputLayout, State
 from forerun.runtime.executable import Float32, Int32, StepResult
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
-
-
-@dataclass(frozen=True)
-class TraceEntry:
-    """One result of one kernel."""
-
-    kernel: str
-    output: str
-    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
-    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The CPU target: kernels as TVM TIR, compiled by LLVM, one call a step."""
 
-from forerun.codegen.tvm.executable import State, TraceEntry, TvmExecutable
+from forerun.codegen.tvm.executable import State, TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template
 from forerun.codegen.tvm.lowering import Lowering, compile_step, compiled_code
 
@@ -9,7 +9,6 @@ __all__ = [
     "Lowering",
     "State",
     "Template",
-    "TraceEntry",
     "TvmExecutable",
     "compile_step",
     "compiled_code",

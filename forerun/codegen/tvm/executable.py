@@ -17,20 +17,10 @@ from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import DeviceMemoryError, InvalidOptionError, TooLongError
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 PARTS_KEPT = 1024
 """Programs of parts that are kept for the next time."""
-
-
-@dataclass(frozen=True)
-class TraceEntry:
-    """One result of one kernel."""
-
-    kernel: str
-    output: str
-    value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
-    along: str | None  # "N" or "M", the name of the leading dimension; None where no axis runs along the rows
 
 
 @dataclass
@@ -154,17 +144,17 @@ class TvmExecutable:
         branches = (Branch(*each, read.get(number, 0)) for number, each in enumerate(self.step.branches))
         return tuple(branches), read.get(None, 0)
 
-    def trace(self, state: State, rows: Rows) -> list[TraceEntry]:
+    def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
         self._load(rows)
-        entries: list[TraceEntry] = []
+        entries: list[KernelOutput] = []
         for kernel in self.step.kernels:
             self._call(state, *kernel.calls)
             for result in kernel.results:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
                 value = np.moveaxis(self._view(result), axis or 0, 0) if result.dims else self._view(result)
-                entries.append(TraceEntry(kernel.name, result.name, value.copy(), along))
+                entries.append(KernelOutput(kernel.name, result.name, value.copy(), along))
         return entries
 
     def time_kernels(self, state: State, rows: Rows, rounds: int = 5) -> list[KernelTime]:
@@ -255,4 +245,4 @@ def _set_threads(threads: int | None) -> int:
     return min(threads, pool)
 
 
-__all__: Sequence[str] = ["KernelTime", "State", "TraceEntry", "TvmExecutable"]
+__all__: Sequence[str] = ["KernelTime", "State", "TvmExecutable"]
