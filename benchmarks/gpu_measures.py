@@ -24,10 +24,11 @@ from forerun.ir.builder import Builder
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.certify_loop import certify_loop
-from forerun.runtime.device_loop import Drafting, OnDevice, SameSize
+from forerun.runtime.device_loop import Drafting, OnDevice
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Rows
 from forerun.runtime.generation import Request
+from forerun.runtime.round_size import SameSize
 
 HEADS, GROUPS, DIM = 32, 8, 128
 """Of the 8B shape's attention."""

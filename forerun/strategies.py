@@ -14,7 +14,7 @@ from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, MostTokens, OnDevice, RoundSize, SameSize
+from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, OnDevice
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
 from forerun.runtime.drafters import vocabulary as vocabularies
 from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
@@ -28,6 +28,7 @@ from forerun.runtime.drafters.self_draft import PartMethod, SelfDraft
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
 from forerun.runtime.model import CompiledModel
+from forerun.runtime.round_size import MostTokens, RoundSize, SameSize
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.device_loop import Drafting, Loops, OnDevice, SameSize
+from forerun.runtime.device_loop import Drafting, Loops, OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.generation import Request, Step, decode
 from forerun.runtime.policy import Fixed
+from forerun.runtime.round_size import SameSize
 from forerun.runtime.sampling import SamplingSettings
 
 SIZES = (1, 3, 8, 16, 32)

@@ -6,19 +6,20 @@ same rules; what differs is where.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
-from forerun.runtime.calibration import CostModel, trial_steps
+from forerun.runtime.calibration import trial_steps
 from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_OF_MATCH
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
 from forerun.runtime.generation import Request, Step, drawn_by
+from forerun.runtime.round_size import Round, RoundSize
 from forerun.runtime.tree import Float64
 
 AHEAD = 2
@@ -61,16 +62,6 @@ class Drafting:
         share = np.concatenate([[0.0], (bounds[:-1] + bounds[1:]) / 2])
         recycled = share[:, None] * np.array(STILL_TRUE)
         return (1 - (1 - looked)[:, None, None] * (1 - recycled)).reshape(-1)
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a round did."""
-
-    rows: int  # that it evaluated
-    path: list[int]  # the accepted rows, from the root on; rows are numbered the likeliest first
-    tokens: list[int]  # that it committed: as many as the path has rows
-    seconds: float | None = None  # of the device; None where they say nothing of the next one
 
 
 class DeviceLoop(Protocol):
@@ -123,94 +114,6 @@ class Loops(Protocol):
     def loop(self, state: object, drafting: Drafting, largest: int) -> DeviceLoop:
         """A loop over a cache, of rounds of at most `largest` rows."""
         ...
-
-
-class RoundSize(Protocol):
-    """Chooses how many rows a round has."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """All that it may choose."""
-        ...
-
-    def choose(self) -> int: ...
-
-    def observe(self, size: int, done: Round) -> None:
-        """What a round of `size` rows at most did."""
-        ...
-
-
-@dataclass(frozen=True)
-class SameSize:
-    """Every round has so many rows."""
-
-    rows: int
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return (self.rows,)
-
-    def choose(self) -> int:
-        return self.rows
-
-    def observe(self, size: int, done: Round) -> None:
-        pass
-
-
-@dataclass
-class MostTokens:
-    """The size that brings most tokens a second, by what rounds of late brought and took.
-
-    The first n rows of a round are the tree of n rows, so that a round says what every smaller one would have brought:
-    a token for each row of the path that is among the first n. One round in `trial` is another than the best, the
-    largest and each in turn. The calibration knows steps that the host waits for: of its times only the differences are
-    believed, and those until a size was timed.
-    """
-
-    cost: CostModel
-    sizes: tuple[int, ...]  # ascending
-    memory: float = 0.95  # what a round's evidence still weighs a round later
-    trial: int = 24
-    _tokens: list[float] = field(init=False)
-    _seconds: list[float | None] = field(init=False)
-    _seen: list[int] = field(init=False)  # the round in which each was observed last
-    _rounds: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        if not self.sizes or list(self.sizes) != sorted(set(self.sizes)) or self.sizes[0] < 1:
-            raise InvalidOptionError(f"sizes of rounds must ascend from 1 or more, not {self.sizes}: give at least one")
-        self._tokens = [1.0 + 0.5 * number for number in range(len(self.sizes))]
-        self._seconds = [None] * len(self.sizes)
-        self._seen = [0] * len(self.sizes)
-
-    def choose(self) -> int:
-        self._rounds += 1
-        turn, rest = divmod(self._rounds, self.trial)
-        if rest == 1 or self.trial == 1:
-            return self.sizes[-1] if turn % 2 == 0 else self.sizes[turn // 2 % len(self.sizes)]
-        rates = [tokens / self.seconds(number) for number, tokens in enumerate(self._tokens)]
-        return self.sizes[max(range(len(rates)), key=rates.__getitem__)]
-
-    def seconds(self, number: int) -> float:
-        """Of a round of the size `number`: as timed, or else as the nearest one that was, and what more rows cost."""
-        timed = [other for other, seconds in enumerate(self._seconds) if seconds is not None]
-        if not timed:
-            return self.cost.seconds(self.sizes[number])
-        nearest = min(timed, key=lambda other: abs(other - number))
-        known = self._seconds[nearest] or 0.0
-        size, other = self.sizes[number], self.sizes[nearest]
-        return max(known * min(1.0, size / other), known + self.cost.seconds(size) - self.cost.seconds(other))
-
-    def observe(self, size: int, done: Round) -> None:
-        number = self.sizes.index(size)
-        for index, smaller in enumerate(self.sizes[: number + 1]):
-            tokens = sum(row < smaller for row in done.path)
-            weight = 1 - self.memory ** min(self._rounds - self._seen[index], self.trial)  # what is stale weighs little
-            self._tokens[index] += max(weight, 1 - self.memory) * (tokens - self._tokens[index])
-            self._seen[index] = self._rounds
-        if done.seconds is not None:
-            before = self._seconds[number]
-            self._seconds[number] = done.seconds if before is None else before + 0.1 * (done.seconds - before)
 
 
 @dataclass

@@ -22,10 +22,11 @@ from forerun.errors import TooLongError
 from forerun.progress import SilentProgress
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.certify_loop import certify_loop
-from forerun.runtime.device_loop import AHEAD, MostTokens, OnDevice, Round, SameSize
+from forerun.runtime.device_loop import AHEAD, OnDevice
 from forerun.runtime.engine import Engine
 from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
+from forerun.runtime.round_size import MostTokens, Round, SameSize
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.strategies import STRATEGIES, Strategy, Target
 from tests.models import GPT, GROUPED, UNTIED, build

@@ -19,8 +19,9 @@ from forerun.codegen.triton.result import Ran
 from forerun.codegen.triton.sources import load, overridden
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
-from forerun.runtime.device_loop import LARGEST, Drafting, Round
+from forerun.runtime.device_loop import LARGEST, Drafting
 from forerun.runtime.executable import Draw, Float32, Int32, Rows
+from forerun.runtime.round_size import Round
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
