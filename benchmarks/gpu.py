@@ -1,4 +1,4 @@
-"""Does the GPU target reach its targets? All of them in one command, in under nine minutes on an H200.
+"""Does the GPU target reach its targets? All of them in one command, made to take under nine minutes on an H200.
 
 python -m benchmarks.gpu --model SmolLM2.gguf --prompts specbench.jsonl
 

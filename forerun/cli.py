@@ -166,9 +166,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
+    from forerun.codegen.triton.gpu import require_triton
     from forerun.compiler import generate_code, lower, resolve_target
 
     target = resolve_target(arguments.target, arguments.dtype)
+    if target == "cuda" and not arguments.no_kernels:
+        require_triton()
     draft = _draft_passes(arguments.draft)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     lowered = lower(_model_path(arguments.model), arguments.dtype, arguments.max_length, arguments.out, progress, draft)

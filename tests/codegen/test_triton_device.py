@@ -8,6 +8,7 @@ from triton_steps import LIMITS
 
 import forerun
 from forerun import ir
+from forerun.cli import main
 from forerun.codegen.triton import build, gpu, tuning
 from forerun.codegen.triton.build import compile_step
 from forerun.codegen.triton.executable import bucket
@@ -28,6 +29,15 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="NVIDIA GPU"):
         forerun.compile("/no/such/model", target="cuda")
+
+
+def test_a_dump_without_triton(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    FAMILIES["llama"]().save_pretrained(tmp_path / "model")
+    options = ["--target", "cuda", "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(["dump", str(tmp_path / "model"), *options]) == 2
+    assert "needs Triton, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def require_gpu() -> None:
     """DeviceError where there is no GPU, or one that is too old, or no Triton."""
     if not torch.cuda.is_available():
         raise DeviceError(
-            'target="cuda" needs an NVIDIA GPU, and torch finds none; use target="cpu", or install torch with CUDA.'
+            'target="cuda" needs an NVIDIA GPU, and torch finds none; use target="cpu", or install torch with CUDA and '
+            "Triton (the extra cuda)."
         )
     capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
     if capability < CAPABILITY:
@@ -39,8 +40,16 @@ def require_gpu() -> None:
             f'The GPU {name} has compute capability {capability[0]}.{capability[1]}, and target="cuda" needs '
             f'{CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere); use target="cpu".'
         )
+    require_triton()
+
+
+def require_triton() -> None:
+    """DeviceError where Triton is not installed; what is compiled ahead of time needs nothing else."""
     if importlib.util.find_spec("triton") is None:
-        raise DeviceError('target="cuda" needs Triton, which is not installed; run pip install "forerun[cuda]".')
+        raise DeviceError(
+            'target="cuda" needs Triton, which is not installed; run pip install "forerun[cuda]", or pip install '
+            '".[cuda]" in a clone.'
+        )
 
 
 def needed_bytes(step: TritonStep, declared: Mapping[str, ir.Weight], blocks: int) -> dict[str, int]:
