@@ -14,8 +14,8 @@ import torch
 
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.executable import TritonExecutable
-from forerun.codegen.triton.loop_calls import WARPS, loop_source
-from forerun.codegen.triton.sources import function_name, load, overridden
+from forerun.codegen.triton.loop_calls import WARPS, load_kernels
+from forerun.codegen.triton.sources import function_name, load
 from forerun.codegen.triton.step import Config, Source, TritonStep
 from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
 from forerun.runtime.device_loop import Drafting
@@ -81,13 +81,13 @@ def compile_loop(
     """Every kernel of the loop on the device around a step, in rounds of so many rows; on the CPU nothing runs."""
     executable = TritonExecutable(step, {}, "cpu")
     loop = executable.loop(executable.new_state(1), Drafting(), max(rows))
-    kernels = load(overridden({"loop": loop_source()})["loop"], interpret=False)
+    kernels = load_kernels(interpret=False)
     for count in rows:
         size = loop.size(count)
         for call in [*loop.calls.before(size), *loop.calls.after(size)]:
             function = getattr(kernels, call.kernel)
             kinds = {name: _kind(value) for name, value in call.arguments.items()}
-            constants = {name: call.constants[name] for name in function.arg_names if name in call.constants}
+            constants = call.constants_of(function)
             signature = {name: kinds.get(name, "constexpr") for name in function.arg_names}
             pointers = [number for number, kind in enumerate(signature.values()) if kind.startswith("*")]
             text = compiler.ASTSource(function, signature, constants, {(number,): ALIGNED for number in pointers})

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.loop_calls import RING, WARPS, Call, Calls, Knowledge, Size, Text, loop_source
+from forerun.codegen.triton.loop_calls import RING, WARPS, Call, Calls, Knowledge, Size, Text, load_kernels
 from forerun.codegen.triton.memory import State
 from forerun.codegen.triton.result import Ran
-from forerun.codegen.triton.sources import load, overridden
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting
@@ -49,11 +48,7 @@ class TritonLoop:
         self.known = Knowledge.fresh(executable.vocabulary, drafting, executable.device)
         self.text = Text(executable, drafting.places)
         self.calls = Calls(executable, state, drafting, self.known, self.text)
-        source = overridden({"loop": loop_source()})["loop"]
-        self._kernels = load(source, executable.interpreted)
-        missing = [name for name in WARPS if not hasattr(self._kernels, name)]
-        if missing:
-            raise InvalidOptionError(f"The kernels' file {source.name}.py has no {', '.join(missing)}; correct it.")
+        self._kernels = load_kernels(executable.interpreted)
         self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=self.prepares)
         self._sizes: dict[int, Size] = {}
         self._blocks: Int32 = np.zeros(0, np.int32)
@@ -149,7 +144,7 @@ class TritonLoop:
     def run(self, call: Call) -> None:
         """One kernel, by itself."""
         function = getattr(self._kernels, call.kernel)
-        constants = {name: call.constants[name] for name in function.arg_names if name in call.constants}
+        constants = call.constants_of(function)
         if self.executable.interpreted:
             from forerun.codegen.triton import interpreter
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.memory import WORDS, InputLayout, State, draw_words
+from forerun.codegen.triton.memory import DRAWING, WORDS, InputLayout, State, draw_words
+from forerun.codegen.triton.sources import load, overridden
 from forerun.codegen.triton.step import Source
-from forerun.codegen.triton.topk import DRAWING
+from forerun.errors import InvalidOptionError
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
@@ -42,6 +43,14 @@ def loop_source() -> Source:
     return Source("loop", text, "loop", (), "draft, verify, remember, commit")
 
 
+def load_kernels(interpret: bool) -> Any:
+    """Their module, of the user's file where there is one; InvalidOptionError where it lacks a kernel."""
+    found = load(overridden({"loop": loop_source()})["loop"], interpret)
+    if missing := [name for name in WARPS if not hasattr(found, name)]:
+        raise InvalidOptionError(f"The kernels' file loop.py has no {', '.join(missing)}; correct it.")
+    return found
+
+
 def power(count: int) -> int:
     """The least power of two that is no less."""
     return 1 << max(0, count - 1).bit_length()
@@ -55,6 +64,10 @@ class Call:
     grid: tuple[int, ...]
     arguments: dict[str, Any]  # tensors, and numbers
     constants: dict[str, int]
+
+    def constants_of(self, function: Any) -> dict[str, int]:
+        """Those that the kernel takes, in its order."""
+        return {name: self.constants[name] for name in function.arg_names if name in self.constants}
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ ALIGNMENT = 64
 """Numbers that every place is a multiple of."""
 SIZES = 64
 """Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
+DRAWING = 2
+"""Which of them says whether any row of the step draws."""
 WORDS = 6
 """int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
 
@@ -44,10 +45,6 @@ def load_weights(
             tensor = whole
         found[name] = tensor.to(device=device, dtype=TORCH[element]).contiguous()
     return found
-
-
-def weight_bytes(step: TritonStep, sizes: Mapping[str, int]) -> int:
-    return sum(sizes[name] * TORCH[element].itemsize for name, element in step.weights.items())
 
 
 def record(shape: CacheShape, block: int) -> int:
@@ -120,7 +117,8 @@ class InputLayout:
         """Write a step's inputs, and how each of its sequences draws; gives how many numbers are in use."""
         places = self.places
         drawing = any(each is not None for each in draws)
-        staging[:3] = len(rows.tokens), len(rows.outputs), drawing
+        staging[:2] = len(rows.tokens), len(rows.outputs)
+        staging[DRAWING] = drawing
         if drawing:
             words = draw_words(draws)[rows.sequences[rows.outputs]]
             staging[places["draws"] : places["draws"] + words.size] = words.reshape(-1)
@@ -159,6 +157,3 @@ def state_bytes(step: TritonStep, blocks: int) -> int:
 def buffer_bytes(step: TritonStep) -> int:
     """The arena and the inputs."""
     return 4 * (step.arena + inputs_size(step))
-
-
-__all__ = ["InputLayout", "State", "load_weights", "new_state", "prod"]
