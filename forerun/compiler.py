@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from forerun import prebuilt
 from forerun.codegen import triton
 from forerun.codegen.triton.gpu import require_gpu, usable
 from forerun.errors import InvalidOptionError, UnknownTargetError
+from forerun.frontends.directory import existing
+from forerun.frontends.generation_config import Given
+from forerun.frontends.rotary_scaling import LengthLimit
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
@@ -26,6 +30,7 @@ from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
 from forerun.runtime.model import CompiledModel
+from forerun.runtime.options import require_integer
 from forerun.storage import write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
@@ -44,6 +49,25 @@ MAX_OUTPUTS = 64
 """Rows whose logits a step can give: the largest tree."""
 BLOCK = 16
 CANDIDATES = 8
+
+
+DEFAULT_LENGTH = 2048
+"""Positions of a sequence, where nothing else is said."""
+
+
+class LengthWarning(UserWarning):
+    """A model was compiled for fewer positions than were asked for."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opening a source may depend on beside the source."""
+
+    generation_config: Given = "model"
+    trust_remote_code: bool = False
+
+
+OPENING = Opening()
 
 
 class Limits(TypedDict):
@@ -71,9 +95,11 @@ def compile(
     strategy: str | Strategy = "tree_spec",
     dtype: str = "float32",
     target: str = "auto",
-    max_length: int = 2048,
+    max_length: int | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    generation_config: Given = "model",
+    trust_remote_code: bool = False,
 ) -> CompiledModel:
     """Compile a decoder for speculative decoding.
 
@@ -85,9 +111,13 @@ def compile(
                 and rounds what a matrix multiplies; all else is float32
     target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best that this
                 machine has
-    max_length  positions a sequence may have, prompt and new tokens together; at most what the model declares
+    max_length  positions a sequence may have, prompt and new tokens together; 2048 by default, or what the model
+                declares where that is less. More than the model has is capped, with a `LengthWarning`
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default
+    generation_config   the model's own by default: its end tokens count, its defaults for sampling are left to
+                `generate`, and what else changes a text (a repetition penalty, say) is refused; None goes on without
+    trust_remote_code   whether code that a model directory brings may run
 
     Raises a `ForerunError` that names the thing and the remedy.
     """
@@ -96,25 +126,32 @@ def compile(
     if target == "cuda":
         require_gpu()
     progress = progress or open_progress()
-    built = build(source, dtype, target, max_length, dump_dir, progress)
+    opening = Opening(generation_config, trust_remote_code)
+    built = build(source, dtype, target, max_length, dump_dir, progress, opening)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids)
 
 
 def build(
-    source: Any, dtype: str, target: str, max_length: int, dump_dir: str | os.PathLike[str] | None, progress: Progress
+    source: Any,
+    dtype: str,
+    target: str,
+    max_length: int | None,
+    dump_dir: str | os.PathLike[str] | None,
+    progress: Progress,
+    opening: Opening = OPENING,
 ) -> Built:
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
     kept = None
     if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
-        kept = prebuilt.folder_for(Path(source).expanduser(), dtype=dtype, max_length=max_length)
+        kept = prebuilt.folder_for(existing(source), dtype=dtype, max_length=max_length, opening=opening)
     if kept is not None:
         with progress.stage("read compiled model"):
             found = prebuilt.load(kept)
         if found is not None:
             return found
-    lowered = lower(source, dtype, max_length, dump_dir, progress)
+    lowered = lower(source, dtype, max_length, dump_dir, progress, opening=opening)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
     if kept is not None:
@@ -143,20 +180,22 @@ def _model(strategy: Strategy, target: Target, eos_token_ids: Iterable[int]) -> 
 def lower(
     source: Any,
     dtype: str = "float32",
-    max_length: int = 2048,
+    max_length: int | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     draft: Sequence[Pass] = (),
+    opening: Opening = OPENING,
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
     if dtype not in STORAGES:
         raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(STORAGES)}.")
-    if max_length < 2:
-        raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
-    opened = open_source(source, "float32", progress, native=dtype == "native")
-    if opened.max_positions is not None:
-        max_length = min(max_length, opened.max_positions)
+    if max_length is not None:
+        require_integer("max_length", max_length, least=2)  # a prompt and a new token
+    opened = open_source(
+        source, "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
+    )
+    max_length = length_within(opened.limit, max_length)
     with progress.stage("trace"):
         program = opened.trace(max_length)
     with progress.stage("import"):
@@ -202,6 +241,16 @@ def generate_code(
 def measure_cost(engine: Engine, progress: Progress) -> CostModel:
     with progress.stage("calibrate"), engine.serving:
         return calibrate(engine)
+
+
+def length_within(limit: LengthLimit | None, asked: int | None) -> int:
+    """The positions to compile for; a `LengthWarning` where the model has fewer than were asked for."""
+    if limit is None or (asked or DEFAULT_LENGTH) <= limit.positions:
+        return asked or DEFAULT_LENGTH
+    if asked is not None:
+        message = f"max_length={asked} was capped at {limit.positions}: {limit.reason}"
+        warnings.warn(message, LengthWarning, stacklevel=2)
+    return limit.positions
 
 
 def limits_of(lowered: Lowered) -> Limits:

@@ -92,7 +92,9 @@ def _read_metadata(path: Path) -> Conversion:
 
 def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     try:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
     except Exception:
         return None
 
@@ -114,7 +116,7 @@ def _skeleton(parsed: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:
     try:
         config = AutoConfig.for_model(**parsed)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise NotAModelError(
             f"{header.path} holds a {header.architecture}, for which transformers has no causal language model "

@@ -1,6 +1,5 @@
 """transformers models: directories, model objects, tokenizers and chat templates."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,29 +10,34 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.errors import CorruptFileError, NotAModelError
+from forerun.errors import CorruptFileError, InvalidOptionError, NotAModelError
+from forerun.frontends.directory import check_directory, code_file, tokenizer_files
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 PREFERRED_ATTENTION = "sdpa"
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError)  # from damaged weights
+TRUST = "trust_remote_code"  # how transformers says that it would have to run a model's own code
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
-def load_directory(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model that a directory holds, all of its weights from the directory."""
-    _check_directory(path)
+def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model that a directory holds, all of its weights from the directory.
+
+    Code that the directory brings runs under `trust_remote_code` alone; nothing is asked.
+    """
+    check_directory(path)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
         with quiet_libraries():
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, local_files_only=True, **LOADING
-            )
+            config = AutoConfig.from_pretrained(path, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **options, **LOADING)
     except UNREADABLE as error:
         raise CorruptFileError(
             f"the weights in {path} cannot be read ({first_sentence(error)}): download or save the model again."
         ) from error
     except Exception as error:
+        _require_no_code(path, error, trust_remote_code)
         raise NotAModelError(
             f"transformers cannot load a causal language model from {path} ({first_sentence(error)}): "
             f"give a directory written by save_pretrained of a decoder model."
@@ -41,6 +45,16 @@ def load_directory(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     model, report = loaded
     check_complete(report, str(path))
     return model
+
+
+def _require_no_code(path: Path, error: Exception, trusted: bool) -> None:
+    """`NotAModelError` where a directory cannot be loaded because its own code was not run."""
+    file = None if trusted or TRUST not in str(error) else code_file(path)
+    if file is not None:
+        raise NotAModelError(
+            f"{path} needs its own code in {file}, which forerun does not run unasked: read that file, and pass "
+            f"trust_remote_code=True (--trust-remote-code) if you trust it."
+        ) from error
 
 
 def check_complete(report: Mapping[str, Any], name: str) -> None:
@@ -75,25 +89,35 @@ def prefer_attention(model: nn.Module) -> None:
     model.config.use_cache = False
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, or None when there is none that loads."""
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model, or None where there is none. Raises `CorruptFileError` for one that is damaged."""
+    path = Path(path)
+    files = tokenizer_files(path)
+    if not files:
+        return None
     try:
         with quiet_libraries():
-            return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception:
-        return None
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        _require_no_code(path, error, trust_remote_code)
+        raise CorruptFileError(
+            f"the tokenizer in {path} cannot be read ({first_sentence(error)}): restore {files[0].name}, or remove the "
+            f"tokenizer's files to go on without one."
+        ) from error
 
 
-def object_tokenizer(model: nn.Module) -> PreTrainedTokenizerBase | None:
+def object_tokenizer(model: nn.Module, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer in the directory a model object was loaded from, or None."""
     origin = str(getattr(model, "name_or_path", "") or "")
-    return load_tokenizer(origin) if origin and Path(origin).is_dir() else None
+    return load_tokenizer(origin, trust_remote_code) if origin and Path(origin).is_dir() else None
 
 
-def eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """The tokens that end a text: from the generation config, else the config, else the tokenizer."""
+def eos_token_ids(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, generation: Any = None
+) -> tuple[int, ...]:
+    """The tokens that end a text: from the caller's generation config, the model's, its config, or the tokenizer."""
     config = getattr(model, "config", None)
-    for holder in (getattr(model, "generation_config", None), text_config(config), tokenizer):
+    for holder in (generation, getattr(model, "generation_config", None), text_config(config), tokenizer):
         declared = getattr(holder, "eos_token_id", None)
         if isinstance(declared, int):
             return (declared,)
@@ -118,23 +142,11 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         return list(tokenizer.encode(prompt))
     turns = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program of the model's author
+        raise InvalidOptionError(
+            f"the model's chat template fails ({first_sentence(error)}): give the prompt without it (--raw)."
+        ) from error
     # The template writes the special tokens itself.
     return list(tokenizer.encode(str(text), add_special_tokens=False))
-
-
-def _check_directory(path: Path) -> None:
-    config = path / "config.json"
-    if not config.is_file():
-        ggufs = sorted(path.glob("*.gguf"))
-        remedy = f"pass the file {ggufs[0]}" if ggufs else "give a directory written by save_pretrained, or a GGUF file"
-        raise NotAModelError(f"{path} holds no config.json: {remedy}.")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{config} is not valid JSON ({first_sentence(error)}): restore the file.") from error
-    weights = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
-    if not weights:
-        raise NotAModelError(f"{path} has a config.json and no weights: add its model.safetensors.")
-    if empty := [file for file in weights if file.stat().st_size == 0]:
-        raise CorruptFileError(f"{empty[0]} is empty: download or save the model again.")

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers import PreTrainedTokenizerBase
 
-from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError
+from forerun.errors import InvalidOptionError, NotAModelError
+from forerun.frontends.directory import existing
+from forerun.frontends.generation_config import Given, require_applied
 from forerun.frontends.gguf import is_gguf, load_gguf
 from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import (
@@ -22,6 +24,7 @@ from forerun.frontends.huggingface import (
     position_limit,
     prefer_attention,
 )
+from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tracing import TokenLogits, check_program, trace_module
 from forerun.frontends.weights import floating_dtypes, module_weights, private_copy, program_weights
 from forerun.progress import Progress, SilentProgress
@@ -38,7 +41,7 @@ class Source:
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None = None
     eos_token_ids: tuple[int, ...] = ()
-    max_positions: int | None = None  # positions that the model's config declares
+    limit: LengthLimit | None = None  # positions that the model can have, where it says so
     native: NativeWeights | None = None  # how a GGUF file keeps its matrices, by the names of `weights`
     _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
 
@@ -70,24 +73,29 @@ def open_source(
     dtype: str = "float32",
     progress: Progress | None = None,
     native: bool = False,
+    generation_config: Given = "model",
+    trust_remote_code: bool = False,
 ) -> Source:
     """Open a directory, a GGUF file, a transformers model, any module or an ExportedProgram.
 
     With `native`, the source must be a GGUF file, and learns how the file keeps its matrices. An object that the caller
-    passes is left as it was. Raises `SourceNotFoundError`, `NotAModelError`,
-    `CorruptFileError` or `InvalidOptionError`.
+    passes is left as it was. `generation_config` is the model's own, the caller's, or None to go on without; what of it
+    would change a text is refused. Raises `SourceNotFoundError`, `NotAModelError`, `CorruptFileError` or
+    `InvalidOptionError`.
     """
     if dtype not in DTYPES:
         raise InvalidOptionError(f"dtype={dtype!r} is not known: use one of {', '.join(DTYPES)}.")
+    if generation_config != "model":
+        require_applied(generation_config, "the caller")
     progress = progress or SilentProgress()
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source), DTYPES[dtype], progress, native)
+        return _open_path(existing(source), DTYPES[dtype], progress, native, generation_config, trust_remote_code)
     if native:
         raise _not_quantized(type(source).__name__)
     if isinstance(source, ExportedProgram):
         return _open_program(source, DTYPES[dtype])
     if isinstance(source, nn.Module):
-        return _open_module(source, DTYPES[dtype])
+        return _open_module(source, DTYPES[dtype], generation_config, trust_remote_code)
     raise NotAModelError(
         f"{type(source).__name__} is not a model: "
         f"give a directory, a GGUF file, a transformers model, an nn.Module or an ExportedProgram."
@@ -100,30 +108,29 @@ def _not_quantized(name: str) -> InvalidOptionError:
     )
 
 
-def _open_path(path: Path, dtype: torch.dtype, progress: Progress, native: bool) -> Source:
-    path = path.expanduser()
-    if not path.exists():
-        raise SourceNotFoundError(
-            f"{path} does not exist: give the path of a model directory or of a GGUF file on this machine."
-        )
+def _open_path(
+    path: Path, dtype: torch.dtype, progress: Progress, native: bool, generation: Given, trust_remote_code: bool
+) -> Source:
     if path.is_file() and not is_gguf(path):
         raise NotAModelError(f"{path} is not a GGUF file: give a GGUF file or the directory that holds the model.")
     if native and path.is_dir():
         raise _not_quantized(str(path))
     kept = NativeWeights() if native else None
     with progress.stage("load weights"):
-        model = load_directory(path, dtype) if path.is_dir() else None
-        tokenizer = load_tokenizer(path) if path.is_dir() else None
-        if model is None:
+        if path.is_dir():
+            model = load_directory(path, dtype, trust_remote_code)
+            tokenizer = load_tokenizer(path, trust_remote_code)
+        else:
             model, tokenizer = load_gguf(path, dtype, kept)
-    opened = _source(path.resolve().stem if path.is_file() else path.resolve().name, model, dtype, tokenizer)
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    opened = _source(name, model, dtype, tokenizer, generation)
     return opened if kept is None else replace(opened, native=kept.renamed(model, opened.weights))
 
 
-def _open_module(module: nn.Module, dtype: torch.dtype) -> Source:
+def _open_module(module: nn.Module, dtype: torch.dtype, generation: Given, trust_remote_code: bool) -> Source:
     name = type(module).__name__
-    tokenizer = object_tokenizer(module)
-    return _source(name, private_copy(module, dtype, name), dtype, tokenizer)
+    tokenizer = object_tokenizer(module, trust_remote_code)
+    return _source(name, private_copy(module, dtype, name), dtype, tokenizer, generation)
 
 
 def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
@@ -138,7 +145,14 @@ def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
     return Source("ExportedProgram", program, dtype)
 
 
-def _source(name: str, model: nn.Module, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None) -> Source:
+def _source(
+    name: str, model: nn.Module, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None, generation: Given
+) -> Source:
+    if generation == "model":
+        require_applied(getattr(model, "generation_config", None), name)
     prefer_attention(model)
-    ends = eos_token_ids(model, tokenizer)
-    return Source(name, TokenLogits(model), dtype, tokenizer, ends, position_limit(model))
+    ends = eos_token_ids(model, tokenizer, generation)
+    declared, held = position_limit(model), hold_frequencies(model)
+    limits = [LengthLimit(declared, "the model's configuration allows no more")] if declared else []
+    limit = min([*limits, *([held] if held else [])], key=lambda each: each.positions, default=None)
+    return Source(name, TokenLogits(model), dtype, tokenizer, ends, limit)

@@ -78,6 +78,7 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     }
     importer = _Importer(forward, names, bounds)
     importer.values[inputs[0]] = forward.block.args[0]
+    importer.kept.update(each for each in placeholders if kinds[each.name].kind in WEIGHT_KINDS)
     for node in placeholders:
         spec = kinds[node.name]
         if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
@@ -105,6 +106,8 @@ class _Importer:
         self.names = names
         self.bounds = bounds
         self.values: dict[Node, Any] = {}
+        self.kept: set[Node] = set()
+        """Weights, buffers and constants."""
         self.borrowed: set[Node] = set()
         """What nested graphs get from outside."""
 
@@ -147,6 +150,8 @@ class _Importer:
             after = arguments[arguments.index(nested[0]) + 1 :]
             return self.inline(nested[0], after)
         mutates = _in_place(node)
+        if mutates:
+            self.require_own(node)
         rule = RULES.get(name) or (RULES.get(name[:-1]) if mutates else None)
         if rule is None:
             raise self.unsupported(node, "has no rule")
@@ -166,6 +171,18 @@ class _Importer:
         self.borrowed.update(placeholders)
         self.values.update(zip(placeholders, arguments, strict=True))
         return self.run(module.graph)
+
+    def require_own(self, node: Node) -> None:
+        """Raise TraceError where a node changes a tensor that the model keeps: compiled, it would stay as it is."""
+        target = node.args[0]
+        kept = _connected(target, _shares) & self.kept if isinstance(target, Node) else set[Node]()
+        for each in kept:
+            where = source_line(node)
+            raise TraceError(
+                f"The model changes {_hint(each).removeprefix('c_').removeprefix('model_')}, which it keeps, as it runs"
+                f"{f' at {where[0]}:{where[1]}' if where else ''}; compiled it would never change: write a forward "
+                f"pass that keeps nothing."
+            )
 
     def assign(self, node: Node, result: SSAValue) -> None:
         """A mutation becomes a new value under the old names; nothing later may see the old tensor through a view."""

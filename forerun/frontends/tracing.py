@@ -10,6 +10,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from forerun.errors import TraceError
 from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.stateless import require_stateless
 
 # Primes: no size of a model is likely to equal one, so that a coincidence of sizes is not taken for a rule.
 EXAMPLE_LENGTHS = (11, 7, 67)
@@ -41,6 +42,7 @@ class TokenLogits(nn.Module):
 
 def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedProgram:
     """Export the module for every T up to `max_length`, or raise `TraceError` with the reason."""
+    require_stateless(module, name)
     failure: Exception | None = None
     for length in EXAMPLE_LENGTHS:
         if length > max_length:
@@ -95,15 +97,29 @@ def _check_range(program: ExportedProgram, length: torch.SymInt, name: str, max_
     if limits is None:
         return
     if limits.upper < max_length:
+        table = _table_of(program, int(limits.upper))
+        remedy = "" if table else ", or give a model whose code does not branch on the length"
         raise TraceError(
-            f"{name} is traced for at most {limits.upper} positions, fewer than max_length={max_length}: "
-            f"give a smaller max_length, or a model whose code does not branch on the length."
+            f"{name} is traced for at most {limits.upper} positions{table}, fewer than max_length={max_length}: "
+            f"compile with max_length={limits.upper} or less{remedy}."
         )
     if limits.lower > min(EXAMPLE_LENGTHS):
         raise TraceError(
             f"{name} is traced for at least {limits.lower} positions, and a prompt may be shorter: "
             f"give a model whose code does not branch on the length."
         )
+
+
+def _table_of(program: ExportedProgram, size: int) -> str:
+    """The tensor of so many rows that the program slices, in words, where it does."""
+    names = {spec.arg.name: str(spec.target).removeprefix("model.") for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        if not isinstance(source, torch.fx.Node) or source.name not in names:
+            continue
+        if any(word in str(node.target) for word in ("slice", "narrow")) and size in source.meta["val"].shape:
+            return f" by its {names[source.name]} of {size} entries"
+    return ""
 
 
 def _check_logits(program: ExportedProgram, length: torch.SymInt, name: str) -> None:

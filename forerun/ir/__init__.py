@@ -18,7 +18,7 @@ from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
 from forerun.ir.dims import Dim
-from forerun.ir.interpreter import called, evaluate, new_caches, run_body, with_derived
+from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_caches, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, Symbol, encode, tensor_type
 from forerun.ir.ops import (
     COMPARISONS,
@@ -100,6 +100,7 @@ __all__ = [
     "ModuleOp",
     "ModulePass",
     "Operation",
+    "OutsideTableError",
     "Parameter",
     "PatternRewriteWalker",
     "PatternRewriter",

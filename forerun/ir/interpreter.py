@@ -12,10 +12,19 @@ from xdsl.ir import SSAValue
 from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
+from forerun.ir.ops import Gather, Parameter, TakeAlong
 from forerun.ir.storage import as_stored
 from forerun.ir.structure import Function, Kernel, backward_slice, caches, functions, weights
 
 Values = dict[SSAValue, torch.Tensor]
+
+
+class OutsideTableError(IndexError):
+    """An index beyond the end of a table: the table's name, its entries, and how far beyond."""
+
+    def __init__(self, table: str, size: int, excess: int) -> None:
+        super().__init__(f"the table {table} has {size} entries, {excess} too few")
+        self.table, self.size, self.excess = table, size, excess
 
 
 def evaluate(
@@ -58,7 +67,10 @@ def run_body(
         if isinstance(operation, Kernel):
             results = _run_kernel(operation, inputs, environment)
         else:
-            results = operation.evaluate(environment, *inputs)
+            try:
+                results = operation.evaluate(environment, *inputs)
+            except (IndexError, RuntimeError) as error:
+                raise _outside_table(operation, inputs) or error from error
         for value, tensor in zip(
             operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True
         ):
@@ -68,6 +80,28 @@ def run_body(
                 remaining[operand] -= 1
                 if remaining[operand] == 0:
                     del values[operand]
+
+
+def _outside_table(operation: SpecOperation, inputs: Sequence[torch.Tensor]) -> OutsideTableError | None:
+    """What is wrong with the indices into a table, if anything is."""
+    if not isinstance(operation, Gather | TakeAlong):
+        return None
+    table, *indices = inputs
+    first = operation.parameter("dim") if isinstance(operation, TakeAlong) else 0
+    for axis, index in enumerate(indices, start=first):
+        excess = int(index.max()) - table.shape[axis] + 1 if index.numel() else 0
+        if excess > 0:
+            return OutsideTableError(_name_of(operation.operands[0]), table.shape[axis], excess)
+    return None
+
+
+def _name_of(value: SSAValue) -> str:
+    """The weight that a value is a view of, or its own name."""
+    owner = value.owner
+    if isinstance(owner, Parameter):
+        return str(owner.parameter("symbol"))
+    single = isinstance(owner, SpecOperation) and len(owner.operands) == 1
+    return _name_of(owner.operands[0]) if single else str(value.name_hint or "of positions")
 
 
 def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from forerun.errors import InvalidOptionError
-from forerun.ir import ArgSpecParseError, ModuleOp, functions, parse_pipeline, print_ir, verify, walk
+from forerun.ir import ArgSpecParseError, ModuleOp, OutsideTableError, functions, parse_pipeline, print_ir, verify, walk
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.early_exit import EarlyExit
@@ -120,7 +120,14 @@ def run_pipeline(
     for index, each in enumerate(passes, start=1):
         before, noted = count(module), len(context.notes)
         start = perf_counter()
-        each.apply(context, module)
+        try:
+            each.apply(context, module)
+        except OutsideTableError as error:
+            fits = context.max_length - error.excess
+            raise InvalidOptionError(
+                f"The table {error.table} has {error.size} entries, too few for max_length={context.max_length}; "
+                f"compile with max_length={fits} or less."
+            ) from error
         seconds = perf_counter() - start
         if check:
             verify(module)

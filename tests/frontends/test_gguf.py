@@ -178,7 +178,8 @@ def test_the_model_computes_the_same(tiny, llama):
     with torch.no_grad():
         assert torch.equal(source.trace(64).module()(ids), llama(ids).logits)
     assert source.eos_token_ids == (2,)
-    assert source.max_positions == POSITIONS
+    assert source.limit is not None
+    assert source.limit.positions == POSITIONS
     assert source.name == "tiny"
 
 

@@ -125,7 +125,8 @@ def test_a_directory_loads_in_the_dtype_asked_for(directory, llama):
     assert half.weights["model.lm_head.weight"].dtype == torch.bfloat16
     assert source.name == directory.name
     assert source.tokenizer is None
-    assert source.max_positions == 512
+    assert source.limit is not None
+    assert source.limit.positions == 512
 
 
 def test_end_tokens_come_from_the_generation_config_first():
