@@ -1,0 +1,256 @@
+"""The transformers configuration that a GGUF file's metadata describes, every key accounted for."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
+from forerun.frontends.gguf_header import GgufHeader, Strings
+from forerun.frontends.gguf_keys import ARCHITECTURES, ENDS, NEUTRAL, TOKEN_IDS, Architecture, Key, Kind, Rotary
+from forerun.frontends.gguf_rotary import rotary_parameters
+
+LARGEST = 2**31  # of a count: what llama.cpp's integers hold
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+LAYER_TENSOR = re.compile(r"blk\.(\d+)\.")
+REPEAT = "general.sampling.penalty_repeat"
+
+
+def configuration(header: GgufHeader) -> dict[str, Any]:
+    """The parameters of `AutoConfig.for_model`.
+
+    Raises `NotAModelError` for an architecture that is no known decoder, `CorruptFileError` for a value that contradicts
+    its kind or the tensors, and `UnsupportedOperationError` for one that transformers' model does not follow.
+    """
+    keys = Keys(header)
+    layers = keys.count("block_count")
+    _check_layers(keys, layers)
+    for name in keys.values:
+        keys.check(name)
+    for name, key in keys.architecture.keys.items():
+        if key.required:
+            keys.required(name)
+    vocabulary = _vocabulary(keys)
+    return {
+        "model_type": keys.architecture.model_type,
+        **keys.architecture.fixed,
+        **{key.parameter: keys.get(name) for name, key in keys.architecture.keys.items() if _applied(keys, name, key)},
+        **{
+            parameter: present if f"blk.0.{tensor}" in keys.tensors else absent
+            for parameter, (tensor, present, absent) in keys.architecture.tensor_parameters.items()
+        },
+        **_attention(keys, layers),
+        **_tokens(keys, vocabulary),
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": HEAD not in keys.tensors,
+    }
+
+
+def _applied(keys: "Keys", name: str, key: Key) -> bool:
+    return key.parameter is not None and name in keys.values
+
+
+class Keys:
+    """The metadata of a file's architecture, without the prefix, each value checked against its kind."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        known = ARCHITECTURES.get(header.architecture or "")
+        if known is None:
+            raise NotAModelError(
+                f"{header.path} holds a {header.architecture}, which is none of the decoders that forerun reads from "
+                f"GGUF files ({', '.join(ARCHITECTURES)}): give the directory of the original model."
+            )
+        self.header = header
+        self.architecture: Architecture = known
+        self.prefix = f"{header.architecture}."
+        self.values = {
+            name.removeprefix(self.prefix): value
+            for name, value in header.metadata.items()
+            if name.startswith(self.prefix)
+        }
+        self.tensors = {entry.name: entry for entry in header.tensors}
+
+    def get(self, name: str, absent: Any = None) -> Any:
+        """A key's value, one for all layers, or `absent`."""
+        if name not in self.values:
+            return absent
+        key = self.architecture.keys.get(name) or Key(Kind.ANY)
+        value = self.values[name]
+        if key.per_layer and isinstance(value, np.ndarray):
+            value = self._uniform(name, value.tolist())
+        if not _is(key.kind, value):
+            raise self.damaged(name, f"is {_shown(value)} and must be {key.kind.value}")
+        return value
+
+    def count(self, name: str) -> int:
+        """A required positive integer."""
+        return self.required(name)
+
+    def required(self, name: str) -> Any:
+        """A value that must be there."""
+        if name not in self.values:
+            raise NotAModelError(
+                f"{self.header.path} lacks {self.prefix}{name}, which a {self.header.architecture} needs: "
+                f"convert the model again."
+            )
+        return self.get(name)
+
+    def check(self, name: str) -> None:
+        """Raise unless the key is read, or says what is the case without it."""
+        if name in self.architecture.keys:
+            self.get(name)
+            return
+        value = self.values[name]
+        neutral = (*self.architecture.neutral.get(name, ()), *NEUTRAL.get(name, ()))
+        scalar = isinstance(value, (bool, int, float, str))
+        if scalar and any(value == each and isinstance(value, str) == isinstance(each, str) for each in neutral):
+            return
+        if name == "embedding_length_out" and value == self.values.get("embedding_length"):
+            return
+        raise self.unsupported(name)
+
+    def unsupported(self, name: str, why: str | None = None) -> UnsupportedOperationError:
+        """A key that is understood, at a value that transformers' model does not follow."""
+        reason = why or f"which transformers' {self.architecture.model_type} does not follow"
+        return UnsupportedOperationError(
+            f"{self.header.path} sets {self.prefix}{name} = {_shown(self.values.get(name))}, {reason}, so its text "
+            f"would differ: give the directory of the original model."
+        )
+
+    def damaged(self, name: str, fault: str) -> CorruptFileError:
+        """A value that cannot be."""
+        return CorruptFileError(f"{self.header.path}: {self.prefix}{name} {fault}; download the file again.")
+
+    def _uniform(self, name: str, values: list[Any]) -> Any:
+        layers = self.values.get("block_count")
+        if len(values) != layers:
+            raise self.damaged(name, f"lists {len(values)} values for {layers} layers")
+        if len(set(values)) > 1:
+            raise self.unsupported(name, "another value in some layers than in others")
+        return values[0]
+
+
+def _is(kind: Kind, value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    match kind:
+        case Kind.COUNT:
+            return type(value) is int and 0 < value < LARGEST
+        case Kind.SIZE:
+            return type(value) is int and 0 <= value < LARGEST
+        case Kind.NUMBER:
+            return number and value > 0
+        case Kind.REAL:
+            return number
+        case Kind.FLAG:
+            return isinstance(value, bool)
+        case Kind.TEXT:
+            return isinstance(value, str)
+        case Kind.ANY:
+            return True
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (np.ndarray, Strings)):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_layers(keys: Keys, layers: int) -> None:
+    """Compare before anything is built for each layer."""
+    found = {int(match[1]) for name in keys.tensors if (match := LAYER_TENSOR.match(name)) and len(match[1]) < 10}
+    if found != set(range(len(found))) or len(found) != layers:
+        raise keys.damaged("block_count", f"is {layers}, and the tensors are of {len(found)} layers")
+
+
+def _vocabulary(keys: Keys) -> int:
+    """The rows of the embedding; `vocab_size` may say the same."""
+    embedding = keys.tensors.get(EMBEDDING)
+    if embedding is None:
+        raise NotAModelError(f"{keys.header.path} lacks {EMBEDDING}: give a GGUF file of a whole model.")
+    rows = embedding.shape[0]
+    if keys.get("vocab_size", rows) != rows:
+        raise keys.damaged("vocab_size", f"is {keys.get('vocab_size')}, and {EMBEDDING} has {rows} rows")
+    return rows
+
+
+def _attention(keys: Keys, layers: int) -> dict[str, Any]:
+    """Heads and their sizes, the rotary embedding, windows and caps."""
+    architecture = keys.architecture
+    hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    key_heads = keys.get("attention.head_count_kv", heads)
+    if heads % key_heads or (not architecture.grouped and key_heads != heads):
+        raise keys.damaged("attention.head_count_kv", f"is {key_heads} beside {heads} query heads")
+    size = _head_size(keys, hidden, heads)
+    found: dict[str, Any] = rotary_parameters(keys, size)
+    if architecture.own_head_size:
+        found["head_dim"] = size
+    key_parameter = architecture.keys["attention.head_count_kv"].parameter
+    if architecture.grouped and key_parameter is not None:
+        found[key_parameter] = key_heads
+    if architecture.scalar_of_layers is not None:
+        found["query_pre_attn_scalar"] = hidden // heads if layers == architecture.scalar_of_layers else size
+    if "attention.sliding_window" in architecture.keys:
+        found |= _windows(keys, layers)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if name in architecture.keys and name in keys.values:
+            found[name] = keys.get(name) or None
+    return found
+
+
+def _head_size(keys: Keys, hidden: int, heads: int) -> int:
+    whole = keys.architecture.rotary is Rotary.FULL and keys.architecture.own_head_size
+    usual = keys.get("rope.dimension_count", hidden // heads) if whole else hidden // heads
+    size = keys.get("attention.key_length", usual)
+    if keys.get("attention.value_length", size) != size:
+        raise keys.unsupported("attention.value_length", f"and a key has {size}")
+    if not keys.architecture.own_head_size and size * heads != hidden:
+        if "attention.key_length" in keys.values:
+            raise keys.unsupported("attention.key_length")
+        raise keys.damaged("attention.head_count", f"is {heads} and does not divide {hidden} features")
+    return size
+
+
+def _windows(keys: Keys, layers: int) -> dict[str, Any]:
+    """Which layers see only the last positions, and how many."""
+    window = keys.get("attention.sliding_window", keys.architecture.fixed.get("sliding_window", 0))
+    if keys.architecture.window_period is None:
+        return {"sliding_window": window or None}
+    sliding = _sliding_layers(keys, layers) if window else [False] * layers
+    return {
+        "sliding_window": window or keys.get("context_length"),
+        "layer_types": ["sliding_attention" if each else "full_attention" for each in sliding],
+    }
+
+
+def _sliding_layers(keys: Keys, layers: int) -> Sequence[bool]:
+    name = "attention.sliding_window_pattern"
+    pattern = keys.get(name, keys.architecture.window_period)
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) != layers or not set(pattern.tolist()) <= {0, 1}:
+            raise keys.damaged(name, f"is {_shown(pattern)} and must say of {layers} layers whether they have a window")
+        return [bool(each) for each in pattern]
+    if not _is(Kind.SIZE, pattern):
+        raise keys.damaged(name, f"is {_shown(pattern)} and must be a number of layers or a list of booleans")
+    return [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
+
+
+def _tokens(keys: Keys, vocabulary: int) -> dict[str, Any]:
+    found: dict[str, Any] = {parameter: _token(keys, name, vocabulary) for name, parameter in TOKEN_IDS.items()}
+    ends = dict.fromkeys(_token(keys, name, vocabulary) for name in ENDS)
+    present = [each for each in ends if each is not None]
+    found["eos_token_id"] = present[0] if len(present) == 1 else present or None
+    return found
+
+
+def _token(keys: Keys, name: str, vocabulary: int) -> int | None:
+    full = f"tokenizer.ggml.{name}"
+    value = keys.header.metadata.get(full)
+    if value is not None and not (type(value) is int and 0 <= value < vocabulary):
+        raise CorruptFileError(
+            f"{keys.header.path}: {full} is {_shown(value)}, no token of a vocabulary of {vocabulary}; "
+            f"download the file again."
+        )
+    return value
