@@ -5,7 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, GGUFTensor, TensorProcessor
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    GGUFTensor,
+    Qwen2MoeTensorProcessor,
+    TensorProcessor,
+)
 
 
 class GroupedRows(TensorProcessor):
@@ -26,7 +31,19 @@ class GroupedRows(TensorProcessor):
         return GGUFTensor(grouped.reshape(weights.shape), name, {})
 
 
-PROCESSORS: Mapping[str, type[TensorProcessor]] = {**TENSOR_PROCESSORS, "falcon": GroupedRows}
+class SharedExpertGate(Qwen2MoeTensorProcessor):
+    """The gate of the shared expert is `[hidden]` in older files and `[1, hidden]` in newer ones."""
+
+    def process(self, weights: NDArray[np.float32], name: str, **kwargs: Any) -> GGUFTensor:
+        """As transformers does, which knows the older files."""
+        return super().process(weights.reshape(-1) if ".ffn_gate_inp_shexp." in name else weights, name, **kwargs)
+
+
+PROCESSORS: Mapping[str, type[TensorProcessor]] = {
+    **TENSOR_PROCESSORS,
+    "falcon": GroupedRows,
+    "qwen2moe": SharedExpertGate,
+}
 
 
 def tensor_processor(architecture: str, parameters: Mapping[str, Any]) -> TensorProcessor:
