@@ -27,7 +27,7 @@ from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.gguf_parts import read_model
 from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS, TABLES
 from forerun.frontends.gguf_tokenizer import read_tokenizer
-from forerun.frontends.huggingface import LOADING, check_complete
+from forerun.frontends.huggingface import LOADING, ONE_AT_A_TIME, check_complete
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 TOKENIZER_RULES = "1"
@@ -52,7 +52,7 @@ def load_gguf(
         raise NotAModelError(f"{header.path} names no architecture or holds no tensors: give a GGUF file of a model.")
     parameters = configuration(header)
     tokenizer = _tokenizer(header)
-    with quiet_libraries():
+    with ONE_AT_A_TIME, quiet_libraries():
         skeleton = _skeleton(parameters, header)
         tensors = _converted_tensors(header, parameters, skeleton, native)
         factors = tensors.pop(FREQUENCY_FACTORS, None)

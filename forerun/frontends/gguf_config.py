@@ -15,7 +15,6 @@ from forerun.frontends.gguf_rotary import rotary_parameters
 LARGEST = 2**31  # of a count: what llama.cpp's integers hold
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LAYER_TENSOR = re.compile(r"blk\.(\d+)\.")
-REPEAT = "general.sampling.penalty_repeat"
 
 
 def configuration(header: GgufHeader) -> dict[str, Any]:
@@ -32,6 +31,7 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
     for name, key in keys.architecture.keys.items():
         if key.required:
             keys.required(name)
+    _check_inner_size(keys)
     vocabulary = _vocabulary(keys)
     return {
         "model_type": keys.architecture.model_type,
@@ -163,6 +163,13 @@ def _check_layers(keys: Keys, layers: int) -> None:
     found = {int(match[1]) for name in keys.tensors if (match := LAYER_TENSOR.match(name)) and len(match[1]) < 10}
     if found != set(range(len(found))) or len(found) != layers:
         raise keys.damaged("block_count", f"is {layers}, and the tensors are of {len(found)} layers")
+
+
+def _check_inner_size(keys: Keys) -> None:
+    """Where the transformers model takes the inner size from the hidden size, the file must agree with its tensors."""
+    name, down = "feed_forward_length", keys.tensors.get("blk.0.ffn_down.weight")
+    if keys.architecture.keys[name].parameter is None and down is not None and keys.get(name) != down.shape[-1]:
+        raise keys.damaged(name, f"is {keys.get(name)}, and {down.name} has {down.shape[-1]} columns")
 
 
 def _vocabulary(keys: Keys) -> int:

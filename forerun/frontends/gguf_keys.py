@@ -206,7 +206,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 **_norm(LAYER, "layer_norm_epsilon"),
                 "attention.head_count": Key(Kind.COUNT, "n_head", required=True, per_layer=True),
                 "context_length": Key(Kind.COUNT),  # ALiBi has no longest position
-                "feed_forward_length": Key(Kind.COUNT),
+                "feed_forward_length": Key(Kind.COUNT, required=True),
             },
             rotary=Rotary.NONE,
             own_head_size=False,
@@ -298,6 +298,3 @@ ENDS = (
     "fim_sep_token_id",
 )
 """Keys of `tokenizer.ggml` with the tokens at which llama.cpp ends a text."""
-
-OTHER_NAMESPACES = ("general", "tokenizer", "split", "quantize", "imatrix", "GGUF")
-"""Namespaces whose keys describe the file, its tokens or how it was quantized, and no arithmetic."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ PREFERRED_ATTENTION = "sdpa"
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError)  # from damaged weights
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+ONE_AT_A_TIME = threading.RLock()
+"""Held while transformers builds or fills a model: it replaces functions of its own and of torch meanwhile."""
 
 
 def load_directory(path: Path, dtype: torch.dtype) -> PreTrainedModel:
