@@ -4,7 +4,6 @@ How a tensor is called in transformers, and how llama.cpp reordered its rows, tr
 means is `gguf_keys`. The reading is ours, so that loading takes seconds and needs no accelerate.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,9 +29,6 @@ from forerun.frontends.gguf_tokenizer import read_tokenizer
 from forerun.frontends.huggingface import LOADING, ONE_AT_A_TIME, check_complete
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
-TOKENIZER_RULES = "1"
-"""A tokenizer that was kept under other rules is built again: raise it when `gguf_tokenizer` changes."""
-
 
 def is_gguf(path: Path) -> bool:
     """Whether the file is a GGUF by its first bytes, or was meant to be by its name."""
@@ -50,6 +46,9 @@ def load_gguf(
     header = read_model(path)
     if header.architecture is None or not header.tensors:
         raise NotAModelError(f"{header.path} names no architecture or holds no tensors: give a GGUF file of a model.")
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise NotAModelError(f"{header.path} holds no model (general.type = {kind!r}): give a GGUF file of a model.")
     parameters = configuration(header)
     tokenizer = _tokenizer(header)
     with ONE_AT_A_TIME, quiet_libraries():
@@ -65,12 +64,11 @@ def load_gguf(
 
 def _tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
     """The header's tokenizer, from the cache if it was built before: recovering merges from scores takes seconds."""
-    digest = hashlib.sha256(f"{TOKENIZER_RULES} {header.digest}".encode()).hexdigest()
 
     def convert() -> Conversion:
         return {}, read_tokenizer(header)
 
-    return cached_conversion(digest, convert)[1]
+    return cached_conversion(header.digest, convert)[1]
 
 
 def _skeleton(parameters: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:

@@ -20,8 +20,8 @@ LAYER_TENSOR = re.compile(r"blk\.(\d+)\.")
 def configuration(header: GgufHeader) -> dict[str, Any]:
     """The parameters of `AutoConfig.for_model`.
 
-    Raises `NotAModelError` for an architecture that is no known decoder, `CorruptFileError` for a value that contradicts
-    its kind or the tensors, and `UnsupportedOperationError` for one that transformers' model does not follow.
+    Raises `NotAModelError` for an architecture that is no known decoder, `CorruptFileError` for a value that is not of
+    its kind or contradicts the tensors, and `UnsupportedOperationError` for one that the model does not follow.
     """
     keys = Keys(header)
     layers = keys.count("block_count")
@@ -36,7 +36,7 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
     return {
         "model_type": keys.architecture.model_type,
         **keys.architecture.fixed,
-        **{key.parameter: keys.get(name) for name, key in keys.architecture.keys.items() if _applied(keys, name, key)},
+        **_applied(keys),
         **{
             parameter: present if f"blk.0.{tensor}" in keys.tensors else absent
             for parameter, (tensor, present, absent) in keys.architecture.tensor_parameters.items()
@@ -48,8 +48,13 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
     }
 
 
-def _applied(keys: "Keys", name: str, key: Key) -> bool:
-    return key.parameter is not None and name in keys.values
+def _applied(keys: "Keys") -> dict[str, Any]:
+    """The keys that are parameters as they are."""
+    return {
+        key.parameter: keys.get(name)
+        for name, key in keys.architecture.keys.items()
+        if key.parameter is not None and name in keys.values
+    }
 
 
 class Keys:

@@ -111,7 +111,6 @@ GEMMA = {
     **LLAMA,
     **WINDOW,
     "attention.sliding_window_pattern": Key(Kind.ANY),
-    "attn_logit_softcapping": Key(Kind.REAL),
     "final_logit_softcapping": Key(Kind.REAL),
 }
 BIAS = {"attention_bias": ("attn_output.bias", True, False), "mlp_bias": ("ffn_down.bias", True, False)}
@@ -215,7 +214,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "gemma2": Architecture(
             "gemma2",
-            {**GEMMA, "attention.sliding_window": Key(Kind.COUNT)},
+            {**GEMMA, "attention.sliding_window": Key(Kind.COUNT), "attn_logit_softcapping": Key(Kind.REAL)},
             fixed={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096},
             window_period=2,
             scalar_of_layers=46,

@@ -3,13 +3,41 @@
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations.gguf import convert_gguf_tokenizer
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_TYPES
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_PRE_TOKENIZER_SPLITS,
+    GGUF_TOKENIZER_TYPES,
+    convert_gguf_tokenizer,
+)
 
 from forerun.errors import CorruptFileError, UnsupportedOperationError
 from forerun.frontends.gguf_header import GgufHeader, Strings
 from forerun.frontends.quiet import first_sentence, quiet_libraries
+
+GPT2 = frozenset(
+    {
+        *(
+            "a.x-4.0",
+            "gigachat",
+            "gpt-2",
+            "granite-docling",
+            "jais",
+            "jina-de",
+            "jina-es",
+            "jina-v1-en",
+            "jina-v2-code",
+        ),
+        *("jina-v2-de", "jina-v2-es", "mellum", "mpt", "olmo", "phi-2", "roberta-bpe", "trillion"),
+    }
+)
+DIGITS = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"})
+AS_QWEN2 = frozenset({"hunyuan", "solar-open", "stablelm2"})
+AS_BLOOM = frozenset({"bloom", "gpt3-finnish", "poro-chat"})
+"""Values of `tokenizer.ggml.pre` by how llama.cpp cuts a text before merges (`llama-vocab.cpp`): as GPT-2 does, each
+digit alone and then as GPT-2 does, and as Qwen2 and Bloom do. Others are in transformers' table."""
+UNTOLD = (None, "default")  # of a file from before the key; transformers' builder cuts as GPT-2 does
 
 SPECIAL_TOKENS = {
     "bos_token": "bos_token_id",
@@ -36,11 +64,21 @@ def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
             f"{header.path} holds a tokenizer of the kind {kind!r}, and transformers builds only "
             f"{', '.join(GGUF_TOKENIZER_TYPES)} from GGUF files: give the directory of the original model."
         )
+    if np.size(metadata.value("suppress_tokens") if "suppress_tokens" in metadata else ()):
+        raise UnsupportedOperationError(
+            f"{header.path} suppresses tokens (tokenizer.ggml.suppress_tokens), which forerun does not, so its text "
+            f"would differ: give the directory of the original model."
+        )
     fields = _fields(metadata, kind)
     options = _options(metadata, kind, fields["tokens"])
+    cut = _cut(metadata) if kind == "gpt2" else None
     try:
         with quiet_libraries():
             backend, _ = convert_gguf_tokenizer(str(header.architecture), fields)
+            if kind == "gpt2" and cut is not None:
+                backend.pre_tokenizer = cut
+            if kind == "llama" and fields["add_prefix_space"] is False:
+                _without_prefix(backend)
             return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     except Exception as error:
         raise CorruptFileError(
@@ -123,6 +161,37 @@ def _merges(metadata: _Metadata) -> list[str]:
         if len(merge.split(" ")) != 2 or not all(merge.split(" ")):
             raise metadata.damaged("merges", f"holds {merge!r}, which is no pair")
     return merges
+
+
+def _cut(metadata: _Metadata) -> PreTokenizer | None:
+    """How a text is cut before merges, where transformers' builder does not know."""
+    name = metadata.value("pre")
+    if name in UNTOLD or name in GGUF_PRE_TOKENIZER_SPLITS or name in GPT2:
+        return None
+    as_gpt2 = ByteLevel(add_prefix_space=False)
+    if name in DIGITS:
+        return Sequence([_apart(r"\p{N}"), as_gpt2])
+    if name == "falcon":
+        return Sequence([_apart(r"[\p{P}\$\+<=>\^~\|`]+"), as_gpt2, _apart("[0-9][0-9][0-9]")])
+    whole = ByteLevel(add_prefix_space=False, use_regex=False)
+    if name in AS_QWEN2:
+        return Sequence([_apart(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), whole])
+    if name in AS_BLOOM:
+        return Sequence([_apart(r" ?[^(\s|.,!?…。，、।۔،)]+"), whole])
+    raise UnsupportedOperationError(
+        f"{metadata.header.path} cuts its texts as tokenizer.ggml.pre = {name!r} says, which forerun does not know, so "
+        f"its tokens would differ: give the directory of the original model."
+    )
+
+
+def _apart(pattern: str) -> PreTokenizer:
+    return Split(Regex(pattern), behavior="isolated")
+
+
+def _without_prefix(backend: Tokenizer) -> None:
+    """Let a sentencepiece text begin without a space of its own."""
+    plain = LlamaTokenizer(add_prefix_space=False).backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = plain.normalizer, plain.pre_tokenizer, plain.decoder
 
 
 def _options(metadata: _Metadata, kind: str, tokens: list[str]) -> dict[str, Any]:

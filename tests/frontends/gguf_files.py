@@ -62,8 +62,8 @@ def stored_tensors(model: nn.Module, architecture: str, layers: int) -> dict[str
     for name, values in state.items():
         if name.endswith("experts.gate_up_proj"):  # [experts, 2 * inner, hidden]
             layer = name.split(".")[2]
-            halves = np.split(values, 2, axis=1)
-            stored |= {f"blk.{layer}.ffn_{part}_exps.weight": half for part, half in zip(("gate", "up"), halves)}
+            gate, up = np.split(values, 2, axis=1)
+            stored |= {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
             continue
         if name.endswith("experts.down_proj"):
             name += ".weight"

@@ -9,7 +9,9 @@ import torch
 
 from forerun.errors import CorruptFileError, ForerunError, UnsupportedOperationError
 from forerun.frontends.gguf import load_gguf
+from forerun.frontends.gguf_config import configuration
 from forerun.frontends.gguf_keys import ARCHITECTURES
+from forerun.frontends.gguf_parts import read_model
 from forerun.frontends.source import open_source
 from tests.frontends.gguf_files import TOKENIZER, VOCABULARY, random_model, stored_tensors, write
 
@@ -357,8 +359,9 @@ def own_cache(tmp_path_factory):
 
 
 def logits(model) -> torch.Tensor:
+    """Of a text beyond the original lengths and windows of the cases, and of one within: `[length, vocabulary]`."""
     with torch.no_grad():
-        return model(IDS, use_cache=False).logits
+        return torch.cat([model(ids, use_cache=False).logits[0] for ids in (IDS, IDS[:, :6])])
 
 
 def keyed(architecture: str, keys: dict[str, Any]) -> dict[str, Any]:
@@ -448,9 +451,9 @@ def test_linear_scaling_divides_positions(llama):
     """The definition, without transformers' scaling: positions p / 4."""
     with torch.no_grad():
         positions, mask = torch.arange(IDS.shape[1])[None] / 4, torch.ones_like(IDS)
-        expected = llama({})(IDS, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        expected = llama({})(IDS, attention_mask=mask, position_ids=positions, use_cache=False).logits[0]
     scaled = llama({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
-    torch.testing.assert_close(logits(scaled), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(scaled)[: IDS.shape[1]], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_llama_3_scales_by_a_tensor_of_factors(llama):
@@ -483,22 +486,22 @@ def test_counts_as_lists_for_layers(llama):
     plain = logits(llama({}))
     lists = {"attention.head_count": HEADS, "attention.head_count_kv": KEY_HEADS, "feed_forward_length": INNER}
     assert torch.equal(logits(llama({f"llama.{key}": [value] * LAYERS for key, value in lists.items()})), plain)
-    with pytest.raises(UnsupportedOperationError, match="attention.head_count_kv = a list of 3"):
+    with pytest.raises(UnsupportedOperationError, match=r"attention\.head_count_kv = a list of 3"):
         llama({"llama.attention.head_count_kv": [2, 2, 4]})
-    with pytest.raises(CorruptFileError, match="attention.head_count_kv lists 2 values for 3 layers"):
+    with pytest.raises(CorruptFileError, match=r"attention\.head_count_kv lists 2 values for 3 layers"):
         llama({"llama.attention.head_count_kv": [2, 2]})
 
 
-def test_gemma_2_of_46_layers_scales_by_the_hidden_size(tmp_path):
-    """As llama.cpp has it of the 27B model, whose file does not say so."""
-    sizes = {"num_hidden_layers": 46, "head_dim": HEAD_SIZE, "query_pre_attn_scalar": HIDDEN // HEADS}
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    tied = {"tie_word_embeddings": True, "rms_norm_eps": 0.25, "rope_parameters": rope}
-    model = random_model("gemma2", **COMMON | sizes | tied)
-    keys = PLAIN | {"block_count": 46}
-    tensors = stored_tensors(model, "gemma2", 46)
-    loaded, _ = load_gguf(write(tmp_path / "model.gguf", "gemma2", keyed("gemma2", keys), tensors), torch.float32)
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("architecture", "layers", "scaled_by"), [("gemma2", 46, 12), ("gemma3", 62, 12), ("gemma3", 46, 16)]
+)
+def test_gemmas_of_27b_scale_by_the_hidden_size(tmp_path, architecture, layers, scaled_by):
+    """As llama.cpp has it of these sizes, whose files do not say so; others scale by the head's size."""
+    tensors = {f"blk.{layer}.attn_norm.weight": np.ones(HIDDEN, np.float32) for layer in range(layers)}
+    tensors["token_embd.weight"] = np.ones((VOCABULARY, HIDDEN), np.float32)
+    keys = keyed(architecture, PLAIN | {"block_count": layers})
+    header = read_model(write(tmp_path / "model.gguf", architecture, keys, tensors))
+    assert configuration(header)["query_pre_attn_scalar"] == scaled_by
 
 
 def test_every_end_of_a_text_is_one(llama, tmp_path):
@@ -575,7 +578,7 @@ def test_what_says_nothing_new_is_accepted(llama):
         "use_parallel_residual": False,
         "embedding_length_out": HIDDEN,
     }
-    beside = {"general.name": "mistral", "general.quantization_version": 2, "mradermacher.note": "llama", "imatrix.n": 1}
+    beside = {"general.name": "mistral", "general.quantization_version": 2, "somebody.note": "llama", "imatrix.n": 1}
     loaded = llama({f"llama.{key}": value for key, value in neutral.items()} | beside)
     assert torch.equal(logits(loaded), logits(llama({})))
 
