@@ -1,18 +1,17 @@
 """The transformers configuration that a GGUF file's metadata describes, every key accounted for."""
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
-from forerun.frontends.gguf_header import GgufHeader, Strings
-from forerun.frontends.gguf_keys import ARCHITECTURES, ENDS, NEUTRAL, TOKEN_IDS, Architecture, Key, Kind, Rotary
+from forerun.errors import CorruptFileError, NotAModelError
+from forerun.frontends.gguf_header import GgufHeader
+from forerun.frontends.gguf_keys import ENDS, TOKEN_IDS, Kind, Rotary
+from forerun.frontends.gguf_metadata import Keys, is_of, shown
 from forerun.frontends.gguf_rotary import rotary_parameters
 
-LARGEST = 2**31  # of a count: what llama.cpp's integers hold
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LAYER_TENSOR = re.compile(r"blk\.(\d+)\.")
 
@@ -48,119 +47,13 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
     }
 
 
-def _applied(keys: "Keys") -> dict[str, Any]:
+def _applied(keys: Keys) -> dict[str, Any]:
     """The keys that are parameters as they are."""
     return {
         key.parameter: keys.get(name)
         for name, key in keys.architecture.keys.items()
         if key.parameter is not None and name in keys.values
     }
-
-
-class Keys:
-    """The metadata of a file's architecture, without the prefix, each value checked against its kind."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        known = ARCHITECTURES.get(header.architecture or "")
-        if known is None:
-            raise NotAModelError(
-                f"{header.path} holds a {header.architecture}, which is none of the decoders that forerun reads from "
-                f"GGUF files ({', '.join(ARCHITECTURES)}): give the directory of the original model."
-            )
-        self.header = header
-        self.architecture: Architecture = known
-        self.prefix = f"{header.architecture}."
-        self.values = {
-            name.removeprefix(self.prefix): value
-            for name, value in header.metadata.items()
-            if name.startswith(self.prefix)
-        }
-        self.tensors = {entry.name: entry for entry in header.tensors}
-
-    def get(self, name: str, absent: Any = None) -> Any:
-        """A key's value, one for all layers, or `absent`."""
-        if name not in self.values:
-            return absent
-        key = self.architecture.keys.get(name) or Key(Kind.ANY)
-        value = self.values[name]
-        if key.per_layer and isinstance(value, np.ndarray):
-            value = self._uniform(name, value.tolist())
-        if not _is(key.kind, value):
-            raise self.damaged(name, f"is {_shown(value)} and must be {key.kind.value}")
-        return value
-
-    def count(self, name: str) -> int:
-        """A required positive integer."""
-        return self.required(name)
-
-    def required(self, name: str) -> Any:
-        """A value that must be there."""
-        if name not in self.values:
-            raise NotAModelError(
-                f"{self.header.path} lacks {self.prefix}{name}, which a {self.header.architecture} needs: "
-                f"convert the model again."
-            )
-        return self.get(name)
-
-    def check(self, name: str) -> None:
-        """Raise unless the key is read, or says what is the case without it."""
-        if name in self.architecture.keys:
-            self.get(name)
-            return
-        value = self.values[name]
-        neutral = (*self.architecture.neutral.get(name, ()), *NEUTRAL.get(name, ()))
-        scalar = isinstance(value, (bool, int, float, str))
-        if scalar and any(value == each and isinstance(value, str) == isinstance(each, str) for each in neutral):
-            return
-        if name == "embedding_length_out" and value == self.values.get("embedding_length"):
-            return
-        raise self.unsupported(name)
-
-    def unsupported(self, name: str, why: str | None = None) -> UnsupportedOperationError:
-        """A key that is understood, at a value that transformers' model does not follow."""
-        reason = why or f"which transformers' {self.architecture.model_type} does not follow"
-        return UnsupportedOperationError(
-            f"{self.header.path} sets {self.prefix}{name} = {_shown(self.values.get(name))}, {reason}, so its text "
-            f"would differ: give the directory of the original model."
-        )
-
-    def damaged(self, name: str, fault: str) -> CorruptFileError:
-        """A value that cannot be."""
-        return CorruptFileError(f"{self.header.path}: {self.prefix}{name} {fault}; download the file again.")
-
-    def _uniform(self, name: str, values: list[Any]) -> Any:
-        layers = self.values.get("block_count")
-        if len(values) != layers:
-            raise self.damaged(name, f"lists {len(values)} values for {layers} layers")
-        if len(set(values)) > 1:
-            raise self.unsupported(name, "another value in some layers than in others")
-        return values[0]
-
-
-def _is(kind: Kind, value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    match kind:
-        case Kind.COUNT:
-            return type(value) is int and 0 < value < LARGEST
-        case Kind.SIZE:
-            return type(value) is int and 0 <= value < LARGEST
-        case Kind.NUMBER:
-            return number and value > 0
-        case Kind.REAL:
-            return number
-        case Kind.FLAG:
-            return isinstance(value, bool)
-        case Kind.TEXT:
-            return isinstance(value, str)
-        case Kind.ANY:
-            return True
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (np.ndarray, Strings)):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_layers(keys: Keys, layers: int) -> None:
@@ -242,10 +135,10 @@ def _sliding_layers(keys: Keys, layers: int) -> Sequence[bool]:
     pattern = keys.get(name, keys.architecture.window_period)
     if isinstance(pattern, np.ndarray):
         if len(pattern) != layers or not set(pattern.tolist()) <= {0, 1}:
-            raise keys.damaged(name, f"is {_shown(pattern)} and must say of {layers} layers whether they have a window")
+            raise keys.damaged(name, f"is {shown(pattern)} and must say of {layers} layers whether they have a window")
         return [bool(each) for each in pattern]
-    if not _is(Kind.SIZE, pattern):
-        raise keys.damaged(name, f"is {_shown(pattern)} and must be a number of layers or a list of booleans")
+    if not is_of(Kind.SIZE, pattern):
+        raise keys.damaged(name, f"is {shown(pattern)} and must be a number of layers or a list of booleans")
     return [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
 
 
@@ -262,7 +155,7 @@ def _token(keys: Keys, name: str, vocabulary: int) -> int | None:
     value = keys.header.metadata.get(full)
     if value is not None and not (type(value) is int and 0 <= value < vocabulary):
         raise CorruptFileError(
-            f"{keys.header.path}: {full} is {_shown(value)}, no token of a vocabulary of {vocabulary}; "
+            f"{keys.header.path}: {full} is {shown(value)}, no token of a vocabulary of {vocabulary}; "
             f"download the file again."
         )
     return value

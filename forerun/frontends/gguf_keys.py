@@ -35,6 +35,7 @@ class Key:
     parameter: str | None = None
     required: bool = False
     per_layer: bool = False
+    otherwise: str | None = None  # another key that is read where this one is missing
 
 
 class Rotary(Enum):
@@ -97,7 +98,8 @@ PARALLEL = {"use_parallel_residual": (True,)}
 
 
 def _norm(key: str, parameter: str) -> dict[str, Key]:
-    return {key: Key(Kind.NUMBER, parameter, required=True)}
+    """The epsilon of all norms; some converters write it as if the norms were of the other kind."""
+    return {key: Key(Kind.NUMBER, parameter, required=True, otherwise=LAYER if key == RMS else RMS)}
 
 
 LLAMA = {**SHAPE, **HEADS, **ROPE, **_norm(RMS, "rms_norm_eps")}

@@ -10,18 +10,14 @@ llama.cpp turns a position p by p * base^(-2i/d), for every scaling type in its 
 - `rope_freqs`, whatever the type: each frequency divided by its factor (Llama 3).
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguf.quants import dequantize
 
 from forerun.errors import CorruptFileError, UnsupportedOperationError
 from forerun.frontends.gguf_keys import Rotary
-
-if TYPE_CHECKING:
-    from forerun.frontends.gguf_config import Keys
+from forerun.frontends.gguf_metadata import Keys
 
 DEFAULT_BASE = 10000.0
 FREQUENCY_FACTORS = "rope_freqs.weight"

@@ -482,6 +482,13 @@ def test_without_key_heads_there_is_no_grouping(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
 
 
+def test_an_epsilon_under_the_other_norms_key(llama):
+    other = {"llama.attention.layer_norm_rms_epsilon": None, "llama.attention.layer_norm_epsilon": 0.25}
+    assert torch.equal(logits(llama(other)), logits(llama({})))
+    with pytest.raises(UnsupportedOperationError, match=r"llama\.attention\.layer_norm_epsilon = 0\.25"):
+        llama({"llama.attention.layer_norm_epsilon": 0.25})
+
+
 def test_counts_as_lists_for_layers(llama):
     plain = logits(llama({}))
     lists = {"attention.head_count": HEADS, "attention.head_count_kv": KEY_HEADS, "feed_forward_length": INNER}
