@@ -31,6 +31,8 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
         if key.required:
             keys.required(name)
     _check_inner_size(keys)
+    if keys.get("expert_used_count", 0) > keys.get("expert_count", 0):
+        raise keys.damaged("expert_used_count", f"is {keys.get('expert_used_count')}, more than there are experts")
     vocabulary = _vocabulary(keys)
     return {
         "model_type": keys.architecture.model_type,

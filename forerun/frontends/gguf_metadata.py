@@ -69,7 +69,7 @@ class Keys:
         value = self.values[name]
         neutral = (*self.architecture.neutral.get(name, ()), *NEUTRAL.get(name, ()))
         scalar = isinstance(value, (bool, int, float, str))
-        if scalar and any(value == each and isinstance(value, str) == isinstance(each, str) for each in neutral):
+        if scalar and any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral):
             return
         if name == "embedding_length_out" and value == self.values.get("embedding_length"):
             return

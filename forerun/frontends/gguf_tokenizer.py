@@ -37,6 +37,11 @@ AS_QWEN2 = frozenset({"hunyuan", "solar-open", "stablelm2"})
 AS_BLOOM = frozenset({"bloom", "gpt3-finnish", "poro-chat"})
 """Values of `tokenizer.ggml.pre` by how llama.cpp cuts a text before merges (`llama-vocab.cpp`): as GPT-2 does, each
 digit alone and then as GPT-2 does, and as Qwen2 and Bloom do. Others are in transformers' table."""
+WHOLE_FIRST = frozenset(
+    {"falcon-h1", "falcon3", "lfm2", "llama-bpe", "llama-v3", "llama3", "midm-2.0", "pixtral", "tekken"}
+)
+"""Those whose words are tokens without merges where the vocabulary has them, and whose texts begin with the BOS token
+unless the file says otherwise."""
 UNTOLD = (None, "default")  # of a file from before the key; transformers' builder cuts as GPT-2 does
 
 SPECIAL_TOKENS = {
@@ -57,6 +62,8 @@ def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
     """
     metadata = _Metadata(header)
     kind = metadata.value("model")
+    if not isinstance(kind, str | None):
+        raise metadata.damaged("model", "is no string")
     if kind in ABSENT and not any(name in metadata for name in ("tokens", "merges", "scores")):
         return None
     if kind not in GGUF_TOKENIZER_TYPES:
@@ -77,6 +84,8 @@ def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
             backend, _ = convert_gguf_tokenizer(str(header.architecture), fields)
             if kind == "gpt2" and cut is not None:
                 backend.pre_tokenizer = cut
+            if kind == "gpt2" and metadata.value("pre") in WHOLE_FIRST:
+                backend.model.ignore_merges = True
             if kind == "llama" and fields["add_prefix_space"] is False:
                 _without_prefix(backend)
             return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
@@ -140,7 +149,10 @@ def _fields(metadata: _Metadata, kind: str) -> dict[str, Any]:
     embedding = next((entry for entry in metadata.header.tensors if entry.name == "token_embd.weight"), None)
     if not tokens or (embedding is not None and len(tokens) > embedding.shape[0]):
         raise metadata.damaged("tokens", f"lists {len(tokens)} tokens, and the model knows another number of them")
-    fields: dict[str, Any] = {"tokenizer_type": kind, "tokens": tokens, "pre_tokenizer_type": metadata.value("pre")}
+    pre = metadata.value("pre")
+    if not isinstance(pre, str | None):
+        raise metadata.damaged("pre", "is no string")
+    fields: dict[str, Any] = {"tokenizer_type": kind, "tokens": tokens, "pre_tokenizer_type": pre}
     if "merges" in metadata:
         fields["merges"] = _merges(metadata)
     elif kind == "gpt2":
@@ -201,8 +213,8 @@ def _options(metadata: _Metadata, kind: str, tokens: list[str]) -> dict[str, Any
         stored = metadata.flag(name)
         if stored is not None:
             options[name] = stored
-    if kind == "llama":
-        options.setdefault("add_bos_token", True)  # llama.cpp's default for sentencepiece
+    if kind == "llama" or metadata.value("pre") in WHOLE_FIRST:
+        options.setdefault("add_bos_token", True)  # llama.cpp's default
     template = metadata.header.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise CorruptFileError(

@@ -193,6 +193,8 @@ DAMAGED_TOKENIZERS: dict[str, dict[str, Any]] = {
     "eot_token_id is 200": {"eot_token_id": 200},
     "add_bos_token is neither": {"add_bos_token": 1},
     "kind 'strange'": {"model": "strange"},
+    "model is no string": {"model": [1, 2]},
+    "pre is no string": {"pre": 7},
     "kind None": {"model": None},
 }
 
@@ -266,6 +268,16 @@ def test_texts_are_cut_before_merges_as_the_file_says(tensors, tmp_path, pre, cu
     tokenizer = load_gguf(write(tmp_path / "m.gguf", "llama", metadata, tensors), torch.float32)[1]
     assert tokenizer is not None
     assert " ".join(tokenizer.convert_ids_to_tokens(tokenizer.encode("12!12"))).replace(" ! ", " ") == cut
+
+
+def test_words_of_llama_3_are_tokens_without_merges_and_texts_begin_with_bos(tensors, tmp_path):
+    tokens = [*TOKENS[:-2], "ab", "abc"]
+    metadata = METADATA | {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": tokens}
+    for flag, ids in ((None, [1, 95]), (False, [95])):
+        stated = metadata if flag is None else metadata | {"tokenizer.ggml.add_bos_token": flag}
+        tokenizer = load_gguf(write(tmp_path / "m.gguf", "llama", stated, tensors), torch.float32)[1]
+        assert tokenizer is not None
+        assert tokenizer.encode("abc") == ids
 
 
 def test_what_a_tokenizer_does_not_follow_is_refused(tensors, tmp_path):

@@ -511,6 +511,14 @@ def test_gemmas_of_27b_scale_by_the_hidden_size(tmp_path, architecture, layers, 
     assert configuration(header)["query_pre_attn_scalar"] == scaled_by
 
 
+def test_no_more_experts_are_used_than_there_are(tmp_path):
+    architecture, keys, model_type, parameters, _ = CASES["qwen3moe"]
+    tensors = stored_tensors(random_model(model_type, **COMMON | parameters), architecture, LAYERS)
+    path = write(tmp_path / "m.gguf", architecture, keyed(architecture, keys | {"expert_used_count": 7}), tensors)
+    with pytest.raises(CorruptFileError, match="expert_used_count is 7, more than there are experts"):
+        load_gguf(path, torch.float32)
+
+
 def test_every_end_of_a_text_is_one(llama, tmp_path):
     model = llama(
         {
@@ -613,6 +621,9 @@ def test_what_says_nothing_new_is_accepted(llama):
         ("rope.scaling.factor", -2.0),
         ("rope.scaling.factor", math.nan),
         ("rope.scaling.type", 1),
+        ("attention.causal", 1),
+        ("expert_count", False),
+        ("expert_used_count", 1),
         ("vocab_size", 95),
         ("context_length", 0),
     ],
