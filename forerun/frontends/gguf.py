@@ -1,37 +1,33 @@
 """GGUF files: a transformers model with the file's weights, dequantized.
 
-What a name in the file means, and how llama.cpp reordered a tensor, transformers knows; the reading is ours, so that
-loading takes seconds and needs no accelerate.
+How a tensor is called in transformers, and how llama.cpp reordered its rows, transformers knows; what the metadata
+means is `gguf_keys`. The reading is ours, so that loading takes seconds and needs no accelerate.
 """
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_gguf_pytorch_utils import (
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-    load_gguf_checkpoint,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
 from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
-from forerun.frontends.gguf_header import MAGIC, GgufHeader, TensorEntry, read_header
+from forerun.frontends.gguf_config import configuration
+from forerun.frontends.gguf_header import MAGIC, GgufHeader, TensorEntry
+from forerun.frontends.gguf_layout import tensor_processor
 from forerun.frontends.gguf_native import NativeWeights
-from forerun.frontends.huggingface import LOADING, check_complete
+from forerun.frontends.gguf_parts import read_model
+from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS, TABLES
+from forerun.frontends.gguf_tokenizer import read_tokenizer
+from forerun.frontends.huggingface import LOADING, ONE_AT_A_TIME, check_complete
 from forerun.frontends.quiet import first_sentence, quiet_libraries
-
-ROTARY_FACTORS = "rope_freqs.weight"  # each rotary frequency is divided by its factor
 
 
 def is_gguf(path: Path) -> bool:
@@ -45,101 +41,97 @@ def load_gguf(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The file's model, in `dtype`, and its tokenizer if it holds one; `native` learns how the file keeps its matrices.
 
-    Raises `CorruptFileError`, `NotAModelError` or `UnsupportedOperationError`.
+    Raises `SourceNotFoundError`, `CorruptFileError`, `NotAModelError` or `UnsupportedOperationError`.
     """
-    header = read_header(path)
-    _check_header(header)
-    parsed, tokenizer = cached_conversion(header.digest, lambda: _read_metadata(path))
-    with quiet_libraries():
-        skeleton = _skeleton(parsed, header)
-        tensors = _converted_tensors(header, parsed, skeleton, native)
-        factors = tensors.pop(ROTARY_FACTORS, None)
-        # The class's own loading from tensors in memory: ties weights and rebuilds the buffers that no file stores.
-        loaded: Any = type(skeleton).from_pretrained(
-            None, config=skeleton.config, state_dict=tensors, dtype=dtype, **LOADING
-        )
-    model, report = loaded
-    check_complete(report, str(path))
+    header = read_model(path)
+    if header.architecture is None or not header.tensors:
+        raise NotAModelError(f"{header.path} names no architecture or holds no tensors: give a GGUF file of a model.")
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise NotAModelError(f"{header.path} holds no model (general.type = {kind!r}): give a GGUF file of a model.")
+    parameters = configuration(header)
+    tokenizer = _tokenizer(header)
+    with ONE_AT_A_TIME, quiet_libraries():
+        skeleton = _skeleton(parameters, header)
+        tensors = _converted_tensors(header, parameters, skeleton, native)
+        factors = tensors.pop(FREQUENCY_FACTORS, None)
+        _check_shapes(skeleton, tensors, header)
+        model = _filled(skeleton, tensors, dtype, header)
     if factors is not None:
-        _scale_rotary(model, factors)
+        _scale_rotary(model, factors, header)
     return model, tokenizer
 
 
-def _check_header(header: GgufHeader) -> None:
-    if header.architecture is None or not header.tensors:
-        raise NotAModelError(f"{header.path} names no architecture or holds no tensors: give a GGUF file of a model.")
-    if header.metadata.get("split.count", 0) > 1:
-        raise NotAModelError(
-            f"{header.path} is one of {header.metadata['split.count']} parts of a model: "
-            f"join them with llama.cpp's gguf-split --merge."
-        )
+def _tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
+    """The header's tokenizer, from the cache if it was built before: recovering merges from scores takes seconds."""
+
+    def convert() -> Conversion:
+        return {}, read_tokenizer(header)
+
+    return cached_conversion(header.digest, convert)[1]
 
 
-def _read_metadata(path: Path) -> Conversion:
-    """The transformers configuration that the file's metadata describes, as a dictionary, and the tokenizer."""
-    try:
-        reader = _PlainReader(path)
-        # transformers would open a reader of its own for each of the two.
-        with quiet_libraries(), mock.patch.object(gguf, "GGUFReader", return_value=reader):
-            config = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
-            return config, _read_tokenizer(path)
-    except Exception as error:
-        raise NotAModelError(
-            f"transformers has no model for {path} ({first_sentence(error)}): "
-            f"give the directory of the original model, or a GGUF of a known architecture."
-        ) from error
-
-
-def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    try:
-        return AutoTokenizer.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
-    except Exception:
-        return None
-
-
-class _PlainReader(gguf.GGUFReader):
-    """The gguf package's reader over a plain array: it slices once a string, and slicing a memmap is slow."""
-
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: NDArray[np.uint8]) -> None:
-        self._data = np.asarray(mapped).view(np.ndarray)
-
-
-def _skeleton(parsed: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:
+def _skeleton(parameters: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:
     """The module without weights."""
     try:
-        config = AutoConfig.for_model(**parsed)
+        config = AutoConfig.for_model(**parameters)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise NotAModelError(
-            f"{header.path} holds a {header.architecture}, for which transformers has no causal language model "
-            f"({first_sentence(error)}): give a GGUF file of a decoder."
+            f"transformers builds no {header.architecture} from the metadata of {header.path} "
+            f"({first_sentence(error)}): give the directory of the original model."
         ) from error
 
 
+def _check_shapes(skeleton: nn.Module, tensors: Mapping[str, Tensor], header: GgufHeader) -> None:
+    """Compare before memory is asked for: what does not fit is otherwise made anew, in the size of the metadata."""
+    sizes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+    misfits = [name for name, tensor in tensors.items() if name in sizes and tensor.shape != sizes[name]]
+    check_complete({"missing_keys": [], "mismatched_keys": misfits}, str(header.path))
+
+
+def _filled(
+    skeleton: PreTrainedModel, tensors: dict[str, Tensor], dtype: torch.dtype, header: GgufHeader
+) -> PreTrainedModel:
+    """The class's own loading from tensors in memory: ties weights and rebuilds the buffers that no file stores."""
+    try:
+        loaded: Any = type(skeleton).from_pretrained(
+            None, config=skeleton.config, state_dict=tensors, dtype=dtype, **LOADING
+        )
+    except Exception as error:
+        raise NotAModelError(
+            f"transformers cannot load the weights of {header.path} ({first_sentence(error)}): "
+            f"give the directory of the original model."
+        ) from error
+    model, report = loaded
+    check_complete(report, str(header.path))
+    return model
+
+
 def _converted_tensors(
-    header: GgufHeader, parsed: Mapping[str, Any], skeleton: nn.Module, native: NativeWeights | None
+    header: GgufHeader, parameters: Mapping[str, Any], skeleton: nn.Module, native: NativeWeights | None
 ) -> dict[str, Tensor]:
     """Every tensor, dequantized, under transformers' name and in transformers' order of rows."""
-    processor = TENSOR_PROCESSORS.get(header.architecture or "", TensorProcessor)(config=dict(parsed))
+    processor = tensor_processor(header.architecture or "", parameters)
     names = get_gguf_hf_weights_map(_Outline(skeleton), processor)
     tensors: dict[str, Tensor] = {}
     unused: list[str] = []
     blocks = header.blocks()
-    for entry, values in _dequantized(header):
-        if entry.name == ROTARY_FACTORS:
-            tensors[ROTARY_FACTORS] = torch.from_numpy(values)
+    for entry, values in _dequantized(header, blocks):
+        if entry.name in TABLES:
+            if entry.name == FREQUENCY_FACTORS:
+                tensors[FREQUENCY_FACTORS] = torch.from_numpy(values)
             continue
-        stored = processor.process(
-            weights=values, name=entry.name, tensor_key_mapping=names, parsed_parameters={"tensors": tensors}
-        )
+        try:
+            stored = processor.process(
+                weights=values, name=entry.name, tensor_key_mapping=names, parsed_parameters={"tensors": tensors}
+            )
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CorruptFileError(
+                f"{entry.path} holds {entry.name} of shape {list(entry.shape)}, which does not fit its "
+                f"{header.architecture} ({first_sentence(error)}): download it again."
+            ) from error
         if stored.name in names:
             placed = np.ascontiguousarray(stored.weights)
             tensors[names[stored.name]] = torch.from_numpy(placed)
@@ -155,29 +147,34 @@ def _converted_tensors(
     return tensors
 
 
-def _dequantized(header: GgufHeader) -> Iterator[tuple[TensorEntry, NDArray[np.float32]]]:
-    blocks = header.blocks()
-
+def _dequantized(
+    header: GgufHeader, blocks: Mapping[str, NDArray[np.uint8]]
+) -> Iterator[tuple[TensorEntry, NDArray[np.float32]]]:
     def decode(entry: TensorEntry) -> NDArray[np.float32]:
         try:
             return dequantize(blocks[entry.name], entry.encoding)
         except NotImplementedError as error:
             raise UnsupportedOperationError(
-                f"{header.path} stores {entry.name} as {entry.encoding.name}, which the gguf package cannot decode: "
+                f"{entry.path} stores {entry.name} as {entry.encoding.name}, which the gguf package cannot decode: "
                 f"requantize the file, to Q8_0 for example."
             ) from error
         except ValueError as error:
-            raise CorruptFileError(f"{header.path} holds {entry.name} damaged: download it again.") from error
+            raise CorruptFileError(f"{entry.path} holds {entry.name} damaged: download it again.") from error
 
     with ThreadPoolExecutor() as pool:
         yield from zip(header.tensors, pool.map(decode, header.tensors), strict=True)
 
 
-def _scale_rotary(model: nn.Module, factors: Tensor) -> None:
-    """Divide the rotary frequencies `[head size / 2]` by the file's factors, as llama.cpp does."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq") and buffer.shape == factors.shape:
-            buffer.div_(factors.to(buffer))
+def _scale_rotary(model: nn.Module, factors: Tensor, header: GgufHeader) -> None:
+    """Divide the rotary frequencies `[turned features / 2]` by the file's factors, as llama.cpp does."""
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    if not frequencies or any(buffer.shape != factors.shape for buffer in frequencies):
+        raise CorruptFileError(
+            f"{header.path}: {FREQUENCY_FACTORS} has {list(factors.shape)} factors, one for each rotary frequency are "
+            f"needed; convert the model again."
+        )
+    for buffer in frequencies:
+        buffer.div_(factors.to(buffer))
 
 
 class _Outline:

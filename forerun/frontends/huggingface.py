@@ -1,6 +1,7 @@
 """transformers models: directories, model objects, tokenizers and chat templates."""
 
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, Run
 TRUST = "trust_remote_code"  # how transformers says that it would have to run a model's own code
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+ONE_AT_A_TIME = threading.RLock()
+"""Held while transformers builds or fills a model: it replaces functions of its own and of torch meanwhile."""
 
 
 def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
