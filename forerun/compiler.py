@@ -42,6 +42,8 @@ MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
 """Rows whose logits a step can give: the largest tree."""
+TEXTLESS = ("source", "dump_dir", "progress")
+"""Arguments of `build` that say nothing of the text: a kept model is found by all others, and by its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
 
@@ -106,9 +108,11 @@ def build(
     source: Any, dtype: str, target: str, max_length: int, dump_dir: str | os.PathLike[str] | None, progress: Progress
 ) -> Built:
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
+    options = {name: value for name, value in locals().items() if name not in TEXTLESS}
     kept = None
     if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
-        kept = prebuilt.folder_for(Path(source).expanduser(), dtype=dtype, max_length=max_length)
+        path = Path(source).expanduser()
+        kept = prebuilt.folder_for(path, options)
     if kept is not None:
         with progress.stage("read compiled model"):
             found = prebuilt.load(kept)
@@ -119,7 +123,8 @@ def build(
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
     if kept is not None:
         with progress.stage("keep compiled model"):
-            prebuilt.save(kept, built)
+            if kept == prebuilt.folder_for(path, options):  # the files are still those that were read
+                prebuilt.save(kept, built)
     return built
 
 
