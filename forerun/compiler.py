@@ -11,9 +11,11 @@ from typing import Any, TypedDict
 import torch
 
 from forerun import prebuilt
+from forerun.available import require_memory
 from forerun.codegen import triton
 from forerun.codegen.triton.gpu import require_gpu, usable
 from forerun.errors import InvalidOptionError, UnknownTargetError
+from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
@@ -104,15 +106,16 @@ def compile(
     return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids)
 
 
+@with_live_threads
+@one_at_a_time
 def build(
     source: Any, dtype: str, target: str, max_length: int, dump_dir: str | os.PathLike[str] | None, progress: Progress
 ) -> Built:
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
     options = {name: value for name, value in locals().items() if name not in TEXTLESS}
-    kept = None
-    if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
-        path = Path(source).expanduser()
-        kept = prebuilt.folder_for(path, options)
+    keeps = target == "cpu" and dump_dir is None
+    path = Path(source).expanduser() if keeps and isinstance(source, (str, os.PathLike)) else None
+    kept = None if path is None else prebuilt.folder_for(path, options)
     if kept is not None:
         with progress.stage("read compiled model"):
             found = prebuilt.load(kept)
@@ -121,7 +124,7 @@ def build(
     lowered = lower(source, dtype, max_length, dump_dir, progress)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
-    if kept is not None:
+    if path is not None and kept is not None:
         with progress.stage("keep compiled model"):
             if kept == prebuilt.folder_for(path, options):  # the files are still those that were read
                 prebuilt.save(kept, built)
@@ -145,6 +148,8 @@ def _model(strategy: Strategy, target: Target, eos_token_ids: Iterable[int]) -> 
     )
 
 
+@with_live_threads
+@one_at_a_time
 def lower(
     source: Any,
     dtype: str = "float32",
@@ -195,6 +200,7 @@ def generate_code(
 
     with progress.stage("kernels"):
         lowering = tvm.Lowering(lowered.module, **limits)
+        require_memory(lowering.step.needed_bytes())
         native = lowered.source.native
         packed = lowering.pack(lowered.weights, None if native is None else native.blocks)
         executable = tvm.TvmExecutable(lowering.step, tvm.compiled_code(lowering), packed)

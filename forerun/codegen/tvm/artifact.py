@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from forerun.available import require_memory
 from forerun.codegen.tvm import cache
 from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
@@ -34,8 +35,10 @@ def save(folder: Path, executable: TvmExecutable) -> None:
 
 
 def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
-    """The step of an entry, ready to run. Raises `CorruptFileError` where it is not whole, or its code gone."""
+    """The step of an entry, ready to run. Raises `CorruptFileError` where it is not whole, or its code gone, and
+    `DeviceMemoryError`."""
     step = _step(entry)
+    require_memory(step.needed_bytes())
     weights = torch.empty(step.packed)  # copied: memory of one's own has larger pages than a mapped file
     entry.read_into(WEIGHTS, weights.numpy().view(np.uint8).data)
     if (code := cache.load(step.key)) is None:
