@@ -121,7 +121,7 @@ def build(
             found = prebuilt.load(kept)
         if found is not None:
             return found
-    lowered = lower(source, dtype, max_length, dump_dir, progress)
+    lowered = lower(source, dtype, max_length, dump_dir, progress, target=target)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
     if path is not None and kept is not None:
@@ -157,6 +157,7 @@ def lower(
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     draft: Sequence[Pass] = (),
+    target: str = "cpu",
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
@@ -174,7 +175,7 @@ def lower(
         verify(module)
     stored = program_weights(program)
     native = opened.native
-    context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages)
+    context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages, target != "cuda")
     passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype], draft)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))

@@ -54,8 +54,11 @@ def _files(folder: Path) -> dict[str, Path]:
     seen: set[str] = set()
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
-        folders[:] = [] if real in seen else [each for each in folders if not each.startswith(".")]
+        if real in seen:  # by a link
+            folders.clear()
+            continue
         seen.add(real)
+        folders[:] = [each for each in folders if not each.startswith(".")]
         for each in (Path(where, name) for name in names if not name.startswith(".")):
             if each.is_file():
                 found[each.relative_to(folder).as_posix()] = each

@@ -159,7 +159,10 @@ def _make_room(models: Path, needed: int) -> bool:
     room = _room()
     if needed > room:
         return False
-    kept = sorted((*_used(each), each) for each in models.glob("[!.]*"))
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # none yet
+        names = [each for each in os.listdir(models) if not each.startswith(".")]
+    kept = sorted((*_used(models / each), models / each) for each in names)
     total = needed + sum(size for _, size, _ in kept)
     for _, size, folder in kept:
         if total <= room:

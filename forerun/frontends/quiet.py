@@ -47,7 +47,7 @@ def _heard(record: logging.LogRecord) -> bool:
 
 
 def _install() -> None:
-    """Give each of the libraries' handlers the filter, and transformers a hook for its bars; both look at the thread."""
+    """Give the libraries' handlers the filter, and transformers a hook for its bars; both look at the thread."""
     global _installed
     with _installing:
         for name, logger in [*logging.root.manager.loggerDict.items()]:

@@ -25,10 +25,12 @@ from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.step import Source
 from forerun.entries import remove
 from forerun.errors import InvalidOptionError
+from forerun.forking import Turn
 from forerun.storage import cache_directory, keeping, write_atomically
 
 INTERPRET = "TRITON_INTERPRET"
 OVERRIDES = "FORERUN_KERNELS"
+_environment = Turn("loading a kernel")
 
 
 def function_name(shared: int) -> str:
@@ -80,16 +82,20 @@ def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dic
 
 @contextmanager
 def interpreting(interpret: bool) -> Generator[None]:
-    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled."""
-    before = os.environ.get(INTERPRET)
-    os.environ[INTERPRET] = "1" if interpret else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[INTERPRET]
-        else:
-            os.environ[INTERPRET] = before
+    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled.
+
+    Triton reads the process's environment, so that one thread at a time may be here.
+    """
+    with _environment:
+        before = os.environ.get(INTERPRET)
+        os.environ[INTERPRET] = "1" if interpret else "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[INTERPRET]
+            else:
+                os.environ[INTERPRET] = before
 
 
 def _written(place: Path, text: str) -> Path:
