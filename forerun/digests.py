@@ -39,7 +39,7 @@ def file_digest(path: Path, into: memoryview | None = None) -> str:
             while read < count:
                 more = file.readinto(view[read:])
                 if not more:
-                    raise ValueError(f"{path.name} has become shorter")
+                    raise OSError(f"{path} has become shorter")
                 read += more
         return hashlib.sha256(view).digest()
 
@@ -50,24 +50,22 @@ def file_digest(path: Path, into: memoryview | None = None) -> str:
         return hashlib.sha256(b"".join(pool.map(chunk, starts))).hexdigest()
 
 
-def known_digest(path: Path) -> str:
-    """`file_digest`, from an earlier run where the file has not changed since.
+def known_digest(path: Path, into: memoryview | None = None) -> str:
+    """`file_digest`, from an earlier run where the file has not changed since; `into` gets its bytes in any case.
 
     What has been changed within the file system's granularity could change again and show the same time: its digest is
-    not kept. Raises OSError, also where the file changes while it is read.
+    not kept. Raises OSError, also where the file changes while it is read, and ValueError where it has another size.
     """
     kept = _kept_at(path)
     before = stamp(path)
-    if kept is not None and (found := _read(kept, before)) is not None:
-        return found
+    found = None if kept is None else _read(kept, before)
     began = time.time_ns()
-    try:
-        digest = file_digest(path)
-    except ValueError as error:
-        raise OSError(str(error)) from error
+    digest = file_digest(path, into) if found is None else found
+    if found is not None and into is not None:
+        _fill(path, into)
     if stamp(path) != before:
         raise OSError(f"{path} changes while it is read")
-    if kept is not None and before[-1] < began - GRANULARITY:
+    if found is None and kept is not None and before[-1] < began - GRANULARITY:
         with keeping("digest of the model's files"):
             write_atomically(kept, json.dumps({"stamp": before, "digest": digest}))
     return digest
@@ -77,6 +75,15 @@ def stamp(path: Path) -> Stamp:
     """What tells a file from another, and from itself before a change: device, inode, size, mtime and ctime in ns."""
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _fill(path: Path, into: memoryview) -> None:
+    with path.open("rb", buffering=0) as file:
+        read = 0
+        while read < into.nbytes and (more := file.readinto(into[read:])):
+            read += more
+        if read < into.nbytes or file.read(1):
+            raise ValueError(f"{path.name} has not {into.nbytes} bytes")
 
 
 def _kept_at(path: Path) -> Path | None:

@@ -5,6 +5,7 @@ or remover breaks another: whoever finds a folder not whole does without, and wr
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from forerun.digests import file_digest
+from forerun.digests import file_digest, known_digest
 from forerun.errors import CorruptFileError
 
 CHECKSUMS = "checksums.json"
@@ -38,14 +39,20 @@ class Entry:
         """The bytes of a file, checked. Raises `CorruptFileError`."""
         with self._whole():
             content = bytearray((self.folder / name).stat().st_size)
-        self.read_into(name, memoryview(content))
+            self._compare(name, file_digest(self.folder / name, memoryview(content)))
         return content
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The bytes of a file, left in a buffer of its size, checked while they are read. Raises `CorruptFileError`."""
+        """The bytes of a large file, left in a buffer of its size. Raises `CorruptFileError`.
+
+        They are checked while they are read, unless they were in an earlier run and the file has not changed since.
+        """
         with self._whole():
-            if file_digest(self.folder / name, buffer) != self._digests.get(name):
-                raise ValueError(f"{name} has other bytes than were written")
+            self._compare(name, known_digest(self.folder / name, buffer))
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self._digests.get(name):
+            raise ValueError(f"{name} has other bytes than were written")
 
     def check(self, names: Iterable[str]) -> None:
         """Check files that another library reads. Raises `CorruptFileError`."""
@@ -80,8 +87,8 @@ def new_entry(folder: Path) -> Generator[Path]:
         remove(folder)
         try:
             unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # which say that another process was faster
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

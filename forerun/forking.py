@@ -85,10 +85,14 @@ def one_at_a_time(work: Callable[Parameters, Result]) -> Callable[Parameters, Re
 def require_process(process: int) -> None:
     """`ForkError` where what was made in one process is used in another: a GPU serves the one that it knows."""
     if process != os.getpid():
-        raise ForkError(
-            "A forked process cannot use the GPU of its parent: start processes by multiprocessing.get_context('spawn')"
-            " and compile the model there."
-        )
+        raise gpu_of_parent()
+
+
+def gpu_of_parent() -> ForkError:
+    return ForkError(
+        "A forked process cannot use the GPU of its parent: start processes by multiprocessing.get_context('spawn') "
+        "and compile the model there."
+    )
 
 
 def _helper() -> ThreadPoolExecutor:

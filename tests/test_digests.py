@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from forerun import digests
 from forerun.digests import CHUNK, file_digest, known_digest
+from forerun.entries import UNFINISHED, Entry, new_entry, remove
+from forerun.errors import CorruptFileError
 from forerun.identity import identity
 
 
@@ -24,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read."""
     found: list[Path] = []
-    monkeypatch.setattr(digests, "file_digest", lambda path: (found.append(path), file_digest(path))[1])
+    monkeypatch.setattr(digests, "file_digest", lambda path, into: (found.append(path), file_digest(path, into))[1])
     return found
 
 
@@ -59,6 +62,20 @@ def test_a_file_that_has_not_changed_is_read_once(tmp_path, read, monkeypatch) -
     assert read == [file]
 
 
+def test_a_known_file_is_read_into_a_buffer(tmp_path, read, monkeypatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content := random.Random(0).randbytes(1000))
+    aged(file, monkeypatch)
+    for _ in range(2):
+        into = bytearray(1000)
+        assert known_digest(file, memoryview(into)) == file_digest(file)
+        assert into == content
+    assert read == [file]
+    for size in (999, 1001):
+        with pytest.raises(ValueError, match="bytes"):
+            known_digest(file, memoryview(bytearray(size)))
+
+
 def test_a_file_that_was_changed_just_now_is_not_trusted(tmp_path, read) -> None:
     """Its next change may have the same time."""
     file = tmp_path / "file"
@@ -87,7 +104,9 @@ def test_a_change_is_seen_whatever_its_times_say(tmp_path, monkeypatch) -> None:
 def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"text")
-    monkeypatch.setattr(digests, "file_digest", lambda path: (file_digest(path), path.write_bytes(b"longer text"))[0])
+    monkeypatch.setattr(
+        digests, "file_digest", lambda path, _: (file_digest(path), path.write_bytes(b"longer text"))[0]
+    )
     with pytest.raises(OSError, match="changes while it is read"):
         known_digest(file)
 
@@ -103,6 +122,44 @@ def test_a_damaged_record_is_made_again(tmp_path, cache, monkeypatch, damage) ->
     record.write_text(damage)
     assert known_digest(file) == digest
     assert record.read_text() == whole
+
+
+def test_writers_and_removers_break_no_reader(tmp_path) -> None:
+    """A reader gets what one writer wrote, or `CorruptFileError`."""
+    folder, stopped, failures = tmp_path / "entry", threading.Event(), list[BaseException]()
+
+    def repeat(work) -> None:
+        try:
+            while not stopped.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+
+    def write() -> None:
+        with new_entry(folder) as unfinished:
+            text = str(threading.get_ident()) * 1000
+            (unfinished / "one").write_text(text)
+            (unfinished / "two").write_text(text)
+
+    threads = [threading.Thread(target=repeat, args=[work]) for work in (write, write, lambda: remove(folder))]
+    for each in threads:
+        each.start()
+    whole = broken = 0
+    ending = time.monotonic() + 3
+    while time.monotonic() < ending:
+        try:
+            entry = Entry(folder)
+            assert set(entry.read("one")) <= set(b"0123456789")
+            whole += 1
+        except CorruptFileError:
+            broken += 1
+    stopped.set()
+    for each in threads:
+        each.join()
+    assert not failures
+    assert whole
+    assert broken
+    assert not [*tmp_path.glob(f"{UNFINISHED}*")]
 
 
 def model(folder: Path) -> Path:

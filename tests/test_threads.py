@@ -1,5 +1,6 @@
 """Several threads, and forked processes: each gets what it would get alone, or one sentence."""
 
+import io
 import logging
 import multiprocessing
 import os
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 
 import forerun
 from forerun.errors import ForkError
 from forerun.forking import Turn, with_live_threads
 from forerun.frontends.quiet import quiet_libraries
-from forerun.progress import SilentProgress
+from forerun.progress import SilentProgress, TerminalProgress
 from tests.models import FAMILIES
 
 PROMPT = [5, 9, 200, 13]
@@ -90,7 +92,7 @@ def test_only_the_quiet_thread_is_quiet(monkeypatch) -> None:
 
     def speak(text: str) -> Any:
         logger.warning(text)
-        return transformers.utils.logging.tqdm([1], desc=text, file=open(os.devnull, "w"))  # noqa: SIM115
+        return transformers.utils.logging.tqdm([1], desc=text, file=open(os.devnull, "w"))
 
     bars: dict[str, Any] = {"before": speak("before")}
     with quiet_libraries(), quiet_libraries():
@@ -102,6 +104,50 @@ def test_only_the_quiet_thread_is_quiet(monkeypatch) -> None:
     assert heard == ["before", "other", "after"]
     empty = {name for name, bar in bars.items() if isinstance(bar, transformers.utils.logging.EmptyTqdm)}
     assert empty == {"quiet"}
+
+
+def test_progress_of_two_threads_leaves_the_streams_alone() -> None:
+    streams = sys.stdout, sys.stderr
+    both = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            progress = TerminalProgress(Console(file=io.StringIO(), force_terminal=True))
+            with progress.stage("first"), progress.stage("second"):
+                both.wait(10)
+                assert (sys.stdout, sys.stderr) == streams
+                both.wait(10)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not failures
+    assert (sys.stdout, sys.stderr) == streams
+
+
+def test_the_interpreters_variable_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from forerun.codegen.triton.sources import INTERPRET, interpreting
+
+    monkeypatch.setenv(INTERPRET, "mine")
+    inside = threading.Event()
+
+    def other() -> None:
+        with interpreting(False):
+            inside.set()
+
+    thread = threading.Thread(target=other)
+    with interpreting(True):
+        thread.start()
+        assert not inside.wait(0.2)
+        assert os.environ[INTERPRET] == "1"
+    thread.join()
+    assert os.environ[INTERPRET] == "mine"
 
 
 def in_child(work: Callable[[], Any], context: str = "fork") -> Any:
