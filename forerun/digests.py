@@ -94,6 +94,8 @@ def _kept_at(path: Path) -> Path | None:
 
 def _read(kept: Path, current: Stamp) -> str | None:
     try:
+        if not kept.is_file():
+            return None
         found = json.loads(kept.read_text(encoding="utf-8"))
         digest = found["digest"] if found["stamp"] == current else None
     except (OSError, ValueError, TypeError, KeyError):

@@ -30,9 +30,10 @@ class Entry:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with self._whole():
+            present = _files(folder)  # first: a pipe in a file's place would wait for ever
             listed: Any = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
             self._digests: dict[str, str] = dict(listed)
-            if sorted(self._digests) != sorted(_files(folder)):
+            if sorted(self._digests) != sorted(present):
                 raise ValueError("files are missing or were added")
 
     def read(self, name: str) -> bytearray:

@@ -55,6 +55,8 @@ def read_choices(gpu: str) -> dict[str, Config]:
 def _read(file: Path) -> dict[str, Config]:
     """The choices of a file; none where it is missing or not as it was written, so that they are measured again."""
     try:
+        if not file.is_file():
+            return {}
         found = json.loads(file.read_text(encoding="utf-8"))
         choices = found["choices"]
         if found["sha256"] != _checksum(choices):
