@@ -12,12 +12,14 @@ from typing import Any, TypedDict
 import torch
 
 from forerun import prebuilt
+from forerun.available import require_memory
 from forerun.codegen import triton
 from forerun.codegen.triton.gpu import require_gpu, usable
 from forerun.errors import InvalidOptionError, UnknownTargetError
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
 from forerun.frontends.rotary_scaling import LengthLimit
+from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
@@ -47,6 +49,8 @@ MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
 """Rows whose logits a step can give: the largest tree."""
+TEXTLESS = ("source", "dump_dir", "progress")
+"""Arguments of `build` that say nothing of the text: a kept model is found by all others, and by its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
 
@@ -133,6 +137,8 @@ def compile(
     return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids)
 
 
+@with_live_threads
+@one_at_a_time
 def build(
     source: Any,
     dtype: str,
@@ -143,20 +149,22 @@ def build(
     opening: Opening = OPENING,
 ) -> Built:
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
-    kept = None
-    if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
-        kept = prebuilt.folder_for(existing(source), dtype=dtype, max_length=max_length, opening=opening)
+    options = {name: value for name, value in locals().items() if name not in TEXTLESS}
+    keeps = target == "cpu" and dump_dir is None
+    path = existing(source) if keeps and isinstance(source, (str, os.PathLike)) else None
+    kept = None if path is None else prebuilt.folder_for(path, options)
     if kept is not None:
         with progress.stage("read compiled model"):
             found = prebuilt.load(kept)
         if found is not None:
             return found
-    lowered = lower(source, dtype, max_length, dump_dir, progress, opening=opening)
+    lowered = lower(source, dtype, max_length, dump_dir, progress, opening=opening, target=target)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
-    if kept is not None:
+    if path is not None and kept is not None:
         with progress.stage("keep compiled model"):
-            prebuilt.save(kept, built)
+            if kept == prebuilt.folder_for(path, options):  # the files are still those that were read
+                prebuilt.save(kept, built)
     return built
 
 
@@ -177,6 +185,8 @@ def _model(strategy: Strategy, target: Target, eos_token_ids: Iterable[int]) -> 
     )
 
 
+@with_live_threads
+@one_at_a_time
 def lower(
     source: Any,
     dtype: str = "float32",
@@ -185,6 +195,7 @@ def lower(
     progress: Progress | None = None,
     draft: Sequence[Pass] = (),
     opening: Opening = OPENING,
+    target: str = "cpu",
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
@@ -203,7 +214,7 @@ def lower(
         verify(module)
     stored = program_weights(program)
     native = opened.native
-    context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages)
+    context = PassContext(stored.__getitem__, max_length, None if native is None else native.storages, target != "cuda")
     passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, STORAGES[dtype], draft)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
@@ -229,6 +240,7 @@ def generate_code(
 
     with progress.stage("kernels"):
         lowering = tvm.Lowering(lowered.module, **limits)
+        require_memory(lowering.step.needed_bytes())
         native = lowered.source.native
         packed = lowering.pack(lowered.weights, None if native is None else native.blocks)
         executable = tvm.TvmExecutable(lowering.step, tvm.compiled_code(lowering), packed)

@@ -56,6 +56,10 @@ class DeviceMemoryError(DeviceError):
     """A model for which the device has too little memory."""
 
 
+class ForkError(ForerunError):
+    """A process that was forked from one which its models cannot leave."""
+
+
 class PromptError(ForerunError):
     """A prompt that is empty or holds token ids outside the vocabulary."""
 

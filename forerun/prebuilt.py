@@ -1,8 +1,8 @@
 """Compiled models on disk: what `compile` makes of a path, so that the next start neither traces nor packs weights.
 
-A folder a model, named by a digest of all that it depends on: the model's files, the options, the machine, the versions
-of the libraries and forerun's own sources. Folders are written under another name and renamed. The one that was used
-longest ago makes room for a new one where all together exceed `$FORERUN_CACHE_GB` (8 by default, 0 to keep none).
+A folder a model, named by a digest of all that it depends on: every byte of the model's files, the options, the
+machine, the versions of the libraries and forerun's own sources. The one that was used longest ago makes room for a new
+one where all together exceed `$FORERUN_CACHE_GB` (8 by default, 0 to keep none).
 """
 
 from __future__ import annotations
@@ -11,31 +11,36 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Generator, Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from forerun import entries
+from forerun.entries import Entry
 from forerun.errors import CorruptFileError, InvalidOptionError
-from forerun.frontends.huggingface import load_tokenizer
+from forerun.frontends.kept_tokenizer import can_keep, read_tokenizer, save_tokenizer
+from forerun.identity import identity
 from forerun.runtime.executable import Executable
-from forerun.storage import cache_directory
+from forerun.storage import cache_directory, keeping
 
 GIGABYTE = 10**9
 ROOM = 8.0
 """Gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
-ENDS = 1 << 16
-"""Bytes at both ends of a model's file that its digest reads; size and time of change stand for the rest."""
-ABANDONED = 3600.0
-"""Seconds after which an unfinished folder is taken for one whose writer has died."""
-LIBRARIES = ("torch", "apache-tvm", "transformers", "tokenizers", "gguf")
-TOKENIZER, MODEL, UNFINISHED = "tokenizer", "model.json", ".unfinished-"
+LIBRARIES = (
+    *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
+    *("torch", "transformers", "xdsl"),
+    *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
+)
+"""forerun's dependencies, and what transformers uses where it is installed."""
+VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
+"""Beginnings of the environment variables that may change what is compiled or how constants are evaluated."""
+HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
+TOKENIZER, MODEL = "tokenizer", "model.json"
 
 
 @dataclass(frozen=True)
@@ -47,52 +52,91 @@ class Built:
     eos_token_ids: tuple[int, ...]
 
 
-def folder_for(path: Path, **options: object) -> Path | None:
-    """Where the model of a path is kept, if under these options it is; None where nothing is to be kept."""
-    if not path.exists() or _room() == 0:
-        return None
-    from forerun.codegen.tvm.target import Machine  # TVM takes seconds to import: only this target needs it
+def folder_for(path: Path, options: Mapping[str, object]) -> Path | None:
+    """Where the model of a path is kept, if under these options it is; None where nothing is to be kept.
 
+    The name is equal only where all options and all bytes of the model's files are.
+    """
+    directory, told = cache_directory(), _told(options)
+    if _room() == 0 or directory is None or told is None:
+        return None
+    try:
+        files = identity(path)
+    except OSError:  # whoever loads the model says what is wrong with its files
+        return None
+    if files is None:
+        return None
     digest = hashlib.sha256()
-    said = [repr(sorted(options.items())), str(Machine.host()), torch.__version__, *map(version, LIBRARIES)]
-    for text in [*said, *_sources(), *_identity(path)]:
-        digest.update(text.encode() + b"\0")
-    return _folders() / digest.hexdigest()[:32]
+    for text in [told, *_surroundings(), *_sources(), *files]:
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return directory / "models" / digest.hexdigest()[:32]
 
 
 def load(folder: Path) -> Built | None:
-    """What was kept in a folder; None where there is none, or none that is whole."""
+    """What was kept in a folder; None where there is none, or none that is as it was written."""
     from forerun.codegen.tvm import artifact
 
-    if not folder.is_dir():
-        return None
     try:
-        executable = artifact.load(folder)
-        read = json.loads((folder / MODEL).read_text(encoding="utf-8"))
-        tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
-        os.utime(folder)
-    except (CorruptFileError, OSError, ValueError):
-        shutil.rmtree(folder, ignore_errors=True)
+        entry = Entry(folder)
+        read = json.loads(entry.read(MODEL))
+        executable = artifact.load(entry)
+        files = entry.under(TOKENIZER)
+        entry.check(files)
+        tokenizer = read_tokenizer(folder / TOKENIZER) if files else None
+        ends = tuple(read["eos_token_ids"])
+    except (CorruptFileError, KeyError, TypeError, ValueError):
         return None
-    return Built(executable, tokenizer, tuple(read["eos_token_ids"]))
+    with contextlib.suppress(OSError):  # a folder that may only be read keeps its time
+        os.utime(folder)
+    return Built(executable, tokenizer, ends)
 
 
 def save(folder: Path, built: Built) -> None:
-    """Keep a model for the next start. A full disk is not an error: the next start compiles again."""
+    """Keep a model for the next start, where it can be kept (`storage.keeping`)."""
     from forerun.codegen.tvm import TvmExecutable, artifact
 
     assert isinstance(built.executable, TvmExecutable)
-    if not _make_room(built.executable.weight_bytes):
+    if built.tokenizer is not None and not can_keep(built.tokenizer):
         return
-    with contextlib.suppress(OSError), _renamed(folder) as unfinished:
+    if not _make_room(folder.parent, built.executable.weight_bytes):
+        return
+    with keeping("compiled model"), entries.new_entry(folder) as unfinished:
         artifact.save(unfinished, built.executable)
         if built.tokenizer is not None:
-            built.tokenizer.save_pretrained(unfinished / TOKENIZER)
+            save_tokenizer(built.tokenizer, unfinished / TOKENIZER)
         (unfinished / MODEL).write_text(json.dumps({"eos_token_ids": built.eos_token_ids}), encoding="utf-8")
 
 
-def _folders() -> Path:
-    return cache_directory() / "models"
+def _told(options: Mapping[str, object]) -> str | None:
+    """The options as text; None where one has a value that no text tells in full."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "to_dict"):  # a config of transformers
+            return {type(value).__name__: value.to_dict()}
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        raise TypeError(f"{value!r} as an option")
+
+    try:
+        return json.dumps(dict(options), sort_keys=True, default=plain)
+    except (TypeError, ValueError):
+        return None
+
+
+def _surroundings() -> Iterable[str]:
+    """The machine, the libraries, and the environment as far as it changes what is compiled."""
+    from forerun.codegen.tvm.target import Machine  # TVM takes seconds to import: only this target needs it
+
+    yield str(Machine.host())
+    yield sys.version
+    for name in LIBRARIES:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"no {name}"
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(VARIABLES) and name not in HARMLESS:
+            yield f"{name}={value}"
 
 
 def _room() -> int:
@@ -107,29 +151,38 @@ def _room() -> int:
     return int(room * GIGABYTE)
 
 
-def _make_room(needed: int) -> bool:
-    """Remove the folders used longest ago until `needed` bytes more may be kept; False where they never may."""
-    for each in _folders().glob(f"{UNFINISHED}*"):
-        if time.time() - each.stat().st_mtime > ABANDONED:
-            shutil.rmtree(each, ignore_errors=True)
-    kept = sorted(_folders().glob("[!.]*"), key=lambda each: each.stat().st_mtime)
-    sizes = [sum(file.stat().st_size for file in each.rglob("*") if file.is_file()) for each in kept]
-    while kept and sum(sizes) + needed > _room():
-        shutil.rmtree(kept.pop(0), ignore_errors=True)
-        del sizes[0]
-    return needed <= _room()
+def _make_room(models: Path, needed: int) -> bool:
+    """Remove the folders used longest ago until `needed` bytes more may be kept; False where they never may.
+
+    Other processes may write, use and remove folders meanwhile: what is gone takes no room.
+    """
+    room = _room()
+    if needed > room:
+        return False
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # none yet
+        names = [each for each in os.listdir(models) if not each.startswith(".")]
+    kept = sorted((*_used(models / each), models / each) for each in names)
+    total = needed + sum(size for _, size, _ in kept)
+    for _, size, folder in kept:
+        if total <= room:
+            break
+        with contextlib.suppress(OSError):
+            entries.remove(folder)
+        total -= size
+    return True
 
 
-@contextlib.contextmanager
-def _renamed(folder: Path) -> Generator[Path]:
-    """A new folder that gets its name when its content is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _used(folder: Path) -> tuple[float, int]:
+    """When a folder was used last, and the bytes that it takes."""
+    times, size = [0.0], 0
+    with contextlib.suppress(OSError):
+        times.append(folder.stat().st_mtime)
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += Path(where, name).stat().st_size
+    return times[-1], size
 
 
 def _sources() -> Iterable[str]:
@@ -138,15 +191,3 @@ def _sources() -> Iterable[str]:
     for path in sorted(root.rglob("*.py")):
         yield str(path.relative_to(root))
         yield hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _identity(path: Path) -> Iterable[str]:
-    """What tells a model's files from others, without reading all of them."""
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    for each in files:
-        found = each.stat()
-        with each.open("rb") as file:
-            head = file.read(ENDS)
-            file.seek(max(0, found.st_size - ENDS))
-            ends = hashlib.sha256(head + file.read(ENDS)).hexdigest()
-        yield f"{each.name if path.is_file() else each.relative_to(path)} {found.st_size} {found.st_mtime_ns} {ends}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -82,7 +83,7 @@ class TerminalProgress(SilentProgress):
     def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
         """Show a bar for as long as the body runs."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Display(*columns, console=self._console, transient=True) as display:
+        with _display(self._console, *columns) as display:
             task = display.add_task(name, total=None)
             with SilentProgress.stage(self, name):
                 yield lambda done, total: display.update(task, completed=done, total=total)
@@ -91,7 +92,7 @@ class TerminalProgress(SilentProgress):
         display = self._display
         if display is None:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            display = Display(*columns, console=self._console, transient=True)
+            display = _display(self._console, *columns)
             display.start()
             self._display = display
         self._open_stages += 1
@@ -105,6 +106,11 @@ class TerminalProgress(SilentProgress):
         if self._open_stages == 0:
             self._display.stop()
             self._display = None
+
+
+def _display(console: Console, *columns: ProgressColumn) -> Display:
+    """The program keeps its own sys.stdout and sys.stderr meanwhile: other threads print, and compile, as well."""
+    return Display(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def open_progress(quiet: bool = False) -> Progress:

@@ -1,14 +1,44 @@
-"""Where things are kept between runs, and how files are written: whole or not at all."""
+"""Where things are kept between runs, and how files are written: whole or not at all.
 
+Nothing that is kept is needed: where it cannot be written or read, that is said once, and work goes on without.
+"""
+
+import contextlib
+import logging
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
+log = logging.getLogger("forerun")
+_said: set[str] = set()
 
-def cache_directory() -> Path:
-    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`."""
-    chosen = os.environ.get("FORERUN_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "forerun"
+
+def cache_directory() -> Path | None:
+    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`; None where that names the home of nobody."""
+    chosen = os.environ.get("FORERUN_CACHE_DIR") or "~/.cache/forerun"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError:
+        say_once(f"Nothing is kept for the next start: {chosen} names no home directory; set FORERUN_CACHE_DIR.")
+        return None
+
+
+@contextlib.contextmanager
+def keeping(what: str) -> Generator[None]:
+    """Go on without what the body cannot keep: a full disk or a folder that cannot be written is said once."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        say_once(f"The {what} is not kept for the next start ({reason}): see {cache_directory()} (FORERUN_CACHE_DIR).")
+
+
+def say_once(sentence: str) -> None:
+    """Log a warning, the first time that it is given in this process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        log.warning(sentence)
 
 
 def write_atomically(path: Path, text: str) -> None:

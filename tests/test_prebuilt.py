@@ -1,17 +1,33 @@
 """A path compiled twice: the second time, what the first left on disk is read, and gives the same bits."""
 
+import inspect
+import json
 import os
+import random
+import re
 import shutil
+import threading
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import forerun
+from forerun import compiler, entries, prebuilt, storage
+from forerun.codegen.tvm import cache
+from forerun.compiler import build
 from forerun.errors import InvalidOptionError
+from forerun.prebuilt import Built
 from forerun.progress import SilentProgress
 from tests.models import FAMILIES
 
+TOKENIZER = prebuilt.TOKENIZER
 PROMPT = [5, 9, 200, 13, 5, 9]
 
 
@@ -31,6 +47,12 @@ def source(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield tmp_path / "model"
     for each in (tmp_path / "cache").glob("*.ll"):
         shutil.copy(each, code)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: number for number, word in enumerate(["none", "one", "two", "three"])}
+    made = tokenizers.Tokenizer(WordLevel(words, unk_token="none"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="none")
 
 
 def compiled(path: Path, **options: object):
@@ -72,23 +94,223 @@ def test_options_and_files_make_another_model(source: Path) -> None:
     assert len(folders(source)) == 3
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "step.json", "arrays.npz", "model.json"])
-def test_a_damaged_folder_is_made_again(source: Path, name: str) -> None:
-    _, tokens, _ = compiled(source)
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[random.Random(file.name).randrange(len(content))] ^= 0x10
+    file.write_bytes(content)
+
+
+def replaced(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def linked(file: Path) -> None:
+    file.rename(file.parent.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent.parent / "elsewhere")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b" "),
+    "empty": lambda file: file.write_bytes(b""),
+    "flipped": flipped,
+    "missing": lambda file: file.unlink(),
+    "a folder": replaced,
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a link": linked,
+}
+
+
+def code_of(folder: Path) -> Path:
+    key = json.loads((folder / "step.json").read_text())["key"]
+    return folder.parent.parent / f"{key}.ll"
+
+
+def test_no_damaged_file_is_read(source: Path, tmp_path: Path) -> None:
+    """Every file of a kept model and its code, damaged in every way: never an error, never the model."""
+    word_tokenizer().save_pretrained(source)
+    compiled(source)
     (folder,) = folders(source)
-    whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[: len(whole) // 2])
-    stages, again, _ = compiled(source)
+    code = code_of(folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    names = [each.relative_to(copy) for each in copy.rglob("*") if each.is_file()]
+    assert len(names) >= 7
+    assert prebuilt.load(folder).tokenizer.encode("two") == [2]
+    for kind, damage in DAMAGES.items():
+        for name in names:
+            if kind == "longer" and name.name == entries.CHECKSUMS:
+                continue  # space behind JSON
+            damage(folder / name)
+            assert prebuilt.load(folder) is None, (damage, name)
+            shutil.rmtree(folder)
+            shutil.copytree(copy, folder)
+        if damage is linked:
+            continue  # code behind a link is whole
+        whole = code.read_bytes()
+        damage(code)
+        assert prebuilt.load(folder) is None, (damage, code)
+        shutil.rmtree(code) if code.is_dir() else code.unlink(missing_ok=True)
+        code.write_bytes(whole)
+    (folder / TOKENIZER / "added_tokens.json").write_text('{"two": 9}')
+    assert prebuilt.load(folder) is None
+
+
+@pytest.mark.parametrize("damage", ["flipped", "a folder"])
+def test_what_is_damaged_is_made_again(source: Path, damage: str) -> None:
+    word_tokenizer().save_pretrained(source)
+    _, tokens, logits = compiled(source)
+    (folder,) = folders(source)
+    for name in (folder / "weights.bin", folder / TOKENIZER / "tokenizer.json", code_of(folder)):
+        DAMAGES[damage](name)
+    stages, again, same = compiled(source)
     assert "trace" in stages
     assert again == tokens
+    assert np.array_equal(same, logits)
     assert "trace" not in compiled(source)[0]
+    assert prebuilt.load(folder).tokenizer.encode("two") == [2]
 
 
-def test_lost_code_is_compiled_again(source: Path) -> None:
+def test_two_files_of_one_size_time_and_ends_are_two_models(source: Path) -> None:
+    weights = source / "model.safetensors"
+    times = weights.stat().st_mtime_ns, weights.stat().st_mtime_ns
+    os.utime(weights, ns=times)
+    _, _, logits = compiled(source)
+    content = bytearray(weights.read_bytes())
+    middle = len(content) // 2
+    place = next(at for at in range(middle, len(content), 4) if content[at + 3] & 0x7F in (0x3D, 0x3E))
+    content[place + 3] ^= 0x80  # the sign of a weight far from both ends
+    weights.write_bytes(content)
+    os.utime(weights, ns=times)
+    stages, _, others = compiled(source)
+    assert "trace" in stages
+    assert not np.array_equal(logits, others)
+    assert len(folders(source)) == 2
+
+
+def test_whatever_the_text_depends_on_makes_another_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"dtype": "float32", "max_length": 64}
+    names = [prebuilt.folder_for(source, options)]
+    for name in ("generation_config.json", "modeling_own.py", "chat_template.jinja", "sub/part.py"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+        names.append(prebuilt.folder_for(source, options))
+    monkeypatch.setenv("TVM_SOMETHING", "1")
+    names.append(prebuilt.folder_for(source, options))
+    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=True)}))
+    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=False)}))
+    names.append(prebuilt.folder_for(source, options | {"trust_remote_code": True}))
+    assert None not in names
+    assert len(set(names)) == len(names)
+    assert prebuilt.folder_for(source, options | {"hook": print}) is None  # nobody can tell what it does
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "config.json"])
+def test_a_model_whose_text_depends_on_another_place_is_not_kept(source: Path, name: str) -> None:
+    (source / name).write_text('{"auto_map": {"AutoModel": "owner/other--modeling.Own"}}')
+    assert prebuilt.folder_for(source, {}) is None
+
+
+def test_every_argument_that_shapes_the_text_is_in_the_key(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    asked: list[Mapping[str, object]] = []
+    monkeypatch.setattr(prebuilt, "folder_for", lambda path, options: asked.append(options))
     compiled(source)
-    for each in (source.parent / "cache").glob("*.ll"):
-        each.unlink()
-    assert "trace" in compiled(source)[0]
+    assert {*asked[0]} == {*inspect.signature(build).parameters} - {"source", "dump_dir", "progress"}
+
+
+def test_a_model_that_changes_while_it_is_compiled_is_not_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = compiler.generate_code
+
+    def changing(*arguments: Any) -> Any:
+        (source / "config.json").write_text((source / "config.json").read_text() + " ")
+        return original(*arguments)
+
+    monkeypatch.setattr(compiler, "generate_code", changing)
+    compiled(source)
+    assert folders(source) == []
+
+
+def test_dependencies_are_part_of_the_key() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert {re.split("[<>=]", each)[0] for each in project["dependencies"]} <= {*prebuilt.LIBRARIES}
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "forerun"]
+
+
+def test_a_cache_that_is_a_file_is_said_once_and_done_without(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, tokens, _ = compiled(source)
+    (source.parent / "file").write_text("")
+    monkeypatch.setenv("FORERUN_CACHE_DIR", str(source.parent / "file"))
+    monkeypatch.setattr(storage, "_said", set())
+    assert compiled(source)[1] == tokens
+    once = said(caplog)
+    assert once
+    assert all("not kept for the next start" in each for each in once)
+    assert compiled(source)[1] == tokens
+    assert said(caplog) == once
+
+
+def test_no_unusable_cache_is_an_error(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executable = forerun.compile(source, "autoregressive", max_length=64).executable
+    built = Built(executable, word_tokenizer(), (3,))
+    for place in ("/proc/nothing", "x" * 300, "~nobody-of-this-name/cache"):
+        monkeypatch.setenv("FORERUN_CACHE_DIR", place)
+        monkeypatch.setattr(storage, "_said", set())
+        caplog.clear()
+        folder = prebuilt.folder_for(source, {})
+        assert (folder is None) == place.startswith("~")
+        if folder is not None:
+            assert prebuilt.load(folder) is None
+            prebuilt.save(folder, built)
+        assert cache.load("key") is None
+        cache.save("key", executable._code)
+        assert any("kept for the next start" in each for each in said(caplog)), place
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    word_tokenizer().save_pretrained(source)
+
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as the tokenizers package has it
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    monkeypatch.setattr(storage, "_said", set())
+    compiled(source)
+    assert list((source.parent / "cache" / "models").iterdir()) == []
+    assert "No space left on device" in caplog.text
+
+
+def test_room_is_made_beside_other_processes(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders come and go between every two looks at them."""
+    models = source.parent / "cache" / "models"
+    stopped = threading.Event()
+
+    def busy(number: int) -> None:
+        while not stopped.is_set():
+            folder = models / f"model-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "weights.bin").write_bytes(bytes(1000))
+            shutil.rmtree(folder, ignore_errors=True)
+
+    threads = [threading.Thread(target=busy, args=[number]) for number in range(3)]
+    for each in threads:
+        each.start()
+    monkeypatch.setenv("FORERUN_CACHE_GB", "0.000002")
+    try:
+        assert all(prebuilt._make_room(models, 500) for _ in range(200))
+        assert not prebuilt._make_room(models, 5000)
+    finally:
+        stopped.set()
+        for each in threads:
+            each.join()
 
 
 def test_the_room_is_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from forerun.available import require_memory
 from forerun.errors import InvalidOptionError
+from forerun.forking import with_live_threads
 from forerun.ir import (
     Environment,
     Linear,
     ModuleOp,
     TreeAttention,
+    caches,
     called,
     functions,
     new_caches,
     run_body,
     tensor_type,
     walk,
+    with_derived,
 )
+from forerun.ir import weights as weights_of
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 NUMBER = 4
@@ -49,7 +54,13 @@ class ReferenceExecutable:
         step = functions(module)["step"]
         attentions = [each for each in walk(step.body) if isinstance(each, TreeAttention)]
         self.module = module
-        self.weights = weights
+        # Copies: the model that they come from may be trained on.
+        stored = [name for name, each in weights_of(module).items() if each.parameter("derived") is None]
+        self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
+        shapes = [
+            [each.parameter(dim) for dim in ("heads", "key_dim", "value_dim")] for each in caches(module).values()
+        ]
+        self._slot_bytes = sum(heads * (key_dim + value_dim) * NUMBER for heads, key_dim, value_dim in shapes)
         self.block: int = attentions[0].parameter("block") if attentions else 1
         self.max_rows = max_rows
         self.max_outputs = max_outputs
@@ -65,9 +76,13 @@ class ReferenceExecutable:
         self.vocabulary = int(logits[-1])
         self.candidates = int(candidates[-1])
 
+    @with_live_threads
     def new_state(self, blocks: int) -> State:
+        """A cache of `blocks * P` slots; DeviceMemoryError where the machine has not the room."""
+        require_memory({f"a cache of {blocks * self.block} positions": blocks * self.block * self._slot_bytes})
         return new_caches(self.module, blocks * self.block)
 
+    @with_live_threads
     def run(
         self,
         state: State,
@@ -102,6 +117,7 @@ class ReferenceExecutable:
         read = [each for each in walk(kernels) if isinstance(each, Linear)]
         return sum(math.prod(map(int, tensor_type(each.inputs[1]).dims)) * NUMBER for each in read)
 
+    @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         for keys, values in state.values():
             keys[destination], values[destination] = keys[source], values[source]

@@ -1,62 +1,65 @@
 """A disk cache of what transformers makes of a GGUF header: the configuration and the tokenizer.
 
-Converting both takes seconds, and depends on nothing but the header's bytes and the version of transformers.
+Converting both takes seconds, and depends on the header's bytes, on the libraries that convert, and on forerun's own
+code for it.
 """
 
+import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import PreTrainedTokenizerBase
 
-from forerun.frontends.huggingface import load_tokenizer
-from forerun.frontends.quiet import quiet_libraries
-from forerun.storage import cache_directory
+from forerun.entries import Entry, new_entry
+from forerun.errors import CorruptFileError
+from forerun.frontends.kept_tokenizer import can_keep, read_tokenizer, save_tokenizer
+from forerun.storage import cache_directory, keeping
 
 CONFIG_FILE = "parsed_config.json"
 TOKENIZER_FOLDER = "tokenizer"
+LIBRARIES = ("transformers", "tokenizers", "gguf")
 Conversion = tuple[dict[str, Any], PreTrainedTokenizerBase | None]
 
 
 def cached_conversion(digest: str, convert: Callable[[], Conversion]) -> Conversion:
     """The conversion kept under the header's digest, or a new one that is then kept."""
-    entry = cache_directory() / "gguf" / f"{digest[:32]}-transformers-{transformers.__version__}"
-    kept = _load(entry)
-    if kept is not None:
+    folder = cache_directory()
+    entry = None if folder is None else folder / "gguf" / _key(digest)
+    if entry is not None and (kept := _load(entry)) is not None:
         return kept
     config, tokenizer = convert()
-    if tokenizer is not None:
+    if entry is not None and tokenizer is not None and can_keep(tokenizer):
         _store(entry, config, tokenizer)
     return config, tokenizer
 
 
+def _key(digest: str) -> str:
+    """The header, and all that converts it."""
+    key = hashlib.sha256(" ".join([digest, *map(version, LIBRARIES)]).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(source.read_bytes())
+    return key.hexdigest()[:32]
+
+
 def _load(entry: Path) -> Conversion | None:
+    """What was kept, where it is as it was written and can be read again."""
     try:
-        config = json.loads((entry / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = Entry(entry)
+        config = json.loads(found.read(CONFIG_FILE))
+        found.check(found.under(TOKENIZER_FOLDER))
+        return config, read_tokenizer(entry / TOKENIZER_FOLDER)
+    except CorruptFileError:
         return None
-    tokenizer = load_tokenizer(entry / TOKENIZER_FOLDER)
-    return None if tokenizer is None else (config, tokenizer)
 
 
 def _store(entry: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write beside the entry and rename, so that a reader sees all of it or nothing; a full disk is no error."""
-    staging: str | None = None
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=".incomplete-", dir=entry.parent)
-        with quiet_libraries():
-            tokenizer.save_pretrained(Path(staging) / TOKENIZER_FOLDER)
-        (Path(staging) / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-        shutil.rmtree(entry, ignore_errors=True)
-        os.replace(staging, entry)
-    except (OSError, TypeError, ValueError):
+        text = json.dumps(config)
+    except TypeError:  # a value that has no JSON: converted again at the next start
         return
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+    with keeping("GGUF file's tokenizer"), new_entry(entry) as unfinished:
+        save_tokenizer(tokenizer, unfinished / TOKENIZER_FOLDER)
+        (unfinished / CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -1,31 +1,33 @@
-"""Libraries kept from writing to the terminal, and their errors quoted in a few words."""
+"""Libraries kept from writing to the terminal, and their errors quoted in a few words.
 
-import contextlib
-import io
+Nothing of the process changes for anybody else: what is quiet is the calling thread, and of the libraries only the
+handlers and progress bars of their own. What a program has set up to hear of them hears all.
+"""
+
 import logging
-import warnings
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
+
+LIBRARIES = ("huggingface_hub", "torch", "transformers")
+_here = threading.local()
+_installing = threading.Lock()
+_installed = False
 
 
 @contextmanager
 def quiet_libraries() -> Generator[None]:
-    """No warnings, log lines, printed graphs or progress bars from torch and transformers while the body runs."""
-    disabled = logging.root.manager.disable
-    bars = transformers_logging.is_progress_bar_enabled()
-    logging.disable(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    sink = io.StringIO()
+    """No log lines or progress bars of torch and transformers from this thread while the body runs."""
+    _install()
+    before = _is_quiet()
+    _here.quiet = True
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(disabled)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        _here.quiet = before
 
 
 def first_sentence(error: BaseException) -> str:
@@ -33,3 +35,36 @@ def first_sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".:! ")
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _is_quiet() -> bool:
+    return getattr(_here, "quiet", False)
+
+
+def _heard(record: logging.LogRecord) -> bool:
+    """A handler's filter: called by the thread that logs."""
+    return not _is_quiet()
+
+
+def _install() -> None:
+    """Give the libraries' handlers the filter, and transformers a hook for its bars; both look at the thread."""
+    global _installed
+    with _installing:
+        for name, logger in [*logging.root.manager.loggerDict.items()]:
+            if name.split(".")[0] in LIBRARIES and isinstance(logger, logging.Logger):
+                for handler in logger.handlers:
+                    handler.addFilter(_heard)  # once, however often it is added
+        if not _installed:
+            _hook_bars()
+            _installed = True
+
+
+def _hook_bars() -> None:
+    before: Callable[..., Any] | None = None
+
+    def bar(factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if _is_quiet():
+            return transformers_logging.EmptyTqdm(*arguments, **options)
+        return factory(*arguments, **options) if before is None else before(factory, arguments, options)
+
+    before = transformers_logging.set_tqdm_hook(bar)

@@ -32,19 +32,21 @@ def no_weights(name: str) -> torch.Tensor:
 
 class PassContext(Context):
     """What passes share: the weight store, how the source keeps its matrices, the length that positions are tabulated
-    to, and notes for the dump."""
+    to, whether the cache will lie in this machine's memory, and notes for the dump."""
 
     def __init__(
         self,
         weights: Callable[[str], torch.Tensor] = no_weights,
         max_length: int = 2048,
         storages: Mapping[str, str] | None = None,
+        cache_in_memory: bool = True,
     ) -> None:
         super().__init__()
         load_dialects(self)
         self.weights = weights
         self.max_length = max_length
         self.storages = storages or {}
+        self.cache_in_memory = cache_in_memory
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:

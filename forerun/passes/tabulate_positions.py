@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from forerun.available import require_memory
 from forerun.ir import (
     Attention,
     Builder,
@@ -50,7 +51,10 @@ class TabulatePositions(Pass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         context = pass_context(ctx)
         forward = function_named(op, "forward")
-        tables = _Tables(op, forward, self.max_length or context.max_length, context)
+        length = self.max_length or context.max_length
+        if context.cache_in_memory:  # else work over absurdly many positions would come before the refusal
+            require_memory({f"a cache of {length} positions": length * _cached_bytes(forward)})
+        tables = _Tables(op, forward, length, context)
         body = forward.body
         for operation in body:
             if isinstance(operation, Attention):
@@ -59,6 +63,16 @@ class TabulatePositions(Pass):
         tables.finish()
         clean(forward)
         clean(tables.constants)
+
+
+def _cached_bytes(forward: Function) -> int:
+    """What one position leaves in the cache: the keys and values of every attention, in float32."""
+    total = 0
+    for operation in forward.body:
+        if isinstance(operation, Attention):
+            keys, values = (tensor_type(each).dims for each in operation.inputs[1:3])
+            total += 4 * int(keys[-3]) * (int(keys[-1]) + int(values[-1]))
+    return total
 
 
 class _Tables:

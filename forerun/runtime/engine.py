@@ -1,6 +1,5 @@
 """The engine: an executable with its cache. It runs steps over trees of any number of sequences, and commits paths."""
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forerun.errors import TooLongError
+from forerun.forking import Turn
 from forerun.runtime.cache import BlockCache, CachedSequence
 from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Int32, Part, Rows, StepResult
 from forerun.runtime.prefix import Prefix
@@ -57,7 +57,7 @@ class Engine:
             blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
         self.state = executable.new_state(blocks)
-        self.serving = threading.RLock()
+        self.serving = Turn("generating")
         """Held by a request while it runs: steps share buffers, whoever asks for them."""
 
     def sequence(self, positions: int) -> AbstractContextManager[CachedSequence]:

@@ -13,6 +13,7 @@ from forerun.codegen.triton import build, gpu, tuning
 from forerun.codegen.triton.build import compile_step
 from forerun.codegen.triton.executable import bucket
 from forerun.codegen.triton.lowering import Lowering
+from forerun.codegen.triton.sources import load
 from forerun.codegen.triton.step import Config
 from forerun.compiler import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
@@ -104,8 +105,28 @@ def test_choices_are_kept_whole_and_found_again(tmp_path, monkeypatch: pytest.Mo
     assert tuning.choice_key(source, 17, 1) not in chosen
     listed = tuning.known_choices(sources)
     assert list(listed) == [f"NVIDIA_H200 {name} rows 16 together 1"]
-    tuning.choices_file("NVIDIA H200").write_text('{"half', encoding="utf-8")
+    file = tuning.choices_file("NVIDIA H200")
+    whole = file.read_text(encoding="utf-8")
+    for damaged in ('{"half', "", "[]", whole.replace("128", "129")):
+        file.write_text(damaged, encoding="utf-8")
+        assert tuning.read_choices("NVIDIA H200") == {}
+    file.unlink()
+    file.mkdir()
     assert tuning.read_choices("NVIDIA H200") == {}
+    tuning.write_choices("NVIDIA H200", chosen)
+    assert tuning.read_choices("NVIDIA H200") == chosen
+
+
+def test_kernels_load_without_a_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = decoder(layers=1)
+    source = next(iter(Lowering(module, **LIMITS).step.sources.values()))
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", "~nobody-of-this-name", tmp_path / "cache"):
+        monkeypatch.setenv("FORERUN_CACHE_DIR", str(place))
+        assert load(source, interpret=True).__doc__.startswith(source.name)
+    (kept,) = (tmp_path / "cache").rglob("*.py")
+    kept.write_text("damaged(")
+    assert load(source, interpret=True).__doc__.startswith(source.name)
 
 
 def test_the_autotuner_takes_the_fastest_and_measures_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ same launches run one by one in Triton's interpreter.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,7 @@ from forerun.codegen.triton.result import DeviceStepResult, Ran
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
+from forerun.forking import require_process, with_live_threads
 from forerun.runtime.device_loop import Drafting
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
@@ -70,6 +72,7 @@ class TritonExecutable:
         self.candidates = int(step.returned[1].dims[-1]) if len(step.returned) == 3 else 0
         self.width = step.width
         self.draws = step.drawn is not None
+        self._process = os.getpid()
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
         self.choices: dict[tuple[str, int, int], Config] = {}
@@ -100,8 +103,10 @@ class TritonExecutable:
         """What a step reads of its weights: those of its linears."""
         return sum(each.weight_bytes for each in self.step.kernels)
 
+    @with_live_threads
     def new_state(self, blocks: int) -> State:
         """A cache of `blocks * P` slots, all zero."""
+        self._require_process()
         return new_state(self.step, max(1, blocks), self.device)
 
     def _copied_back(self) -> list[Value]:
@@ -110,6 +115,7 @@ class TritonExecutable:
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
+    @with_live_threads
     def run(
         self,
         state: State,
@@ -143,6 +149,7 @@ class TritonExecutable:
         every = list(range(len(self.step.branches)))
         return lambda: self._launch_all(state, layout, chosen, every)
 
+    @with_live_threads
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """One step, kernel by kernel, with a copy of every kernel's results in order."""
         layout, sizes = self._load(rows)
@@ -165,6 +172,7 @@ class TritonExecutable:
 
         return TritonLoop(self, state, drafting, largest)
 
+    @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         """Copy what is cached at each source slot to its destination; all reads happen before all writes.
 
@@ -180,6 +188,10 @@ class TritonExecutable:
 
     # --- memory
 
+    def _require_process(self) -> None:
+        if not self.interpreted:
+            require_process(self._process)
+
     def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
         """A value of the arena, on the host."""
         shape = value.sizes(sizes)
@@ -194,6 +206,7 @@ class TritonExecutable:
         return torch.float32 if value.dtype == "f32" else torch.int32
 
     def _load(self, rows: Rows, draws: Sequence[Draw | None] = ()) -> tuple[InputLayout, dict[str, int]]:
+        self._require_process()
         count, path = rows.paths.shape
         outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
         if count > self.max_rows or outputs > self.max_outputs or path > self.max_path:

@@ -12,6 +12,7 @@ from forerun import ir
 from forerun.codegen.triton.memory import TORCH, buffer_bytes, state_bytes
 from forerun.codegen.triton.step import TritonStep
 from forerun.errors import DeviceError, DeviceMemoryError
+from forerun.forking import gpu_of_parent
 
 CAPABILITY = (8, 0)
 """The oldest GPUs that have mma units for bfloat16, and what the kernels are checked for."""
@@ -28,7 +29,9 @@ def usable() -> bool:
 
 
 def require_gpu() -> None:
-    """DeviceError where there is no GPU, or one that is too old, or no Triton."""
+    """DeviceError where there is no GPU, or one that is too old, or no Triton; ForkError where a parent uses it."""
+    if getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        raise gpu_of_parent()
     if not torch.cuda.is_available():
         raise DeviceError(
             'target="cuda" needs an NVIDIA GPU, and torch finds none; use target="cpu", or install torch with CUDA and '

@@ -31,7 +31,7 @@ def aligned(count: int) -> int:
 def load_weights(
     step: TritonStep, weights: Callable[[str], torch.Tensor], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The weights that the kernels read, as they read them; one at a time is read and moved."""
+    """The weights that the kernels read, as they read them; one at a time is read and copied."""
     found: dict[str, torch.Tensor] = {}
     for name, element in step.weights.items():
         tensor = weights(name).detach()
@@ -43,7 +43,7 @@ def load_weights(
                     "smaller numbers, or the reference target."
                 )
             tensor = whole
-        found[name] = tensor.to(device=device, dtype=TORCH[element]).contiguous()
+        found[name] = tensor.to(device=device, dtype=TORCH[element], copy=True).contiguous()
     return found
 
 

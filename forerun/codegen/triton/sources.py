@@ -7,9 +7,13 @@ the same name.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +23,14 @@ from typing import Any
 from forerun.codegen.triton.expressions import Expressions
 from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.step import Source
+from forerun.entries import remove
 from forerun.errors import InvalidOptionError
-from forerun.storage import cache_directory, write_atomically
+from forerun.forking import Turn
+from forerun.storage import cache_directory, keeping, write_atomically
 
 INTERPRET = "TRITON_INTERPRET"
 OVERRIDES = "FORERUN_KERNELS"
+_environment = Turn("loading a kernel")
 
 
 def function_name(shared: int) -> str:
@@ -75,24 +82,49 @@ def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dic
 
 @contextmanager
 def interpreting(interpret: bool) -> Generator[None]:
-    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled."""
-    before = os.environ.get(INTERPRET)
-    os.environ[INTERPRET] = "1" if interpret else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[INTERPRET]
-        else:
-            os.environ[INTERPRET] = before
+    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled.
+
+    Triton reads the process's environment, so that one thread at a time may be here.
+    """
+    with _environment:
+        before = os.environ.get(INTERPRET)
+        os.environ[INTERPRET] = "1" if interpret else "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[INTERPRET]
+            else:
+                os.environ[INTERPRET] = before
+
+
+def _written(place: Path, text: str) -> Path:
+    """A file with this text, in the cache, or in a folder of this process where the cache cannot be written."""
+    kept = cache_directory()
+    if kept is not None:
+        path = kept / place
+        with keeping("kernels' source"):
+            if path.is_dir():
+                remove(path)
+            if not path.is_file() or path.read_bytes() != text.encode():
+                write_atomically(path, text)
+            return path
+    path = _own_folder() / place
+    write_atomically(path, text)
+    return path
+
+
+@functools.cache
+def _own_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="forerun-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def load(source: Source, interpret: bool) -> Any:
     """A kernel's file as a module. The file is kept under its digest: Triton reads the source of what it compiles."""
     digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
-    path = cache_directory() / "triton" / digest / f"{source.name}.py"
-    if not path.is_file():
-        write_atomically(path, source.text)
+    path = _written(Path("triton", digest, f"{source.name}.py"), source.text)
     spec = importlib.util.spec_from_file_location(f"forerun_kernel_{digest}_{source.name}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -15,18 +15,21 @@ from typing import Any
 from forerun.codegen.triton.configs import candidates, tuned_rows
 from forerun.codegen.triton.step import Config, Launch, Source
 from forerun.codegen.triton.untyped import OutOfResources, testing, triton
-from forerun.storage import cache_directory, write_atomically
+from forerun.entries import remove
+from forerun.storage import cache_directory, keeping, write_atomically
 
 
-def choices_file(gpu: str) -> Path:
+def choices_file(gpu: str) -> Path | None:
     name = "".join(letter if letter.isalnum() else "_" for letter in gpu)
-    return cache_directory() / "triton" / f"choices-{name}-{triton.__version__}.json"
+    folder = cache_directory()
+    return None if folder is None else folder / "triton" / f"choices-{name}-{triton.__version__}.json"
 
 
 def known_choices(sources: Mapping[str, Source]) -> dict[str, str]:
     """What was measured of these kernels, on any GPU: "GPU, kernel, rows, tiles" -> the choice in words."""
     found: dict[str, str] = {}
-    for file in sorted((cache_directory() / "triton").glob("choices-*.json")):
+    folder = cache_directory()
+    for file in [] if folder is None else sorted((folder / "triton").glob("choices-*.json")):
         gpu = file.stem.removeprefix("choices-").rpartition("-")[0]
         chosen = _read(file)
         for name, source in sources.items():
@@ -45,20 +48,38 @@ def choice_key(source: Source, rows: int, shared: int) -> str:
 
 def read_choices(gpu: str) -> dict[str, Config]:
     """What was measured on a GPU of this name."""
-    return _read(choices_file(gpu))
+    file = choices_file(gpu)
+    return {} if file is None else _read(file)
 
 
 def _read(file: Path) -> dict[str, Config]:
-    """The choices of a file; none where it is missing or not whole, so that they are measured again."""
+    """The choices of a file; none where it is missing or not as it was written, so that they are measured again."""
     try:
+        if not file.is_file():
+            return {}
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {key: Config(**each) for key, each in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        choices = found["choices"]
+        if found["sha256"] != _checksum(choices):
+            return {}
+        return {key: Config(**each) for key, each in choices.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
 
 
 def write_choices(gpu: str, chosen: Mapping[str, Config]) -> None:
-    write_atomically(choices_file(gpu), json.dumps({key: vars(each) for key, each in chosen.items()}, indent=1))
+    """Keep the choices where they can be kept (`storage.keeping`)."""
+    file = choices_file(gpu)
+    if file is None:
+        return
+    choices = {key: vars(each) for key, each in chosen.items()}
+    with keeping("autotuner's choices"):
+        if file.is_dir():
+            remove(file)
+        write_atomically(file, json.dumps({"sha256": _checksum(choices), "choices": choices}, indent=1))
+
+
+def _checksum(choices: Any) -> str:
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
 
 
 class Autotuner:

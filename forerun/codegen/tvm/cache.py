@@ -1,14 +1,17 @@
 """Compiled steps on disk: optimized LLVM IR, which TVM loads and turns into machine code without a C compiler."""
 
-import contextlib
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.target import Machine
 from forerun.codegen.tvm.untyped import tvm
-from forerun.storage import cache_directory, write_atomically
+from forerun.entries import remove
+from forerun.storage import cache_directory, keeping, write_atomically
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 
@@ -30,15 +33,31 @@ def key_of(machine: Machine, parts: list[str]) -> str:
 
 
 def load(key: str) -> Any | None:
-    """The module under a key, or None where there is none that loads; a broken file makes room for a new one."""
-    path = cache_directory() / f"{key}.ll"
-    if not path.is_file():
+    """The module under a key, or None where there is none that is whole; compiling it again replaces a damaged one."""
+    path = _path(key)
+    try:
+        if path is None or not path.is_file():
+            return None
+        checksum, _, text = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if checksum.decode("ascii", "replace") != _checksum(text):
         return None
     try:
         return tvm.runtime.load_module(str(path))
-    except Exception:
-        path.unlink(missing_ok=True)
+    except Exception as error:  # whole, and refused by another LLVM, or removed meanwhile
+        log.debug("compiling %s again: %s", path, error)
         return None
+
+
+def _path(key: str) -> Path | None:
+    folder = cache_directory()
+    return None if folder is None else folder / f"{key}.ll"
+
+
+def _checksum(text: bytes) -> str:
+    """The first line of a kept file, a comment to LLVM."""
+    return f"; sha256 {hashlib.sha256(text).hexdigest()}"
 
 
 def _readable(text: str) -> str:
@@ -49,9 +68,15 @@ def _readable(text: str) -> str:
 
 
 def save(key: str, module: Any) -> None:
-    """Keep a module. A full disk is not an error: the next start compiles again."""
-    with contextlib.suppress(OSError):
-        write_atomically(cache_directory() / f"{key}.ll", _readable(module.inspect_source("ll")))
+    """Keep a module where it can be kept (`storage.keeping`)."""
+    path = _path(key)
+    if path is None:
+        return
+    text = _readable(module.inspect_source("ll"))
+    with keeping("compiled code"):
+        if path.is_dir():
+            remove(path)
+        write_atomically(path, f"{_checksum(text.encode())}\n{text}")
 
 
 def compile_kernels(kernels: dict[str, Any], machine: Machine, key: str | None) -> Any:

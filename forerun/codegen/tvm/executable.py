@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forerun.available import require_memory
 from forerun.codegen.branches import check_hidden
 from forerun.codegen.tvm.parts import PartProgram, part_program
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
 from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
-from forerun.errors import DeviceMemoryError, InvalidOptionError, TooLongError
+from forerun.errors import InvalidOptionError, TooLongError
+from forerun.forking import with_live_threads
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 PARTS_KEPT = 1024
@@ -82,16 +84,12 @@ class TvmExecutable:
         """What the packed weights take."""
         return self.weights.nbytes
 
+    @with_live_threads
     def new_state(self, blocks: int) -> State:
         """A cache of `blocks * P` slots, all zero; DeviceMemoryError where the machine has not the room."""
         count = max(1, blocks) * self.step.record
-        try:
-            numbers = torch.zeros(count)
-        except RuntimeError as error:
-            raise DeviceMemoryError(
-                f"A cache of {blocks * self.block} positions needs {count * 4 / 1e9:.2f} GB of memory, more than "
-                "there is; compile with a smaller max_length."
-            ) from error
+        require_memory({f"a cache of {blocks * self.block} positions": count * NUMBER})
+        numbers = torch.zeros(count)
         return State(numbers, tvm_ffi.from_dlpack(numbers))
 
     def run(
@@ -217,6 +215,7 @@ class TvmExecutable:
             self._sizes[index] = bindings[name]
         self._bindings = bindings
 
+    @with_live_threads
     def _call(self, state: State, first: int, last: int, program: Any = None) -> None:
         self._run(
             program or self._shared_program,

@@ -84,6 +84,12 @@ class CompiledStep:
     def candidates(self) -> int:
         return int(self.returned[1].dims[-1]) if len(self.returned) > 1 else 0
 
+    def needed_bytes(self) -> dict[str, int]:
+        """What a model takes in memory: its weights, a cache of `max_length` and a step's rows, and a step's values."""
+        blocks = -(-self.max_length // self.block) + -(-self.max_rows // self.block)
+        numbers = {"weights": self.packed, "cache": blocks * self.record, "buffers": self.arena + self.inputs}
+        return {name: count * NUMBER for name, count in numbers.items()}
+
     def weight_sizes(self) -> dict[str, int]:
         """What each weight takes, to the next one's offset."""
         ends = [*self.weights.values(), self.packed - SPARE]

@@ -1,0 +1,113 @@
+"""Threads and forked processes: what only one thread may do at a time, and what a fork leaves behind.
+
+A forked child has one thread, the one that forked. Pools of threads that it used before (TVM's, and OpenMP's under
+torch) belong to it alone and have lost their threads: it would wait for them for ever. Any other thread makes pools of
+its own, so that the child hands such work to a thread that it starts. What another thread was in the middle of when the
+process forked stays in the middle: the child says so instead of waiting.
+"""
+
+import contextvars
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from forerun.errors import ForkError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Turn:
+    """A lock that one thread may take several times; `ForkError` in a child whose parent forked while another held it.
+
+    work    what its holder does, for the error: "generating"
+    """
+
+    def __init__(self, work: str) -> None:
+        self._work = work
+        self._lock = threading.RLock()
+        self._lost = False
+        _turns.add(self)
+
+    def __enter__(self) -> None:
+        if self._lost:
+            raise ForkError(
+                f"This process was forked while another thread was {self._work}, and half of that work is in its "
+                f"memory: start processes by multiprocessing.get_context('spawn'), or fork while no thread is at it."
+            )
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def forked(self) -> None:
+        """In the child: whether the lock's holder has come along."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._lost = True
+
+
+_turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
+BUILDING = Turn("compiling a model")
+"""Held while a model is built: torch.export, and what transformers patches as it loads, serve one thread at a time."""
+_forker: int | None = None
+_thread: ThreadPoolExecutor | None = None
+
+
+def with_live_threads(work: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The same function; the thread that forked this process lets a new one run it."""
+
+    @functools.wraps(work)
+    def handed_on(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        if threading.get_ident() != _forker:
+            return work(*arguments, **options)
+        return _helper().submit(contextvars.copy_context().run, work, *arguments, **options).result()
+
+    return handed_on
+
+
+def one_at_a_time(work: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The same function, which threads take turns to run."""
+
+    @functools.wraps(work)
+    def waiting(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        with BUILDING:
+            return work(*arguments, **options)
+
+    return waiting
+
+
+def require_process(process: int) -> None:
+    """`ForkError` where what was made in one process is used in another: a GPU serves the one that it knows."""
+    if process != os.getpid():
+        raise gpu_of_parent()
+
+
+def gpu_of_parent() -> ForkError:
+    return ForkError(
+        "A forked process cannot use the GPU of its parent: start processes by multiprocessing.get_context('spawn') "
+        "and compile the model there."
+    )
+
+
+def _helper() -> ThreadPoolExecutor:
+    global _thread
+    if _thread is None:
+        _thread = ThreadPoolExecutor(1, "forerun")
+    return _thread
+
+
+def _in_child() -> None:
+    global _forker, _thread
+    _forker, _thread = threading.get_ident(), None
+    for each in list(_turns):
+        each.forked()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_in_child)

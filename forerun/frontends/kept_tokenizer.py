@@ -1,0 +1,33 @@
+"""Tokenizers as files of a kept folder, written and read without a question to anybody."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from forerun.errors import CorruptFileError
+from forerun.frontends.huggingface import load_tokenizer
+from forerun.frontends.quiet import quiet_libraries
+
+
+def can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the files alone make the tokenizer again: not where its class is code that came with a model."""
+    return type(tokenizer).__module__.startswith("transformers.")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files. Raises OSError, whatever a library raises where the disk is full."""
+    try:
+        with quiet_libraries():
+            tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers package raises Exception itself
+        raise OSError(str(error)) from error
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a kept folder. Raises `CorruptFileError`."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise CorruptFileError(f"{folder} holds no tokenizer that loads.")
+    return tokenizer

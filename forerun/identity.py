@@ -1,0 +1,86 @@
+"""What tells a model on disk from every other: the bytes of all its files."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from forerun.digests import known_digest
+
+SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+"""A part of a GGUF file that was split: its number and how many there are."""
+ELSEWHERE = ("adapter_config.json",)
+"""Files by which transformers reads a second model from another place."""
+
+
+def identity(path: Path) -> list[str] | None:
+    """A line for each file that the model's text depends on; None where it depends on files that lie elsewhere.
+
+    Raises OSError where a file cannot be read, or changes meanwhile.
+    """
+    if path.is_file():
+        return [f"{name} {known_digest(file)}" for name, file in _parts(path)]
+    if not (path / "config.json").is_file() or any((path / name).exists() for name in ELSEWHERE):
+        return None
+    files = _files(path)
+    lines = [f"{name} {known_digest(file)}" for name, file in sorted(files.items())]
+    code = {reference for name in files if name.endswith(".json") for reference in _code(path / name)}
+    if any("--" in reference for reference in code):  # "owner/name--module.Class": another repository's
+        return None
+    # A model's own code may use any package that is installed.
+    return lines + (sorted(f"{each.name} {each.version}" for each in distributions()) if code else [])
+
+
+def _parts(path: Path) -> Iterable[tuple[str, Path]]:
+    """The file, or all parts of a split one. The tokenizer may be read from the configuration beside it."""
+    beside = [path.parent / name for name in ("tokenizer_config.json", "config.json")]
+    yield from ((f"beside {each.name}", each) for each in beside if each.is_file())
+    found = SPLIT.fullmatch(path.name)
+    if found is None:
+        yield "whole", path
+        return
+    for each in sorted(path.parent.glob("*.gguf")):
+        part = SPLIT.fullmatch(each.name)
+        if part is not None and part.groups() == found.groups():
+            yield each.name, each
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Plain files of the folder that are not hidden, links followed, and those that an index points at."""
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # by a link
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for each in (Path(where, name) for name in names if not name.startswith(".")):
+            if each.is_file():
+                found[each.relative_to(folder).as_posix()] = each
+    for index in [each for name, each in found.items() if name.endswith(".index.json")]:
+        shards = _json(index).get("weight_map")
+        for shard in set(shards.values()) if isinstance(shards, dict) else ():
+            if isinstance(shard, str) and (index.parent / shard).is_file():
+                found[f"{index.name} {shard}"] = index.parent / shard
+    return found
+
+
+def _code(file: Path) -> set[str]:
+    """The classes of its own that a configuration names."""
+    named = _json(file).get("auto_map")
+    values = named.values() if isinstance(named, dict) else (named,)
+    return {str(each) for value in values for each in (value if isinstance(value, list) else [value]) if each}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a file holds, where it holds an object."""
+    try:
+        read: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}  # whoever loads the model says so
+    return read if isinstance(read, dict) else {}
