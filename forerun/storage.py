@@ -4,11 +4,24 @@ import os
 import tempfile
 from pathlib import Path
 
+from forerun.errors import InvalidOptionError
+
 
 def cache_directory() -> Path:
     """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`."""
     chosen = os.environ.get("FORERUN_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "forerun"
+    return expanded(chosen or "~/.cache/forerun")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` where there is no such home."""
+    text = os.path.expanduser(os.fspath(path))
+    if text.startswith("~"):
+        raise InvalidOptionError(
+            f"{text!r} names the home directory of a user whom this machine does not know; write the path in full, "
+            f"or ./{text} for a file of that name."
+        )
+    return Path(text)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -20,6 +33,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
         Path(name).chmod(0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
         raise
