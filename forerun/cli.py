@@ -9,10 +9,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from forerun.errors import InvalidOptionError
-from forerun.tool import run_tool
+from forerun.tool import Parser, run_tool
 
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
@@ -29,29 +29,6 @@ def _run(arguments: Sequence[str]) -> int:
     return parsed.run(parsed)
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every option that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is False:
-            return f"{action.help} (default: off)"
-        shown = action.option_strings and action.default not in (None, argparse.SUPPRESS)
-        return f"{action.help} (default: %(default)s)" if shown else action.help
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong options, and help that cannot be written, are errors like all others."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, formatter_class=_Help, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidOptionError(f"{message}; {self.prog} --help lists the options.")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)
-
-
 def parser() -> argparse.ArgumentParser:
     """The options of all commands, with their defaults."""
     from forerun import __version__
@@ -60,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
     named = "".join(f"\n  {name:18}{DESCRIPTIONS[name]}" for name in strategy_names())
     strategies = f"strategies, all of which give the same text:{named}"
-    root = _Parser(
+    root = Parser(
         prog="forerun", description="The same bits, in fewer steps.", epilog=f"{strategies}\n\nforerun COMMAND --help "
         "lists the options of a command, with their defaults."
     )  # fmt: skip

@@ -76,7 +76,7 @@ def located(source: Any) -> Any:
     path = expanded(source)
     try:
         path.stat()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened ({_reason(error)})"
         raise SourceNotFoundError(
             f"{str(path)!r} {why}: give the path of a model directory or of a GGUF file on this machine."
@@ -96,13 +96,13 @@ def require_folder(name: str, folder: str | os.PathLike[str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, TypeError) as error:
         raise InvalidOptionError(
             f"{name} {str(folder)!r} is no folder that files can be written to ({_reason(error)}): give another one."
         ) from error
     finally:
         for each in made:
-            with contextlib.suppress(OSError, ValueError):  # one that could not be made is not there
+            with contextlib.suppress(OSError):  # one that could not be made is not there
                 each.rmdir()
     return path
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from forerun.errors import InvalidOptionError, SourceNotFoundError
 from forerun.runtime.options import require_integer
-from forerun.storage import expanded
+from forerun.tool import read_bytes
 
 LONGEST_PROMPT = 1 << 26
 """Bytes of a prompt file: more than any model has positions for."""
@@ -24,23 +21,16 @@ def token_ids(text: str) -> list[int]:
 
 
 def prompt_file(file: str) -> str:
-    """The text of a prompt file, "-" the standard input. A FIFO that nobody writes to is empty, and not waited for.
+    """The text of a prompt file, "-" the standard input.
 
     Raises `SourceNotFoundError` and `InvalidOptionError`.
     """
     try:
-        if file == "-":
-            content = b"" if sys.stdin is None else sys.stdin.buffer.read(LONGEST_PROMPT + 1)
-        else:
-            handle = os.open(expanded(file), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with open(handle, "rb") as opened:
-                os.set_blocking(handle, True)
-                content = opened.read(LONGEST_PROMPT + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SourceNotFoundError(f"The prompt file {file!r} cannot be read ({reason}); check the path.") from error
-    if len(content) > LONGEST_PROMPT:
-        raise InvalidOptionError(f"The prompt file {file!r} has more than {LONGEST_PROMPT} bytes; shorten it.")
+        content = read_bytes(file, LONGEST_PROMPT)
+    except OSError as error:
+        raise SourceNotFoundError(
+            f"The prompt file {file!r} cannot be read ({error.strerror}); check the path."
+        ) from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -14,8 +14,10 @@ def cache_directory() -> Path:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` where there is no such home."""
-    text = os.path.expanduser(os.fspath(path))
+    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` for one that no file can have."""
+    text = os.path.expanduser(os.fsdecode(path))
+    if "\0" in text:
+        raise InvalidOptionError(f"{text!r} holds a NUL character, which no path can have; write it without.")
     if text.startswith("~"):
         raise InvalidOptionError(
             f"{text!r} names the home directory of a user whom this machine does not know; write the path in full, "

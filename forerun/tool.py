@@ -7,6 +7,7 @@ of forerun and keeps its traceback.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import json
@@ -17,9 +18,10 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-from forerun.errors import ForerunError
+from forerun.errors import ForerunError, InvalidOptionError
+from forerun.storage import expanded
 
 REFUSED = 2
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -44,6 +46,29 @@ class Ended(KeyboardInterrupt):
     """A signal that ends the tool. Libraries let a KeyboardInterrupt pass."""
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Defaults behind every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is False:
+            return f"{action.help} (default: off)"
+        shown = action.option_strings and action.default not in (None, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong options, and help that cannot be written, are errors like all others."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, formatter_class=Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidOptionError(f"{message}; {self.prog} --help lists the options.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
+
+
 def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """The exit code of `run`. Without `argv`, the process is the tool's own, whose end is looked after as well."""
     own = argv is None
@@ -59,6 +84,32 @@ def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]
                 return _code_of(name, error, received, "--json" in arguments)
     except Ended:
         return 128 + received[0]
+
+
+def read_bytes(file: str, most: int) -> bytes:
+    """What a file holds, "-" being the standard input. A FIFO that nobody writes to is empty, and not waited for.
+
+    Raises OSError, and `InvalidOptionError` for more than `most` bytes: devices have no end.
+    """
+    if file == "-":
+        content = _standard_input(most + 1)
+    else:
+        handle = os.open(expanded(file), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as opened:
+            os.set_blocking(handle, True)
+            content = opened.read(most + 1)
+    if len(content) > most:
+        raise InvalidOptionError(f"{file!r} has more than {most} bytes; give a shorter one.")
+    return content
+
+
+def _standard_input(most: int) -> bytes:
+    """UTF-8 whatever encoding Python has chosen for the stream."""
+    if sys.stdin is None:
+        raise InvalidOptionError("The standard input is closed; give a file, or something to read.")
+    if hasattr(sys.stdin, "buffer"):
+        return sys.stdin.buffer.read(most)
+    return sys.stdin.read(most).encode("utf-8")  # a stream of text in its place
 
 
 def refuse(name: str, error: Exception, as_json: bool = False) -> int:

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from forerun.errors import InvalidOptionError
-from forerun.ir import ArgSpecParseError, ModuleOp, functions, parse_pipeline, print_ir, verify, walk
+from forerun.errors import InvalidOptionError, PassError
+from forerun.ir import (
+    ArgSpecParseError,
+    ModuleOp,
+    VerifyException,
+    functions,
+    parse_pipeline,
+    print_ir,
+    verify,
+    walk,
+)
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.early_exit import EarlyExit
@@ -120,7 +129,7 @@ def run_pipeline(
     for index, each in enumerate(passes, start=1):
         before, noted = count(module), len(context.notes)
         start = perf_counter()
-        each.apply(context, module)
+        run_pass(each, context, module)
         seconds = perf_counter() - start
         if check:
             verify(module)
@@ -131,6 +140,16 @@ def run_pipeline(
             name = each.name.replace("-", "_")
             write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(text != last) + text)
     return records
+
+
+def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:
+    """Run one pass. Raises `PassError` where the module is none that it works on."""
+    if given.needs is not None:
+        given.needs.check(given.name, module)
+    try:
+        given.apply(context, module)
+    except VerifyException as error:  # by a shape rule, while the pass builds operations
+        raise PassError(f"{given.name} does not fit this module ({error}); run the passes before it.") from error
 
 
 def count(module: ModuleOp) -> int:
