@@ -23,6 +23,7 @@ from forerun.ir import (
     SSAValue,
     functions,
     load_dialects,
+    tensor_type,
 )
 
 
@@ -33,6 +34,7 @@ class Needs:
     function: str
     arguments: tuple[str, ...] = ()  # by name, among others
     inputs: int | None = None  # how many arguments it has in all
+    dimension: str | None = None  # one that its first argument has
     results: int | None = None
     adds_arguments: tuple[str, ...] = ()
     adds_function: str | None = None
@@ -53,6 +55,8 @@ class Needs:
         ):
             if number not in (None, given):
                 raise PassError(f"{name} works on a @{self.function} of {number} {what}, not {given}.")
+        if self.dimension is not None and self.dimension not in tensor_type(function.block.args[0]).dims:
+            raise PassError(f"{name} needs the dimension {self.dimension} in the argument of @{self.function}.")
         if present := [each for each in self.adds_arguments if each in named]:
             raise PassError(f"@{self.function} has the argument {present[0]} already; run {name} once.")
         if self.adds_function in found:
@@ -75,6 +79,8 @@ class Pass(ModulePass):
     def __post_init__(self) -> None:
         for each in fields(self):
             value, least = getattr(self, each.name), each.metadata.get("least")
+            if isinstance(value, bool) or (isinstance(value, tuple) and any(isinstance(part, bool) for part in value)):
+                raise InvalidOptionError(f"{self.name} takes numbers as {each.name}, not {value}.")
             if least is not None and not least <= value <= each.metadata["most"]:
                 span = f"from {least} to {each.metadata['most']}"
                 raise InvalidOptionError(f"{self.name} takes a {each.name} {span}, not {value}.")

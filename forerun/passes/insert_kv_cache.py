@@ -46,7 +46,7 @@ class InsertKVCache(Pass):
     """`block` is P, the positions a cache block holds."""
 
     name: ClassVar[str] = "insert-kv-cache"
-    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, results=1, adds_function="step")
+    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1, adds_function="step")
 
     block: int = option(16, least=1, most=2**16)
 

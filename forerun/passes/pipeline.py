@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,10 @@ def count(module: ModuleOp) -> int:
 
 def parse_passes(text: str) -> Iterator[Pass]:
     """Passes from `name,name{option=value}`; InvalidOptionError for an unknown pass or option."""
+    for options in re.findall(r"{([^{}]*)}", text):
+        names = Counter(each.replace("-", "_") for each in re.findall(r"([\w-]+)\s*=", options))
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise InvalidOptionError(f"The option {twice[0]} is given twice in {text!r}; give it once.")
     try:
         specs = list(parse_pipeline(text))
     except ArgSpecParseError as error:

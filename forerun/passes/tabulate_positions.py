@@ -44,7 +44,7 @@ class TabulatePositions(Pass):
     """`max_length` 0 takes the context's."""
 
     name: ClassVar[str] = "tabulate-positions"
-    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, results=1)
+    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1)
 
     max_length: int = option(0, least=0, most=2**24)
 
