@@ -1,18 +1,19 @@
 """The command line: forerun demo | generate | verify | dump.
 
-Only `forerun.tool` and `forerun.errors` are imported before a signal can be answered; the rest when it is needed.
+Nothing is imported before it is needed: options are refused and Ctrl-C is answered at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forerun.errors import InvalidOptionError
-from forerun.tool import Parser, run_tool
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
@@ -21,7 +22,12 @@ DEMO_PROMPT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit codes are those of `forerun.tool`, and 1 for a broken contract."""
-    return run_tool("forerun", _run, argv)
+    try:
+        from forerun.tool import run_tool
+
+        return run_tool("forerun", _run, argv)
+    except KeyboardInterrupt:  # while that is imported
+        return 130
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -34,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     from forerun import __version__
     from forerun.compile_options import STORAGES, TARGETS
     from forerun.strategies import DESCRIPTIONS, strategy_names
+    from forerun.tool import Parser
 
     named = "".join(f"\n  {name:18}{DESCRIPTIONS[name]}" for name in strategy_names())
     strategies = f"strategies, all of which give the same text:{named}"

@@ -7,17 +7,15 @@ The module goes to the standard output, with what the passes noted as comments a
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from forerun.errors import ForerunError, InvalidOptionError, PassError, SourceNotFoundError
-from forerun.tool import Parser, read_bytes, refuse, run_tool
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
     from forerun.passes.base import Pass
     from forerun.passes.pipeline import PassRecord
 
@@ -30,13 +28,19 @@ LARGEST_FILE = 1 << 30
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit codes are those of `forerun.tool`."""
-    return run_tool(NAME, _main, argv)
+    try:
+        from forerun.tool import run_tool
+
+        return run_tool(NAME, _main, argv)
+    except KeyboardInterrupt:  # while that is imported
+        return 130
 
 
 def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
 
     from forerun.passes.pipeline import parse_passes
+    from forerun.tool import refuse
 
     if options.list:
         print(_listing(), end="")
@@ -55,6 +59,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from forerun import __version__
+    from forerun.tool import Parser
 
     parser = Parser(prog=NAME, description="Run passes over a module of the spec dialect.")
     parser.add_argument("file", nargs="?", default="-", help="MLIR text; - reads the standard input")
@@ -85,6 +90,8 @@ def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
 
 def _read(file: str) -> str:
     """The text of a file, "-" the standard input. A FIFO that nobody writes to is empty, and not waited for."""
+    from forerun.tool import read_bytes
+
     try:
         content = read_bytes(file, LARGEST_FILE)
     except FileNotFoundError as error:
@@ -143,6 +150,9 @@ def _print_times(records: Sequence[PassRecord]) -> None:
 
 
 def _listing() -> str:
+    import inspect
+    from dataclasses import fields
+
     from forerun.passes.pipeline import PASSES
 
     lines: list[str] = []
