@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAME = "forerun-opt"
 SEPARATOR = "// -----"
 """Between the modules of a file, as mlir-opt's --split-input-file has it."""
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 28
 """Bytes of a file: text carries no weights."""
 
 
@@ -38,16 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if options.list:
+        print(_listing(), end="")
+        return 0
+    modules = list(_modules(options.file, options.split_input_file))
 
     from forerun.passes.pipeline import parse_passes
     from forerun.tool import refuse
 
-    if options.list:
-        print(_listing(), end="")
-        return 0
-    code = 0
     passes = list(parse_passes(options.passes))
-    for index, (name, text) in enumerate(_modules(options.file, options.split_input_file)):
+    code = 0
+    for index, (name, text) in enumerate(modules):
         if index:
             print(SEPARATOR)
         try:
