@@ -10,20 +10,7 @@ from forerun.errors import InvalidOptionError
 def cache_directory() -> Path:
     """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`."""
     chosen = os.environ.get("FORERUN_CACHE_DIR")
-    return expanded(chosen or "~/.cache/forerun")
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` for one that no file can have."""
-    text = os.path.expanduser(os.fsdecode(path))
-    if "\0" in text:
-        raise InvalidOptionError(f"{text!r} holds a NUL character, which no path can have; write it without.")
-    if text.startswith("~"):
-        raise InvalidOptionError(
-            f"{text!r} names the home directory of a user whom this machine does not know; write the path in full, "
-            f"or ./{text} for a file of that name."
-        )
-    return Path(text)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "forerun"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -40,3 +27,16 @@ def write_atomically(path: Path, text: str) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
         raise
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` for one that no file can have."""
+    text = os.path.expanduser(os.fsdecode(path))
+    if "\0" in text:
+        raise InvalidOptionError(f"{text!r} holds a NUL character, which no path can have; write it without.")
+    if text.startswith("~"):
+        raise InvalidOptionError(
+            f"{text!r} names the home directory of a user whom this machine does not know; write the path in full, "
+            f"or ./{text} for a file of that name."
+        )
+    return Path(text)

@@ -325,9 +325,3 @@ def test_a_home_that_is_not_there() -> None:
     with pytest.raises(InvalidOptionError, match="NUL"):
         storage.expanded("a\0b")
     assert storage.expanded("./~odd") == Path("~odd")
-
-
-def test_the_cache_of_an_unknown_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORERUN_CACHE_DIR", "~no-such-user")
-    with pytest.raises(InvalidOptionError):
-        storage.cache_directory()
