@@ -92,12 +92,12 @@ def compile(
     Raises a `ForerunError` that names the thing and the remedy, about the options before any work is done.
     """
     chosen = resolve_strategy(strategy)
-    check_options(source, chosen, dtype, target, max_length)
-    if dump_dir is not None:
-        dump_dir = require_folder("dump_dir", dump_dir)
     target = resolve_target(target, dtype)
     if target == "cuda":
         require_gpu()
+    check_options(source, chosen, dtype, target, max_length)
+    if dump_dir is not None:
+        dump_dir = require_folder("dump_dir", dump_dir)
     progress = progress or open_progress()
     built = build(source, dtype, target, max_length, dump_dir, progress)
     engine = Engine(built.executable)
