@@ -1,28 +1,38 @@
-"""forerun: a compiler that turns any traced decoder into a speculative one: the same bits, in fewer steps."""
+"""forerun: a compiler that turns any traced decoder into a speculative one: the same bits, in fewer steps.
 
-from forerun.compiler import compile, with_strategy
-from forerun.runtime.drafters.growing import LikeliestAbove, MarginAbove, Shape
-from forerun.runtime.drafters.parts.clasp import Clasp
-from forerun.runtime.drafters.parts.decayed_depth import DecayedDepth
-from forerun.runtime.drafters.parts.dynamic_exit import DynamicExit
-from forerun.runtime.drafters.parts.feed_forward import FeedForwardOnly
-from forerun.runtime.drafters.parts.skip_decode import SkipDecode
-from forerun.runtime.drafters.parts.swift import Swift
-from forerun.runtime.drafters.parts.uniform import Uniform
-from forerun.runtime.generation import Generation, Stats
-from forerun.runtime.model import CompiledModel
-from forerun.strategies import (
-    Autoregressive,
-    CostAware,
-    DraftModel,
-    EarlyExit,
-    Fixed,
-    PromptLookup,
-    SkipLayers,
-    Strategy,
-    TokenRecycling,
-    TreeSpec,
-)
+Names are imported when they are first used: `import forerun` takes a few milliseconds, and torch, transformers, TVM and
+xDSL wait for a model to compile.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forerun import errors
+    from forerun.compiler import compile, with_strategy
+    from forerun.errors import ForerunError
+    from forerun.runtime.drafters.growing import LikeliestAbove, MarginAbove, Shape
+    from forerun.runtime.drafters.parts.clasp import Clasp
+    from forerun.runtime.drafters.parts.decayed_depth import DecayedDepth
+    from forerun.runtime.drafters.parts.dynamic_exit import DynamicExit
+    from forerun.runtime.drafters.parts.feed_forward import FeedForwardOnly
+    from forerun.runtime.drafters.parts.skip_decode import SkipDecode
+    from forerun.runtime.drafters.parts.swift import Swift
+    from forerun.runtime.drafters.parts.uniform import Uniform
+    from forerun.runtime.generation import Generation, Stats
+    from forerun.runtime.model import CompiledModel
+    from forerun.strategies import (
+        Autoregressive,
+        CostAware,
+        DraftModel,
+        EarlyExit,
+        Fixed,
+        PromptLookup,
+        SkipLayers,
+        Strategy,
+        TokenRecycling,
+        TreeSpec,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,6 +47,7 @@ __all__ = [
     "EarlyExit",
     "FeedForwardOnly",
     "Fixed",
+    "ForerunError",
     "Generation",
     "LikeliestAbove",
     "MarginAbove",
@@ -51,5 +62,51 @@ __all__ = [
     "TreeSpec",
     "Uniform",
     "compile",
+    "errors",
     "with_strategy",
 ]
+
+_PARTS = "forerun.runtime.drafters.parts"
+_MODULES = {
+    "forerun.compiler": ("compile", "with_strategy"),
+    "forerun.errors": ("ForerunError",),
+    "forerun.runtime.drafters.growing": ("LikeliestAbove", "MarginAbove", "Shape"),
+    f"{_PARTS}.clasp": ("Clasp",),
+    f"{_PARTS}.decayed_depth": ("DecayedDepth",),
+    f"{_PARTS}.dynamic_exit": ("DynamicExit",),
+    f"{_PARTS}.feed_forward": ("FeedForwardOnly",),
+    f"{_PARTS}.skip_decode": ("SkipDecode",),
+    f"{_PARTS}.swift": ("Swift",),
+    f"{_PARTS}.uniform": ("Uniform",),
+    "forerun.runtime.generation": ("Generation", "Stats"),
+    "forerun.runtime.model": ("CompiledModel",),
+    "forerun.strategies": (
+        "Autoregressive",
+        "CostAware",
+        "DraftModel",
+        "EarlyExit",
+        "Fixed",
+        "PromptLookup",
+        "SkipLayers",
+        "Strategy",
+        "TokenRecycling",
+        "TreeSpec",
+    ),
+}
+"""Where each public name is defined."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported now (PEP 562)."""
+    if name == "errors":
+        return import_module("forerun.errors")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'forerun' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

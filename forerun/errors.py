@@ -36,6 +36,10 @@ class VerificationError(ForerunError):
     """IR that breaks a rule of the `spec` dialect."""
 
 
+class PassError(ForerunError):
+    """A module that a pass cannot work on: it lacks something, or has what the pass would add."""
+
+
 class InvalidOptionError(ForerunError):
     """An option out of range, or options that contradict each other."""
 

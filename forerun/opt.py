@@ -7,46 +7,62 @@ The module goes to the standard output, with what the passes noted as comments a
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from forerun.errors import ForerunError, InvalidOptionError, SourceNotFoundError
-from forerun.ir import parse_ir, print_ir, verify
-from forerun.passes.base import Pass, PassContext
-from forerun.passes.pipeline import PASSES, PassRecord, parse_passes, run_pipeline
+from forerun.errors import ForerunError, InvalidOptionError, PassError, SourceNotFoundError
 
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+    from forerun.passes.base import Pass
+    from forerun.passes.pipeline import PassRecord
+
+NAME = "forerun-opt"
 SEPARATOR = "// -----"
 """Between the modules of a file, as mlir-opt's --split-input-file has it."""
+LARGEST_FILE = 1 << 28
+"""Bytes of a file: text carries no weights."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; the exit code is 2 where the input or an option is wrong."""
-    options = _parser().parse_args(argv)
+    """Run the tool; the exit codes are those of `forerun.tool`."""
+    try:
+        from forerun.tool import run_tool
+
+        return run_tool(NAME, _main, argv)
+    except KeyboardInterrupt:  # while that is imported
+        return 130
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
     if options.list:
         print(_listing(), end="")
         return 0
+    modules = list(_modules(options.file, options.split_input_file))
+
+    from forerun.passes.pipeline import parse_passes
+    from forerun.tool import refuse
+
+    passes = list(parse_passes(options.passes))
     code = 0
-    try:
-        passes = list(parse_passes(options.passes))
-        modules = list(_modules(options.file, options.split_input_file))
-    except ForerunError as error:
-        return _refuse(error)
     for index, (name, text) in enumerate(modules):
         if index:
             print(SEPARATOR)
         try:
-            _run(name, text, passes, options)
+            _run_guarded(name, text, passes, options)
         except ForerunError as error:
-            code = _refuse(error)
+            code = refuse(NAME, error)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("forerun-opt", description="Run passes over a module of the spec dialect.")
+    from forerun import __version__
+    from forerun.tool import Parser
+
+    parser = Parser(prog=NAME, description="Run passes over a module of the spec dialect.")
     parser.add_argument("file", nargs="?", default="-", help="MLIR text; - reads the standard input")
     parser.add_argument("-p", "--passes", default="", metavar="PASSES", help="name,name{option=value}, in order")
     parser.add_argument("--generic", action="store_true", help="print MLIR's generic form")
@@ -56,12 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-verify", action="store_true", help="do not verify the module, before or between passes")
     parser.add_argument("--split-input-file", action="store_true", help=f"a module between any two lines {SEPARATOR}")
     parser.add_argument("--list", action="store_true", help="list the passes and their options")
+    parser.add_argument("--traceback", action="store_true", help="show where a pass fails that gives no reason")
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
 
 
 def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
     """(name, text) of every module of a file."""
-    name, text = ("<stdin>", sys.stdin.read()) if file == "-" else (file, _read(file))
+    name, text = "<stdin>" if file == "-" else file, _read(file)
     if not split:
         yield name, text
         return
@@ -72,15 +90,43 @@ def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
 
 
 def _read(file: str) -> str:
+    """The text of a file, "-" the standard input. A FIFO that nobody writes to is empty, and not waited for."""
+    from forerun.tool import read_bytes
+
     try:
-        return Path(file).read_text(encoding="utf-8")
+        content = read_bytes(file, LARGEST_FILE)
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"There is no file {file!r}; give one of MLIR text, or - for stdin.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidOptionError(f"{file!r} cannot be read as text ({error}); give a file of MLIR text.") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidOptionError(
+            f"{file!r} is no UTF-8 text (byte {error.start}); give a file of MLIR text."
+        ) from error
+
+
+def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
+    """Any module may be given, so that a pass may meet what it did not expect: a sentence that names it."""
+    try:
+        _run(name, text, passes, options)
+    except (ForerunError, OSError, MemoryError):
+        raise
+    except RecursionError as error:
+        raise PassError(f"{name} is nested too deep; give a module of fewer levels.") from error
+    except Exception as error:
+        if options.traceback:
+            raise
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise PassError(
+            f"The passes cannot work on {name} ({what}); run them in the order of forerun dump, or see --traceback."
+        ) from error
 
 
 def _run(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
+    from forerun.ir import parse_ir, print_ir, verify
+    from forerun.passes.base import PassContext
+    from forerun.passes.pipeline import run_pipeline
+
     module = parse_ir(text, name)
     if not options.no_verify:
         verify(module)
@@ -105,17 +151,17 @@ def _print_times(records: Sequence[PassRecord]) -> None:
 
 
 def _listing() -> str:
+    import inspect
+    from dataclasses import fields
+
+    from forerun.passes.pipeline import PASSES
+
     lines: list[str] = []
     for name, kind in PASSES.items():
         summary = (inspect.getdoc(inspect.getmodule(kind)) or "").partition("\n")[0]
         lines.append(f"{name:24}{summary.partition(': ')[2]}")
         lines += [f"{'':24}  {each.name}={each.default}" for each in fields(kind) if each.init]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _refuse(error: ForerunError) -> int:
-    print(f"forerun-opt: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,8 @@ def _told(options: Mapping[str, object]) -> str | None:
     def plain(value: Any) -> Any:
         if hasattr(value, "to_dict"):  # a config of transformers
             return {type(value).__name__: value.to_dict()}
+        if is_dataclass(value):
+            return {type(value).__name__: vars(value)}
         if isinstance(value, os.PathLike):
             return os.fspath(value)
         raise TypeError(f"{value!r} as an option")

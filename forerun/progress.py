@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -67,17 +67,10 @@ class TerminalProgress(SilentProgress):
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
         """Show the stage for as long as the body runs."""
-        task = self._begin(name)
         started = time.perf_counter()
-        finished = False
-        try:
-            with super().stage(name):
-                yield
-            finished = True
-        finally:
-            self._end(task)
-            if finished:
-                self._console.print(f"[dim]{name:<32} {time.perf_counter() - started:6.1f} s[/dim]", highlight=False)
+        with self._shown(name), super().stage(name):
+            yield
+        self._console.print(f"{name:<32} {time.perf_counter() - started:6.1f} s", style="dim", highlight=False)
 
     @contextmanager
     def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
@@ -88,24 +81,66 @@ class TerminalProgress(SilentProgress):
             with SilentProgress.stage(self, name):
                 yield lambda done, total: display.update(task, completed=done, total=total)
 
-    def _begin(self, name: str) -> TaskID:
-        display = self._display
-        if display is None:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            display = _display(self._console, *columns)
-            display.start()
-            self._display = display
+    @contextmanager
+    def _shown(self, name: str) -> Generator[None]:
+        """A line of the display that all open stages share; it stops with the last of them, whatever ends it."""
         self._open_stages += 1
-        return display.add_task(name, total=None)
+        task: TaskID | None = None
+        try:
+            if self._display is None:
+                columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+                self._display = _display(self._console, *columns)
+                self._display.start()
+            task = self._display.add_task(name, total=None)
+            yield
+        finally:
+            self._open_stages -= 1
+            display = self._display
+            if display is not None and task is not None:
+                display.remove_task(task)
+            if display is not None and self._open_stages == 0:
+                display.stop()
+                self._display = None
 
-    def _end(self, task: TaskID) -> None:
-        self._open_stages -= 1
-        if self._display is None:
-            return
-        self._display.remove_task(task)
-        if self._open_stages == 0:
-            self._display.stop()
-            self._display = None
+
+class LineProgress(SilentProgress):
+    """Stages are timed and written as lines: where nothing that has been written can be changed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._unfinished: str | None = None  # the stage whose line waits for its time
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Write the stage's name now and its time when the body has run."""
+        self._write(f"{name:<32} ", unfinished=name)
+        started = time.perf_counter()
+        with super().stage(name):
+            yield
+        named = "" if self._unfinished == name else f"{name:<32} "
+        self._write(f"{named}{time.perf_counter() - started:6.1f} s\n", continued=self._unfinished == name)
+
+    @contextmanager
+    def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
+        """Write a line for every tenth of the work."""
+        tenths = 0
+
+        def count(done: int, total: int) -> None:
+            nonlocal tenths
+            if total and 10 * done // total > tenths:
+                tenths = 10 * done // total
+                self._write(f"{name:<32} {done} of {total}\n")
+
+        with SilentProgress.stage(self, name):
+            yield count
+
+    def _write(self, text: str, unfinished: str | None = None, continued: bool = False) -> None:
+        if self._unfinished is not None and not continued:
+            text = f"\n{text}"
+        self._unfinished = unfinished
+        self._stream.write(text)
+        self._stream.flush()
 
 
 def _display(console: Console, *columns: ProgressColumn) -> Display:
@@ -114,8 +149,14 @@ def _display(console: Console, *columns: ProgressColumn) -> Display:
 
 
 def open_progress(quiet: bool = False) -> Progress:
-    """Progress on standard error where that is a terminal, silent elsewhere and when asked."""
-    if quiet or not sys.stderr.isatty():
-        return SilentProgress()
+    """Progress on standard error where somebody reads it, silent elsewhere and when asked.
+
+    That is a terminal, by spinner and bar where it can move its cursor, or a notebook.
+    """
     # The stream of this moment: standard error may be redirected while a stage runs.
-    return TerminalProgress(Console(file=sys.stderr))
+    if quiet or sys.stderr is None:
+        return SilentProgress()
+    console = Console(file=sys.stderr)
+    if console.is_jupyter or (sys.stderr.isatty() and console.is_dumb_terminal):
+        return LineProgress(sys.stderr)
+    return TerminalProgress(console) if sys.stderr.isatty() else SilentProgress()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger("forerun")
 _said: set[str] = set()
+from forerun.errors import InvalidOptionError
 
 
 def cache_directory() -> Path | None:
@@ -50,6 +51,21 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
         Path(name).chmod(0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
         raise
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` for one that no file can have."""
+    text = os.path.expanduser(os.fsdecode(path))
+    if "\0" in text:
+        raise InvalidOptionError(f"{text!r} holds a NUL character, which no path can have; write it without.")
+    if text.startswith("~"):
+        raise InvalidOptionError(
+            f"{text!r} names the home directory of a user whom this machine does not know; write the path in full, "
+            f"or ./{text} for a file of that name."
+        )
+    return Path(text)

@@ -293,6 +293,25 @@ DRAFT_MODEL = "draft_model"
 """The strategy that takes the draft's path with it: "draft_model:PATH"."""
 
 
+DESCRIPTIONS: dict[str, str] = {
+    "autoregressive": "plain decoding, one row a step",
+    "tree_spec": "trees from prompt_lookup and token_recycling, sized by measured cost",
+    "prompt_lookup": "continuations of earlier occurrences of the last tokens",
+    "token_recycling": "the candidates that the model gave after each token so far",
+    "layer_skip": "the model drafts with some of its layers left out, evenly",
+    "swift": "the same, the layers searched for while decoding (SWIFT)",
+    "clasp": "the same, the layers chosen anew in every step (CLaSp)",
+    "early_exit": "the model's first layers draft",
+    f"{DRAFT_MODEL}:PATH": "the model at PATH drafts",
+}
+"""A line for each strategy that has a name."""
+
+
+def strategy_names() -> list[str]:
+    """What `compile` takes as a strategy's name."""
+    return [*STRATEGIES, f"{DRAFT_MODEL}:PATH"]
+
+
 def resolve_strategy(strategy: object) -> Strategy:
     """A strategy by name or as it is; UnknownStrategyError with the nearest name otherwise."""
     if isinstance(strategy, Strategy):
@@ -309,5 +328,4 @@ def resolve_strategy(strategy: object) -> Strategy:
         return TreeSpec(drafters=(DraftModel(path),))
     near = get_close_matches(str(strategy), STRATEGIES, n=1)
     hint = f"did you mean {near[0]!r}? The strategies are" if near else "use one of"
-    names = ", ".join([*STRATEGIES, f"{DRAFT_MODEL}:PATH"])
-    raise UnknownStrategyError(f"There is no strategy {strategy!r}; {hint} {names}.")
+    raise UnknownStrategyError(f"There is no strategy {strategy!r}; {hint} {', '.join(strategy_names())}.")

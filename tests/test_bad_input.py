@@ -77,6 +77,32 @@ COMPILING: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
     ),
     "an unknown target": (errors.UnknownTargetError, lambda: forerun.compile("x", target="tpu"), "tpu"),
     "an unknown dtype": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), dtype="int3"), "int3"),
+    "a folder for dumps that is a file": (
+        errors.InvalidOptionError,
+        lambda: forerun.compile(Averages(), dump_dir=__file__),
+        "dump_dir",
+    ),
+    "a draft that is not there": (
+        errors.SourceNotFoundError,
+        lambda: forerun.compile(Averages(), strategy="draft_model:/no/such/draft"),
+        "/no/such/draft",
+    ),
+    "a draft's draft that is not there": (
+        errors.SourceNotFoundError,
+        lambda: forerun.compile(
+            Averages(),
+            strategy=forerun.TreeSpec(drafters=(forerun.DraftModel(Averages(), drafter=forerun.DraftModel("/no/it")),)),
+        ),
+        "/no/it",
+    ),
+    "a path with a NUL": (errors.InvalidOptionError, lambda: forerun.compile("a\0b"), "NUL"),
+    "a home that is not there": (
+        errors.InvalidOptionError,
+        lambda: forerun.compile("~no-such-user/x"),
+        "~no-such-user",
+    ),
+    "a length in letters": (errors.InvalidOptionError, lambda: forerun.compile("x", max_length="9"), "max_length"),  # type: ignore[arg-type]
+    "a target that is no name": (errors.UnknownTargetError, lambda: forerun.compile("x", target=["cpu"]), "cpu"),  # type: ignore[arg-type]
     "no room": (errors.InvalidOptionError, lambda: forerun.compile(Averages(), max_length=1), "max_length"),
 }
 

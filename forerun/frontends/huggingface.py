@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.errors import CorruptFileError, InvalidOptionError, NotAModelError
+from forerun.errors import CorruptFileError, NotAModelError, PromptError
 from forerun.frontends.directory import check_directory, code_file, tokenizer_files
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
@@ -148,8 +148,9 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program of the model's author
-        raise InvalidOptionError(
-            f"the model's chat template fails ({first_sentence(error)}): give the prompt without it (--raw)."
+        raise PromptError(
+            f"the model's chat template fails on this prompt ({first_sentence(error)}): encode the text without it "
+            "(--raw)."
         ) from error
     # The template writes the special tokens itself.
     return list(tokenizer.encode(str(text), add_special_tokens=False))

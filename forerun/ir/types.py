@@ -37,6 +37,8 @@ _ELEMENTS: dict[str, tuple[Attribute, torch.dtype]] = {
 _NAME_OF_ELEMENT = {element: name for name, (element, _) in _ELEMENTS.items()}
 _NAME_OF_TORCH = {dtype: name for name, (_, dtype) in _ELEMENTS.items()}
 
+LARGEST_DIM = 2**63 - 1
+"""What an index can count to."""
 INTEGER_DTYPES = frozenset({"i64", "i32", "i16", "i8", "i1"})
 
 
@@ -60,9 +62,11 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
 
     @staticmethod
     def of(dims: Sequence[Dim], dtype: str) -> TensorType:
-        """The type; ValueError where there is no such dtype, or a text is no dimension."""
+        """The type; ValueError where there is no such dtype, a text is no dimension, or a number no size."""
         for dim in dims:
             dimensions.affine(dim)
+            if isinstance(dim, int) and not 0 <= dim <= LARGEST_DIM:
+                raise ValueError(f"{dim} is no size of a dimension; use one from 0 to {LARGEST_DIM}")
         if dtype not in _ELEMENTS:
             raise ValueError(f"there is no element type {dtype!r}, only {', '.join(_ELEMENTS)}")
         shape = [IntAttr(dim) if isinstance(dim, int) else StringAttr(dim) for dim in dims]
@@ -102,7 +106,10 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
             element = parser.parse_type()
         if element not in _NAME_OF_ELEMENT:
             parser.raise_error(f"{element} is no element type of a spec.tensor")
-        tensor = TensorType.of(dims, _NAME_OF_ELEMENT[element])
+        try:
+            tensor = TensorType.of(dims, _NAME_OF_ELEMENT[element])
+        except ValueError as error:
+            parser.raise_error(str(error))
         return (tensor.shape, tensor.element)
 
     def print_parameters(self, printer: Printer) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import InvalidOptionError, PassError
 from forerun.ir import (
     Context,
     Function,
     GreedyRewritePatternApplier,
+    Kernel,
     ModuleOp,
     ModulePass,
     PatternRewriter,
@@ -21,9 +23,67 @@ from forerun.ir import (
     SSAValue,
     functions,
     load_dialects,
+    tensor_type,
 )
 
-Pass = ModulePass
+
+@dataclass(frozen=True)
+class Needs:
+    """What a pass needs of a module, and what it adds, which therefore may not be there yet."""
+
+    function: str
+    arguments: tuple[str, ...] = ()  # by name, among others
+    inputs: int | None = None  # how many arguments it has in all
+    dimension: str | None = None  # one that its first argument has
+    results: int | None = None
+    adds_arguments: tuple[str, ...] = ()
+    adds_function: str | None = None
+    before_kernels: bool = False  # whether the operations may not lie in kernels
+
+    def check(self, name: str, module: ModuleOp) -> None:
+        """Raise `PassError` where a module is not what the pass `name` works on."""
+        found = functions(module)
+        if self.function not in found:
+            raise PassError(f"{name} works on @{self.function}, which the module lacks; run the passes before it.")
+        function = found[self.function]
+        named = {each.name_hint for each in function.block.args}
+        if missing := [each for each in self.arguments if each not in named]:
+            raise PassError(f"{name} needs the argument {missing[0]} of @{self.function}; run the passes before it.")
+        for what, number, given in (
+            ("arguments", self.inputs, len(function.block.args)),
+            ("results", self.results, len(function.returned)),
+        ):
+            if number not in (None, given):
+                raise PassError(f"{name} works on a @{self.function} of {number} {what}, not {given}.")
+        if self.dimension is not None and self.dimension not in tensor_type(function.block.args[0]).dims:
+            raise PassError(f"{name} needs the dimension {self.dimension} in the argument of @{self.function}.")
+        if present := [each for each in self.adds_arguments if each in named]:
+            raise PassError(f"@{self.function} has the argument {present[0]} already; run {name} once.")
+        if self.adds_function in found:
+            raise PassError(f"The module has a @{self.adds_function} already; run {name} on one without.")
+        if self.before_kernels and any(isinstance(each, Kernel) for each in function.body):
+            raise PassError(f"{name} runs before fuse-kernels, and the operations of @{self.function} are in kernels.")
+
+
+def option(default: int, least: int, most: int) -> int:
+    """A field of a pass: an integer in [least, most]."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Pass(ModulePass):
+    """A transformation of a module. Its fields are its options, checked when it is made (`InvalidOptionError`)."""
+
+    needs: ClassVar[Needs | None] = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, least = getattr(self, each.name), each.metadata.get("least")
+            if isinstance(value, bool) or (isinstance(value, tuple) and any(isinstance(part, bool) for part in value)):
+                raise InvalidOptionError(f"{self.name} takes numbers as {each.name}, not {value}.")
+            if least is not None and not least <= value <= each.metadata["most"]:
+                span = f"from {least} to {each.metadata['most']}"
+                raise InvalidOptionError(f"{self.name} takes a {each.name} {span}, not {value}.")
 
 
 def no_weights(name: str) -> torch.Tensor:
@@ -85,7 +145,7 @@ def replace(rewriter: PatternRewriter, old: SpecOperation, new: SpecOperation | 
 
 
 @dataclass(frozen=True)
-class RewritePass(ModulePass):
+class RewritePass(Pass):
     """A pass that is a list of patterns."""
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import Context, ModuleOp
-from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.residual import residual
 from forerun.passes.skip_layers import derive_draft
 
@@ -20,6 +20,7 @@ class EarlyExit(Pass):
     """`layers`: how many of the first layers `@draft` has."""
 
     name: ClassVar[str] = "early-exit"
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
 
     layers: int = 1
 

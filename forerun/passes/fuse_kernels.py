@@ -49,7 +49,7 @@ from forerun.ir import (
     encode,
     tensor_type,
 )
-from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.residual import Residual, residual
 from forerun.passes.substitute import clone_with
@@ -72,6 +72,7 @@ class FuseKernels(Pass):
     """Every operation of `@step` ends up in a kernel."""
 
     name: ClassVar[str] = "fuse-kernels"
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")

@@ -32,7 +32,7 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.ir import dims as dimensions
-from forerun.passes.base import Pass, function_named
+from forerun.passes.base import Needs, Pass, function_named, option
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.sequence_axis import sequence_axes
@@ -46,8 +46,9 @@ class InsertKVCache(Pass):
     """`block` is P, the positions a cache block holds."""
 
     name: ClassVar[str] = "insert-kv-cache"
+    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1, adds_function="step")
 
-    block: int = 16
+    block: int = option(16, least=1, most=2**16)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from forerun.errors import InvalidOptionError
-from forerun.ir import ArgSpecParseError, ModuleOp, OutsideTableError, functions, parse_pipeline, print_ir, verify, walk
+from forerun.errors import InvalidOptionError, PassError
+from forerun.ir import (
+    ArgSpecParseError,
+    ModuleOp,
+    OutsideTableError,
+    VerifyException,
+    functions,
+    parse_pipeline,
+    print_ir,
+    verify,
+    walk,
+)
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.early_exit import EarlyExit
@@ -120,14 +132,7 @@ def run_pipeline(
     for index, each in enumerate(passes, start=1):
         before, noted = count(module), len(context.notes)
         start = perf_counter()
-        try:
-            each.apply(context, module)
-        except OutsideTableError as error:
-            fits = context.max_length - error.excess
-            raise InvalidOptionError(
-                f"The table {error.table} has {error.size} entries, too few for max_length={context.max_length}; "
-                f"compile with max_length={fits} or less."
-            ) from error
+        run_pass(each, context, module)
         seconds = perf_counter() - start
         if check:
             verify(module)
@@ -140,6 +145,22 @@ def run_pipeline(
     return records
 
 
+def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:
+    """Run one pass. Raises `PassError` where the module is none that it works on."""
+    if given.needs is not None:
+        given.needs.check(given.name, module)
+    try:
+        given.apply(context, module)
+    except OutsideTableError as error:
+        fits = context.max_length - error.excess
+        raise InvalidOptionError(
+            f"The table {error.table} has {error.size} entries, too few for max_length={context.max_length}; "
+            f"compile with max_length={fits} or less."
+        ) from error
+    except VerifyException as error:  # by a shape rule, while the pass builds operations
+        raise PassError(f"{given.name} does not fit this module ({error}); run the passes before it.") from error
+
+
 def count(module: ModuleOp) -> int:
     """The operations in all functions, kernels' bodies included."""
     return sum(1 for function in functions(module).values() for _ in walk(function.body))
@@ -147,6 +168,10 @@ def count(module: ModuleOp) -> int:
 
 def parse_passes(text: str) -> Iterator[Pass]:
     """Passes from `name,name{option=value}`; InvalidOptionError for an unknown pass or option."""
+    for options in re.findall(r"{([^{}]*)}", text):
+        names = Counter(each.replace("-", "_") for each in re.findall(r"([\w-]+)\s*=", options))
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise InvalidOptionError(f"The option {twice[0]} is given twice in {text!r}; give it once.")
     try:
         specs = list(parse_pipeline(text))
     except ArgSpecParseError as error:

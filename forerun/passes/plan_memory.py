@@ -22,7 +22,7 @@ from forerun.ir import (
     tensor_type,
     torch_dtype,
 )
-from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, option, pass_context
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
@@ -47,9 +47,10 @@ class PlanMemory(Pass):
     """Kernels get `offsets`, one a result, in bytes; `@step` gets `arena` (bytes) and the sizes planned for."""
 
     name: ClassVar[str] = "plan-memory"
+    needs: ClassVar[Needs | None] = Needs("step")
 
-    max_rows: int = 256
-    max_outputs: int = 64
+    max_rows: int = option(256, least=1, most=2**20)
+    max_outputs: int = option(64, least=1, most=2**20)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")

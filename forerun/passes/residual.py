@@ -76,8 +76,8 @@ def summary(module: ModuleOp) -> list[Summary]:
 def residual(step: Function) -> Residual:
     """The residual stream of a function of rows: of `@step`, before its operations are in kernels."""
     graph = _flow(step)
-    logits = step.returned[0].owner
-    if logits not in graph:
+    logits = step.returned[0].owner if step.returned else None
+    if logits is None or logits not in graph:
         return Residual((), ())
     dominators = nx.immediate_dominators(graph, step)
     chain: list[SSAValue] = []

@@ -26,7 +26,7 @@ from forerun.ir import (
     functions,
     tensor_type,
 )
-from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.skip_layers import copied
 
@@ -38,6 +38,7 @@ class ReuseKVCache(Pass):
     """`@resume` from `@draft` and `@step`, where the draft's work can be used."""
 
     name: ClassVar[str] = "reuse-kv-cache"
+    needs: ClassVar[Needs | None] = Needs("draft", ("tokens",), adds_function="resume", before_kernels=True)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step, draft = function_named(op, "step"), function_named(op, "draft")

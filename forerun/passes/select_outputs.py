@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from forerun.errors import PassError
 from forerun.ir import (
     Builder,
     Cast,
@@ -29,7 +30,7 @@ from forerun.ir import (
     TopK,
     tensor_type,
 )
-from forerun.passes.base import Pass, function_named
+from forerun.passes.base import Needs, Pass, function_named, option
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import symbols, used_once
 from forerun.passes.substitute import clone_with
@@ -42,11 +43,15 @@ class SelectOutputs(Pass):
     """`candidates` is k."""
 
     name: ClassVar[str] = "select-outputs"
+    needs: ClassVar[Needs | None] = Needs("step", results=1, adds_arguments=("outputs",), before_kernels=True)
 
-    candidates: int = 8
+    candidates: int = option(8, least=1, most=2**16)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
+        found = tensor_type(step.returned[0])
+        if found.rank != 2 or found.dims[0] != "N" or not isinstance(found.dims[1], int):
+            raise PassError(f"select-outputs works on a @step that returns logits [N, V], not {found}.")
         outputs = step.block.insert_arg(TensorType.of(("M",), "i32"), len(step.block.args))
         outputs.name_hint = "outputs"
         last = step.block.last_op

@@ -26,7 +26,7 @@ from forerun.ir import (
     functions,
     tensor_type,
 )
-from forerun.passes.base import Pass, PassContext, function_named, pass_context
+from forerun.passes.base import Needs, Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.residual import residual
 
@@ -36,6 +36,7 @@ class SkipLayers(Pass):
     """`branches`: the residual branches that `@draft` leaves out, by number."""
 
     name: ClassVar[str] = "skip-layers"
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
 
     branches: tuple[int, ...] = ()
 
@@ -50,6 +51,8 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
         raise InvalidOptionError("The module has a @draft already; derive one draft at a time.")
     draft = copied(step, "draft")
     found = residual(draft)
+    if len(set(skipped)) < len(skipped):
+        raise InvalidOptionError(f"A residual branch is left out once; {sorted(skipped)} has one of them twice.")
     wrong = sorted(each for each in skipped if not 0 <= each < len(found.branches))
     if wrong:
         raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and none of number {wrong[0]}.")

@@ -28,7 +28,7 @@ from forerun.ir import (
     tensor_type,
     weights,
 )
-from forerun.passes.base import Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, pass_context
 
 FULL = "f32"
 """Every weight in its own dtype."""
@@ -41,6 +41,7 @@ class StoreWeights(Pass):
     """Matrices get `storage`: one for all, "native" for their source's; with "f32" none gets any."""
 
     name: ClassVar[str] = "store-weights"
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
 
     storage: str = FULL
 

@@ -31,7 +31,7 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.attention_masks import Mask, Steps, classify
-from forerun.passes.base import Pass, PassContext, function_named, pass_context
+from forerun.passes.base import Needs, Pass, PassContext, function_named, option, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.lengths import require_same_at_every_length
 from forerun.passes.matching import HIDDEN, SEQUENCE
@@ -45,8 +45,9 @@ class TabulatePositions(Pass):
     """`max_length` 0 takes the context's."""
 
     name: ClassVar[str] = "tabulate-positions"
+    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1)
 
-    max_length: int = 0
+    max_length: int = option(0, least=0, most=2**24)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         context = pass_context(ctx)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from forerun.ir import Context, ModuleOp, TensorType, TreeAttention
-from forerun.passes.base import Pass, function_named
+from forerun.passes.base import Needs, Pass, function_named
 from forerun.passes.canonicalize import clean
 
 BASES, PATHS = 3, 4
@@ -18,6 +18,9 @@ class TreeMask(Pass):
     """`@step` gets two more arguments: `bases[N]` and `paths[N, D]` (position-aligned tree attention)."""
 
     name: ClassVar[str] = "tree-mask"
+    needs: ClassVar[Needs | None] = Needs(
+        "step", ("tokens", "block_tables"), adds_arguments=("bases", "paths"), before_kernels=True
+    )
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")

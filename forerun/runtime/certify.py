@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.random import Generator
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import BlockCache, CachedSequence
 from forerun.runtime.cases import (
     SEQUENCES,
@@ -24,6 +23,7 @@ from forerun.runtime.cases import (
     random_tree_rows,
 )
 from forerun.runtime.executable import Executable, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.options import require_integer
 from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
 
@@ -93,14 +93,18 @@ def certify(
     certify's own, but the memory in which a step computes is the executable's.
     From the 20th case on, the last positions of `max_length` are among those compared (up to `cases.FURTHEST`).
     """
-    if cases < 1:
-        raise InvalidOptionError(f"cases must be at least 1, not {cases}")
+    cases, seed = require_cases(cases, seed)
     certifier = _Certifier(executable, seed)
     for case in range(cases):
         certifier.run_case(case)
         if progress:
             progress(case + 1, cases)
     return VerifyReport(cases, certifier.steps, certifier.rows, certifier.differences, certifier.first)
+
+
+def require_cases(cases: int, seed: int) -> tuple[int, int]:
+    """Number and seed of the cases, as Python's int. Raises `InvalidOptionError`."""
+    return require_integer("cases", cases, least=1), require_integer("seed", seed, least=0)
 
 
 @dataclass(eq=False)

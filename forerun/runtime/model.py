@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError, PromptError, TooLongError
+from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.generation import Generation, Request, Stats, Step, decode
-from forerun.runtime.options import require_integer
+from forerun.runtime.options import require_integer, require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.tree import Tree, check
@@ -110,12 +110,7 @@ class CompiledModel:
 
     def steps(self, request: Request) -> Generator[Step]:
         """The loop, a step at a time, for one thread. Close the iterator to free the cache before the text's end."""
-        length, longest = len(request.prompt) + request.max_new_tokens, self.executable.max_length
-        if length > longest:
-            raise TooLongError(
-                f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed max_length "
-                f"{longest}: shorten the prompt or max_new_tokens, or compile with a larger max_length"
-            )
+        require_room(len(request.prompt), request.max_new_tokens, self.executable.max_length)
         return self._steps(request)
 
     def _steps(self, request: Request) -> Generator[Step]:

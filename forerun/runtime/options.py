@@ -4,7 +4,7 @@ import numbers
 import operator
 from typing import Any
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import InvalidOptionError, TooLongError
 
 
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -26,3 +26,12 @@ def require_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidOptionError(f"{name} must be a number, not {value!r}")
     return float(value)
+
+
+def require_room(prompt: int, new_tokens: int, max_length: int) -> None:
+    """Raise `TooLongError` where a prompt of so many tokens and the new ones have more positions than there are."""
+    if prompt + new_tokens > max_length:
+        raise TooLongError(
+            f"a prompt of {prompt} tokens and {new_tokens} new ones exceed max_length {max_length}: shorten the prompt "
+            "or max_new_tokens, or compile with a larger max_length"
+        )

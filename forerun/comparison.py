@@ -1,0 +1,49 @@
+"""Speculative decoding against plain decoding of the same text: what a step costs and what it gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from forerun.runtime.generation import Stats
+
+WORTH_IT = 1.05
+"""Times the tokens per second of plain decoding, from which on speculation counts as faster."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to the same text."""
+
+    speculative: Stats
+    plain: Stats
+
+    @property
+    def speedup(self) -> float:
+        """Tokens per second over those of plain decoding."""
+        return self.speculative.tokens_per_second / self.plain.tokens_per_second
+
+    @property
+    def step_cost(self) -> float:
+        """The time of a speculative step over that of a plain one: the accepted length at which both are as fast."""
+        return _step_seconds(self.speculative) / _step_seconds(self.plain)
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for the reader of a comparison in which speculation is not faster; else None."""
+        if self.speedup >= WORTH_IT:
+            return None
+        gained = self.speculative.accepted_length
+        return (
+            f"Speculation does not pay on this text and machine ({self.speedup:.2f} times the speed of plain "
+            "decoding): "
+            f"a step gains {gained:.2f} tokens on average and takes as long as {self.step_cost:.2f} plain steps, so "
+            f"that it breaks even at an accepted length of {self.step_cost:.2f}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"speedup": self.speedup, "step_cost": self.step_cost, "note": self.note}
+
+
+def _step_seconds(stats: Stats) -> float:
+    return stats.decode_seconds / stats.steps

