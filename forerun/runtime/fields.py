@@ -91,7 +91,7 @@ def has(words: str, method: str, arguments: int, *attributes: str, without: tupl
         if isinstance(value, type) or any(hasattr(value, each) for each in without):
             return False
         try:
-            signature(found).bind(*range(arguments))
+            signature(value if method == "__call__" else found).bind(*range(arguments))
         except (TypeError, ValueError):
             return False
         return True

@@ -252,13 +252,12 @@ def known_keywords() -> tuple[str, ...]:
 
 def _most(keywords: Mapping[str, Any], prompt: int) -> int:
     """New tokens at most."""
-    if "max_new_tokens" in keywords:
-        if "max_length" in keywords:
-            _warn_of_both("max_new_tokens", "max_length")
-        return keywords["max_new_tokens"]
     if "max_length" not in keywords:
-        return NEW_TOKENS
+        return keywords.get("max_new_tokens", NEW_TOKENS)
     length = require_integer("max_length", keywords["max_length"], least=1)
+    if "max_new_tokens" in keywords:
+        _warn_of_both("max_new_tokens", "max_length")
+        return keywords["max_new_tokens"]
     if length <= prompt:
         raise InvalidOptionError(
             f"max_length={length} leaves no room for a new token behind a prompt of {prompt}: it counts both; give a "
@@ -269,11 +268,12 @@ def _most(keywords: Mapping[str, Any], prompt: int) -> int:
 
 def _least(keywords: Mapping[str, Any], prompt: int) -> int:
     """New tokens before which the text does not end."""
+    length = require_integer("min_length", keywords.get("min_length", 0), least=0)
     if "min_new_tokens" in keywords:
         if "min_length" in keywords:
             _warn_of_both("min_new_tokens", "min_length")
         return keywords["min_new_tokens"]
-    return max(0, require_integer("min_length", keywords.get("min_length", 0), least=0) - prompt)
+    return max(0, length - prompt)
 
 
 def _warn_of_both(first: str, second: str) -> None:
