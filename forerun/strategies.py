@@ -258,6 +258,8 @@ class Strategy(Checked):
         executable = target.executable
         if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
             return None
+        if not executable.draws:
+            return None  # drawn tokens alone tell a loop of NaN
         drafting = drafting_on_device(self.drafters)
         of_policy = getattr(self.policy, "round_size", None)  # a policy of a user's own may know the host alone
         if drafting is None or of_policy is None:
