@@ -266,6 +266,8 @@ def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
     names = ("do_sample", "temperature", "top_k", "top_p", "seed")
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     request = Request(list(prompt), arguments.max_new_tokens, SamplingSettings(**given))
+    from forerun.compile_options import DEFAULT_LENGTH
+
     require_room(max(1, len(prompt)), request.max_new_tokens, arguments.max_length or DEFAULT_LENGTH)
     return request
 

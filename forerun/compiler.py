@@ -40,7 +40,8 @@ from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
-from forerun.runtime.model import CompiledModel
+from forerun.runtime.model import CompiledModel, Origin, source_name
+from forerun.runtime.options import dtype_name
 from forerun.storage import write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
@@ -92,7 +93,7 @@ class Lowered:
 def compile(
     source: Any,
     strategy: str | Strategy = "tree_spec",
-    dtype: str = "float32",
+    dtype: Any = "float32",
     target: str = "auto",
     max_length: int | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -108,7 +109,7 @@ def compile(
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
     dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
                 GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
-                and rounds what a matrix multiplies; all else is float32
+                and rounds what a matrix multiplies; all else is float32. A dtype of torch or numpy will do
     target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best that this
                 machine has
     max_length  positions a sequence may have, prompt and new tokens together; 2048 by default, or what the model
@@ -121,7 +122,7 @@ def compile(
 
     Raises a `ForerunError` that names the thing and the remedy, about the options before any work is done.
     """
-    chosen = resolve_strategy(strategy)
+    chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     target = resolve_target(target, dtype)
     if target == "cuda":
         require_gpu()
@@ -133,7 +134,8 @@ def compile(
     built = build(source, dtype, target, max_length, dump_dir, progress, opening)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
-    return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids)
+    origin = Origin(source_name(source), target, dtype)
+    return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin)
 
 
 @with_live_threads
@@ -174,14 +176,25 @@ def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Prog
     cost = model.cost
     if cost is None and chosen.needs_cost:
         cost = measure_cost(model.engine, progress)
-    return _model(chosen, Target(model.engine, cost, model.tokenizer, progress), model.eos_token_ids)
+    return _model(chosen, Target(model.engine, cost, model.tokenizer, progress), model.eos_token_ids, model.origin)
 
 
-def _model(strategy: Strategy, target: Target, eos_token_ids: Iterable[int]) -> CompiledModel:
+def _model(
+    strategy: Strategy, target: Target, eos_token_ids: Iterable[int], origin: Origin | None = None
+) -> CompiledModel:
     drafter, policy = strategy.build(target)
     on_device = strategy.on_device(target)
     return CompiledModel(
-        target.executable, drafter, policy, target.tokenizer, eos_token_ids, target.cost, target.engine, on_device
+        target.executable,
+        drafter,
+        policy,
+        target.tokenizer,
+        eos_token_ids,
+        target.cost,
+        target.engine,
+        on_device,
+        strategy,
+        origin,
     )
 
 

@@ -68,5 +68,17 @@ class PromptError(ForerunError):
     """A prompt that is empty or holds token ids outside the vocabulary."""
 
 
+class NotANumberError(ForerunError):
+    """Logits that are NaN where a token is to be chosen: `token_id` is the first one of the row at `position`."""
+
+    def __init__(self, position: int, token_id: int) -> None:
+        super().__init__(
+            f"the logits at position {position} are not numbers (NaN; token id {token_id} is the first): the model's "
+            "weights are damaged or its arithmetic overflows; try another dtype, or give allow_nan=True, by which NaN "
+            "counts as the smallest logit"
+        )
+        self.position, self.token_id = position, token_id
+
+
 class TooLongError(ForerunError):
     """A prompt and its new tokens that together exceed `max_length`, or a tree over its budget."""

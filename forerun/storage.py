@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+from forerun.errors import InvalidOptionError
+
 log = logging.getLogger("forerun")
 _said: set[str] = set()
-from forerun.errors import InvalidOptionError
 
 
 def cache_directory() -> Path | None:

@@ -27,6 +27,18 @@ from forerun.runtime.drafters.parts.uniform import Uniform
 from forerun.runtime.drafters.self_draft import PartMethod, SelfDraft
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable
+from forerun.runtime.fields import (
+    DTYPES,
+    Checked,
+    checked,
+    flag,
+    has,
+    instance,
+    integer,
+    model_or_path,
+    one_of,
+    several,
+)
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.round_size import MostTokens, RoundSize, SameSize
 
@@ -74,23 +86,30 @@ class PartSpec(Protocol):
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod: ...
 
 
+DRAFTER = has("a drafter, such as PromptLookup()", "build", 1, without=("needs_cost",))
+DRAFTERS = several(DRAFTER, "drafters")
+POLICY = has("a tree policy, such as Fixed(rows=16)", "build", 1, "needs_cost")
+METHOD = has("a method that chooses a part of the target, such as Swift()", "build", 2)
+CONFIDENCE = has("a stop, such as LikeliestAbove(0.6)", "__call__", 1)
+
+
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Checked):
     """Continuations of earlier occurrences of the context's last tokens (up to `longest` of them match)."""
 
-    longest: int = 4
-    places: int = 8
+    longest: int = integer(4, least=1)
+    places: int = integer(8, least=1)
 
     def build(self, target: Target) -> base.Drafter:
         return prompt_lookup.PromptLookup(self.longest, self.places)
 
 
 @dataclass(frozen=True)
-class TokenRecycling:
+class TokenRecycling(Checked):
     """Trees from the candidates that the target itself gave after each token so far (arXiv 2408.08696)."""
 
-    deepest: int = 8
-    prompt_rows: bool = False
+    deepest: int = integer(8, least=1)
+    prompt_rows: bool = flag(False)
     """Whether the prompt's rows give candidates too; their logits then have to be evaluated."""
 
     def build(self, target: Target) -> base.Drafter:
@@ -101,15 +120,15 @@ class TokenRecycling:
 
 
 @dataclass(frozen=True)
-class SkipLayers:
+class SkipLayers(Checked):
     """The target drafts for itself with some of its residual branches left out (arXiv 2309.08168).
 
     `method` chooses them: `Uniform`, `Swift`, `Clasp`, `FeedForwardOnly`, `DecayedDepth`, `SkipDecode`.
     """
 
-    method: PartSpec = field(default=Uniform())
-    shape: Shape = field(default=Shape())
-    confidence: Confidence = field(default=Always())
+    method: PartSpec = checked(METHOD, Uniform())
+    shape: Shape = instance(Shape, Shape())
+    confidence: Confidence = checked(CONFIDENCE, Always())
 
     def build(self, target: Target) -> base.Drafter:
         grower = Grower(self.shape, LaunchCost(target.cost), self.confidence)
@@ -117,15 +136,15 @@ class SkipLayers:
 
 
 @dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(Checked):
     """The target's first layers draft, with its own norm and head; verification does the others (arXiv 2404.16710).
 
     `layer`: how many of them; None lets DEL choose from turn to turn (arXiv 2504.05598).
     """
 
-    layer: int | None = None
-    shape: Shape = field(default=Shape())
-    confidence: Confidence = field(default=Always())
+    layer: int | None = integer(None, least=1, optional=True)
+    shape: Shape = instance(Shape, Shape())
+    confidence: Confidence = checked(CONFIDENCE, Always())
 
     def build(self, target: Target) -> base.Drafter:
         method = DynamicExit() if self.layer is None else ExitAt(self.layer)
@@ -133,7 +152,7 @@ class EarlyExit:
 
 
 @dataclass(frozen=True)
-class DraftModel:
+class DraftModel(Checked):
     """Another model drafts, with a cache of its own (arXiv 2211.17192).
 
     source      what `forerun.compile` takes, or a model that it returned
@@ -145,12 +164,12 @@ class DraftModel:
     Two models that draft for each other must not generate at the same time: each waits for the other.
     """
 
-    source: Any
-    vocabulary: str = "auto"
-    drafter: DrafterSpec | None = None
-    dtype: str = "float32"
-    shape: Shape = field(default=Shape())
-    confidence: Confidence = field(default=Always())
+    source: Any = checked(model_or_path)
+    vocabulary: str = checked(vocabularies.require_way, "auto")
+    drafter: DrafterSpec | None = checked(lambda name, value: None if value is None else DRAFTER(name, value), None)
+    dtype: str = one_of(DTYPES, "float32")
+    shape: Shape = instance(Shape, Shape())
+    confidence: Confidence = checked(CONFIDENCE, Always())
 
     def build(self, target: Target) -> base.Drafter:
         draft = self._draft(target)
@@ -179,12 +198,12 @@ def _weight_bytes(executable: Executable) -> int:
 
 
 @dataclass(frozen=True)
-class CostAware:
+class CostAware(Checked):
     """Rows as long as they pay in tokens per second, by the measured t(n); at most `rows` a step."""
 
     needs_cost: ClassVar[bool] = True
 
-    rows: int = 32
+    rows: int = integer(32, least=1)
 
     def build(self, target: Target) -> policies.Policy:
         if target.cost is None:
@@ -198,12 +217,12 @@ class CostAware:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Checked):
     """The likeliest `rows` rows of every proposal."""
 
     needs_cost: ClassVar[bool] = False
 
-    rows: int = 16
+    rows: int = integer(16, least=1)
 
     def build(self, target: Target) -> policies.Policy:
         return policies.Fixed(min(self.rows, target.executable.max_rows))
@@ -213,7 +232,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(Checked):
     """A schedule: drafters whose proposals are merged into one tree, and the policy that sizes it.
 
     `level` is the exactness contract: "bits" promises the token ids and the logits of `autoregressive`, bit for bit.
@@ -221,8 +240,8 @@ class Strategy:
 
     level: ClassVar[str] = "bits"
 
-    drafters: Sequence[DrafterSpec] = field(default=())
-    policy: PolicySpec = field(default=Fixed(1))
+    drafters: Sequence[DrafterSpec] = checked(DRAFTERS, ())
+    policy: PolicySpec = checked(POLICY, Fixed(1))
 
     @property
     def needs_cost(self) -> bool:
@@ -239,6 +258,8 @@ class Strategy:
         executable = target.executable
         if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
             return None
+        if not executable.draws:
+            return None  # drawn tokens alone tell a loop of NaN
         drafting = drafting_on_device(self.drafters)
         of_policy = getattr(self.policy, "round_size", None)  # a policy of a user's own may know the host alone
         if drafting is None or of_policy is None:
@@ -273,8 +294,8 @@ class Autoregressive(Strategy):
 class TreeSpec(Strategy):
     """Trees from training-free drafters, verified by position-aligned tree attention, sized by measured cost."""
 
-    drafters: Sequence[DrafterSpec] = field(default=(PromptLookup(), TokenRecycling()))
-    policy: PolicySpec = field(default=CostAware())
+    drafters: Sequence[DrafterSpec] = checked(DRAFTERS, (PromptLookup(), TokenRecycling()))
+    policy: PolicySpec = checked(POLICY, CostAware())
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -145,7 +145,7 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "nothing": (errors.PromptError, {"input_ids": None}, "encode the text with the tokenizer first"),
     "a dictionary": (
         errors.PromptError,
-        {"input_ids": {"input_ids": PROMPT}},
+        {"input_ids": {"ids": PROMPT}},
         "encode the text with the tokenizer first",
     ),
     "floats": (errors.PromptError, {"input_ids": torch.ones(3, dtype=torch.bfloat16)}, "float64"),
@@ -154,8 +154,8 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
         {"input_ids": PROMPT, "do_sample": True, "temperature": 0.0},
         "do_sample=False",
     ),
-    "top_p 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_p": 0.0}, "top_p"),
-    "top_k 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_k": 0}, "top_k"),
+    "top_p below 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_p": -0.1}, "top_p"),
+    "top_k below 0": (errors.InvalidOptionError, {"input_ids": PROMPT, "do_sample": True, "top_k": -1}, "top_k"),
     "contradiction": (errors.InvalidOptionError, {"input_ids": PROMPT, "temperature": 0.7}, "do_sample"),
 }
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
 from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
+from forerun.forking import BUILDING
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
 from forerun.frontends.gguf_config import configuration
 from forerun.frontends.gguf_header import MAGIC, GgufHeader, TensorEntry
@@ -26,7 +27,7 @@ from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.gguf_parts import read_model
 from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS, TABLES
 from forerun.frontends.gguf_tokenizer import read_tokenizer
-from forerun.frontends.huggingface import LOADING, ONE_AT_A_TIME, check_complete
+from forerun.frontends.huggingface import LOADING, check_complete
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 
@@ -51,7 +52,7 @@ def load_gguf(
         raise NotAModelError(f"{header.path} holds no model (general.type = {kind!r}): give a GGUF file of a model.")
     parameters = configuration(header)
     tokenizer = _tokenizer(header)
-    with ONE_AT_A_TIME, quiet_libraries():
+    with BUILDING, quiet_libraries():
         skeleton = _skeleton(parameters, header)
         tensors = _converted_tensors(header, parameters, skeleton, native)
         factors = tensors.pop(FREQUENCY_FACTORS, None)

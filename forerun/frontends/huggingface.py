@@ -1,7 +1,6 @@
 """transformers models: directories, model objects, tokenizers and chat templates."""
 
 import pickle
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from forerun.errors import CorruptFileError, NotAModelError, PromptError
+from forerun.forking import BUILDING
 from forerun.frontends.directory import check_directory, code_file, tokenizer_files
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
@@ -20,8 +20,6 @@ UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, Run
 TRUST = "trust_remote_code"  # how transformers says that it would have to run a model's own code
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-ONE_AT_A_TIME = threading.RLock()
-"""Held while transformers builds or fills a model: it replaces functions of its own and of torch meanwhile."""
 
 
 def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -32,7 +30,7 @@ def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = Fal
     check_directory(path)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        with quiet_libraries():
+        with BUILDING, quiet_libraries():
             config = AutoConfig.from_pretrained(path, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **options, **LOADING)
     except UNREADABLE as error:

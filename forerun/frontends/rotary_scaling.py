@@ -35,11 +35,11 @@ def hold_frequencies(model: nn.Module) -> LengthLimit | None:
     for module in model.modules():
         types = getattr(module, "rope_type", None)
         if isinstance(types, str) and (limit := _limit(module, types, None)):
-            module.rope_type = HELD
+            setattr(module, "rope_type", HELD)  # noqa: B010 (torch types attributes as tensors)
             limits.append(limit)
         elif isinstance(types, Mapping):
             held = {layer: _limit(module, str(kind), str(layer)) for layer, kind in types.items()}
-            module.rope_type = {layer: HELD if held[layer] else kind for layer, kind in types.items()}
+            setattr(module, "rope_type", {layer: HELD if held[layer] else kind for layer, kind in types.items()})  # noqa: B010
             limits.extend(each for each in held.values() if each)
     return min(limits, key=lambda each: each.positions, default=None)
 

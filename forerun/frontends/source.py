@@ -153,6 +153,8 @@ def _source(
     prefer_attention(model)
     ends = eos_token_ids(model, tokenizer, generation)
     declared, held = position_limit(model), hold_frequencies(model)
-    limits = [LengthLimit(declared, "the model's configuration allows no more")] if declared else []
-    limit = min([*limits, *([held] if held else [])], key=lambda each: each.positions, default=None)
+    limits = [held] if held else []
+    if declared:
+        limits.append(LengthLimit(declared, "the model's configuration allows no more"))
+    limit = min(limits, key=lambda each: each.positions) if limits else None
     return Source(name, TokenLogits(model), dtype, tokenizer, ends, limit)

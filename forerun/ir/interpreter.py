@@ -100,8 +100,9 @@ def _name_of(value: SSAValue) -> str:
     owner = value.owner
     if isinstance(owner, Parameter):
         return str(owner.parameter("symbol"))
-    single = isinstance(owner, SpecOperation) and len(owner.operands) == 1
-    return _name_of(owner.operands[0]) if single else str(value.name_hint or "of positions")
+    if isinstance(owner, SpecOperation) and len(owner.operands) == 1:
+        return _name_of(owner.operands[0])
+    return str(value.name_hint or "of positions")
 
 
 def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:

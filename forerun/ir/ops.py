@@ -414,7 +414,10 @@ class Softmax(SpecOperation):
 
 @irdl_op_definition
 class TopK(SpecOperation):
-    """The k largest along the last dimension, largest first, the lower index first among equals: (values, indices)."""
+    """The k largest along the last dimension, largest first, the lower index first among equals: (values, indices).
+
+    NaN counts as -inf, and is given as such.
+    """
 
     name = "spec.topk"
 
@@ -428,6 +431,7 @@ class TopK(SpecOperation):
         return [types[0].with_dims(dims), TensorType.of(dims, parameters.get("index_dtype", "i64"))]
 
     def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
-        values, indices = torch.sort(inputs[0], dim=-1, descending=True, stable=True)
+        numbers = torch.where(inputs[0].isnan(), -torch.inf, inputs[0]) if inputs[0].is_floating_point() else inputs[0]
+        values, indices = torch.sort(numbers, dim=-1, descending=True, stable=True)
         k, dtype = self.parameter("k"), torch_dtype(self.parameter("index_dtype", "i64"))
         return values[..., :k], indices[..., :k].to(dtype)

@@ -26,6 +26,7 @@ from forerun.runtime.executable import Executable, Float32, Int32, KernelOutput,
 from forerun.runtime.options import require_integer
 from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
+from forerun.runtime.sampling import as_numbers
 
 TEXTS = 3
 IN_PARTS = 0.25
@@ -265,7 +266,7 @@ class _Certifier:
             same = digest(logits[output]) == self._plain_digest(expected[row])
             best = likeliest(logits[output], self.executable.candidates)
             right = np.array_equal(best, candidates[output]) and np.array_equal(
-                logits[output][best].view(np.uint32), candidate_logits[output].view(np.uint32)
+                as_numbers(logits[output][best]).view(np.uint32), candidate_logits[output].view(np.uint32)
             )
             self.rows += 1
             if same and right:
@@ -340,7 +341,11 @@ def _some(random: Generator, running: list[_Progress], most_rows: int) -> list[_
 
 
 def likeliest(logits: Float32, count: int) -> Int32:
-    """The token ids of the `count` largest of logits [V], largest first, the lower id first among equals."""
+    """The token ids of the `count` largest of logits [V], largest first, the lower id first among equals.
+
+    NaN counts as -inf.
+    """
+    logits = as_numbers(logits)
     smallest = np.partition(logits, len(logits) - count)[len(logits) - count]
     found = np.flatnonzero(logits >= smallest)
     return found[np.argsort(-logits[found], kind="stable")][:count].astype(np.int32)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import InvalidOptionError, NotANumberError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.calibration import trial_steps
 from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_OF_MATCH
@@ -132,9 +132,10 @@ class OnDevice:
                     self.loop.prepare(size, trial)
 
     def serves(self, executable: Executable, request: Request) -> bool:
-        """Whether a request can be decoded here now: sampling under top_k or top_p needs whole rows of logits."""
+        """Whether a request can be decoded here now: the likeliest token and a drawn one are known, others are not."""
         chosen_here = not request.sampling.do_sample or drawn_by(executable, request) is not None
-        return chosen_here and not self.busy
+        host_chooses = request.allow_nan or (request.min_new_tokens > 0 and request.stop)
+        return chosen_here and not host_chooses and not self.busy
 
     def decode(self, engine: Engine, request: Request) -> Generator[Step]:
         """As `generation.decode`; closing the iterator frees the cache."""
@@ -167,8 +168,12 @@ class OnDevice:
                 self.loop.enqueue(sizes[-1])
             done = self.loop.report()
             self.size.observe(sizes.pop(0), done)
-            kept = request.keep(done.tokens, generated)
-            logits = self.loop.logits(done.path[:kept]) if request.keep_logits else None
+            numbers = next((i for i, token in enumerate(done.tokens) if token < 0), len(done.tokens))
+            kept = request.keep(done.tokens[:numbers], generated)
+            logits = self.loop.logits(done.path[:kept]) if request.keep_logits and kept else None
             generated += kept
-            finished = generated == request.max_new_tokens or done.tokens[kept - 1] in request.stop
-            yield Step(done.tokens[:kept], done.rows, logits, finished)
+            finished = generated == request.max_new_tokens or (kept > 0 and done.tokens[kept - 1] in request.stop)
+            if kept:
+                yield Step(done.tokens[:kept], done.rows, logits, finished)
+            if not finished and kept < len(done.tokens):
+                raise NotANumberError(len(request.prompt) + generated - 1, -1 - done.tokens[kept])

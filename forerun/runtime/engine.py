@@ -28,6 +28,11 @@ class TreeResult:
         """[V] of one tree row."""
         return self.step.logits[self.first + row]
 
+    def first_nan(self, path: Sequence[int]) -> tuple[int, int] | None:
+        """The number of the first row of a path whose logits are not all numbers, and the first such token id."""
+        found = ((number, self.step.first_nan(self.first + row)) for number, row in enumerate(path))
+        return next(((number, token) for number, token in found if token is not None), None)
+
     @property
     def candidates(self) -> Int32:
         """[n, K]"""

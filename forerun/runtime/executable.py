@@ -97,11 +97,24 @@ class StepResult:
 
     logits: Float32  # [M, V]
     candidates: Int32  # [M, K] the K largest logits' token ids, largest first, the lower id first among equals
-    candidate_logits: Float32  # [M, K]
+    candidate_logits: Float32  # [M, K] NaN counts as -inf, and is given as such
     hidden: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """[N, D] the residual stream behind the last branch evaluated; empty where the graph has no such stream."""
     drawn: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M] the token each row draws for the position behind its own; empty where the step drew none."""
+    """[M] the token each row draws for the position behind its own, or -1 - t where the logit of token t is the first
+    NaN of the row; empty where the step drew none."""
+
+    def first_nan(self, row: int) -> int | None:
+        """The first token id whose logit is NaN in an output row; None where all are numbers."""
+        if len(self.drawn):
+            return nan_of(int(self.drawn[row]))
+        logits = self.logits[row]
+        return int(np.isnan(logits).argmax()) if np.isnan(logits.max()) else None  # the largest of any NaN is NaN
+
+
+def nan_of(drawn: int) -> int | None:
+    """What a drawn token says of NaN in its row (`StepResult.drawn`)."""
+    return -1 - drawn if drawn < 0 else None
 
 
 @dataclass(frozen=True)

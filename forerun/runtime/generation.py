@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import InvalidOptionError, NotANumberError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Draw, Executable, Float32
-from forerun.runtime.options import require_integer
+from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.policy import Policy
-from forerun.runtime.sampling import SamplingSettings, sample_token
+from forerun.runtime.sampling import SamplingSettings, choose_token, without
 from forerun.runtime.verify import verify
 
 
@@ -26,9 +27,17 @@ class Request:
     stop: frozenset[int] = frozenset()  # a token of these is the last one
     identifier: int = 0  # tells the random numbers of sequences with one seed apart
     keep_logits: bool = False
+    min_new_tokens: int = 0  # a token of `stop` is none of the first ones
+    allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails where a token meets it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
+        object.__setattr__(self, "min_new_tokens", require_integer("min_new_tokens", self.min_new_tokens, least=0))
+        object.__setattr__(self, "allow_nan", require_flag("allow_nan", self.allow_nan))
+
+    def forbidden(self, generated: int) -> frozenset[int]:
+        """The tokens that cannot follow `generated` new ones."""
+        return self.stop if generated < self.min_new_tokens else frozenset()
 
     def keep(self, tokens: list[int], generated: int) -> int:
         """How many of a step's tokens belong to the text, after `generated` others."""
@@ -75,6 +84,16 @@ class Generation:
     logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless asked for
     text: str | None  # None without a tokenizer
     stats: Stats
+    prompt_ids: list[int] = field(default_factory=list[int], repr=False)
+    scores: Float32 | None = field(default=None, repr=False)
+    """[len(token_ids), V] logits behind min_new_tokens, temperature, top_k and top_p; None unless asked for."""
+
+    @property
+    def sequences(self) -> Any:
+        """The prompt and the new tokens as transformers gives them, a tensor [1, T + n] of int64."""
+        import torch  # nothing else here needs it
+
+        return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
 
     def has_bits_of(self, other: "Generation") -> bool:
         """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.
@@ -111,6 +130,11 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 [result] = engine.step([sequence], [tree], place.prefix, [draw])
                 verdict = verify(tree, token_choice(result, request, sequence.length, draw))
                 kept = verdict.cut(request.keep(verdict.tokens, generated))
+                if not request.allow_nan and (broken := result.first_nan(kept.path)) is not None:
+                    row, token = broken
+                    if row == 0:
+                        raise NotANumberError(sequence.length, token)
+                    kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
                 engine.commit([sequence], [result], [kept.path])
                 logits = np.stack([result.logits(row) for row in kept.path]) if request.keep_logits else None
                 context.tokens.extend(kept.tokens)
@@ -139,16 +163,24 @@ def drawn_by(executable: Executable, request: Request) -> Draw | None:
 def token_choice(result: TreeResult, request: Request, root: int, draw: Draw | None = None) -> Callable[[int], int]:
     """The token that a tree row's logits choose for the position after the row's own; the root's position is `root`.
 
-    Under a `draw`, the executable has drawn it.
+    Under a `draw`, the executable has drawn it. A token that is forbidden there is left out of the choice: one that was
+    chosen among more tokens, and is allowed, would have been chosen among fewer.
     """
-    if not request.sampling.do_sample:
-        return lambda row: int(result.candidates[row, 0])
-    if draw is not None:
-        return lambda row: int(result.drawn[row])
-    depth = result.tree.depth
-    return lambda row: sample_token(
-        result.logits(row), request.sampling, request.identifier, root + int(depth[row]) + 1
-    )
+    sampling, depth = request.sampling, result.tree.depth
+
+    def choose(row: int) -> int:
+        position = root + int(depth[row]) + 1
+        forbidden = request.forbidden(position - len(request.prompt))
+        if not sampling.do_sample:
+            chosen = result.candidates[row, : len(forbidden) + 1].tolist()
+        else:
+            chosen = [] if draw is None else [int(result.drawn[row])]
+        free = next((token for token in chosen if token >= 0 and token not in forbidden), None)
+        if free is not None:
+            return free
+        return choose_token(without(result.logits(row), forbidden), sampling, request.identifier, position)
+
+    return choose
 
 
 def _prompt_observer(drafter: Drafter) -> PromptObserver | None:

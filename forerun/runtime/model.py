@@ -1,22 +1,26 @@
 """The compiled model: what `forerun.compile` returns."""
 
+import os
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError, PromptError
+from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.generation import Generation, Request, Stats, Step, decode
-from forerun.runtime.options import require_integer, require_room
+from forerun.runtime.keywords import UNSET, Keywords, Unset, understood
+from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
-from forerun.runtime.sampling import SamplingSettings
+from forerun.runtime.prompt import prompt_tokens
+from forerun.runtime.stopping import until
 from forerun.runtime.tree import Tree, check
 
 
@@ -34,6 +38,22 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a model was compiled from, and how."""
+
+    source: str  # the name of a file or a directory, or the class of a model
+    target: str
+    dtype: str
+
+
+def source_name(source: Any) -> str:
+    """What a repr calls a source."""
+    if isinstance(source, str | os.PathLike):
+        return os.path.basename(os.path.normpath(os.fspath(source)))
+    return type(source).__name__
+
+
 class CompiledModel:
     """A model that generates. Requests are served one at a time; one that fails leaves the model as it was."""
 
@@ -47,10 +67,13 @@ class CompiledModel:
         cost: CostModel | None = None,
         engine: Engine | None = None,
         on_device: OnDevice | None = None,
+        strategy: object = None,
+        origin: Origin | None = None,
     ) -> None:
         """Without a drafter it decodes plainly. `eos_token_ids` end a text unless `generate` is told others.
 
         `on_device`: the same schedule without the host, for the requests that it serves.
+        `strategy`: what drafter and policy were built from.
 
         `engine`: one that already runs this executable, say for calibration; by default a new one with room for one
         sequence of `max_length`.
@@ -63,40 +86,68 @@ class CompiledModel:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.cost = cost
         self.on_device = on_device
+        self.strategy = strategy
+        self.origin = origin
+
+    @property
+    def max_length(self) -> int:
+        """Positions that a text may have, prompt and new tokens together."""
+        return self.executable.max_length
+
+    @property
+    def target(self) -> str | None:
+        """What the model was compiled for, "cpu" say; None where an executable is all that is known."""
+        return self.origin.target if self.origin else None
+
+    @property
+    def dtype(self) -> str | None:
+        """How its matrices are kept, "float32" say; None where an executable is all that is known."""
+        return self.origin.dtype if self.origin else None
+
+    def __repr__(self) -> str:
+        origin = self.origin
+        told = [] if origin is None else [repr(origin.source), f"target={origin.target!r}", f"dtype={origin.dtype!r}"]
+        if self.strategy is not None:
+            told.append(f"strategy={self.strategy!r}")
+        layers = len({branch.layer for branch in self.executable.branches})
+        told.extend([f"layers={layers}"] if layers else [])
+        told += [f"vocabulary={self.executable.vocabulary}", f"max_length={self.max_length}"]
+        return f"CompiledModel({', '.join(told)})"
 
     def generate(
         self,
-        input_ids: Any,
-        max_new_tokens: int = 128,
-        do_sample: bool = False,
-        temperature: float = 1.0,
+        input_ids: Any = None,
+        max_new_tokens: int | Unset | None = UNSET,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
         eos_token_id: int | Sequence[int] | None = None,
         return_logits: bool = False,
         streamer: Streamer | None = None,
+        **keywords: Unpack[Keywords],
     ) -> Generation:
-        """Continue a prompt: token ids as a list, an array or a tensor, [T] or [1, T].
+        """Continue a prompt: token ids as a list, an array or a tensor, [T] or [1, T], or a tokenizer's encoding.
 
-        The keywords are those of transformers' `generate`. `eos_token_id`: the model's own by default, `[]` for none.
-        Raises `PromptError`, `TooLongError` and `InvalidOptionError`.
+        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`), which here have no other
+        defaults than the ones of the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
+        Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at logits that are NaN.
         """
-        prompt = prompt_tokens(input_ids, self.executable.vocabulary)
-        request = Request(
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=SamplingSettings(do_sample, temperature, top_k, top_p, seed),
-            stop=self._stop_tokens(eos_token_id),
-            keep_logits=return_logits,
-        )
+        named = {
+            "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
+            "top_p": top_p, "seed": seed, "eos_token_id": eos_token_id, "return_logits": return_logits,
+            "streamer": streamer,
+        }  # fmt: skip
+        asked = understood(input_ids, named | dict(keywords), self.executable.vocabulary, self.eos_token_ids)
+        request = asked.request
         tokens: list[int] = []
         logits: list[Float32] = []
         with self.engine.serving, closing(self.steps(request)) as steps:
             if streamer:
-                streamer.put(_tensor([prompt]))
+                streamer.put(_tensor([request.prompt]))
             meter = _Meter()
-            for step in steps:
+            for step in until(steps, request, asked.criteria, asked.scores):
                 meter.observe(step)
                 tokens.extend(step.tokens)
                 if step.logits is not None:
@@ -106,7 +157,11 @@ class CompiledModel:
             if streamer:
                 streamer.end()
         text = self.tokenizer.decode(tokens, skip_special_tokens=True) if self.tokenizer else None
-        return Generation(tokens, np.concatenate(logits) if return_logits else None, text, meter.stats())
+        kept = np.concatenate(logits) if request.keep_logits else None
+        scores = None
+        if kept is not None and asked.scores is not None:
+            scores = np.stack([asked.scores(row, number) for number, row in enumerate(kept)])
+        return Generation(tokens, kept, text, meter.stats(), request.prompt, scores)
 
     def steps(self, request: Request) -> Generator[Step]:
         """The loop, a step at a time, for one thread. Close the iterator to free the cache before the text's end."""
@@ -145,18 +200,6 @@ class CompiledModel:
             results = self.engine.step(sequences, trees)
             return [np.stack([result.logits(row) for row in range(len(result.tree))]) for result in results]
 
-    def _stop_tokens(self, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
-        if eos_token_id is None:
-            return self.eos_token_ids
-        try:
-            given = np.asarray(eos_token_id)
-        except ValueError as error:
-            raise InvalidOptionError("eos_token_id must be a token id or one list of them: give a flat list") from error
-        if given.size and not np.issubdtype(given.dtype, np.integer):
-            raise InvalidOptionError(f"eos_token_id must be a token id or a list of them, not {eos_token_id!r}")
-        most = self.executable.vocabulary - 1
-        return frozenset(require_integer("eos_token_id", each, 0, most) for each in given.reshape(-1).tolist())
-
 
 class _Meter:
     """Listens to the steps of a generation and times them."""
@@ -177,38 +220,6 @@ class _Meter:
     def stats(self) -> Stats:
         prefill, decoding = self._prefilled - self._began, self._ended - self._prefilled
         return Stats(self._steps, self._rows, self._tokens, prefill, decoding)
-
-
-def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
-    """One prompt's token ids, from a list, an array or a tensor, [T] or [1, T]. Raises `PromptError`."""
-    if input_ids is None or isinstance(input_ids, str | bytes | Mapping):
-        raise PromptError(
-            f"input_ids must be token ids, not {type(input_ids).__name__}: encode the text with the tokenizer first "
-            "and give its input_ids"
-        )
-    try:
-        ids = np.asarray(input_ids.detach().cpu().tolist() if hasattr(input_ids, "detach") else input_ids)
-    except ValueError as error:
-        raise PromptError(
-            "input_ids must be one list of token ids: give prompts of several lengths one at a time"
-        ) from error
-    if ids.ndim == 2 and len(ids) > 1:
-        raise PromptError(f"input_ids holds {len(ids)} prompts: call generate once for each of them")
-    if ids.dtype == object or ids.dtype.kind in "US":
-        raise PromptError("input_ids must be a list of token ids: encode the text with the tokenizer first")
-    if ids.ndim > 2 or ids.ndim == 0:
-        raise PromptError(f"input_ids must have the shape [T] or [1, T], not {list(ids.shape)}")
-    ids = ids.reshape(-1)
-    if len(ids) == 0:
-        raise PromptError("the prompt is empty: give at least one token, such as the model's beginning-of-text token")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise PromptError(f"input_ids must be token ids, not {ids.dtype}: encode the text with the model's tokenizer")
-    outside = ids[(ids < 0) | (ids >= vocabulary)]
-    if len(outside):
-        raise PromptError(
-            f"token id {outside[0]} is outside the vocabulary of {vocabulary}: use the tokenizer of this model"
-        )
-    return ids.tolist()
 
 
 def _tensor(token_ids: Any) -> Any:

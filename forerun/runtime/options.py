@@ -1,5 +1,9 @@
-"""Options that a caller gives: of the right type and in range, or InvalidOptionError that says what is."""
+"""Options that a caller gives: of the right type and in range, or InvalidOptionError that says what is.
 
+An integer, a number or a flag may be Python's, numpy's, or an array or a tensor of no dimensions.
+"""
+
+import math
 import numbers
 import operator
 from typing import Any
@@ -8,9 +12,10 @@ from forerun.errors import InvalidOptionError, TooLongError
 
 
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The option as Python's int, from any integer (numpy's too) in [least, most]."""
+    """The option as Python's int, in [least, most]."""
     span = f"{least} or more" if most is None else f"from {least} to {most}"
     try:
+        value = unwrapped(value)
         given = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         given = None
@@ -21,11 +26,52 @@ def require_integer(name: str, value: Any, least: int, most: int | None = None) 
     return given
 
 
-def require_number(name: str, value: Any) -> float:
-    """The option as Python's float, from any real number (numpy's too)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+def require_number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """The option as Python's float, from any real number but NaN, in [least, most] and (above, below)."""
+    value = unwrapped(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
         raise InvalidOptionError(f"{name} must be a number, not {value!r}")
-    return float(value)
+    given = float(value)
+    bounds = [
+        (least, f"{least} or more", least is not None and given < least),
+        (above, f"above {above}", above is not None and given <= above),
+        (most, f"at most {most}", most is not None and given > most),
+        (below, f"below {below}", below is not None and given >= below),
+    ]
+    if any(broken for _, _, broken in bounds):
+        words = " and ".join(word for bound, word, _ in bounds if bound is not None)
+        raise InvalidOptionError(f"{name} must be {words}, not {given}")
+    return given
+
+
+def require_flag(name: str, value: Any) -> bool:
+    """The option as Python's bool."""
+    value = unwrapped(value)
+    if not isinstance(value, bool):
+        raise InvalidOptionError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def unwrapped(value: Any) -> Any:
+    """Python's number in place of numpy's, and of an array or a tensor of no dimensions."""
+    shape = getattr(value, "shape", None)
+    return value.item() if isinstance(shape, tuple) and not shape and hasattr(value, "item") else value
+
+
+def dtype_name(dtype: Any) -> Any:
+    """The name of torch's or numpy's dtype ("float32" of `torch.float32`, `numpy.float32`); anything else as it is."""
+    if isinstance(dtype, type):
+        return getattr(dtype, "__name__", dtype)  # numpy's scalar types are named as their dtypes
+    if type(dtype).__name__ == "dtype" or type(dtype).__module__ == "numpy.dtypes":
+        return str(dtype).removeprefix("torch.")
+    return dtype
 
 
 def require_room(prompt: int, new_tokens: int, max_length: int) -> None:

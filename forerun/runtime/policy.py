@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64, Tree
 
 LEAST_ROOM = 8
@@ -47,14 +47,10 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Checked):
     """The likeliest `rows` of each tree, roots included."""
 
-    rows: int
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InvalidOptionError(f"a tree has at least 1 row, not {self.rows}")
+    rows: int = integer(least=1)
 
     @property
     def price(self) -> float:
@@ -75,7 +71,7 @@ class Fixed:
 
 
 @dataclass
-class CurrentCost:
+class CurrentCost(Checked):
     """What steps cost of late: a t(1) + b (t(n) - t(1)), with t(n) as calibrated.
 
     The calibration stood behind one context, in one state of the machine. As a context grows, or a neighbour takes
@@ -84,7 +80,7 @@ class CurrentCost:
     """
 
     calibrated: CostModel
-    memory: float = 0.97  # what a step's evidence still weighs a step later
+    memory: float = number(0.97, above=0, below=1)  # what a step's evidence still weighs a step later
     _a: float = field(init=False, default=1.0)
     _b: float = field(init=False, default=1.0)
     _sums: list[float] = field(init=False, default_factory=lambda: [0.0] * 5)  # 1, x, x x, y, x y, in units of t(1)
@@ -116,7 +112,7 @@ class CurrentCost:
 
 
 @dataclass
-class CostAware:
+class CostAware(Checked):
     """Takes rows, the likeliest first, as long as they pay in tokens per second.
 
     A step of n rows is worth the tokens it is expected to commit, less the tokens that its time would bring elsewhere:
@@ -125,8 +121,8 @@ class CostAware:
     """
 
     calibrated: CostModel
-    most: int = 64  # rows of a step
-    memory: float = 0.98  # what a step's evidence of the rate still weighs a step later
+    most: int = integer(64, least=1)  # rows of a step
+    memory: float = number(0.98, above=0, below=1)  # what a step's evidence of the rate still weighs a step later
     clock: Callable[[], float] = time.perf_counter
     cost: CurrentCost = field(init=False)
     _tokens: float = field(init=False, default=10.0)  # at first, as ten steps of plain decoding
@@ -137,8 +133,7 @@ class CostAware:
     _share: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise InvalidOptionError(f"a step has at least 1 row, not {self.most}")
+        super().__post_init__()
         self.cost = CurrentCost(self.calibrated)
         self._seconds = 10 * self.cost.seconds(1)
         self._room = self.most

@@ -13,7 +13,7 @@ class Round:
 
     rows: int  # that it evaluated
     path: list[int]  # the accepted rows, from the root on; rows are numbered the likeliest first
-    tokens: list[int]  # that it committed: as many as the path has rows
+    tokens: list[int]  # that it committed, as many as the path has rows; -1 - t where the logit of token t is NaN
     seconds: float | None = None  # of the device; None where they say nothing of the next one
 
 

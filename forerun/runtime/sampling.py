@@ -5,6 +5,7 @@ Philox 4x64 stream with key (k, s) and counter (0, 0, p, 0). It depends on nothi
 property of its position, however many rows a step evaluates. The draw is Gumbel-max over the tokens the filters keep.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
-from forerun.runtime.options import require_integer, require_number
+from forerun.runtime.options import require_flag, require_integer, require_number
 
 Float64 = NDArray[np.float64]
 Kept = NDArray[np.intp]
@@ -23,7 +24,7 @@ NUCLEUS_FIRST_LOOK = 1024  # tokens sorted before a nucleus is looked for in all
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """transformers' sampling options with their meanings; `None` filters nothing."""
+    """transformers' sampling options with their meanings. `None` filters nothing, nor does `top_k=0` or `top_p=1`."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -34,9 +35,11 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         self._keep("temperature", require_number("temperature", self.temperature))
         if self.top_k is not None:
-            self._keep("top_k", require_integer("top_k", self.top_k, least=1))
+            self._keep("top_k", require_integer("top_k", self.top_k, least=0) or None)
         if self.top_p is not None:
-            self._keep("top_p", require_number("top_p", self.top_p))
+            top_p = require_number("top_p", self.top_p, least=0, most=1)
+            self._keep("top_p", None if top_p == 1 else top_p)
+        self._keep("do_sample", require_flag("do_sample", self.do_sample))
         self._keep("seed", require_integer("seed", self.seed, least=0, most=2**64 - 1))
         if not self.do_sample:
             self._reject_sampling_options()
@@ -45,10 +48,8 @@ class SamplingSettings:
                 f"temperature must be finite and at least {LEAST_TEMPERATURE}, not {self.temperature}: use "
                 "do_sample=False for greedy decoding"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InvalidOptionError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
-    def _keep(self, name: str, value: float) -> None:
+    def _keep(self, name: str, value: float | None) -> None:
         object.__setattr__(self, name, value)  # Python's numbers in place of numpy's, whose sums wrap
 
     def _reject_sampling_options(self) -> None:
@@ -63,19 +64,60 @@ class SamplingSettings:
 
 
 def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
-    """The token at `position` (absolute) of `sequence`, drawn from logits [V]: temperature, then top_k, then top_p."""
-    scores = logits.astype(np.float64) / settings.temperature
-    kept = np.arange(len(scores))
-    if settings.top_k is not None and settings.top_k < len(scores):
-        kept = keep_top_k(scores, settings.top_k)
-    if settings.top_p is not None and settings.top_p < 1:
-        kept = kept[keep_top_p(scores[kept], settings.top_p)]
+    """The token at `position` (absolute) of `sequence`, drawn from logits [V]."""
+    scores, kept = filtered(logits, settings)
     if len(kept) == 1:
         return int(kept[0])
     uniform = random_row(settings.seed, sequence, position, len(scores))[kept]
     with np.errstate(divide="ignore"):  # a uniform of exactly 0 makes a token that cannot win
         gumbel = -np.log(-np.log(uniform))
     return int(kept[(scores[kept] + gumbel).argmax()])
+
+
+def choose_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
+    """The same, or the likeliest one where nothing is sampled: of equals the lowest id."""
+    if settings.do_sample:
+        return sample_token(logits, settings, sequence, position)
+    return int(as_numbers(logits).argmax())
+
+
+def as_numbers(logits: Float32) -> Float32:
+    """Logits as tokens are chosen by them: NaN counts as -inf."""
+    return np.where(np.isnan(logits), np.float32(-np.inf), logits)
+
+
+def without(logits: Float32, forbidden: Iterable[int]) -> Float32:
+    """Logits [V] by which none of some tokens is chosen."""
+    ids = list(forbidden)
+    if not ids:
+        return logits
+    masked = logits.copy()
+    masked[ids] = -np.inf
+    return masked
+
+
+def scores_of(logits: Float32, settings: SamplingSettings, forbidden: Iterable[int] = ()) -> Float32:
+    """Logits [V] as transformers' scores: behind all that was done to them, -inf for what is left out."""
+    masked = as_numbers(without(logits, forbidden))
+    if not settings.do_sample:
+        return masked
+    scores, kept = filtered(masked, settings)
+    found = np.full_like(masked, -np.inf)
+    found[kept] = scores[kept]
+    return found
+
+
+def filtered(logits: Float32, settings: SamplingSettings) -> tuple[Float64, Kept]:
+    """Scores [V] and the ascending ids of those kept: temperature, then top_k, then top_p. NaN counts as -inf."""
+    scores = logits.astype(np.float64) / settings.temperature
+    if np.isnan(scores.max()):
+        scores[np.isnan(scores)] = -np.inf
+    kept = np.arange(len(scores))
+    if settings.top_k is not None and settings.top_k < len(scores):
+        kept = keep_top_k(scores, settings.top_k)
+    if settings.top_p is not None:
+        kept = kept[keep_top_p(scores[kept], settings.top_p)]
+    return scores, kept
 
 
 def random_row(seed: int, sequence: int, position: int, vocabulary: int) -> Float64:
@@ -97,8 +139,9 @@ def keep_top_p(scores: Float64, p: float) -> Kept:
 
     A token stays if those above it sum to less than p. Of equal scores the lower id stands above.
     """
-    probabilities = np.exp(scores - scores.max())
-    probabilities /= probabilities.sum()
+    with np.errstate(invalid="ignore"):  # where the largest is infinite, only the first of its equals is kept
+        probabilities = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
     if len(scores) > NUCLEUS_FIRST_LOOK:
         smallest = np.partition(scores, len(scores) - NUCLEUS_FIRST_LOOK)[len(scores) - NUCLEUS_FIRST_LOOK]
         # All scores above `smallest` are here, so that the order among them is the order among all.
@@ -111,5 +154,6 @@ def keep_top_p(scores: Float64, p: float) -> Kept:
 def _nucleus(scores: Float64, probabilities: Float64, p: float) -> Kept:
     order = np.argsort(-scores, kind="stable")
     above = np.cumsum(probabilities[order]) - probabilities[order]
-    above[0] = 0.0
-    return np.sort(order[above < p])
+    kept = above < p
+    kept[0] = True
+    return np.sort(order[kept])

@@ -303,3 +303,33 @@ def test_a_smaller_tree_is_the_beginning_of_a_larger_one() -> None:
             tokens.append(size.input("tokens")[: int(size.inputs[0])].tolist())
     assert all(len(shorter) < len(longer) for shorter, longer in pairwise(tokens))
     assert tokens[1][: len(tokens[0])] == tokens[0]
+
+
+def test_a_least_length_is_left_to_the_host() -> None:
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(6)))
+    assert found.on_device is not None
+    free = plain("llama", "float32", 10).token_ids
+    for sampling in ({}, {"do_sample": True, "seed": 3}):
+        stop = found.generate(PROMPT, 10, **sampling).token_ids[2]
+        request = Request(PROMPT, 10, stop=frozenset([stop]), min_new_tokens=5)
+        assert not found.on_device.serves(found.executable, request)
+        expected = plain("llama", "float32", 10, eos_token_id=stop, min_new_tokens=5, **sampling)
+        assert stop not in expected.token_ids[:5]
+        options = {"eos_token_id": stop, "min_new_tokens": 5, "return_logits": True, **sampling}
+        assert found.generate(PROMPT, 10, **options).has_bits_of(expected)
+    assert found.generate(PROMPT, 10, min_new_tokens=5).token_ids == free, "no token ends the text"
+
+
+def test_a_criterion_ends_a_text_on_the_device() -> None:
+    found = model(forerun.TreeSpec(policy=forerun.Fixed(6)))
+    free = plain("llama", "float32", 10).token_ids
+    for count in (1, 4):
+        seen: list[list[int]] = []
+
+        def ends(ids: Any, scores: Any, seen: list[list[int]] = seen, count: int = count) -> bool:
+            seen.append(ids[0, len(PROMPT) :].tolist())
+            return len(seen) == count
+
+        assert found.generate(PROMPT, 10, stopping_criteria=[ends]).token_ids == free[:count]
+        assert seen == [free[: n + 1] for n in range(count)]
+    assert found.generate(PROMPT, 10).token_ids == free

@@ -9,6 +9,7 @@ import torch
 from oracle import Oracle
 from transformers import TextStreamer
 
+import forerun
 from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
@@ -18,6 +19,7 @@ from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.tree import chain, merge_members, root_only
+from tests.models import FAMILIES
 
 
 class Words:
@@ -211,3 +213,18 @@ def test_evaluating_trees():
         model.evaluate_trees([[1, 3]], [root_only(4)])
     with pytest.raises(InvalidOptionError, match="one tree for each"):
         model.evaluate_trees([[1, 3]], [])
+
+
+def test_a_compiled_model_says_what_it_is(tmp_path):
+    module = FAMILIES["llama"]()
+    module.save_pretrained(tmp_path / "mine")
+    strategy = forerun.TreeSpec(drafters=[forerun.PromptLookup()], policy=forerun.Fixed(4))
+    model = forerun.compile(tmp_path / "mine", strategy, torch.float32, "reference", max_length=48)
+    assert (model.target, model.dtype, model.max_length, model.strategy) == ("reference", "float32", 48, strategy)
+    for part in ("'mine'", "target='reference'", "dtype='float32'", "max_length=48", "layers=2", "PromptLookup"):
+        assert part in repr(model)
+    other = forerun.with_strategy(model, "autoregressive")
+    assert other.strategy == forerun.Autoregressive()
+    assert (other.target, other.dtype) == ("reference", "float32")
+    assert "'mine'" in repr(other)
+    assert "'LlamaForCausalLM'" in repr(forerun.compile(module, "autoregressive", target="reference", max_length=16))

@@ -18,6 +18,9 @@ SETTINGS = [
     {"top_k": 1},
     {"top_p": 1e-6},
     {"top_k": 1000, "top_p": 1.0},
+    {"top_k": 0},
+    {"top_p": 0.0},
+    {"top_k": 0, "top_p": 0.0},
 ]
 
 
@@ -110,9 +113,12 @@ def test_forbidden_tokens_are_never_drawn():
         ({"do_sample": True, "temperature": 0.0}, "do_sample=False"),
         ({"do_sample": True, "temperature": -1.0}, "do_sample=False"),
         ({"do_sample": True, "temperature": float("nan")}, "temperature"),
-        ({"do_sample": True, "top_p": 0.0}, "top_p"),
+        ({"do_sample": True, "top_p": -0.1}, "top_p"),
+        ({"do_sample": True, "top_p": float("nan")}, "top_p must be a number"),
         ({"do_sample": True, "top_p": 1.1}, "top_p"),
-        ({"do_sample": True, "top_k": 0}, "top_k"),
+        ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"do_sample": "yes"}, "do_sample must be True or False"),
+        ({"do_sample": 1}, "do_sample must be True or False"),
         ({"do_sample": True, "top_k": 1.5}, "top_k"),
         ({"do_sample": True, "top_k": "3"}, "top_k must be an integer"),
         ({"do_sample": True, "top_k": True}, "top_k must be an integer"),

@@ -139,8 +139,9 @@ class TritonExecutable:
             found = self._replay(state, layout, kernels, evaluated, sizes["M"])
         none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
         ids, best = found[:2] if self.candidates else none
-        drawn: Any = found[2] if drawing else np.zeros(0, np.int32)
-        return DeviceStepResult(Ran(self, state, layout, sizes, evaluated), ids, best, drawn)
+        chosen: Any = found[2] if self.draws else None
+        drawn = chosen if drawing else np.zeros(0, np.int32)
+        return DeviceStepResult(Ran(self, state, layout, sizes, evaluated), ids, best, drawn, chosen)
 
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
         """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""

@@ -187,7 +187,8 @@ def verify(
 ):  # fmt: skip
     """Follow the drawn children from the root: the path's tokens are committed, the last one is the next root.
 
-    report  [RING, 2 + 2 LARGEST]: tokens committed, rows, then the path's rows and the tokens that they drew
+    report  [RING, 2 + 2 LARGEST]: tokens committed, rows, then the path's rows and what they drew: a token, or -1 - t
+            where the logit of token t is NaN; the host ends the text there, whatever follows
     path    [ROWS] 1 for a row of the path
     moves   [2, ROWS] the slot from which a row's keys and values move and where to; -1 for none
     """
@@ -205,11 +206,12 @@ def verify(
     while going:
         is_current = row == current
         on_path = on_path | is_current
-        choice = tl.sum(tl.where(is_current, draw, 0), axis=0)
+        drew = tl.sum(tl.where(is_current, draw, 0), axis=0)
+        choice = tl.where(drew < 0, -1 - drew, drew)
         accepted += 1
         tl.store(tokens + length + accepted, choice)
         tl.store(told + 1 + accepted, current)
-        tl.store(told + 1 + LARGEST + accepted, choice)
+        tl.store(told + 1 + LARGEST + accepted, drew)
         current = tl.min(tl.where(inside & (parent == current) & (token == choice), row, NONE), axis=0)
         going = current < NONE
     tl.store(told, accepted)

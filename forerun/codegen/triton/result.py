@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from forerun.codegen.triton.memory import InputLayout, State
-from forerun.runtime.executable import Float32, Int32, StepResult
+from forerun.runtime.executable import Float32, Int32, StepResult, nan_of
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.executable import TritonExecutable
@@ -42,8 +42,13 @@ class Ran:
 class DeviceStepResult(StepResult):
     """A step's result; its logits and the stream are fetched when they are first asked for, before the next step."""
 
-    def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32) -> None:
-        vars(self).update(candidates=ids, candidate_logits=best, drawn=drawn, _ran=ran)
+    def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32, chosen: Int32 | None) -> None:
+        """`chosen`: what the step chose of each row, whether it was asked to draw or not."""
+        vars(self).update(candidates=ids, candidate_logits=best, drawn=drawn, _chosen=chosen, _ran=ran)
+
+    def first_nan(self, row: int) -> int | None:
+        chosen = vars(self)["_chosen"]
+        return super().first_nan(row) if chosen is None else nan_of(int(chosen[row]))
 
     @cached_property
     def logits(self) -> Float32:  # pyright: ignore[reportIncompatibleVariableOverride]

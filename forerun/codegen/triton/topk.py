@@ -3,7 +3,8 @@
 A tile chooses among its own columns and writes k candidates, and the best score of a draw; one program a row then
 merges the tiles. A tile is one of a product's, which holds logits that memory never sees (`emit_tile` is then the
 product's epilogue), or of logits in memory (`emit_chunks`). Largest first, the lower id first among equals: a maximum
-and a minimum are exact in any order, so that the division into tiles changes nothing. NaN counts as -inf.
+and a minimum are exact in any order, so that the division into tiles changes nothing. NaN counts as -inf; where a row
+has one, its drawn token says so (`StepResult.drawn`).
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class Choice:
         dims = (*self.rows, self.tiles)
         return self.scratch("scores", dims, "f64"), self.scratch("tokens", dims, "i32")
 
+    @property
+    def nans(self) -> Stored:
+        """The first id whose logit is NaN [rows, tiles]; NONE where none is."""
+        return self.scratch("nans", (*self.rows, self.tiles), "i32")
+
     def describe(self) -> str:
         return f"the {self.k} largest of {self.size}{' and a drawn token' if self.drawn else ''}"
 
@@ -90,6 +96,11 @@ def emit_tile(context: Expressions, choice: Choice, column: Index, value: Term) 
         f"keep_largest(logits, ids, free, row_in, {values} + {place}, {ids} + {place}, {choice.k}, {choice.tiles})"
     )
     if choice.drawn is not None:
+        (nans,) = _pointers(context, (choice.nans,))
+        context.line(f"nan = tl.where(free & ({value.text} != {value.text}), ids, {NONE})")
+        context.line(
+            f"tl.store({nans} + row * {choice.tiles} + tile, tl.min(nan, axis=1, keep_dims=True), mask=row_in)"
+        )
         scores, tokens = _pointers(context, choice.draws)
         inputs = ", ".join(context.argument(Slot("input", each), "i32") for each in ("draws", "positions", "outputs"))
         place = f"row * {choice.tiles} + tile"
@@ -146,7 +157,7 @@ def emit_choice(context: Expressions, choice: Choice) -> None:
 
 
 def _emit_drawn(context: Expressions, choice: Choice, drawn: Stored) -> None:
-    """The best score of the tiles where the row's temperature is above 0, else the first candidate."""
+    """The best score of the tiles where the row's temperature is above 0, else the first candidate; -1 - a NaN's id."""
     scores, tokens, to = _pointers(context, (*choice.draws, drawn))
     draws = context.argument(Slot("input", "draws"), "i32")
     with context.block(f"if tl.load(sizes + {DRAWING}) != 0:"):
@@ -157,7 +168,9 @@ def _emit_drawn(context: Expressions, choice: Choice, drawn: Stored) -> None:
         context.line(f"sampled = tl.min(tl.where(scores == best_score, tokens, {NONE}), axis=0)")
         context.line(f"temperature = load_words({draws} + row * {WORDS} + 4, True).to(tl.float64, bitcast=True)")
         context.line("drawn = tl.where(temperature > 0.0, sampled, drawn)")
-    context.line(f"tl.store({to} + row, drawn)")
+    (nans,) = _pointers(context, (choice.nans,))
+    context.line(f"nan = tl.min(tl.load({nans} + row * {choice.tiles} + tile, mask=inside, other={NONE}), axis=0)")
+    context.line(f"tl.store({to} + row, tl.where(nan < {NONE}, -1 - nan, drawn))")
 
 
 def _pointers(context: Expressions, stored: tuple[Stored, ...]) -> list[str]:

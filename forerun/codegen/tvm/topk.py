@@ -1,7 +1,7 @@
 """The k largest of a row: the maximum of each chunk first, then only chunks that hold a candidate are read.
 
 Ids are visited in ascending order and one displaces another only when strictly larger, so that among equals the lower
-id comes first. NaN is never larger than anything.
+id comes first. NaN counts as -inf.
 """
 
 from forerun.codegen.tvm.builder import Expr, across, each, integer, let, load, local, number, store, when
@@ -61,7 +61,7 @@ def emit_topk(context: Expressions, logits: Stored, maxima: Stored, values: Stor
                 start = let(chunk * integer(CHUNK))
                 stop = let(tirx.min(start + integer(CHUNK), integer(size)))
                 with frame.serial(start, stop) as at:
-                    value = let(source[row * integer(size) + at])
+                    value = let(tirx.max(source[row * integer(size) + at], number(-float("inf"))))  # of NaN -inf
                     with when(tirx.Or(value > kept[last], named[last] < integer(0))):
                         _insert(kept, named, out, k, value, at)
 

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, decided_rows
 from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 from forerun.runtime.drafters.token_recycling import SHARES
 from forerun.runtime.executable import Executable, Float32, Int32
+from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64, Tree, TreeBuilder
 
 BELIEVED = 0.8  # of a candidate's share, before anything is known of the draft
@@ -27,17 +27,12 @@ RECENT = 32  # launches at a depth that the next one there is judged by
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Checked):
     """How a drafted tree may grow."""
 
-    deepest: int = 6  # rows below the root
-    beam: int = 3  # rows of a level that are evaluated
-    children: int = 3  # of each evaluated row
-
-    def __post_init__(self) -> None:
-        for name in ("deepest", "beam", "children"):
-            if getattr(self, name) < 1:
-                raise InvalidOptionError(f"{name} of a draft's shape must be 1 or more, not {getattr(self, name)}")
+    deepest: int = integer(6, least=1)  # rows below the root
+    beam: int = integer(3, least=1)  # rows of a level that are evaluated
+    children: int = integer(3, least=1)  # of each evaluated row
 
     def within(self, depth: int, slots: int, executable: Executable) -> "Shape":
         """The shape, no deeper than `depth` and the longest path, no more rows than `slots` and a step's outputs."""
@@ -63,28 +58,28 @@ class Always:
 
 
 @dataclass(frozen=True)
-class LikeliestAbove:
+class LikeliestAbove(Checked):
     """The likeliest candidate's probability must exceed a threshold.
 
     Kangaroo's second exit (Liu et al., arXiv 2404.18911), which stops drafting where the draft's top-1 probability
     falls below it. Shares are taken among the K candidates that a launch gives, so that they are upper bounds.
     """
 
-    threshold: float = 0.6
+    threshold: float = number(0.6, least=0, most=1)
 
     def __call__(self, shares: Float64) -> bool:
         return bool(shares[0] > self.threshold)
 
 
 @dataclass(frozen=True)
-class MarginAbove:
+class MarginAbove(Checked):
     """The two likeliest candidates' probabilities must differ by more than a threshold.
 
     The softmax response of CALM (Schuster et al., "Confident Adaptive Language Modeling", arXiv 2207.07061), here with
     a fixed threshold.
     """
 
-    threshold: float = 0.3
+    threshold: float = number(0.3, least=0, most=1)
 
     def __call__(self, shares: Float64) -> bool:
         return len(shares) < 2 or bool(shares[0] - shares[1] > self.threshold)
@@ -223,8 +218,9 @@ class Grower:
     ) -> list[int]:
         """The children of a level's rows, and of them those to evaluate next."""
         width = min(shape.children, candidates.shape[1])
-        shares = np.exp((logits - logits[:, :1]).astype(np.float64))
-        shares /= shares.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a row without a finite logit has shares that are NaN
+            shares = np.exp((logits - logits[:, :1]).astype(np.float64))
+            shares /= shares.sum(axis=1, keepdims=True)
         features = np.searchsorted(SHARES, shares)
         edges = np.where(candidates[:, :width] >= 0, self.rates.rate[features[:, :width]], 0.0)
         edges /= np.maximum(1.0, edges.sum(axis=1, keepdims=True))  # at most one of them comes true

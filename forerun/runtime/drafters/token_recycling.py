@@ -55,8 +55,9 @@ class TokenRecycling(Drafter):
     def _record(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         """tokens: [n], candidates and candidate_logits: [n, as many as the executable gives]"""
         width = min(self.successors.shape[1], candidates.shape[1])
-        share = np.exp(candidate_logits[:, :width] - candidate_logits[:, :1])
-        share /= share.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a row without a finite logit has shares that are NaN
+            share = np.exp(candidate_logits[:, :width] - candidate_logits[:, :1])
+            share /= share.sum(axis=1, keepdims=True)
         self.successors[tokens, :width] = candidates[:, :width]
         self.share[tokens, :width] = np.searchsorted(SHARES, share)
 

@@ -153,13 +153,20 @@ class Text:
         return builder.build()
 
 
+def require_way(name: str, way: object) -> str:
+    """The name of a way, which there is; raises `InvalidOptionError`."""
+    if not isinstance(way, str) or way not in WAYS:
+        ways = ", ".join(WAYS)
+        raise InvalidOptionError(f"{name}: there is no way {way!r} for vocabularies to meet: use one of {ways}")
+    return way
+
+
 def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Vocabulary:
     """How two vocabularies meet; `sizes` are the target's and the draft's. "auto" takes the closest way there is.
 
     Raises `InvalidOptionError` where tokenizers are needed and not known, or the sizes do not fit the way.
     """
-    if way not in WAYS:
-        raise InvalidOptionError(f"there is no way {way!r} for vocabularies to meet: use one of {', '.join(WAYS)}")
+    require_way("vocabulary", way)
     known = all(each is not None for each in (target, draft))
     equal = target.get_vocab() == draft.get_vocab() if known else sizes[0] == sizes[1]
     if way == "same" or (way == "auto" and equal):

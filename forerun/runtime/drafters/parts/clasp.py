@@ -22,20 +22,17 @@ from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Part
+from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.rows import pick, same_position
 from forerun.runtime.tree import Float64
 
 
 @dataclass(frozen=True)
-class Clasp:
+class Clasp(Checked):
     """`skipped`: the share of layers left out; `every`: turns between two sets, where the price of time allows it."""
 
-    skipped: float = 0.5
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.skipped < 1 or self.every < 1:
-            raise InvalidOptionError(f"{self} must have skipped between 0 and 1, every of 1 or more")
+    skipped: float = number(0.5, above=0, below=1)
+    every: int = integer(1, least=1)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)

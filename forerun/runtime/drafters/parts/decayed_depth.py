@@ -6,26 +6,22 @@ token that it generates. As a draft, i is the depth in the tree, and verificatio
 
 from dataclasses import dataclass
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.parts.layers import layer_branches
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, number
 
 DEEPEST = 64
 
 
 @dataclass(frozen=True)
-class DecayedDepth:
+class DecayedDepth(Checked):
     """Rows at depth d keep floor(start * L * alpha^d) of L layers: the first half of them and the last half."""
 
-    start: float = 0.7
-    alpha: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not (0 < self.start <= 1 and 0 < self.alpha <= 1):
-            raise InvalidOptionError(f"{self} must have start and alpha above 0 and at most 1")
+    start: float = number(0.7, above=0, most=1)
+    alpha: float = number(0.9, above=0, most=1)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)

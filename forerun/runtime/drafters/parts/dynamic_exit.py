@@ -20,21 +20,18 @@ from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod, Shares
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, integer
 
 LONGEST = 8
 """Tokens drafted at most."""
 
 
 @dataclass(frozen=True)
-class DynamicExit:
+class DynamicExit(Checked):
     """`exits`: candidates, at even distances over the layers but the last; `window`: committed tokens compared."""
 
-    exits: int = 6
-    window: int = 8
-
-    def __post_init__(self) -> None:
-        if self.exits < 1 or self.window < 1:
-            raise InvalidOptionError(f"{self} must have 1 exit or more, and a window of 1 or more")
+    exits: int = integer(6, least=1)
+    window: int = integer(8, least=1)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)

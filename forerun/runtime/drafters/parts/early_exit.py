@@ -12,13 +12,14 @@ from forerun.runtime.drafters.parts.uniform import FixedPart
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, integer
 
 
 @dataclass(frozen=True)
-class ExitAt:
+class ExitAt(Checked):
     """`layer`: how many of the first layers draft."""
 
-    layer: int
+    layer: int = integer(least=1)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         return FixedPart(Part(leave=branch_behind(layer_branches(engine.executable), self.layer)))

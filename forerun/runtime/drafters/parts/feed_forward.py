@@ -19,20 +19,17 @@ from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64
 
 
 @dataclass(frozen=True)
-class FeedForwardOnly:
+class FeedForwardOnly(Checked):
     """`skipped`: the share of feed-forward parts left out, those of the first and last `kept` layers never."""
 
-    skipped: float = 0.5
-    kept: int = 1
-    window: int = 4  # committed tokens on which similarity is measured
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.skipped <= 1 or self.kept < 0 or self.window < 1:
-            raise InvalidOptionError(f"{self} must have skipped from 0 to 1, kept of 0 or more, a window of 1 or more")
+    skipped: float = number(0.5, least=0, most=1)
+    kept: int = integer(1, least=0)
+    window: int = integer(4, least=1)  # committed tokens on which similarity is measured
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)

@@ -13,23 +13,22 @@ from forerun.runtime.drafters.parts.decayed_depth import PartByDepth, without
 from forerun.runtime.drafters.parts.layers import layer_branches
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
+from forerun.runtime.fields import Checked, integer, number
 
 
 @dataclass(frozen=True)
-class SkipDecode:
+class SkipDecode(Checked):
     """From `most` of the layers at the root to `least` of them at depth `falls_to`; the first `warm_up` stay."""
 
-    most: float = 0.7
-    least: float = 0.4
-    falls_to: int = 6
-    warm_up: int = 1
+    most: float = number(0.7, above=0, most=1)
+    least: float = number(0.4, above=0, most=1)
+    falls_to: int = integer(6, least=1)
+    warm_up: int = integer(1, least=0)
 
     def __post_init__(self) -> None:
-        if not (0 < self.least <= self.most <= 1 and self.falls_to >= 1 and self.warm_up >= 0):
-            raise InvalidOptionError(
-                f"{self} must have least above 0 and up to most, most of at most 1, falls_to of 1 or more, warm_up of "
-                "0 or more"
-            )
+        super().__post_init__()
+        if self.least > self.most:
+            raise InvalidOptionError(f"least of SkipDecode must be at most its most, {self.most}, not {self.least}")
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)

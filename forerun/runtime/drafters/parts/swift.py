@@ -22,6 +22,7 @@ from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64
 
 REMEMBERED = 64
@@ -31,21 +32,15 @@ GUESSES = 128
 
 
 @dataclass(frozen=True)
-class Swift:
+class Swift(Checked):
     """`skipped`: the share of branches left out; `window`: committed tokens a set is scored on."""
 
-    skipped: float = 0.45
-    window: int = 16
-    good_enough: float = 0.95
-    patience: int = 300  # trials without a better score that end the search
-    bayes_every: int = 25  # the paper's interval
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.skipped < 1 or min(self.window, self.patience, self.bayes_every) < 1:
-            raise InvalidOptionError(
-                f"{self} must have skipped between 0 and 1, window, patience and bayes_every of 1 or more"
-            )
+    skipped: float = number(0.45, above=0, below=1)
+    window: int = integer(16, least=1)
+    good_enough: float = number(0.95, least=0, most=1)
+    patience: int = integer(300, least=1)  # trials without a better score that end the search
+    bayes_every: int = integer(25, least=1)  # the paper's interval
+    seed: int = integer(0, least=0)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         inner = [branch for own in layer_branches(engine.executable)[1:-1] for branch in own]

@@ -7,23 +7,19 @@ even distances, so that no two representations that meet are far apart. Here the
 
 from dataclasses import dataclass
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.parts.layers import layer_branches
 from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
+from forerun.runtime.fields import Checked, number
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Checked):
     """`speedup`: layers of the target over layers of the draft."""
 
-    speedup: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.speedup < float("inf"):
-            raise InvalidOptionError(f"a draft is as fast as its target or faster: {self.speedup} is no speed-up")
+    speedup: float = number(2.0, least=1, below=float("inf"))
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
         layers = layer_branches(engine.executable)
