@@ -37,6 +37,12 @@ def first_sentence(error: BaseException) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def print_unless_quiet(*values: Any, **options: Any) -> None:
+    """Python's print, but for threads in which libraries are quiet."""
+    if not _is_quiet():
+        print(*values, **options)
+
+
 def _is_quiet() -> bool:
     return getattr(_here, "quiet", False)
 

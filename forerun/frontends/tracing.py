@@ -1,6 +1,7 @@
 """From a module to an ExportedProgram: `input_ids[1, T] -> logits[1, T, V]` with a dynamic T."""
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from forerun.errors import TraceError
-from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.quiet import first_sentence, print_unless_quiet, quiet_libraries
 from forerun.frontends.stateless import require_stateless
+
+# torch prints the graph of a trace that fails, whoever handles the error; its module's own `print` looks at the thread.
+setattr(import_module("torch.export._trace"), "print", print_unless_quiet)  # noqa: B010
 
 # Primes: no size of a model is likely to equal one, so that a coincidence of sizes is not taken for a rule.
 EXAMPLE_LENGTHS = (11, 7, 67)

@@ -59,7 +59,7 @@ def test_the_interpreted_kernels_have_weights_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "reference"])
-@pytest.mark.parametrize("length", [10**9, 10**18])
+@pytest.mark.parametrize("length", [10**9, 2**31 - 1])
 def test_an_absurd_cache_is_refused_before_it_is_tried(target: str, length: int) -> None:
     model = FAMILIES["llama"](max_position_embeddings=10**20)
     with pytest.raises(DeviceMemoryError, match=rf"needs [\d.]+ GB of memory.*{length} positions.*GB are available"):
