@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         dtypes = f"how matrices are kept: {', '.join(STORAGES)} (native on the cpu, float16 on cuda alone)"
         command.add_argument("--dtype", default="float32", help=dtypes)
         command.add_argument("--target", default="auto", help=f"{', '.join(TARGETS)}; auto is the best there is")
-        positions = f"positions a sequence may have; {DEFAULT_LENGTH} unless the model has fewer"
+        positions = f"positions a sequence may have (default: {DEFAULT_LENGTH}, or what the model has)"
         command.add_argument("--max-length", type=int, help=positions)
         trust = "run the code that a model's folder brings"
         command.add_argument("--trust-remote-code", action="store_true", help=trust)
