@@ -16,34 +16,15 @@ from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
 from forerun.ir.builder import Builder
-from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
+from forerun.ir.decoder import Attention, CacheWrite, Rotary, TreeAttention
+from forerun.ir.dialect import OPERATIONS, context, load_dialects
 from forerun.ir.dims import Dim
+from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.interpreter import called, evaluate, new_caches, run_body, with_derived
-from forerun.ir.operation import Environment, SpecOperation, Symbol, encode, tensor_type
-from forerun.ir.ops import (
-    COMPARISONS,
-    FUNCTIONS,
-    REDUCTIONS,
-    Broadcast,
-    Cast,
-    Concat,
-    Constant,
-    Gather,
-    Iota,
-    Linear,
-    Map,
-    MatMul,
-    Parameter,
-    Reduce,
-    Reshape,
-    Scan,
-    Slice,
-    Softmax,
-    TakeAlong,
-    TopK,
-    Transpose,
-    broadcast_dims,
-)
+from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
+from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
+from forerun.ir.properties import Symbol, encode
+from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
 from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
     Cache,
@@ -59,9 +40,10 @@ from forerun.ir.structure import (
     walk,
     weights,
 )
-from forerun.ir.text import OPERATIONS, context, load_dialects, parse_ir, print_ir
+from forerun.ir.text import parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
+from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlong, Transpose
 
 __all__ = [
     "BLOCK_STORAGES",
@@ -123,6 +105,7 @@ __all__ = [
     "TopK",
     "Transpose",
     "TreeAttention",
+    "ValueOperation",
     "VerifyException",
     "Weight",
     "Yield",

@@ -58,7 +58,7 @@ def run_body(
         if isinstance(operation, Kernel):
             results = _run_kernel(operation, inputs, environment)
         else:
-            results = operation.evaluate(environment, *inputs)
+            results = operation.evaluate(environment, *operation.placed(inputs))
         for value, tensor in zip(
             operation.results, (results,) if isinstance(results, torch.Tensor) else results, strict=True
         ):
@@ -71,7 +71,7 @@ def run_body(
 
 
 def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:
-    values: Values = dict(zip(kernel.regions[0].block.args, inputs, strict=True))
+    values: Values = dict(zip(kernel.region.block.args, inputs, strict=True))
     yielded = kernel.yielded
     run_body(kernel.body, values, environment, keep=set(yielded))
     return tuple(values[each] for each in yielded)
@@ -85,7 +85,7 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
     declared = weights(module)
 
     def weight(name: str) -> torch.Tensor:
-        derived = declared[name].parameter("derived") if name in declared else None
+        derived = declared[name].derived if name in declared else None
         if derived is None:
             return stored(name)
         value = functions(module)["constants"].returned[derived]
@@ -111,8 +111,8 @@ def new_caches(
 
     return {
         name: (
-            cache(each.parameter("heads"), each.parameter("key_dim")),
-            cache(each.parameter("heads"), each.parameter("value_dim")),
+            cache(each.heads, each.key_dim),
+            cache(each.heads, each.value_dim),
         )
         for name, each in caches(module).items()
     }
