@@ -655,7 +655,7 @@ def _topk(
 
 @rule("linear")
 def _linear(build: Builder, x: SSAValue, weight: SSAValue, bias: SSAValue | None = None) -> SSAValue:
-    return build.add(Linear, x, weight, *([] if bias is None else [bias]))
+    return build.add(Linear, x, weight, bias)
 
 
 @rule("matmul", "bmm", "mm")
@@ -700,7 +700,7 @@ def _layer_norm(
     dtype = tensor_type(x).dtype
     if weight is None and bias is not None:
         weight = build.full(tuple(shape), 1.0, dtype)
-    return build.add(LayerNorm, x, *(each for each in (weight, bias) if each is not None), eps=eps)
+    return build.add(LayerNorm, x, weight, bias, eps=eps)
 
 
 @rule("rms_norm")
@@ -710,7 +710,7 @@ def _rms_norm(
     if len(shape) != 1:
         raise ValueError("an rms norm over several dimensions")
     eps = torch.finfo(torch_dtype(tensor_type(x).dtype)).eps if eps is None else eps
-    return build.add(RMSNorm, x, *([] if weight is None else [weight]), eps=eps)
+    return build.add(RMSNorm, x, weight, eps=eps)
 
 
 @rule("scaled_dot_product_attention")
@@ -732,6 +732,4 @@ def _attention(
     mask = attn_mask if mask is None else mask
     width = tensor_type(query).dims[-1]
     scale = 1 / math.sqrt(int(width)) if scale is None else float(scale)
-    extra = ("mask",) if mask is not None else None
-    inputs = [query, key, value, *([] if mask is None else [mask])]
-    return build.add(Attention, *inputs, scale=scale, causal=is_causal or None, extra=extra)
+    return build.add(Attention, query, key, value, scale=scale, causal=is_causal or None, mask=mask)

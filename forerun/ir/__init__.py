@@ -19,6 +19,7 @@ from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, context, load_dialects
 from forerun.ir.dims import Dim
+from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.interpreter import called, evaluate, new_caches, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
@@ -40,6 +41,7 @@ from forerun.ir.structure import (
     walk,
     weights,
 )
+from forerun.ir.tables import FunctionTable, OperationTable, ReductionTable, Refusal, each_of, refused
 from forerun.ir.text import parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
@@ -68,6 +70,7 @@ __all__ = [
     "Environment",
     "FileLineColLoc",
     "Function",
+    "FunctionTable",
     "Gather",
     "GreedyRewritePatternApplier",
     "InsertPoint",
@@ -82,11 +85,14 @@ __all__ = [
     "ModuleOp",
     "ModulePass",
     "Operation",
+    "OperationTable",
     "Parameter",
     "PatternRewriteWalker",
     "PatternRewriter",
     "RMSNorm",
     "Reduce",
+    "ReductionTable",
+    "Refusal",
     "Region",
     "Reshape",
     "Return",
@@ -116,17 +122,21 @@ __all__ = [
     "called",
     "context",
     "dtype_name",
+    "each_of",
     "encode",
     "evaluate",
     "functions",
+    "is_pure",
     "load_dialects",
     "neighbourhood",
     "new_caches",
+    "only_reads",
     "op_type_rewrite_pattern",
     "operations",
     "parse_ir",
     "parse_pipeline",
     "print_ir",
+    "refused",
     "run_body",
     "tensor_type",
     "torch_dtype",

@@ -35,9 +35,7 @@ class Rotary(ValueOperation):
         require(cos == sin and cos.dims[-1] == x.dims[-1], f"rotary tables {cos} and {sin} do not fit {x}")
         return [x]
 
-    def evaluate(
-        self, environment: Environment, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> torch.Tensor:
+    def evaluate(self, environment: Environment, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         left, right = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-right, left), dim=-1) * sin
 

@@ -31,6 +31,7 @@ from xdsl.traits import IsTerminator
 from xdsl.utils.exceptions import VerifyException
 
 from forerun.ir import form
+from forerun.ir.dims import Dim
 from forerun.ir.form import SEGMENTS, segments
 from forerun.ir.properties import Accessor, Kind, attribute_text
 from forerun.ir.types import TensorType
@@ -169,6 +170,12 @@ class SpecOperation(IRDLOperation):
         kinds = self.PARAMETERS
         return {name: kinds[name].to_value(each) for name, each in self.properties.items() if name != SEGMENTS}
 
+    def sizes(self) -> dict[str, Dim | tuple[Dim, ...]]:
+        """The parameters that hold dimensions."""
+        kinds = self.PARAMETERS
+        sized = [name for name in self.properties if name != SEGMENTS and kinds[name].of_dims]
+        return {name: kinds[name].to_value(self.properties[name]) for name in sized}
+
     @classmethod
     def unknown(cls, name: str) -> str:
         known = [*cls.PARAMETERS, *cls.OPTIONAL]
@@ -274,7 +281,7 @@ def operation(cls: type[Defined]) -> type[Defined]:
     def verify_(self: SpecOperation) -> None:
         self.verify_all(declared)
 
-    setattr(cls, "verify_", verify_)
+    cls.verify_ = verify_
     return cls
 
 

@@ -108,7 +108,11 @@ def _scalar(value: bool | int | float) -> Attribute:
 
 
 FLAG: Kind[bool] = Kind(
-    "true or false", _is_flag, lambda value: isinstance(value, bool), BoolAttr.from_bool, lambda each: bool(each.value.data)
+    "true or false",
+    _is_flag,
+    lambda value: isinstance(value, bool),
+    BoolAttr.from_bool,
+    lambda each: bool(each.value.data),
 )
 INTEGER: Kind[int] = Kind("an integer", _is_integer, _whole, _integer, lambda each: each.value.data)
 NUMBER: Kind[float] = Kind(

@@ -178,7 +178,9 @@ class Function(SpecOperation):
 
     region = region_def("single_block")
     symbol: Symbol = parameter(SYMBOL)
-    branches: tuple[tuple[int, str], ...] = default(several(pair(INTEGER, TEXT, "a layer and a kind"), "layers and kinds"), ())
+    branches: tuple[tuple[int, str], ...] = default(
+        several(pair(INTEGER, TEXT, "a layer and a kind"), "layers and kinds"), ()
+    )
     arena: int | None = optional(INTEGER)
     max_rows: int | None = optional(INTEGER)
     max_outputs: int | None = optional(INTEGER)

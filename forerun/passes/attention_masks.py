@@ -25,7 +25,8 @@ from forerun.ir import Attention, SSAValue
 from forerun.passes.base import PassContext
 from forerun.passes.lengths import shorter_lengths
 from forerun.passes.matching import HIDDEN
-from forerun.passes.pairwise import BUDGET, Pairs, Span
+from forerun.passes.pair_rules import Span
+from forerun.passes.pairwise import BUDGET, Pairs
 from forerun.passes.sequence_axis import look_ahead, place
 
 SMALL = 128

@@ -17,6 +17,7 @@ import networkx as nx
 from forerun.ir import (
     CacheWrite,
     Function,
+    Kernel,
     Linear,
     Map,
     ModuleOp,
@@ -28,6 +29,7 @@ from forerun.ir import (
     tensor_type,
     walk,
 )
+from forerun.passes.flow import FLOWS, Flow
 
 ATTENTION, FEED_FORWARD, LAYER = "attention", "feed_forward", "layer"
 """What a branch holds; a parallel residual has all of a layer in one."""
@@ -65,10 +67,10 @@ def summary(module: ModuleOp) -> list[Summary]:
     """The branches of `@step` behind fuse-kernels; none where it has no residual stream."""
     step = functions(module)["step"]
     found: list[Summary] = []
-    for number, (layer, kind) in enumerate(step.parameter("branches", ())):
-        kernels = [each for each in step.body if each.parameter("branch") == number]
+    for number, (layer, kind) in enumerate(step.branches):
+        kernels = [each for each in step.body if isinstance(each, Kernel) and each.branch == number]
         linears = [each for each in walk(kernels) if isinstance(each, Linear)]
-        numbers = sum(prod(map(int, tensor_type(each.inputs[1]).dims)) for each in linears)
+        numbers = sum(prod(map(int, tensor_type(each.weight).dims)) for each in linears)
         found.append(Summary(layer, kind, len(kernels), len(linears), numbers))
     return found
 
@@ -115,7 +117,7 @@ def addends(value: SSAValue) -> list[SSAValue]:
     Partial sums that nothing else reads are taken apart.
     """
     owner = value.owner
-    if not (isinstance(owner, Map) and owner.parameter("function") == "add"):
+    if not (isinstance(owner, Map) and owner.function == "add"):
         return []
     found: list[SSAValue] = []
     for operand in owner.inputs:
@@ -128,7 +130,7 @@ def addends(value: SSAValue) -> list[SSAValue]:
 
 def viewed(value: SSAValue) -> SSAValue:
     """What a value is a reshape of, or the value itself."""
-    return viewed(value.owner.inputs[0]) if isinstance(value.owner, Reshape) else value
+    return viewed(value.owner.x) if isinstance(value.owner, Reshape) else value
 
 
 def _flow(step: Function) -> nx.DiGraph:
@@ -138,14 +140,15 @@ def _flow(step: Function) -> nx.DiGraph:
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
     for operation in step.body:
+        flow = FLOWS.of(operation)
         sources: list[object] = [step for each in operation.operands if each is tokens]
         sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
-        if isinstance(operation, TreeAttention) and (write := writes.get(operation.parameter("symbol"))):
+        if isinstance(operation, TreeAttention) and (write := writes.get(operation.symbol)):
             sources.append(write)
-        if sources and not operation.ends_body:
+        if sources and flow is not Flow.ENDS:
             graph.add_edges_from((source, operation) for source in sources)
             if isinstance(operation, CacheWrite):
-                writes[operation.parameter("symbol")] = operation
+                writes[operation.symbol] = operation
     return graph
 
 

@@ -8,7 +8,7 @@ position of each row (`first`) and a bias by distance or by key position.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from forerun.ir import (
     Attention,
@@ -34,9 +34,11 @@ from forerun.passes.base import Pass, PassContext, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.lengths import require_same_at_every_length
 from forerun.passes.matching import HIDDEN, SEQUENCE
-from forerun.passes.pairwise import Pairs, Span
-from forerun.passes.sequence_axis import Along, Kind, look_ahead, require_incremental
+from forerun.passes.pair_rules import Span
+from forerun.passes.pairwise import Pairs
+from forerun.passes.sequence_axis import look_ahead, require_incremental
 from forerun.passes.substitute import clone_with
+from forerun.passes.transfer import Along, Kind
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,7 @@ class _Tables:
 
     def understand_mask(self, attention: Attention) -> None:
         """Replace the `mask` of an attention by `causal`, `first` and `bias`."""
-        extra = dict(zip(attention.parameter("extra", ()), attention.inputs[3:], strict=True))
-        mask = extra.pop("mask", None)
+        mask = attention.mask
         if mask is None:
             return
         along = self.known[mask]
@@ -142,14 +143,18 @@ class _Tables:
             self.masks[mask] = classify(mask, attention, pairs, self.context), pairs
             self.context.note(f"tabulate-positions: a mask is {self.masks[mask][0].summary}")
         found, pairs = self.masks[mask]
-        parameters: dict[str, Any] = {**attention.parameters, "causal": True}
-        if found.first is not None:
-            extra["first"] = self.first_visible(found.first)
-        if found.bias_by is not None:
-            extra["bias"] = self.bias(pairs, found.bias_by)
-            parameters["bias_by"] = found.bias_by
-        parameters["extra"] = tuple(extra) or None
-        replacement = Attention.make(*attention.inputs[:3], *extra.values(), **parameters)
+        replacement = Attention.make(
+            attention.query,
+            attention.key,
+            attention.value,
+            scale=attention.scale,
+            softcap=attention.softcap,
+            first=attention.first if found.first is None else self.first_visible(found.first),
+            bias=attention.bias if found.bias_by is None else self.bias(pairs, found.bias_by),
+            sinks=attention.sinks,
+            causal=True,
+            bias_by=found.bias_by or attention.bias_by,
+        )
         replacement.location = attention.location
         self.known[replacement.result] = self.known[attention.result]
         Rewriter.replace_op(attention, replacement)

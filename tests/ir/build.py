@@ -57,7 +57,10 @@ def run(
 
 
 def raw(
-    kind: type[ir.SpecOperation], inputs: Sequence[ir.SSAValue], types: Sequence[ir.TensorType], parameters: dict[str, Any]
+    kind: type[ir.SpecOperation],
+    inputs: Sequence[ir.SSAValue],
+    types: Sequence[ir.TensorType],
+    parameters: dict[str, Any],
 ) -> ir.SpecOperation:
     """An operation with results and parameters as given, whatever its shape rule and its declaration say."""
     properties = {name: ir.encode(value) for name, value in parameters.items()}
