@@ -55,14 +55,9 @@ def shown_parameters(operation: SpecOperation) -> Properties:
     for name, attribute in {**operation.properties, **operation.attributes}.items():
         if name != SEGMENTS:
             shown[name] = attribute
-        elif operation.LISTED and (names := _extra(operation)):
+        elif operation.LISTED and (names := operation.extra()):
             shown[EXTRA] = ArrayAttr([StringAttr(each) for each in names])
     return shown
-
-
-def _extra(operation: SpecOperation) -> list[str]:
-    there = zip(operation.OPERANDS, operation.there(), strict=True)
-    return [name for name, count in there if count and name in operation.OPTIONAL]
 
 
 def parse_operation(kind: type[Made], parser: Parser) -> Made:

@@ -148,6 +148,10 @@ class SpecOperation(IRDLOperation):
         assert isinstance(segments, DenseArrayBase)
         return cast(Sequence[int], segments.get_values())
 
+    def extra(self) -> tuple[str, ...]:
+        """The names of the optional operands that are there."""
+        return tuple(name for name in self.OPTIONAL if getattr(self, name) is not None)
+
     @property
     def ends_body(self) -> bool:
         return self.has_trait(IsTerminator)

@@ -31,8 +31,8 @@ class Refusal:
 
 
 def refused(reason: str) -> Refusal:
-    """No rule, and why: "`name` in `table`: `reason`" is what the error says."""
-    return Refusal(reason)
+    """No rule, and why: what stands behind the name in the error, or a whole sentence that holds `{name}`."""
+    return Refusal(reason if "{name}" in reason else f"{{name}} {reason}")
 
 
 def each_of(rule: R, *keys: K) -> dict[K, R]:
@@ -60,7 +60,7 @@ class ClosedTable(Mapping[K, R], Generic[K, R]):
         """The rule; UnsupportedOperationError where there is none, or the table refuses."""
         found = self.rules.get(key)
         if isinstance(found, Refusal):
-            raise UnsupportedOperationError(f"{self.shown(key)} {found.reason}.")
+            raise UnsupportedOperationError(found.reason.replace("{name}", self.shown(key)) + ".")
         if found is None:
             raise UnsupportedOperationError(
                 f"{self.shown(key)} has no rule among the {self.title}; add one to that table, or refuse it there."
@@ -72,10 +72,6 @@ class ClosedTable(Mapping[K, R], Generic[K, R]):
 
     def __len__(self) -> int:
         return len(self.rules)
-
-    def refuses(self, key: K) -> bool:
-        """Whether the table says that there is no rule; UnsupportedOperationError where it says nothing."""
-        return isinstance(self.rules.get(key), Refusal) or self[key] is None
 
     def ruled(self) -> frozenset[K]:
         """What has a rule."""
