@@ -105,11 +105,6 @@ def _aligned(operation: Map | Rotary, inputs: Sequence[Along]) -> str:
     return "lays tokens against tokens" if len(tokens) > 1 else ""
 
 
-def _rotary(operation: Rotary, inputs: Sequence[Along]) -> str:
-    turns = any(-1 in sequence_axes(value) for value in operation.operands)
-    return "rotates along the sequence" if turns else _aligned(operation, inputs)
-
-
 def _reduce(operation: Reduce, inputs: Sequence[Along]) -> str:
     rank = tensor_type(operation.x).rank
     over = {dim - rank for dim in operation.dims}
@@ -230,7 +225,7 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         MatMul: Transfer(_matmul),
         RMSNorm: Transfer(_norm),
         LayerNorm: Transfer(_norm),
-        Rotary: Transfer(_rotary),
+        Rotary: Transfer(_aligned),
         Attention: Transfer(_attention, lambda operation, kind: Kind.CAUSAL),
         ir.Return: Transfer(no_fault),
         **each_of(refused("works on rows; analyse before insert-kv-cache"), ir.CacheWrite, ir.TreeAttention),
