@@ -271,7 +271,8 @@ class TreeAttention(ValueOperation):
         keys, values = environment.caches[self.symbol]
         block, scale, softcap = self.block, self.scale, self.softcap
         results: list[torch.Tensor] = []
-        for row, position in enumerate(positions.tolist()):
+        for row in range(len(positions)):
+            position = int(positions[row])
             history = torch.arange(position + 1)
             committed = block_tables[sequences[row], history // block].long() * block + history % block
             base = int(bases[row])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as functional
@@ -62,7 +63,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., torch.Tensor]]] = {
     "relu": (1, torch.relu),
     "silu": (1, functional.silu),
     "gelu": (1, functional.gelu),
-    "gelu_tanh": (1, lambda x: functional.gelu(x, approximate="tanh")),
+    "gelu_tanh": (1, partial(functional.gelu, approximate="tanh")),
     "softplus": (1, functional.softplus),
     "log_sigmoid": (1, functional.logsigmoid),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, StringAttr, SymbolRefAttr, i32
 from xdsl.ir import Attribute, SSAValue
@@ -11,7 +11,7 @@ from xdsl.irdl import AttrSizedOperandSegments
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 
-from forerun.ir.properties import parameter_text
+from forerun.ir.properties import items_of, parameter_text
 
 if TYPE_CHECKING:
     from forerun.ir.operation import SpecOperation
@@ -105,5 +105,5 @@ def _segmented(
 
 
 def _listed(attribute: Attribute | None) -> list[str]:
-    items = cast(Sequence[Attribute], attribute.data) if isinstance(attribute, ArrayAttr) else ()
+    items = () if attribute is None else items_of(attribute)
     return [each.data if isinstance(each, StringAttr) else str(each) for each in items]

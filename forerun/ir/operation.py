@@ -269,8 +269,9 @@ def operation(cls: type[Defined]) -> type[Defined]:
     definition = cls.get_irdl_definition()
     kinds: dict[str, Kind[Any]] = {}
     for name, each in definition.properties.items():
-        if isinstance(each.constr, Kind):
-            kinds[name] = cast(Kind[Any], each.constr)
+        constraint: Any = each.constr
+        if isinstance(constraint, Kind):
+            kinds[name] = cast(Kind[Any], constraint)
             setattr(cls, name, Accessor(name, kinds[name], not isinstance(each, OptPropertyDef), each.default_value))
     cls.PARAMETERS = kinds
     cls.REQUIRED = frozenset(name for name in kinds if not isinstance(definition.properties[name], OptPropertyDef))

@@ -68,15 +68,15 @@ class Kind(AttrConstraint[Attribute], Generic[T]):
 
 
 def _is_integer(attribute: Attribute) -> bool:
-    return isinstance(attribute, IntegerAttr) and attribute.type == _I64
+    return isinstance(attribute, IntegerAttr) and cast(IntegerAttr[Any], attribute).type == _I64
 
 
 def _is_flag(attribute: Attribute) -> bool:
-    return isinstance(attribute, IntegerAttr) and attribute.type == _I1
+    return isinstance(attribute, IntegerAttr) and cast(IntegerAttr[Any], attribute).type == _I1
 
 
 def _is_number(attribute: Attribute) -> bool:
-    return isinstance(attribute, FloatAttr) and attribute.type == _F64
+    return isinstance(attribute, FloatAttr) and cast(FloatAttr[Any], attribute).type == _F64
 
 
 def _is_text(attribute: Attribute) -> bool:
@@ -147,14 +147,19 @@ DIMENSION: Kind[Dim] = Kind(
 )
 
 
+def items_of(attribute: Attribute) -> Sequence[Attribute]:
+    """The attributes of an array; nothing for another attribute."""
+    return cast(ArrayAttr[Attribute], attribute).data if isinstance(attribute, ArrayAttr) else ()
+
+
 def several(kind: Kind[T], what: str) -> Kind[tuple[T, ...]]:
     """Values of one kind, in order."""
     return Kind(
         what,
-        lambda each: isinstance(each, ArrayAttr) and all(map(kind.holds, each.data)),
-        lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(kind.accepts, value)),
+        lambda each: isinstance(each, ArrayAttr) and all(map(kind.holds, items_of(each))),
+        lambda value: type(value) in (list, tuple) and all(map(kind.accepts, value)),
         lambda value: ArrayAttr([kind.to_attribute(each) for each in value]),
-        lambda each: tuple(map(kind.to_value, each.data)),
+        lambda each: tuple(map(kind.to_value, items_of(each))),
         kind.of_dims,
     )
 
@@ -163,17 +168,15 @@ def pair(first: Kind[A], second: Kind[B], what: str) -> Kind[tuple[A, B]]:
     """Two values of their kinds."""
 
     def holds(attribute: Attribute) -> bool:
-        if not isinstance(attribute, ArrayAttr) or len(attribute.data) != 2:
-            return False
-        left, right = attribute.data
-        return first.holds(left) and second.holds(right)
+        items = items_of(attribute)
+        return len(items) == 2 and first.holds(items[0]) and second.holds(items[1])
 
     return Kind(
         what,
         holds,
         lambda value: len(value) == 2 and first.accepts(value[0]) and second.accepts(value[1]),
         lambda value: ArrayAttr([first.to_attribute(value[0]), second.to_attribute(value[1])]),
-        lambda each: (first.to_value(each.data[0]), second.to_value(each.data[1])),
+        lambda each: (first.to_value(items_of(each)[0]), second.to_value(items_of(each)[1])),
     )
 
 
@@ -250,8 +253,7 @@ def parameter_text(attributes: Mapping[str, Attribute]) -> str:
 def attribute_text(attribute: Attribute) -> str:
     match attribute:
         case ArrayAttr():
-            items = cast(Sequence[Attribute], attribute.data)
-            return "[" + ", ".join(attribute_text(item) for item in items) + "]"
+            return "[" + ", ".join(map(attribute_text, items_of(attribute))) + "]"
         case IntegerAttr() if attribute.type == _I64:
             return str(attribute.value.data)
         case FloatAttr() if attribute.type == _F64 and math.isfinite(attribute.value.data):

@@ -14,6 +14,11 @@ from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperati
 from forerun.ir.properties import FLAG, INTEGER, INTEGERS, TEXT, default, parameter
 from forerun.ir.types import TensorType, torch_dtype
 
+
+def _argmax(x: torch.Tensor, dim: Sequence[int], keepdim: bool) -> torch.Tensor:
+    return torch.argmax(x, dim=dim[0], keepdim=keepdim)
+
+
 REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "sum": torch.sum,
     "mean": torch.mean,
@@ -21,7 +26,7 @@ REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "min": torch.amin,
     "any": torch.any,
     "all": torch.all,
-    "argmax": lambda x, dim, keepdim: torch.argmax(x, dim=dim[0], keepdim=keepdim),
+    "argmax": _argmax,
 }
 
 

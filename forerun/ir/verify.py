@@ -55,7 +55,7 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
             continue
         constants = functions(module).get("constants")
         results = [] if constants is None else constants.returned
-        if not isinstance(index, int) or not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
+        if not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
             raise VerificationError(
                 f"weight @{name} is no result of @constants with type {each.type}; derive it there."
             )

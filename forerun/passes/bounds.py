@@ -122,7 +122,7 @@ def _corners(function: str, a: Bounds, b: Bounds) -> Bounds | None:
             return None
     elif function == "floor_div" or (function in ("mul", "div") and (_infinite(a) or _infinite(b)) and _mixed(a, b)):
         return None
-    corners = torch.stack(torch.broadcast_tensors(*(FUNCTIONS[function][1](*each) for each in itertools.product(a, b))))
+    corners = torch.stack([FUNCTIONS[function][1](*each) for each in itertools.product(a, b)])
     return known(corners.amin(0), corners.amax(0))
 
 

@@ -14,6 +14,7 @@ from math import prod
 
 import torch
 
+from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
     COMPARISONS,
@@ -23,13 +24,13 @@ from forerun.ir import (
     Environment,
     Gather,
     Map,
-    OperationTable,
     Reshape,
     Slice,
     SpecOperation,
     SSAValue,
-    Transpose,
     backward_slice,
+    each_of,
+    refused,
     run_body,
     tensor_type,
     torch_dtype,
@@ -236,7 +237,7 @@ class Pairs:
             return inputs[0].expand(self._shape(node, spans))
         if isinstance(operation, Slice) and _moves(node):
             return inputs[0]
-        result = operation.evaluate(self.environment, *operation.placed(inputs))
+        result = operation.evaluate(self.environment, *inputs)
         assert isinstance(result, torch.Tensor)
         return result
 
@@ -313,16 +314,18 @@ def _moves(node: Node) -> bool:
     return along in [axis for axis, _, _ in node.axes]
 
 
-BOUNDS: OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | None]] = OperationTable(
+NO_BOUNDS = Pairs.unbounded
+
+BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | None]] = ir.OperationTable(
     "bounds over rows and keys",
     {
-        **{kind: Pairs.unbounded if rule is leaf else rule for kind, rule in RESTRICTIONS.rules.items()},
         Map: Pairs.bound_map,
         Cast: Pairs.bound_cast,
         Gather: Pairs.bound_gather,
-        Broadcast: Pairs.bound_ends,
-        Reshape: Pairs.bound_ends,
-        Transpose: Pairs.bound_ends,
-        Slice: Pairs.bound_ends,
+        **each_of(Pairs.bound_ends, Broadcast, Reshape, ir.Transpose, Slice),
+        **each_of(NO_BOUNDS, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
+        **each_of(NO_BOUNDS, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.CacheWrite, ir.Kernel),
+        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.Cache),
     },
 )

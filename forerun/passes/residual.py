@@ -11,16 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import networkx as nx
 
 from forerun.ir import (
+    Block,
     CacheWrite,
     Function,
     Kernel,
     Linear,
     Map,
     ModuleOp,
+    Operation,
     Reshape,
     SpecOperation,
     SSAValue,
@@ -30,6 +33,10 @@ from forerun.ir import (
     walk,
 )
 from forerun.passes.flow import FLOWS, Flow
+
+Node = Operation | Block
+Graph = dict[Node, list[Node]]
+"""What depends on the tokens, each with what it depends on directly."""
 
 ATTENTION, FEED_FORWARD, LAYER = "attention", "feed_forward", "layer"
 """What a branch holds; a parallel residual has all of a layer in one."""
@@ -81,7 +88,7 @@ def residual(step: Function) -> Residual:
     logits = step.returned[0].owner
     if logits not in graph:
         return Residual((), ())
-    dominators = nx.immediate_dominators(graph, step)
+    dominators = _dominators(graph, step)
     chain: list[SSAValue] = []
     here = logits
     while here is not step:
@@ -133,34 +140,40 @@ def viewed(value: SSAValue) -> SSAValue:
     return viewed(value.owner.x) if isinstance(value.owner, Reshape) else value
 
 
-def _flow(step: Function) -> nx.DiGraph:
+def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
+    """The last node that every path from the root to a node runs through, the node itself not counted."""
+    edges = [(source, node) for node, sources in graph.items() for source in sources]
+    immediate: Any = nx.immediate_dominators  # pyright: ignore[reportUnknownMemberType]
+    return immediate(nx.DiGraph(edges), root)
+
+
+def _flow(step: Function) -> Graph:
     """What depends on the tokens: definition to use, cache write to attention. The function is the root."""
-    graph: nx.DiGraph = nx.DiGraph()
-    graph.add_node(step)
+    graph: Graph = {step: []}
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
     for operation in step.body:
         flow = FLOWS.of(operation)
-        sources: list[object] = [step for each in operation.operands if each is tokens]
+        sources: list[Node] = [step for each in operation.operands if each is tokens]
         sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
         if isinstance(operation, TreeAttention) and (write := writes.get(operation.symbol)):
             sources.append(write)
         if sources and flow is not Flow.ENDS:
-            graph.add_edges_from((source, operation) for source in sources)
+            graph[operation] = sources
             if isinstance(operation, CacheWrite):
                 writes[operation.symbol] = operation
     return graph
 
 
-def _between(graph: nx.DiGraph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
+def _between(graph: Graph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
     """What leads from one stream value to the next."""
     found: set[SpecOperation] = set()
-    pending = [after.owner]
+    pending: list[Node] = [after.owner]
     while pending:
         operation = pending.pop()
         if operation is before.owner or operation in found:
             continue
         assert isinstance(operation, SpecOperation)
         found.add(operation)
-        pending.extend(graph.predecessors(operation))
+        pending.extend(graph[operation])
     return frozenset(found)

@@ -161,7 +161,11 @@ class _Tables:
 
     def first_visible(self, steps: Steps) -> SSAValue:
         """[T]: the first visible position of each row, by a table."""
-        build, number = self.build, lambda value: self.build.constant(value, "i64")
+        build = self.build
+
+        def number(value: int) -> SSAValue:
+            return build.constant(value, "i64")
+
         rows = build.map("sub", build.add(Iota, size=self.length), number(steps.start))
         moved = build.map("mul", build.map("floor_div", rows, number(steps.every)), number(steps.rise))
         first = build.map("max", build.map("add", moved, number(steps.first)), number(0))
