@@ -156,7 +156,7 @@ def several(kind: Kind[T], what: str) -> Kind[tuple[T, ...]]:
     """Values of one kind, in order."""
     return Kind(
         what,
-        lambda each: isinstance(each, ArrayAttr) and all(map(kind.holds, items_of(each))),
+        lambda each: isinstance(each, ArrayAttr) and all(map(kind.holds, items_of(cast(Attribute, each)))),
         lambda value: type(value) in (list, tuple) and all(map(kind.accepts, value)),
         lambda value: ArrayAttr([kind.to_attribute(each) for each in value]),
         lambda each: tuple(map(kind.to_value, items_of(each))),

@@ -41,48 +41,52 @@ def each_of(rule: R, *keys: K) -> dict[K, R]:
 
 
 class ClosedTable(Mapping[K, R], Generic[K, R]):
-    """A rule for everything in `known`; `title` is what the table is called in errors."""
+    """A rule for everything in `known`, or a refusal; `title` is what the table is called in errors.
+
+    As a mapping it holds what has a rule; `entries` has the refusals as well.
+    """
 
     def __init__(
-        self, title: str, known: Collection[K], rules: Mapping[K, R | Refusal], shown: Callable[[K], str] = str
+        self, title: str, known: Collection[K], entries: Mapping[K, R | Refusal], shown: Callable[[K], str] = str
     ) -> None:
         self.title = title
         self.shown = shown
-        self.rules = dict(rules)
-        missing = [shown(each) for each in known if each not in self.rules]
-        foreign = [shown(each) for each in self.rules if each not in known]
+        self.entries = dict(entries)
+        self._ruled = {key: rule for key, rule in self.entries.items() if not isinstance(rule, Refusal)}
+        missing = [shown(each) for each in known if each not in self.entries]
+        foreign = [shown(each) for each in self.entries if each not in known]
         if missing:
             raise TypeError(f"The table of {title} lacks {', '.join(missing)}; add a rule, or refuse it with a reason.")
         if foreign:
-            raise TypeError(f"The table of {title} has a rule for {', '.join(foreign)}, which does not exist.")
+            raise TypeError(f"The table of {title} has an entry for {', '.join(foreign)}, which does not exist.")
 
     def __getitem__(self, key: K) -> R:
         """The rule; UnsupportedOperationError where there is none, or the table refuses."""
-        found = self.rules.get(key)
-        if isinstance(found, Refusal):
-            raise UnsupportedOperationError(found.reason.replace("{name}", self.shown(key)) + ".")
-        if found is None:
-            raise UnsupportedOperationError(
-                f"{self.shown(key)} has no rule among the {self.title}; add one to that table, or refuse it there."
-            )
-        return found
+        rule = self._ruled.get(key)
+        if rule is not None:
+            return rule
+        refusal = self.entries.get(key)
+        if isinstance(refusal, Refusal):
+            raise UnsupportedOperationError(refusal.reason.replace("{name}", self.shown(key)) + ".")
+        raise UnsupportedOperationError(
+            f"{self.shown(key)} has no rule among the {self.title}; add one to that table, or refuse it there."
+        )
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._ruled
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self.rules)
+        return iter(self._ruled)
 
     def __len__(self) -> int:
-        return len(self.rules)
-
-    def ruled(self) -> frozenset[K]:
-        """What has a rule."""
-        return frozenset(key for key, rule in self.rules.items() if not isinstance(rule, Refusal))
+        return len(self._ruled)
 
 
 class OperationTable(ClosedTable[type[Operation], R]):
     """A rule for every class of operation."""
 
-    def __init__(self, title: str, rules: Mapping[type[SpecOperation], R | Refusal]) -> None:
-        super().__init__(title, OPERATIONS, {**rules}, lambda kind: kind.name)
+    def __init__(self, title: str, entries: Mapping[type[SpecOperation], R | Refusal]) -> None:
+        super().__init__(title, OPERATIONS, {**entries}, lambda kind: kind.name)
 
     def of(self, operation: Operation) -> R:
         """The rule for an operation."""
@@ -92,12 +96,12 @@ class OperationTable(ClosedTable[type[Operation], R]):
 class FunctionTable(ClosedTable[str, R]):
     """A rule for every function of `spec.map`."""
 
-    def __init__(self, title: str, rules: Mapping[str, R | Refusal]) -> None:
-        super().__init__(title, FUNCTIONS, rules, lambda name: f"spec.map {name}")
+    def __init__(self, title: str, entries: Mapping[str, R | Refusal]) -> None:
+        super().__init__(title, FUNCTIONS, entries)
 
 
 class ReductionTable(ClosedTable[str, R]):
     """A rule for every function of `spec.reduce`."""
 
-    def __init__(self, title: str, rules: Mapping[str, R | Refusal]) -> None:
-        super().__init__(title, REDUCTIONS, rules, lambda name: f"spec.reduce {name}")
+    def __init__(self, title: str, entries: Mapping[str, R | Refusal]) -> None:
+        super().__init__(title, REDUCTIONS, entries)

@@ -144,7 +144,7 @@ NO_BOUNDS = (
     "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "softplus", "log_sigmoid",
 )  # fmt: skip
 """Functions whose results are evaluated one by one: masks are seldom made of them."""
-CHOICE = {"where": refused("is bounded by its condition")}
+CHOICE = {"where": refused("the function {name} is bounded by its condition")}
 
 NUMBERS: FunctionTable[Rule] = FunctionTable(
     "bounds of functions of numbers",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 
@@ -143,7 +143,7 @@ def viewed(value: SSAValue) -> SSAValue:
 def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
     """The last node that every path from the root to a node runs through, the node itself not counted."""
     edges = [(source, node) for node, sources in graph.items() for source in sources]
-    immediate: Any = nx.immediate_dominators  # pyright: ignore[reportUnknownMemberType]
+    immediate = cast(Any, nx).immediate_dominators
     return immediate(nx.DiGraph(edges), root)
 
 

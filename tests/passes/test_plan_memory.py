@@ -67,11 +67,7 @@ def test_a_step_that_lives_in_its_arena_gives_the_same_logits(family: str) -> No
     step = stepper.step
     arena = torch.full((step.arena,), 0x7F, dtype=torch.uint8)
     kernels = [each for each in step.body if isinstance(each, ir.Kernel)]
-    places = {
-        value: offset
-        for each in kernels
-        for value, offset in zip(each.results, each.offsets, strict=True)
-    }
+    places = {value: offset for each in kernels for value, offset in zip(each.results, each.offsets, strict=True)}
     bindings = {"N": len(rows), "M": len(rows)}
 
     def seen(value: ir.SSAValue) -> torch.Tensor:

@@ -29,8 +29,7 @@ _COMPARISONS: dict[str, Text] = {
 }
 
 NO_BITS, NO_INTEGERS, NO_TRUTHS = (
-    refused(f"has no kernel of the cuda target for {kind}")
-    for kind in ("numbers with a point", "integers", "truth values")
+    refused(f"the cuda target has no elementwise function {{name}} on {kind}") for kind in ("f32", "integers", "i1")
 )
 
 NUMBERS: FunctionTable[Text] = FunctionTable(

@@ -250,13 +250,17 @@ def _linear(context: Expressions, operation: ir.Linear, index: list[Index]) -> T
 
 NO_TEMPLATE = refused("the cuda target has no Triton template for {name}; compile for the cpu or the reference target")
 
+NO_REDUCTION = refused(
+    "the cuda target has no Triton template for spec.reduce {name}; compile for the cpu or the reference target"
+)
+
 STARTS: ir.ReductionTable[str] = ir.ReductionTable(
     "reductions of the cuda target",
     {
         **each_of("0.0", "sum", "mean"),
         "max": 'float("-inf")',
         "min": 'float("inf")',
-        **each_of(NO_TEMPLATE, "any", "all", "argmax"),
+        **each_of(NO_REDUCTION, "any", "all", "argmax"),
     },
 )
 """What a sum over the last axis begins with."""

@@ -53,6 +53,7 @@ class Attention:
     layer: Layer
     operation: ir.TreeAttention
     heads: int
+    scale: float
 
     @property
     def together(self) -> int:
@@ -324,7 +325,7 @@ class _Unit:
                             store(held, fma(query, column, load(held, 0)), 0)
             for (head, b, v), held in sums.items():
                 place = (first + integer(b)) * integer(layer.block) + integer(v * LANES)
-                store(self.weights[head], multiply(load(held, 0), splat(self.operation.scale)), place)
+                store(self.weights[head], multiply(load(held, 0), splat(self.attention.scale)), place)
 
     def _softmax(self, begin: Expr) -> None:
         """Scores to weights, and the running maximum, total and results rescaled."""

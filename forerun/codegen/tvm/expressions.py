@@ -291,5 +291,5 @@ ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = i
     },
 )
 
-INLINE = ELEMENTS.ruled() | {ir.Parameter}
+INLINE = frozenset(ELEMENTS) | {ir.Parameter}
 """Operations that need no memory of their own."""

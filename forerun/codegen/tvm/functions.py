@@ -177,7 +177,7 @@ def _negate(x: Expr) -> Expr:
 
 FLOOR = _intrinsic("floor")
 
-NO_BITS = refused("has no kernel of the tvm target for numbers with a point")
+NO_BITS = refused("the tvm target has no elementwise function {name} on f32")
 
 NUMBERS: FunctionTable[Callable[..., Expr]] = FunctionTable(
     "functions of numbers of the tvm target",
@@ -243,8 +243,8 @@ def _same(x: Expr) -> Expr:
     return x
 
 
-NO_TRUTHS = refused("has no kernel of the tvm target for truth values")
-NO_INTEGERS = refused("has no kernel of the tvm target for integers")
+NO_TRUTHS = refused("the tvm target has no elementwise function {name} on i1")
+NO_INTEGERS = refused("the tvm target has no elementwise function {name} on integers")
 
 TRUTHS: FunctionTable[Callable[..., Expr]] = FunctionTable(
     "functions of truth values of the tvm target",

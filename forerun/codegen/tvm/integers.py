@@ -223,7 +223,7 @@ FUNCTIONS: ir.FunctionTable[FunctionRule] = ir.FunctionTable(
         **each_of(_no_kernel, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
         **each_of(_no_kernel, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
         **each_of(_no_kernel, "softplus", "log_sigmoid"),
-        **each_of(refused("gives a truth value"), *sorted(ir.COMPARISONS)),
+        **each_of(refused("the comparison {name} gives no integer"), *sorted(ir.COMPARISONS)),
     },
 )
 

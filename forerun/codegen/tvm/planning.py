@@ -324,7 +324,7 @@ class Planner:
         kind = ir.tensor_type(operation.result)
         heads = kind.dims[1]
         assert isinstance(heads, int)
-        attention = Attention(layer, operation, heads)
+        attention = Attention(layer, operation, heads, operation.scale)
         result = self.destinations.get(operation.result) or self._scratch(kind.dims, kind.dtype)
         self.plan.phases.append(AttentionPhase(attention, result))
         self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)

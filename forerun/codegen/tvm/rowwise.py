@@ -349,5 +349,5 @@ WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]]
     },
 )
 
-ROWWISE = frozenset(kind for kind in WRITERS.ruled() if WRITERS[kind] is not INLINED)
+ROWWISE = frozenset(kind for kind, writer in WRITERS.items() if writer is not INLINED)
 """Operations whose results are written to memory by this file."""
