@@ -30,6 +30,7 @@ from xdsl.printer import Printer
 from xdsl.traits import IsTerminator
 from xdsl.utils.exceptions import VerifyException
 
+from forerun.errors import UnsupportedOperationError
 from forerun.ir import form
 from forerun.ir.dims import Dim
 from forerun.ir.form import SEGMENTS, segments
@@ -122,11 +123,11 @@ class SpecOperation(IRDLOperation):
 
         VerifyException where they do not fit.
         """
-        raise NotImplementedError
+        raise UnsupportedOperationError(f"{cls.name} has no shape rule; give its class `infer`.")
 
     def evaluate(self, environment: Environment, *inputs: Any, **unused: Any) -> Tensors:
         """The reference semantics: operands by position, None for those left out."""
-        raise NotImplementedError
+        raise UnsupportedOperationError(f"{self.name} has no meaning by itself that could be evaluated.")
 
     def placed(self, values: Sequence[T]) -> list[T | None]:
         """What stands for the operands, with None where an optional one is left out."""
