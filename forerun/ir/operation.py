@@ -145,13 +145,15 @@ class SpecOperation(IRDLOperation):
 
     def there(self) -> Sequence[int]:
         """For each operand, how many there are; of operations that have several optional ones."""
-        segments = self.properties[SEGMENTS]
-        assert isinstance(segments, DenseArrayBase)
-        return cast(Sequence[int], segments.get_values())
+        sizes: Any = self.properties.get(SEGMENTS)
+        return sizes.get_values() if isinstance(sizes, DenseArrayBase) else ()
 
     def extra(self) -> tuple[str, ...]:
         """The names of the optional operands that are there."""
-        return tuple(name for name in self.OPTIONAL if getattr(self, name) is not None)
+        if self.SEGMENTED:
+            there = zip(self.OPERANDS, self.there(), strict=False)
+            return tuple(name for name, count in there if count and name in self.OPTIONAL)
+        return self.OPTIONAL[: len(self.operands) - (len(self.OPERANDS) - len(self.OPTIONAL))]
 
     @property
     def ends_body(self) -> bool:
@@ -213,6 +215,20 @@ class SpecOperation(IRDLOperation):
 
     def misfit(self, found: VerifyException) -> str:
         """What xDSL found wrong with the names, kinds and counts of an operation, as a sentence about it."""
+        if wrong := self.wrong_parameter():
+            return wrong
+        if len(self.regions) == 1 and len(self.regions[0].blocks) != 1:
+            return "does not have one block as its body"
+        least, most, count = len(self.OPERANDS) - len(self.OPTIONAL), len(self.OPERANDS), len(self.operands)
+        if count < least - self.VARIADIC or (count > most and not self.VARIADIC):
+            shown = ", ".join(str(value.type) for value in self.operands)
+            return f"does not take the operands ({shown}), but ({', '.join(self.signature())})"
+        if not self.SEGMENTED or (len(self.there()) == most and sum(self.there()) == count):
+            self.check()
+        return str(found)
+
+    def wrong_parameter(self) -> str | None:
+        """The first parameter that is missing, unknown or of another kind, as a sentence about the operation."""
         for name in self.PARAMETERS:
             if name in self.REQUIRED and name not in self.properties:
                 return f"needs the parameter {name!r}"
@@ -224,15 +240,7 @@ class SpecOperation(IRDLOperation):
             if not self.PARAMETERS[name].holds(attribute):
                 what = self.PARAMETERS[name].what
                 return f"takes {what} as the parameter {name!r}, not {attribute_text(attribute)}"
-        if len(self.regions) == 1 and len(self.regions[0].blocks) != 1:
-            return "does not have one block as its body"
-        least, most, count = len(self.OPERANDS) - len(self.OPTIONAL), len(self.OPERANDS), len(self.operands)
-        if count < least - self.VARIADIC or (count > most and not self.VARIADIC):
-            shown = ", ".join(str(value.type) for value in self.operands)
-            return f"does not take the operands ({shown}), but ({', '.join(self.signature())})"
-        if not self.SEGMENTED or (SEGMENTS in self.properties and len(self.there()) == most):
-            self.check()
-        return str(found)
+        return None
 
     @classmethod
     def signature(cls) -> list[str]:

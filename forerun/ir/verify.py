@@ -34,6 +34,8 @@ def verify(module: ModuleOp) -> None:
         seen.add(operation.symbol)
         if not isinstance(operation, Function):
             _check_alone(operation)
+        elif wrong := operation.wrong_parameter():
+            raise VerificationError(f"@{operation.symbol} {wrong}.")
         elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
             raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
     declared_weights, declared_caches = weights(module), caches(module)

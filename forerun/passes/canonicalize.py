@@ -1,8 +1,8 @@
 """canonicalize: one spelling for what means the same; duplicates and dead code are removed.
 
-xDSL's own elimination of common subexpressions and of dead code gives the same IR, in 1.8 times the time (0.47 s instead
-of 0.26 s over the pipeline of a 30-layer model, a tenth of all passes): it hashes an operation three times and looks at
-kernels' bodies, which were clean before they became kernels. So both are written here, for one block.
+xDSL's own elimination of common subexpressions and of dead code gives the same IR in 1.8 times the time (0.47 s instead
+of 0.26 s over the pipeline of a 30-layer model): it hashes an operation several times, and looks into kernels, which
+were clean before they became kernels. So both are written here, for one block.
 """
 
 from __future__ import annotations

@@ -73,6 +73,38 @@ def test_symbols_survive(generic: bool) -> None:
 
 
 @FORMS
+def test_optional_operands_are_read_by_name_in_any_order(generic: bool) -> None:
+    kinds = {"x": tensor([2, "T", 4]), "sinks": tensor([2]), "first": tensor(["T"], "i64")}
+    names = ", ".join(f"%{name}: {kind}" for name, kind in kinds.items())
+    text = (
+        f"spec.func @forward({names}) {{\n"
+        '  %y = spec.attention(%x, %x, %x, %sinks, %first) {scale = 0.5, extra = ["sinks", "first"], causal = true}'
+        " -> !spec.tensor<[2, T, 4], f32>\n  spec.return(%y)\n}"
+    )
+    module = again(ir.parse_ir(text), generic)
+    ir.verify(module)
+    forward = ir.functions(module)["forward"]
+    attention = forward.body[0]
+    assert isinstance(attention, ir.Attention)
+    assert (attention.mask, attention.bias) == (None, None)
+    assert (attention.first, attention.sinks) == (forward.argument("first"), forward.argument("sinks"))
+    shown = '(%x, %x, %x, %first, %sinks) {scale = 0.5, extra = ["first", "sinks"], causal = true}'
+    assert shown in ir.print_ir(module)
+
+
+@pytest.mark.parametrize("sizes", ["array<i32: 1, 1, 1, 1, 1, 0, 0>", "array<i32: 1, 1>", "5 : i64", None])
+def test_sizes_of_operands_that_do_not_fit_are_refused(sizes: str | None) -> None:
+    given = "" if sizes is None else f", operandSegmentSizes = {sizes}"
+    kind = tensor([2, "T", 4])
+    text = (
+        f'spec.func @forward(%x: {kind}) {{\n  %y = "spec.attention"(%x, %x, %x) <{{scale = 1.0{given}}}>'
+        f" : ({kind}, {kind}, {kind}) -> {kind}\n  spec.return(%y)\n}}"
+    )
+    with pytest.raises(VerificationError, match=r"spec\.attention .*operandSegmentSizes"):
+        ir.verify(ir.parse_ir(text))
+
+
+@FORMS
 def test_names_of_arguments_survive(generic: bool) -> None:
     kind = tensor([1, "T"])
     made = ir.ModuleOp([])
