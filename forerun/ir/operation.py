@@ -33,8 +33,9 @@ from xdsl.utils.exceptions import VerifyException
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import form
 from forerun.ir.dims import Dim
+from forerun.ir.faults import misfit
 from forerun.ir.form import SEGMENTS, segments
-from forerun.ir.properties import Accessor, Kind, attribute_text
+from forerun.ir.properties import Accessor, Kind
 from forerun.ir.types import TensorType
 
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
@@ -213,41 +214,6 @@ class SpecOperation(IRDLOperation):
             shown = ", ".join(str(each) for each in expected)
             raise VerifyException(f"gives ({shown}), not ({', '.join(str(each) for each in actual)})")
 
-    def misfit(self, found: VerifyException) -> str:
-        """What xDSL found wrong with the names, kinds and counts of an operation, as a sentence about it."""
-        if wrong := self.wrong_parameter():
-            return wrong
-        if len(self.regions) == 1 and len(self.regions[0].blocks) != 1:
-            return "does not have one block as its body"
-        least, most, count = len(self.OPERANDS) - len(self.OPTIONAL), len(self.OPERANDS), len(self.operands)
-        if count < least - self.VARIADIC or (count > most and not self.VARIADIC):
-            shown = ", ".join(str(value.type) for value in self.operands)
-            return f"does not take the operands ({shown}), but ({', '.join(self.signature())})"
-        if not self.SEGMENTED or (len(self.there()) == most and sum(self.there()) == count):
-            self.check()
-        return str(found)
-
-    def wrong_parameter(self) -> str | None:
-        """The first parameter that is missing, unknown or of another kind, as a sentence about the operation."""
-        for name in self.PARAMETERS:
-            if name in self.REQUIRED and name not in self.properties:
-                return f"needs the parameter {name!r}"
-        for name, attribute in {**self.attributes, **self.properties}.items():
-            if name == SEGMENTS and self.SEGMENTED:
-                continue
-            if name in self.attributes or name not in self.PARAMETERS:
-                return self.unknown(name)
-            if not self.PARAMETERS[name].holds(attribute):
-                what = self.PARAMETERS[name].what
-                return f"takes {what} as the parameter {name!r}, not {attribute_text(attribute)}"
-        return None
-
-    @classmethod
-    def signature(cls) -> list[str]:
-        """The names of the operands, `name?` where one may be left out, `name...` for any number of them."""
-        names = [f"{name}?" if name in cls.OPTIONAL else name for name in cls.OPERANDS]
-        return [*names[:-1], f"{names[-1]}..."] if cls.VARIADIC else names
-
     def verify_all(self, declared: Callable[[Any], None]) -> None:
         """xDSL's verifier of what is declared, then the shape rule."""
         try:
@@ -255,7 +221,7 @@ class SpecOperation(IRDLOperation):
             if self.attributes:
                 raise VerifyException(self.unknown(next(iter(self.attributes))))
         except VerifyException as error:
-            raise VerifyException(self.misfit(error)) from error
+            raise VerifyException(misfit(self, error)) from error
         self.check()
 
     def print(self, printer: Printer) -> None:

@@ -15,6 +15,7 @@ from forerun.errors import VerificationError
 from forerun.ir import dims as dimensions
 from forerun.ir.decoder import CacheWrite, TreeAttention
 from forerun.ir.elementwise import Parameter
+from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
 from forerun.ir.storage import STORAGES
 from forerun.ir.structure import Cache, Function, Kernel, Return, Weight, Yield, caches, functions, operations, weights
@@ -34,7 +35,7 @@ def verify(module: ModuleOp) -> None:
         seen.add(operation.symbol)
         if not isinstance(operation, Function):
             _check_alone(operation)
-        elif wrong := operation.wrong_parameter():
+        elif wrong := wrong_parameter(operation):
             raise VerificationError(f"@{operation.symbol} {wrong}.")
         elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
             raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
