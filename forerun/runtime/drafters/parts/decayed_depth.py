@@ -13,8 +13,6 @@ from forerun.runtime.drafters.self_draft import PartMethod
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
 
-DEEPEST = 64
-
 
 @dataclass(frozen=True)
 class DecayedDepth:
@@ -28,8 +26,8 @@ class DecayedDepth:
             raise InvalidOptionError(f"{self} must have start and alpha above 0 and at most 1")
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
-        layers = layer_branches(engine.executable)
-        kept = [max(1, int(self.start * len(layers) * self.alpha**depth)) for depth in range(DEEPEST)]
+        layers, longest = layer_branches(engine.executable), engine.executable.max_path
+        kept = [max(1, int(self.start * len(layers) * self.alpha**depth)) for depth in range(longest)]
         return PartByDepth([without(layers, count - count // 2, len(layers) - count // 2) for count in kept])
 
 
