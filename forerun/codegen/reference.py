@@ -21,7 +21,7 @@ from forerun.ir import (
     tensor_type,
     walk,
 )
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 NUMBER = 4
 """Bytes of a float32."""
@@ -65,14 +65,14 @@ class ReferenceExecutable:
         self.vocabulary = int(logits[-1])
         self.candidates = int(candidates[-1])
 
-    def new_state(self, blocks: int) -> State:
+    def new_state(self, blocks: int, requests: int = 1) -> State:
         return new_caches(self.module, blocks * self.block)
 
     def run(
         self,
+        part: Part,
         state: State,
         rows: Rows,
-        part: Part = WHOLE,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:

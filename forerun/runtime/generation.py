@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
-from forerun.runtime.executable import Draw, Executable, Float32
+from forerun.runtime.executable import Draw, Executable, Float32, Inputs
 from forerun.runtime.options import require_integer
 from forerun.runtime.policy import Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -26,6 +28,8 @@ class Request:
     stop: frozenset[int] = frozenset()  # a token of these is the last one
     identifier: int = 0  # tells the random numbers of sequences with one seed apart
     keep_logits: bool = False
+    inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
+    """What the model takes beside the prompt, by the names of its entry `encode`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
@@ -93,6 +97,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
     draw = drawn_by(engine.executable, request)
     generated = 0
     with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
+        engine.begin(sequence, request.inputs)
         context = Context(list(request.prompt))
         try:
             drafter.begin(context)

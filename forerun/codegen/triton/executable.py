@@ -23,7 +23,7 @@ from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
 from forerun.errors import TooLongError
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -100,7 +100,7 @@ class TritonExecutable:
         """What a step reads of its weights: those of its linears."""
         return sum(each.weight_bytes for each in self.step.kernels)
 
-    def new_state(self, blocks: int) -> State:
+    def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero."""
         return new_state(self.step, max(1, blocks), self.device)
 
@@ -112,9 +112,9 @@ class TritonExecutable:
 
     def run(
         self,
+        part: Part,
         state: State,
         rows: Rows,
-        part: Part = WHOLE,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:
