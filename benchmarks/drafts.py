@@ -24,11 +24,10 @@ from benchmarks.common import print_table, progress, read_prompts, report
 from benchmarks.machine import pin_threads
 from forerun.frontends.demo import demo_model
 from forerun.runtime.calibration import trial_steps
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal
 from forerun.runtime.drafters.self_draft import Shares
 from forerun.runtime.executable import Float32, Int32, Part
 from forerun.runtime.model import CompiledModel
-from forerun.runtime.tree import Tree
 
 PLAIN = "autoregressive"
 
@@ -75,13 +74,13 @@ class Timed(Drafter):
     def begin(self, context: Context) -> None:
         self._drafter.begin(context)
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
+    def propose(self, context: Context, budget: Budget) -> Proposal:
         began = time.perf_counter()
-        tree = self._drafter.propose(context, budget)
+        proposal = self._drafter.propose(context, budget)
         self.seconds += time.perf_counter() - began
         self.turns += 1
-        self.drafted += len(tree) > 1
-        return tree
+        self.drafted += len(proposal.tree) > 1
+        return proposal
 
     def observe(self, context: Context, observation: Observation) -> None:
         began = time.perf_counter()

@@ -30,7 +30,7 @@ class StepSlots:
     """
 
     def __init__(self, sequence: CachedSequence, spare: Int32) -> None:
-        self._sequence = sequence
+        self.sequence = sequence
         self._spare = spare[::-1].tolist()
         self._taken: set[int] = set()
 
@@ -41,7 +41,7 @@ class StepSlots:
 
     def take(self, positions: Int32) -> Int32:
         """A slot for each position [n], which must have room in the sequence's blocks."""
-        slots = self._sequence.home(positions)
+        slots = self.sequence.home(positions)
         for row, slot in enumerate(slots.tolist()):
             if slot in self._taken:
                 slots[row] = self._spare.pop()

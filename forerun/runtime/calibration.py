@@ -131,7 +131,4 @@ def _comb(tokens: Int32, deepest: int) -> Tree:
             tip = row
         parents.append(parent)
         depths.append(depths[parent] + 1)
-    count = len(tokens)
-    return Tree(
-        tokens, np.array(parents, np.int32), np.array(depths, np.int32), np.ones(count), np.zeros(count, np.int32)
-    )
+    return Tree(tokens, np.array(parents, np.int32), np.array(depths, np.int32), np.ones(len(tokens)))

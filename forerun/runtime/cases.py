@@ -154,7 +154,6 @@ def random_tree(random: Generator, rows: int, height: int, vocabulary: int) -> T
         np.array(parents, np.int32),
         np.array(depths, np.int32),
         np.ones(count),
-        np.zeros(count, np.int32),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError, NotANumberError
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, propose
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
 from forerun.runtime.executable import Draw, Executable, Float32
 from forerun.runtime.options import require_flag, require_integer
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of the loop. The first one, of no rows, tells that the prompt is in the cache."""
+    """One iteration of the loop. The first one, of no rows, tells that the prompt is in the cache."""
 
     tokens: list[int]  # the tokens that this step committed
     rows: int  # the rows that it evaluated
@@ -122,12 +122,12 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
             finished = False
             while not finished:
                 policy.begin()
-                context.place = place = Place(sequence, StepSlots(sequence, engine.cache.spare))
+                slots = StepSlots(sequence, engine.cache.spare)
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace)
-                proposed = drafter.propose(context, budget)
-                [tree] = policy.choose([proposed], 1.0 if place.prefix is None else place.prefix.share)
-                [result] = engine.step([sequence], [tree], place.prefix, [draw])
+                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots)
+                proposal = propose(drafter, context, budget)
+                [tree] = policy.choose([proposal.tree], proposal.share)
+                [result] = engine.step([sequence], [tree], proposal.prefix, [draw])
                 verdict = verify(tree, token_choice(result, request, sequence.length, draw))
                 kept = verdict.cut(request.keep(verdict.tokens, generated))
                 if not request.allow_nan and (broken := result.first_nan(kept.path)) is not None:

@@ -21,7 +21,6 @@ class Tree:
     parent: Int32  # [n] parent[0] = -1, parent[i] < i
     depth: Int32  # [n] depth[0] = 0
     probability: Float64  # [n] the draft's estimate that the whole path to the row is accepted; the root's is 1
-    source: Int32  # [n] which statistic the estimate came from, by the drafter's own numbering; the root's is -1
 
     def __len__(self) -> int:
         return len(self.token)
@@ -73,9 +72,7 @@ class Tree:
         """The tree of these rows alone: ascending, the root first, each row's parent among them."""
         place = np.full(len(self) + 1, -1, np.int32)  # the last entry stands for the root's parent, -1
         place[rows] = np.arange(len(rows), dtype=np.int32)
-        return Tree(
-            self.token[rows], place[self.parent[rows]], self.depth[rows], self.probability[rows], self.source[rows]
-        )
+        return Tree(self.token[rows], place[self.parent[rows]], self.depth[rows], self.probability[rows])
 
     def likeliest(self, count: int) -> "Tree":
         """The tree of the `count` likeliest rows."""
@@ -95,8 +92,7 @@ class TreeBuilder:
     """Grows a tree by token prefix: a second row with the same parent and token is the first one."""
 
     def __init__(self, root: int) -> None:
-        self.tokens, self.parents, self.depths = [root], [-1], [0]
-        self.probabilities, self.sources = [1.0], [-1]
+        self.tokens, self.parents, self.depths, self.probabilities = [root], [-1], [0], [1.0]
         self._rows: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
@@ -105,7 +101,7 @@ class TreeBuilder:
     def find(self, parent: int, token: int) -> int | None:
         return self._rows.get((parent, token))
 
-    def add(self, parent: int, token: int, edge: float, source: int) -> int:
+    def add(self, parent: int, token: int, edge: float) -> int:
         """The row of `token` under `parent`; a new one is accepted with probability `edge`, given its parent."""
         row = self._rows.setdefault((parent, token), len(self.tokens))
         if row == len(self.tokens):
@@ -113,7 +109,6 @@ class TreeBuilder:
             self.parents.append(parent)
             self.depths.append(self.depths[parent] + 1)
             self.probabilities.append(self.probabilities[parent] * edge)
-            self.sources.append(source)
         return row
 
     def build(self) -> Tree:
@@ -122,7 +117,6 @@ class TreeBuilder:
             np.array(self.parents, np.int32),
             np.array(self.depths, np.int32),
             np.array(self.probabilities, np.float64),
-            np.array(self.sources, np.int32),
         )
 
 
@@ -136,7 +130,7 @@ def chain(root: int, tokens: Sequence[int]) -> Tree:
     builder = TreeBuilder(root)
     row = 0
     for token in tokens:
-        row = builder.add(row, token, 1.0, 0)
+        row = builder.add(row, token, 1.0)
     return builder.build()
 
 
@@ -149,7 +143,7 @@ def best_rows(tree: Tree, count: int) -> NDArray[np.intp]:
 def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
     """Several trees of one root as one, by token prefix; members[i, k] is the row of tree k that row i holds, or -1.
 
-    A row of several trees takes the largest of their edge probabilities, and its source is the index of that tree.
+    A row of several trees takes the largest of their edge probabilities.
     """
     if len({int(tree.token[0]) for tree in trees}) != 1:
         raise InvalidOptionError("trees can be merged only under one root token: give trees of the same sequence")
@@ -162,14 +156,13 @@ def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
         for row, (token, parent, edge) in enumerate(zip(*columns, strict=True)):
             if row == 0:
                 continue
-            merged = builder.add(place[parent], token, edge, index)
+            merged = builder.add(place[parent], token, edge)
             place.append(merged)
             if merged == len(members):
                 members.append([-1] * len(trees))
                 edges.append(edge)
             elif edge > edges[merged]:
                 edges[merged] = edge
-                builder.sources[merged] = index
             members[merged][index] = row
     tree = builder.build()
     return with_edges(tree, np.array(edges)), np.array(members, np.int32)
@@ -181,12 +174,12 @@ def with_edges(tree: Tree, edges: Float64) -> Tree:
     probabilities[0] = 1.0
     for row, parent in enumerate(tree.parent.tolist()[1:], start=1):
         probabilities[row] *= probabilities[parent]
-    return Tree(tree.token, tree.parent, tree.depth, np.array(probabilities), tree.source)
+    return Tree(tree.token, tree.parent, tree.depth, np.array(probabilities))
 
 
 def check(tree: Tree, vocabulary: int) -> None:
     """Raises `InvalidOptionError` unless the arrays make a tree over token ids below `vocabulary`."""
-    if len({len(column) for column in (tree.token, tree.parent, tree.depth, tree.probability, tree.source)}) != 1:
+    if len({len(column) for column in (tree.token, tree.parent, tree.depth, tree.probability)}) != 1:
         raise InvalidOptionError("a tree's arrays must have one length")
     if len(tree) == 0 or tree.parent[0] != -1 or tree.depth[0] != 0:
         raise InvalidOptionError("a tree's row 0 must be its root, with parent -1 and depth 0")

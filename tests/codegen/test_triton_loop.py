@@ -148,8 +148,8 @@ def expected_tree(loop: TritonLoop, tokens: list[int], drafting: Drafting, rows:
     return tree
 
 
-def propose(loop: TritonLoop, size: Size) -> Tree:
-    """The tree that the kernels find, out of poisoned memory."""
+def propose(loop: TritonLoop, size: Size) -> tuple[Tree, np.ndarray]:
+    """The tree that the kernels find, out of poisoned memory, and each row's feature."""
     for name in ("tokens", "positions", "slots", "bases", "paths"):
         size.input(name)[: size.layout.rows].fill_(-7)
     for each in (loop.text.parents, loop.text.depths, loop.text.features):
@@ -163,7 +163,7 @@ def propose(loop: TritonLoop, size: Size) -> Tree:
         each[:count].numpy().copy()
         for each in (size.input("tokens"), loop.text.parents, loop.text.depths, loop.text.features)
     )
-    return Tree(token, parent, depth, np.zeros(count), feature)
+    return Tree(token, parent, depth, np.zeros(count)), feature
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_the_likeliest_tree(drafting: Drafting, count: int, rows: int) -> None:
     loop.known.hits.copy_(torch.rand(loop.known.hits.shape, generator=torch.Generator().manual_seed(rows)) * 6)
     sequence = begin(loop, tokens, last=len(tokens) - 1 + 5 if rows == 32 else LENGTH - 1)
     size = loop.size(rows)
-    tree = propose(loop, size)
+    tree, features = propose(loop, size)
     expected = expected_tree(loop, tokens, drafting, rows, 5 if rows == 32 else PATH)
-    found = [tree.token.tolist(), tree.parent.tolist(), tree.depth.tolist(), tree.source.tolist()]
+    found = [tree.token.tolist(), tree.parent.tolist(), tree.depth.tolist(), features.tolist()]
     assert found == [expected[name] for name in ("token", "parent", "depth", "feature")]
     if count > 30:
         assert len(tree) > 1
@@ -210,18 +210,18 @@ def random_tree(random: np.random.Generator, rows: int, root: int) -> Tree:
             parent.append(above)
             depth.append(depth[above] + 1)
     columns = (np.array(each, np.int32) for each in (token, parent, depth))
-    return Tree(*columns, np.ones(rows), random.integers(0, 50, rows, dtype=np.int32))
+    return Tree(*columns, np.ones(rows))
 
 
-def place_tree(loop: TritonLoop, size: Size, tree: Tree, sequence: CachedSequence) -> np.ndarray:
-    """A tree as `propose` would have left it."""
+def place_tree(loop: TritonLoop, size: Size, tree: Tree, features: np.ndarray, sequence: CachedSequence) -> np.ndarray:
+    """A tree as `propose` would have left it; returns the slots of its rows."""
     count = len(tree)
     slots, _ = tree_slots(sequence, tree, np.arange(280 * BLOCK, 280 * BLOCK + 64, dtype=np.int32))
     size.inputs[:2] = count
     for name, value in (("tokens", tree.token), ("slots", slots)):
         size.input(name)[:count].copy_(torch.from_numpy(value))
     text = loop.text
-    for place, value in ((text.parents, tree.parent), (text.depths, tree.depth), (text.features, tree.source)):
+    for place, value in ((text.parents, tree.parent), (text.depths, tree.depth), (text.features, features)):
         place.fill_(-7)
         place[:count].copy_(torch.from_numpy(value))
     return slots
@@ -234,7 +234,8 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     tokens = some_text(random, 50)
     sequence = begin(loop, tokens, LENGTH - 1, seed)
     tree, size = random_tree(random, rows, tokens[-1]), loop.size(32)
-    slots = place_tree(loop, size, tree, sequence)
+    features = random.integers(0, 50, rows, dtype=np.int32)
+    slots = place_tree(loop, size, tree, features, sequence)
     drawn = random.integers(0, VOCABULARY, rows)
     for row in range(1, rows):  # half of the rows draw a child, if they have one
         if random.random() < 0.5:
@@ -270,8 +271,8 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     # Estimates: each child of the path's rows was tried, those of the path were right.
     for row in range(1, rows):
         if int(tree.parent[row]) in verdict.path:
-            trials[tree.source[row]] += 1
-            hits[tree.source[row]] += row in verdict.path
+            trials[features[row]] += 1
+            hits[features[row]] += row in verdict.path
     assert torch.equal(known.trials, trials)
     assert torch.equal(known.hits, hits)
 
@@ -288,7 +289,7 @@ def test_behind_the_last_position_nothing_happens() -> None:
     tokens = [3, 4, 3, 4, 3]
     begin(loop, tokens, last=3)
     size = loop.size(8)
-    assert len(propose(loop, size)) == 0
+    assert len(propose(loop, size)[0]) == 0
     before = loop.state.numbers.clone()
     loop.text.path.fill_(0)
     for call in loop.calls.after(size):

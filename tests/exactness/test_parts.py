@@ -40,7 +40,7 @@ class Trial:
         builder = TreeBuilder(3)
         while len(builder) < rows:
             parent = int(random.integers(len(builder)))
-            builder.add(parent, int(random.integers(executable.vocabulary)), 0.5, 0)
+            builder.add(parent, int(random.integers(executable.vocabulary)), 0.5)
         tree = builder.build()
         self.engine.cache.reserve(self.sequence, PROMPT + tree.height + 1)
         slots, _ = tree_slots(self.sequence, tree, self.engine.cache.spare)

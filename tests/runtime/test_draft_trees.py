@@ -17,7 +17,7 @@ def trees(draw, rows: int = 20, vocabulary: int = 4) -> Tree:
     builder = TreeBuilder(0)
     for _ in range(draw(st.integers(0, rows - 1))):
         parent = draw(st.integers(0, len(builder) - 1))
-        builder.add(parent, draw(st.integers(0, vocabulary - 1)), draw(st.floats(0, 1)), draw(st.integers(0, 5)))
+        builder.add(parent, draw(st.integers(0, vocabulary - 1)), draw(st.floats(0, 1)))
     return builder.build()
 
 
@@ -86,7 +86,7 @@ def test_text_of_a_tree():
 
 def broken(**columns: list[int]) -> Tree:
     good = {"token": [0, 1, 2], "parent": [-1, 0, 1], "depth": [0, 1, 2], "probability": [1.0, 0.5, 0.25]}
-    good = {**good, "source": [-1, 0, 0], **columns}
+    good = {**good, **columns}
     kinds = {"probability": np.float64}
     return Tree(**{name: np.array(column, kinds.get(name, np.int32)) for name, column in good.items()})
 
@@ -94,7 +94,7 @@ def broken(**columns: list[int]) -> Tree:
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        ({"source": [0]}, "one length"),
+        ({"token": [0]}, "one length"),
         ({"parent": [0, 0, 1]}, "root"),
         ({"depth": [1, 1, 2]}, "root"),
         ({"parent": [-1, 2, 1]}, "after their parents"),

@@ -12,7 +12,7 @@ from oracle import Oracle
 from forerun.errors import TooLongError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.drafters.base import Budget, Context, Drafter
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Proposal
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
@@ -21,7 +21,7 @@ from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.generation import Request, Step, decode
 from forerun.runtime.policy import CostAware, Fixed, Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
-from forerun.runtime.tree import Tree, TreeBuilder, chain
+from forerun.runtime.tree import TreeBuilder, chain
 
 
 class RandomDrafter(Drafter):
@@ -31,7 +31,7 @@ class RandomDrafter(Drafter):
         self.random = np.random.default_rng(seed)
         self.oracle = oracle
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
+    def propose(self, context: Context, budget: Budget) -> Proposal:
         builder = TreeBuilder(context.tokens[-1])
         histories = [context.tokens]
         for _ in range(int(self.random.integers(0, 3 * budget.rows))):
@@ -40,10 +40,10 @@ class RandomDrafter(Drafter):
                 continue
             right = int(self.oracle.logits(histories[parent]).argmax())
             token = right if self.random.random() < 0.6 else int(self.random.integers(self.oracle.vocabulary))
-            row = builder.add(parent, token, float(self.random.random()), 0)
+            row = builder.add(parent, token, float(self.random.random()))
             if row == len(histories):
                 histories.append([*histories[parent], token])
-        return builder.build()
+        return Proposal(builder.build())
 
 
 def reference(oracle: Oracle, request: Request) -> tuple[list[int], np.ndarray]:
@@ -132,8 +132,8 @@ def test_drafts_are_accepted_and_moved():
 class Deepest(Drafter):
     """A chain as deep as allowed."""
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
-        return chain(context.tokens[-1], [1] * min(budget.depth, budget.rows - 1))
+    def propose(self, context: Context, budget: Budget) -> Proposal:
+        return Proposal(chain(context.tokens[-1], [1] * min(budget.depth, budget.rows - 1)))
 
 
 @pytest.mark.parametrize("new", [1, 2, 9, 30])
@@ -187,7 +187,7 @@ def test_several_sequences_share_a_step():
         for sequence, prompt in zip(sequences, prompts, strict=True):
             engine.prefill(sequence, np.array(prompt[:-1], np.int32))
         for _ in range(6):
-            trees = [random.propose(context, Budget(12, 4)) for context in contexts]
+            trees = [random.propose(context, Budget(12, 4)).tree for context in contexts]
             results = engine.step(sequences, trees)
             paths = []
             for context, tree, result in zip(contexts, trees, results, strict=True):
@@ -205,8 +205,8 @@ def test_too_many_rows_and_too_deep_trees_are_refused():
     engine = Engine(Oracle(max_rows=4, max_path=3))
     star, tall = TreeBuilder(0), TreeBuilder(0)
     for token in range(4):
-        star.add(0, token, 0.5, 0)
-        tall.add(len(tall) - 1, token, 0.5, 0)
+        star.add(0, token, 0.5)
+        tall.add(len(tall) - 1, token, 0.5)
     with engine.sequence(20) as sequence:
         with pytest.raises(TooLongError, match="5 rows"):
             engine.step([sequence], [star.build()])

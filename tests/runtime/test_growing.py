@@ -86,7 +86,7 @@ def test_a_launch_is_judged_by_what_such_launches_brought() -> None:
         for _ in range(60):
             draft = Draft((8.0,), clock, 0.5)
             grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
-            own.observe(grown.tree, [6, 7, 8, 9, 10, 11, 12] if right else [99], 7 if right else 1)
+            own.observe(grown.proposed, [6, 7, 8, 9, 10, 11, 12] if right else [99], 7 if right else 1)
         assert len(draft.levels) == (6 if right else 0)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import forerun
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.drafters.base import Context, Place
+from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.parts.clasp import similarity, skip_set
 from forerun.runtime.drafters.parts.decayed_depth import DecayedDepth
 from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
@@ -48,11 +48,16 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def context(engine: Engine):
-    """All tokens but the last in the cache."""
+def slots(engine: Engine):
+    """Where all tokens but the last are in the cache."""
     with engine.sequence(len(TOKENS) + 8) as sequence:
         engine.prefill(sequence, np.array(TOKENS[:-1], np.int32))
-        yield Context(list(TOKENS), Place(sequence, StepSlots(sequence, engine.cache.spare)))
+        yield StepSlots(sequence, engine.cache.spare)
+
+
+@pytest.fixture
+def context() -> Context:
+    return Context(list(TOKENS))
 
 
 @pytest.mark.parametrize(("speedup", "kept"), [(1.0, 12), (1.5, 8), (2.0, 6), (3.0, 4), (100.0, 1)])
@@ -95,10 +100,10 @@ def test_layers_of_a_model_with_parallel_residuals() -> None:
     assert branch_behind(layer_branches(Shaped(4)), 3) == 6
 
 
-def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context) -> None:
+def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context, slots: StepSlots) -> None:
     """The head behind all branches chooses what plain decoding chose; the cache stays as it was."""
     before = engine.state.numbers.clone()
-    replayed = Replay(engine, 6).begin(context)
+    replayed = Replay(engine, 6).begin(context, slots)
     assert replayed is not None
     assert replayed.expected.tolist() == TOKENS[-6:]
     replayed.advance(5)
@@ -110,20 +115,18 @@ def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context) ->
         rows = prompt_rows(sequence, tokens, np.arange(len(tokens), dtype=np.int32))
         expected = engine.run(rows).candidates[-6:, 0]
     assert chosen.tolist() == expected.tolist()
-    assert context.place is not None
-    kept = context.place.sequence.home(np.arange(len(TOKENS) - 1, dtype=np.int32))
+    kept = slots.sequence.home(np.arange(len(TOKENS) - 1, dtype=np.int32))
     record = engine.executable.step.record  # pyright: ignore
     for block in {int(slot) // engine.executable.block for slot in kept}:
         where = slice(block * record, (block + 1) * record)
         assert engine.state.numbers[where].equal(before[where])
 
 
-def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context) -> None:
+def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context, slots: StepSlots) -> None:
     """Where one layer is skipped, the dynamic programme is exact: it is held against all choices."""
     layers = layer_branches(engine.executable)
-    assert context.place is not None
-    sequence = context.place.sequence
-    rows = same_position(sequence, TOKENS[-2], context.place.slots.borrow(1))
+    sequence = slots.sequence
+    rows = same_position(sequence, TOKENS[-2], slots.borrow(1))
     exact = engine.run(rows).hidden[0].copy()
 
     def near(skipped: set[int]) -> float:
@@ -131,25 +134,25 @@ def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context) 
         return float(similarity(engine.run(rows, part).hidden.copy(), exact)[0])
 
     for count in (1, 2, 3):
-        found = skip_set(engine, context, layers, count)
+        found = skip_set(engine, context, slots, layers, count)
         assert len(found) == count
         scores = sorted((near(set(each)) for each in combinations(range(LAYERS), count)), reverse=True)
         assert near(found) >= (scores[0] - 1e-6 if count == 1 else scores[len(scores) // 4])
 
 
-def test_swift_keeps_the_best_set_and_stops(engine: Engine, context: Context) -> None:
+def test_swift_keeps_the_best_set_and_stops(engine: Engine, context: Context, slots: StepSlots) -> None:
     spec = Swift(skipped=0.3, window=8, patience=12, bayes_every=3)
     search = spec.build(engine, None)
     seen: list[float] = []
     for _ in range(200):
-        search.prepare(context, price=0.0)
+        search.prepare(context, slots, price=0.0)
         seen.append(search.score)
         if search.converged:
             break
     assert search.converged
     assert len(seen) < 200
     assert seen == sorted(seen)
-    replayed = Replay(engine, 8).begin(context)
+    replayed = Replay(engine, 8).begin(context, slots)
     assert replayed is not None
     assert search.score == (replayed.draft(search.part(0)) == replayed.expected).mean()
     skipped = search.part(0).skipped
@@ -167,11 +170,13 @@ def test_bayesian_steps_find_the_branches_that_matter() -> None:
     assert best[:, :3].mean() < 0.5 * guesses[:, :3].mean()
 
 
-def test_dynamic_exit_takes_the_exit_with_most_tokens_for_its_bytes(engine: Engine, context: Context) -> None:
+def test_dynamic_exit_takes_the_exit_with_most_tokens_for_its_bytes(
+    engine: Engine, context: Context, slots: StepSlots
+) -> None:
     method = forerun.DynamicExit(exits=5, window=8).build(engine, None)
     for _ in range(30):  # until the evidence of this context outweighs the beginning
-        method.prepare(context, price=0.0)
-    replayed = Replay(engine, 8).begin(context)
+        method.prepare(context, slots, price=0.0)
+    replayed = Replay(engine, 8).begin(context, slots)
     assert replayed is not None
     best = (0.0, 0, 0)
     head = engine.executable.head_bytes

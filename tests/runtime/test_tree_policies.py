@@ -19,7 +19,7 @@ from forerun.runtime.tree import Tree, TreeBuilder, check
 def fan(edges: list[float]) -> Tree:
     builder = TreeBuilder(0)
     for token, edge in enumerate(edges):
-        builder.add(0, token, edge, 0)
+        builder.add(0, token, edge)
     return builder.build()
 
 

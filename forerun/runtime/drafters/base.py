@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from forerun.runtime.cache import CachedSequence, StepSlots
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.prefix import Prefix
-from forerun.runtime.tree import Float64, Tree, root_only
+from forerun.runtime.tree import Float64, Tree, TreeBuilder, best_rows, root_only
 
 
 @dataclass(eq=False)
@@ -17,26 +21,42 @@ class Context:
     """
 
     tokens: list[int]
-    place: "Place | None" = None  # where the target's cache has it; None where no engine is
 
 
-@dataclass(eq=False)
-class Place:
-    """A sequence in the target's cache, and what drafting has done there in a turn of the loop."""
-
-    sequence: CachedSequence
-    slots: StepSlots  # of the turn's rows: those of two drafts lie apart, so that neither overwrites the other's
-    prefix: Prefix | None = None  # what drafting has computed of the coming step
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Budget:
-    """How large a tree may be, and what drafting it may cost."""
+    """How large a tree may be in this iteration of the loop, and what drafting it may use."""
 
     rows: int  # the root included
     depth: int  # edges from the root; 0 leaves the root alone
     price: float = 0.0  # tokens that a second would bring elsewhere; 0 where time does not count
     pace: float = 1.0  # seconds of a plain step now over those of the calibration
+    slots: StepSlots | None = None
+    """Where the context lies in the target's cache, with room for rows that drafts evaluate; None without an engine.
+
+    All drafters of an iteration take their slots here, so that none overwrites what another has computed.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a drafter proposes: a tree, and what drafting has computed of it.
+
+    Raises `InvalidOptionError` where the fields are something else.
+    """
+
+    tree: Tree
+    prefix: Prefix | None = None  # the step is entered behind it; None: drafting has computed nothing of the step
+
+    def __post_init__(self) -> None:
+        _require("the tree of a Proposal", self.tree, Tree, "grow one with TreeBuilder")
+        if self.prefix is not None:
+            _require("the prefix of a Proposal", self.prefix, Prefix, "leave it out if no row is computed")
+
+    @property
+    def share(self) -> float:
+        """Of a step's bytes, those that drafting has not read already."""
+        return 1.0 if self.prefix is None else self.prefix.share
 
 
 @dataclass(frozen=True)
@@ -61,9 +81,9 @@ class Drafter:
     def begin(self, context: Context) -> None:
         """A request begins; its prompt is in the context."""
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
+    def propose(self, context: Context, budget: Budget) -> Proposal:
         """A tree under the last committed token, within the budget. Its probabilities are honest estimates."""
-        return root_only(context.tokens[-1])
+        return Proposal(root_only(context.tokens[-1]))
 
     def observe(self, context: Context, observation: Observation) -> None:
         """The outcome of the last proposal. The context holds the committed tokens already."""
@@ -76,6 +96,59 @@ class Drafter:
 
     def end(self, context: Context) -> None:
         """The request is over, or failed."""
+
+
+def propose(drafter: Drafter, context: Context, budget: Budget) -> Proposal:
+    """What `drafter` proposes; raises `InvalidOptionError` where that is no proposal for this context."""
+    proposal = drafter.propose(context, budget)
+    name = type(drafter).__name__
+    _require(f"what {name}.propose returns", proposal, Proposal, "write `return Proposal(tree)`")
+    root, last = proposal.tree.token[0], context.tokens[-1]
+    if root != last:
+        raise InvalidOptionError(
+            f"{name} proposed a tree under token {root}, but the last committed token is {last}: begin the tree with "
+            "`TreeBuilder(context.tokens[-1])`"
+        )
+    return proposal
+
+
+def _require(what: str, value: object, kind: type, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidOptionError(f"{what} must be a {kind.__name__}, not {type(value).__name__}: {remedy}")
+
+
+@dataclass(frozen=True, eq=False)
+class RatedTree:
+    """A tree as a drafter remembers it: with the feature whose acceptance rate each edge was estimated by."""
+
+    tree: Tree
+    feature: Int32  # [n] by the drafter's own numbering; the root has no edge, and its entry no meaning
+
+    def select(self, rows: NDArray[np.intp]) -> "RatedTree":
+        """As `Tree.select`."""
+        return RatedTree(self.tree.select(rows), self.feature[rows])
+
+    def likeliest(self, count: int) -> "RatedTree":
+        """As `Tree.likeliest`."""
+        return self if len(self.tree) <= count else self.select(best_rows(self.tree, count))
+
+
+class RatedTreeBuilder(TreeBuilder):
+    """Grows a tree, and keeps the feature of each row."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(root)
+        self.features = [-1]
+
+    def add_rated(self, parent: int, token: int, edge: float, feature: int) -> int:
+        """As `add`; a row that is there already keeps its feature, as it keeps its probability."""
+        row = self.add(parent, token, edge)
+        if row == len(self.features):
+            self.features.append(feature)
+        return row
+
+    def build_rated(self) -> RatedTree:
+        return RatedTree(self.build(), np.array(self.features, np.int32))
 
 
 @dataclass
@@ -94,6 +167,11 @@ class AcceptanceRates:
         self.rate = self.prior.copy()
         self._hits: list[float] = (self.prior * self.strength).tolist()
         self._trials: list[float] = [self.strength] * len(self.prior)
+
+    def learn(self, proposed: RatedTree, tokens: Sequence[int]) -> None:
+        """The `tokens` were committed where a tree was proposed: observe each row that they decide."""
+        for row, accepted in decided_rows(proposed.tree, tokens):
+            self.observe(int(proposed.feature[row]), accepted)
 
     def observe(self, feature: int, accepted: bool) -> None:
         self._hits[feature] += accepted

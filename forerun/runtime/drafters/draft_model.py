@@ -13,13 +13,13 @@ import numpy as np
 
 from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.draft_rows import DraftRows
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, propose
 from forerun.runtime.drafters.growing import Grower, Grown, Launches, Shape
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.rows import prompt_rows
-from forerun.runtime.tree import Tree, TreeBuilder, root_only
+from forerun.runtime.tree import TreeBuilder, root_only
 from forerun.runtime.verify import verify
 
 LAST = np.zeros(1, np.int32)
@@ -36,7 +36,7 @@ class _Draft:
     closing: ExitStack
     own: Context  # in the draft's tokens
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
-    tree: Tree | None = None  # of the last turn, in the draft's tokens
+    proposed: RatedTree | None = None  # in the last iteration, in the draft's tokens
     slots: dict[int, int] = field(default_factory=dict[int, int])  # of its rows that were evaluated
     late: bool = False  # `own` lacks what was committed since the last draft
 
@@ -64,41 +64,43 @@ class DraftModel(Drafter):
             closing.callback(self.inner.end, draft.own)
             self.inner.begin(draft.own)
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
+    def propose(self, context: Context, budget: Budget) -> Proposal:
         draft = self._drafts[context]
-        draft.tree = None
+        draft.proposed = None
+        root = root_only(context.tokens[-1])
         if not self.grower.drafts(budget, self._launches(draft)):
-            return self.grower.begin(context.tokens[-1], budget.pace).build()
+            self.grower.begin(context.tokens[-1], budget.pace)
+            return Proposal(root)
         if draft.late:
             self._follow(draft, draft.follower.follow(context.tokens))
         limits, own = self.engine.executable, draft.own.tokens
         shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
         outgrown = len(own) + shape.deepest > limits.max_length
         if not own or budget.depth == 0 or outgrown:
-            return root_only(context.tokens[-1])
+            return Proposal(root)
         with self.engine.serving:
             grown = (self._grow if self.inner is None else self._stage)(draft, budget, shape)
         if not grown.evaluated:
-            return root_only(context.tokens[-1])
-        draft.tree = grown.tree
+            return Proposal(root)
+        draft.proposed = grown.proposed
         tree = self.vocabulary.translate(grown.tree, context.tokens, own)
         # Written in the target's tokens a draft may be longer than it was.
-        return tree.select(np.flatnonzero(tree.depth <= budget.depth)).likeliest(budget.rows)
+        return Proposal(tree.select(np.flatnonzero(tree.depth <= budget.depth)).likeliest(budget.rows))
 
     def observe(self, context: Context, observation: Observation) -> None:
         draft = self._drafts[context]
-        if draft.tree is None:
+        if draft.proposed is None:
             self.grower.observe(None, (), len(observation.tokens))
             draft.late = True  # until the next draft
             return
         before, after = draft.own.tokens, draft.follower.follow(context.tokens)
-        tree = draft.tree if after[: len(before)] == before else None
-        self.grower.observe(tree, after[len(before) :], len(observation.tokens))
+        proposed = draft.proposed if after[: len(before)] == before else None
+        self.grower.observe(proposed, after[len(before) :], len(observation.tokens))
         self._follow(draft, after)
 
     def rewind(self, context: Context, length: int) -> None:
         draft = self._drafts[context]
-        draft.tree = None
+        draft.proposed = None
         self._follow(draft, draft.follower.follow(context.tokens[:length]))
 
     def end(self, context: Context) -> None:
@@ -123,15 +125,16 @@ class DraftModel(Drafter):
         """Rows of the last tree that came true stay in the cache; the last token of `after` is the next root."""
         self._cut(draft, after)
         at = len(draft.cached)
-        if draft.tree is None or at != len(draft.own.tokens) - 1 or after[at : at + 1] != draft.own.tokens[-1:]:
+        if draft.proposed is None or at != len(draft.own.tokens) - 1 or after[at : at + 1] != draft.own.tokens[-1:]:
             return  # the context was written anew: the tree's rows stand elsewhere
+        tree = draft.proposed.tree
         path: list[int] = []
         row: int | None = 0
         while row in draft.slots and len(draft.cached) + len(path) + 1 < len(after):
             path.append(row)
-            row = draft.tree.child(row, after[len(draft.cached) + len(path)])
+            row = tree.child(row, after[len(draft.cached) + len(path)])
         self.engine.keep([draft.sequence], [np.array([draft.slots[each] for each in path], np.int32)])
-        draft.cached.extend(draft.tree.token[path].tolist())
+        draft.cached.extend(tree.token[path].tolist())
 
     def _cut(self, draft: _Draft, after: list[int]) -> None:
         """Forget what the cache holds beside the beginning of `after`."""
@@ -198,7 +201,7 @@ class DraftModel(Drafter):
         self.inner.rewind(draft.own, kept)
         del draft.own.tokens[kept:]
         draft.slots = {}  # what it kept is in the cache already
-        return Grown(builder.build(), evaluated)
+        return Grown(builder.build_rated(), evaluated)
 
     def _inner_step(self, draft: _Draft, depth: int, shape: Shape) -> list[tuple[Int32, Float32]]:
         """One step of the draft behind its context, which grows by the tokens accepted: each one's candidates [K]."""
@@ -207,10 +210,11 @@ class DraftModel(Drafter):
         self.engine.cache.reserve(draft.sequence, len(own.tokens) + depth)
         pending = own.tokens[len(draft.cached) : -1]
         engine.prefill(draft.sequence, np.array(pending, np.int32))
-        own.place = Place(draft.sequence, StepSlots(draft.sequence, engine.cache.spare))
-        budget = Budget(min(shape.beam * depth, engine.executable.max_outputs), depth - 1)
-        tree = self.inner.propose(own, budget).likeliest(budget.rows)
-        [result] = engine.step([draft.sequence], [tree], own.place.prefix)
+        slots = StepSlots(draft.sequence, engine.cache.spare)
+        budget = Budget(min(shape.beam * depth, engine.executable.max_outputs), depth - 1, slots=slots)
+        proposal = propose(self.inner, own, budget)
+        tree = proposal.tree.likeliest(budget.rows)
+        [result] = engine.step([draft.sequence], [tree], proposal.prefix)
         verdict = verify(tree, lambda row: int(result.candidates[row, 0]))
         found = [(result.candidates[row].copy(), result.candidate_logits[row].copy()) for row in verdict.path]
         observation = Observation(tree, verdict.path, verdict.tokens, result.candidates, result.candidate_logits)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from forerun.runtime.drafters.base import AcceptanceRates, Budget, decided_rows
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, RatedTree, RatedTreeBuilder
 from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 from forerun.runtime.drafters.token_recycling import SHARES
 from forerun.runtime.executable import Executable, Float32, Int32
@@ -92,7 +92,7 @@ largest first."""
 
 @dataclass(frozen=True)
 class Launches:
-    """What a turn's launches read, as shares of what a step of the target reads."""
+    """What an iteration's launches read, as shares of what a step of the target reads."""
 
     share: Callable[[int], float]  # of the launch that evaluates the rows at a depth
     catch_up: float = 0.0  # of what brings rows that no launch has evaluated to where the verifying step is entered
@@ -101,15 +101,19 @@ class Launches:
 
 @dataclass(frozen=True)
 class Grown:
-    """A proposal."""
+    """A grown tree."""
 
-    tree: Tree
+    proposed: RatedTree
     evaluated: list[int]  # its rows that the draft has evaluated, ascending
+
+    @property
+    def tree(self) -> Tree:
+        return self.proposed.tree
 
 
 @dataclass
-class _Turn:
-    """A turn of the loop."""
+class _Iteration:
+    """An iteration of the loop, from drafting to what became of it."""
 
     began: float
     pace: float
@@ -133,13 +137,13 @@ class Grower:
         # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
         self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
         self.balance = Balance(self.cost.read(1, 1.0))
-        self._turn: _Turn | None = None
+        self._iteration: _Iteration | None = None
 
-    def begin(self, root: int, pace: float) -> TreeBuilder:
-        """A turn: a tree of the root alone."""
+    def begin(self, root: int, pace: float) -> RatedTreeBuilder:
+        """An iteration begins, with a tree of the root alone."""
         self.allowance.earn(self.cost.read(1, 1.0))
-        self._turn = _Turn(self.clock(), pace)
-        return TreeBuilder(root)
+        self._iteration = _Iteration(self.clock(), pace)
+        return RatedTreeBuilder(root)
 
     def grow(
         self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate, shape: Shape | None = None
@@ -157,7 +161,7 @@ class Grower:
                 level = self.add_children(builder, level, depth, shape, *evaluate(builder, level))
             if not level:
                 break
-        return Grown(builder.build(), evaluated)
+        return Grown(builder.build_rated(), evaluated)
 
     @contextmanager
     def launch(
@@ -168,24 +172,24 @@ class Grower:
         Without the launch the level's rows are verified as they are, where bringing them to the step's entry pays.
         With it they are there, and the same choice comes again for their children, whose worth varies.
         """
-        turn = self._turn
-        assert turn is not None
+        iteration = self._iteration
+        assert iteration is not None
         rows = len(level) + (launches.behind if depth == 0 else 0)
         pays = self._pays(sum(builder.probabilities[row] for row in level), rows, depth, budget, launches)
         if not (pays or self.allowance.positive) or (depth == 0 and self._wants_plain_turn(budget)):
             yield False
             return
-        turn.trial = turn.trial or not pays
+        iteration.trial = iteration.trial or not pays
         began = self.clock()
         yield True
         seconds = (self.clock() - began) / budget.pace
-        turn.drafted = True
+        iteration.drafted = True
         self.cost.observe(rows, launches.share(depth), seconds)
-        if turn.trial:
+        if iteration.trial:
             self.allowance.spend(seconds)
 
     def drafts(self, budget: Budget, launches: Launches) -> bool:
-        """Whether there will be a launch this turn, for those to whom getting ready for one takes time."""
+        """Whether there will be a launch in this iteration, for those to whom getting ready for one takes time."""
         pays = self._pays(1.0, 1 + launches.behind, 0, budget, launches)
         return (pays or self.allowance.positive) and not self._wants_plain_turn(budget)
 
@@ -203,18 +207,17 @@ class Grower:
     def _wants_plain_turn(self, budget: Budget) -> bool:
         return budget.price > 0 and self.balance.lacks_plain_turns
 
-    def observe(self, tree: Tree | None, tokens: Sequence[int], committed: int) -> None:
-        """The draft's `tokens`, `committed` ones of the target, stand where `tree` was proposed (None: nothing was)."""
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            self.balance.observe(turn.drafted, committed, (self.clock() - turn.began) / turn.pace)
-        if tree is None:
-            return
-        for row, accepted in decided_rows(tree, tokens):
-            self.rates.observe(int(tree.source[row]), accepted)
+    def observe(self, proposed: RatedTree | None, tokens: Sequence[int], committed: int) -> None:
+        """The draft's `tokens`, `committed` ones of the target, stand where `proposed` was (None: nothing was)."""
+        iteration, self._iteration = self._iteration, None
+        if iteration is not None:
+            seconds = (self.clock() - iteration.began) / iteration.pace
+            self.balance.observe(iteration.drafted, committed, seconds)
+        if proposed is not None:
+            self.rates.learn(proposed, tokens)
 
     def add_children(
-        self, builder: TreeBuilder, level: list[int], depth: int, shape: Shape, candidates: Int32, logits: Float32
+        self, builder: RatedTreeBuilder, level: list[int], depth: int, shape: Shape, candidates: Int32, logits: Float32
     ) -> list[int]:
         """The children of a level's rows, and of them those to evaluate next."""
         width = min(shape.children, candidates.shape[1])
@@ -231,7 +234,7 @@ class Grower:
         for index, parent in enumerate(level):
             columns = (candidates[index, :width].tolist(), edges[index].tolist(), features[index, :width].tolist())
             children = zip(*columns, strict=True)
-            added = [builder.add(parent, token, edge, source) for token, edge, source in children if token >= 0]
+            added = [builder.add_rated(parent, *child) for child in children if child[0] >= 0]
             if self.confidence(shares[index]):
                 open_rows.extend(added)
         open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: of equals the likelier candidate first

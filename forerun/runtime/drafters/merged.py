@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
+from forerun.runtime.drafters.base import (
+    AcceptanceRates,
+    Budget,
+    Context,
+    Drafter,
+    Observation,
+    Proposal,
+    RatedTree,
+    propose,
+)
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.tree import Float64, Tree, merge_members, with_edges
 
@@ -28,36 +37,34 @@ class Merged(Drafter):
         self.wants_prompt_rows = any(drafter.wants_prompt_rows for drafter in drafters)
         self.classes = _classes(len(drafters))
         self.rates = AcceptanceRates(_prior(len(drafters), self.classes))
-        self._proposed: dict[Context, Tree] = {}
+        self._proposed: dict[Context, RatedTree] = {}
 
     def begin(self, context: Context) -> None:
         for drafter in self.drafters:
             drafter.begin(context)
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
-        trees = [drafter.propose(context, budget) for drafter in self.drafters]
-        tree, members = merge_members(trees)
+    def propose(self, context: Context, budget: Budget) -> Proposal:
+        proposals = [propose(drafter, context, budget) for drafter in self.drafters]
+        tree, members = merge_members([proposal.tree for proposal in proposals])
         feature = np.searchsorted(RIVALS, _best_rival(tree)).astype(np.int32)
         digit = len(RIVALS) + 1
-        for index, part in enumerate(trees):
+        for index, proposal in enumerate(proposals):
             proposed = members[:, index] >= 0
-            estimate = part.edge_probability[members[proposed, index]]
+            estimate = proposal.tree.edge_probability[members[proposed, index]]
             feature[proposed] += digit * (1 + np.searchsorted(self.classes, estimate)).astype(np.int32)
             digit *= len(self.classes) + 2
         edges = self.rates.rate[feature]
         siblings = np.bincount(tree.parent[1:], weights=edges[1:], minlength=len(tree))
         edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
-        feature[0] = -1
-        tree = with_edges(Tree(tree.token, tree.parent, tree.depth, tree.probability, feature), edges)
-        self._proposed[context] = tree = tree.likeliest(budget.rows)
-        return tree
+        self._proposed[context] = proposed = RatedTree(with_edges(tree, edges), feature).likeliest(budget.rows)
+        prefixes = [proposal.prefix for proposal in proposals if proposal.prefix is not None]
+        # The step can be entered behind one draft only: the one that has computed most, whoever proposed a row.
+        return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None))
 
     def observe(self, context: Context, observation: Observation) -> None:
         for drafter in self.drafters:
             drafter.observe(context, observation)
-        tree = self._proposed[context]
-        for row, accepted in decided_rows(tree, observation.tokens):
-            self.rates.observe(int(tree.source[row]), accepted)
+        self.rates.learn(self._proposed[context], observation.tokens)
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         for drafter in self.drafters:

@@ -5,8 +5,16 @@ After Saxena's prompt lookup decoding (2023), with all recent occurrences of the
 
 import numpy as np
 
-from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
-from forerun.runtime.tree import Tree, TreeBuilder
+from forerun.runtime.drafters.base import (
+    AcceptanceRates,
+    Budget,
+    Context,
+    Drafter,
+    Observation,
+    Proposal,
+    RatedTree,
+    RatedTreeBuilder,
+)
 
 LONGEST_COUNTED_MATCH = 12  # longer matches are no better evidence
 UNLIKELY = 0.01  # nothing grows on a row that is less likely than this
@@ -54,28 +62,25 @@ class PromptLookup(Drafter):
         prior = np.array(PRIOR_OF_MATCH)[:, None] * np.array([1.0, 0.4, 0.2])
         self.rates = AcceptanceRates(prior.reshape(-1))
         self._indices: dict[Context, SuffixIndex] = {}
-        self._proposed: dict[Context, Tree] = {}
+        self._proposed: dict[Context, RatedTree] = {}
 
     def begin(self, context: Context) -> None:
         self._indices[context] = SuffixIndex(self.longest, self.places)
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
+    def propose(self, context: Context, budget: Budget) -> Proposal:
         tokens = context.tokens
         index = self._indices[context]
         index.extend(tokens)
-        builder = TreeBuilder(tokens[-1])
+        builder = RatedTreeBuilder(tokens[-1])
         children = [0] * (2 * budget.rows)
         matches = [(_match_length(tokens, end), end) for end in index.matches(tokens)]
         for length, end in sorted(matches, key=lambda match: -match[0]):
             self._add_continuation(builder, children, tokens, end, length, budget.depth)
-        tree = builder.build()
-        self._proposed[context] = tree = tree.likeliest(budget.rows)
-        return tree
+        self._proposed[context] = proposed = builder.build_rated().likeliest(budget.rows)
+        return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        tree = self._proposed[context]
-        for row, accepted in decided_rows(tree, observation.tokens):
-            self.rates.observe(int(tree.source[row]), accepted)
+        self.rates.learn(self._proposed[context], observation.tokens)
 
     def rewind(self, context: Context, length: int) -> None:
         if self._indices[context].indexed >= length:
@@ -86,7 +91,7 @@ class PromptLookup(Drafter):
         self._proposed.pop(context, None)
 
     def _add_continuation(
-        self, builder: TreeBuilder, children: list[int], tokens: list[int], end: int, match: int, depth: int
+        self, builder: RatedTreeBuilder, children: list[int], tokens: list[int], end: int, match: int, depth: int
     ) -> None:
         """Add what followed position `end`, where `match` tokens match, as far as it is likely.
 
@@ -105,7 +110,7 @@ class PromptLookup(Drafter):
                 length = min(match + offset - 1, LONGEST_COUNTED_MATCH)  # if the path holds so far, so much matches
                 feature = (length - 1) * RANKS + min(children[row], RANKS - 1)
                 children[row] += 1
-                child = builder.add(row, token, float(self.rates.rate[feature]), feature)
+                child = builder.add_rated(row, token, float(self.rates.rate[feature]), feature)
             row = child
 
 

@@ -11,13 +11,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.draft_rows import DraftRows
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Place
+from forerun.runtime.drafters.base import (
+    Budget,
+    Context,
+    Drafter,
+    Observation,
+    Proposal,
+    RatedTree,
+    RatedTreeBuilder,
+)
 from forerun.runtime.drafters.growing import Grower, Grown, Launches
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32, Int32, Part
 from forerun.runtime.prefix import ROOT, Prefix
-from forerun.runtime.tree import Tree, TreeBuilder, root_only
+from forerun.runtime.tree import TreeBuilder
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The parts of a turn by depth, and what follows from them."""
+    """The parts of an iteration by depth, and what follows from them."""
 
     parts: tuple[Part, ...]
     shared: int  # branches that all of them evaluate as the target does
@@ -62,11 +71,14 @@ class PartMethod:
     def begin(self, context: Context) -> None:
         """A request begins."""
 
-    def prepare(self, context: Context, price: float) -> None:
-        """A turn begins, of a sequence whose tokens but the last are in the cache. A second costs `price` tokens."""
+    def prepare(self, context: Context, slots: StepSlots, price: float) -> None:
+        """An iteration begins. A second costs `price` tokens.
+
+        All of the context's tokens but the last are in the cache, in the sequence that the slots belong to.
+        """
 
     def part(self, depth: int) -> Part:
-        """What evaluates the rows at a depth this turn; deeper rows may leave out more, and never less."""
+        """What evaluates the rows at a depth in this iteration; deeper rows may leave out more, and never less."""
         return Part()
 
 
@@ -78,34 +90,17 @@ class SelfDraft(Drafter):
         self.engine, self.method, self.grower = engine, method, grower
         self.shares = Shares.of(engine.executable)
         self._last: _Plan | None = None
-        self._proposed: dict[Context, Tree] = {}
+        self._proposed: dict[Context, RatedTree] = {}
 
     def begin(self, context: Context) -> None:
         self.method.begin(context)
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
-        self.method.prepare(context, budget.price)
-        place, limits = context.place, self.engine.executable
-        assert place is not None
-        room = place.slots.left - budget.rows  # the step needs slots too
-        if budget.depth == 0 or room < self.grower.shape.beam:
-            self._proposed[context] = tree = root_only(context.tokens[-1])
-            return tree
-        shape = self.grower.shape.within(self.method.deepest or budget.depth, room, limits)
-        plan = self._plan(min(budget.depth, shape.deepest))
-        if not self.grower.drafts(budget, plan.launches):
-            self._proposed[context] = tree = self.grower.begin(context.tokens[-1], budget.pace).build()
-            return tree
-        draft = _Turn(self.engine, plan, place)
-        own = replace(budget, depth=len(plan.parts))
-        grown = self.grower.grow(context.tokens[-1], own, plan.launches, draft, shape)
-        tree = grown.tree
-        if draft.prefix is not None and grown.evaluated:
-            if place.prefix is None or place.prefix.leave < draft.prefix.leave:
-                place.prefix = draft.prefix
-            tree = self._without_dear_leaves(grown, budget.price * budget.pace, plan.launches.catch_up)
-        self._proposed[context] = tree = tree.likeliest(budget.rows)
-        return tree
+    def propose(self, context: Context, budget: Budget) -> Proposal:
+        assert budget.slots is not None
+        self.method.prepare(context, budget.slots, budget.price)
+        proposed, prefix = self._draft(context.tokens[-1], budget, budget.slots)
+        self._proposed[context] = proposed = proposed.likeliest(budget.rows)
+        return Proposal(proposed.tree, prefix)
 
     def observe(self, context: Context, observation: Observation) -> None:
         self.grower.observe(self._proposed[context], observation.tokens, len(observation.tokens))
@@ -113,31 +108,48 @@ class SelfDraft(Drafter):
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
 
+    def _draft(self, root: int, budget: Budget, slots: StepSlots) -> tuple[RatedTree, Prefix | None]:
+        """A tree under `root`, and what the part has computed of it as the target does."""
+        room = slots.left - budget.rows  # the step needs slots too
+        if budget.depth == 0 or room < self.grower.shape.beam:
+            return RatedTreeBuilder(root).build_rated(), None
+        shape = self.grower.shape.within(self.method.deepest or budget.depth, room, self.engine.executable)
+        plan = self._plan(min(budget.depth, shape.deepest))
+        if not self.grower.drafts(budget, plan.launches):
+            return self.grower.begin(root, budget.pace).build_rated(), None
+        evaluation = _Evaluation(self.engine, plan, slots)
+        own = replace(budget, depth=len(plan.parts))
+        grown = self.grower.grow(root, own, plan.launches, evaluation, shape)
+        if evaluation.prefix is None or not grown.evaluated:
+            return grown.proposed, None
+        kept = self._without_dear_leaves(grown, budget.price * budget.pace, plan.launches.catch_up)
+        return kept, evaluation.prefix
+
     def _plan(self, depth: int) -> _Plan:
-        """Of the method's parts this turn; kept for the next, as most turns have the last one's."""
+        """Of the method's parts in this iteration; kept for the next, which mostly has the same."""
         parts = tuple(self.method.part(each) for each in range(depth))
         if self._last is None or self._last.parts != parts:
             self._last = _Plan.of(parts, self.shares)
         return self._last
 
-    def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> Tree:
+    def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> RatedTree:
         """The tree, less the rows that were not evaluated where bringing them to the step's entry costs too much."""
         tree = grown.tree
         leaves = len(tree) - len(grown.evaluated)
         likely = tree.probability.sum() - tree.probability[grown.evaluated].sum()
         if likely > price * self.grower.cost.seconds(max(1, leaves), entry):
-            return tree
-        return tree.select(np.array(grown.evaluated, np.intp))
+            return grown.proposed
+        return grown.proposed.select(np.array(grown.evaluated, np.intp))
 
 
-class _Turn:
+class _Evaluation:
     """One proposal's launches, over the rows of one sequence."""
 
-    def __init__(self, engine: Engine, plan: _Plan, place: Place) -> None:
+    def __init__(self, engine: Engine, plan: _Plan, slots: StepSlots) -> None:
         self.engine, self.plan = engine, plan
-        engine.cache.reserve(place.sequence, place.sequence.length + len(plan.parts) + 1)
-        self.rows = DraftRows(place.sequence, place.slots)
-        self.prefix = Prefix(plan.shared, plan.behind, place.slots) if plan.shared else None
+        engine.cache.reserve(slots.sequence, slots.sequence.length + len(plan.parts) + 1)
+        self.rows = DraftRows(slots.sequence, slots)
+        self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared else None
         self._known = {-1: ROOT}  # by row evaluated, its number in the prefix
 
     def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:

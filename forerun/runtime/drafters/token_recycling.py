@@ -7,7 +7,7 @@ from the target's own logits at the time, and the tree grows where the product o
 
 import numpy as np
 
-from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, decided_rows
+from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, Proposal, RatedTree
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.tree import Float64, Tree
 
@@ -31,16 +31,14 @@ class TokenRecycling(Drafter):
         bounds = np.concatenate([[0.0], SHARES, [1.0]])
         middle = (bounds[:-1] + bounds[1:]) / 2
         self.rates = AcceptanceRates(np.concatenate([middle * stale for stale in STILL_TRUE]))
-        self._proposed: dict[Context, Tree] = {}
+        self._proposed: dict[Context, RatedTree] = {}
 
-    def propose(self, context: Context, budget: Budget) -> Tree:
-        self._proposed[context] = tree = self._grow(context.tokens[-1], budget)
-        return tree
+    def propose(self, context: Context, budget: Budget) -> Proposal:
+        self._proposed[context] = proposed = self._grow(context.tokens[-1], budget)
+        return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        tree = self._proposed[context]
-        for row, accepted in decided_rows(tree, observation.tokens):
-            self.rates.observe(int(tree.source[row]), accepted)
+        self.rates.learn(self._proposed[context], observation.tokens)
         self._record(observation.tree.token, observation.candidates, observation.candidate_logits)
         # A token that stands in several rows keeps what the committed one showed.
         path = observation.path
@@ -61,14 +59,14 @@ class TokenRecycling(Drafter):
         self.successors[tokens, :width] = candidates[:, :width]
         self.share[tokens, :width] = np.searchsorted(SHARES, share)
 
-    def _grow(self, root: int, budget: Budget) -> Tree:
+    def _grow(self, root: int, budget: Budget) -> RatedTree:
         """The likeliest rows, level by level; a level keeps what could still be among the best `budget.rows`."""
-        features = len(SHARES) + 1
+        classes = len(SHARES) + 1
         token, parent = [np.array([root], np.int32)], [np.array([-1], np.int32)]
-        probability, source = [np.ones(1)], [np.array([-1], np.int32)]
+        probability, features = [np.ones(1)], [np.array([-1], np.int32)]
         first = 0  # the row at which the last level begins
         for depth in range(1, min(budget.depth, self.deepest) + 1):
-            feature = self.share[token[-1]] + np.int32(features * (min(depth, len(STILL_TRUE)) - 1))
+            feature = self.share[token[-1]] + np.int32(classes * (min(depth, len(STILL_TRUE)) - 1))
             likelihood = probability[-1][:, None] * self.rates.rate[feature]
             successor = self.successors[token[-1]]
             level, rank = np.nonzero((successor >= 0) & (likelihood > _threshold(probability, budget.rows)))
@@ -81,13 +79,11 @@ class TokenRecycling(Drafter):
             token.append(successor[level, rank])
             parent.append((first + level).astype(np.int32))
             probability.append(likelihood)
-            source.append(feature[level, rank])
+            features.append(feature[level, rank])
             first += len(token[-2])
         depths = np.repeat(np.arange(len(token), dtype=np.int32), [len(level) for level in token])
-        tree = Tree(
-            np.concatenate(token), np.concatenate(parent), depths, np.concatenate(probability), np.concatenate(source)
-        )
-        return tree.likeliest(budget.rows)
+        tree = Tree(np.concatenate(token), np.concatenate(parent), depths, np.concatenate(probability))
+        return RatedTree(tree, np.concatenate(features)).likeliest(budget.rows)
 
 
 def _threshold(probability: list[Float64], rows: int) -> float:

@@ -6,7 +6,7 @@ writes the draft's text in the target's tokens. What is proposed never changes t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +62,9 @@ class SameVocabulary:
         return np.where(ids < self.target_size, ids, -1).astype(np.int32)
 
     def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
-        return tree
+        if tree.token[0] == tokens[-1]:
+            return tree
+        return replace(tree, token=np.append(np.int32(tokens[-1]), tree.token[1:]))  # the draft has no such token
 
 
 class TextFollower:
@@ -113,7 +115,7 @@ class Intersection:
     def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
         translated = self.target_of[tree.token]
         translated[0] = tokens[-1]
-        return Tree(translated, tree.parent, tree.depth, tree.probability, tree.source)
+        return replace(tree, token=translated)
 
 
 class Text:
@@ -149,7 +151,7 @@ class Text:
                 reached = next((index for index, end in enumerate(ends) if end >= written), len(ends) - 1)
                 likely = float(tree.probability[path[reached]])
                 edge = min(1.0, likely / max(builder.probabilities[row], 1e-30))
-                row = builder.add(row, ids[count - 1], edge, 0)
+                row = builder.add(row, ids[count - 1], edge)
         return builder.build()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.parts.layers import layer_branches
@@ -52,16 +53,15 @@ class _Programming(Searching):
     ) -> None:
         super().__init__(cost)
         self._engine, self._layers, self._count, self._every = engine, layers, count, every
-        self._turns = 0
+        self._looks = 0
         inner = range(1, len(layers) - 1) if len(layers) - 2 >= count else range(len(layers))
         self._skip({inner[each] for each in evenly(len(inner), count)})
 
-    def look(self, context: Context) -> None:
-        self._turns += 1
-        assert context.place is not None
-        room = context.place.slots.left > self._count
-        if self._turns % self._every == 0 and context.place.sequence.length > 0 and room:
-            self._skip(skip_set(self._engine, context, self._layers, self._count))
+    def look(self, context: Context, slots: StepSlots) -> None:
+        self._looks += 1
+        room = slots.left > self._count
+        if self._looks % self._every == 0 and slots.sequence.length > 0 and room:
+            self._skip(skip_set(self._engine, context, slots, self._layers, self._count))
 
     def part(self, depth: int) -> Part:
         return self._part
@@ -70,11 +70,10 @@ class _Programming(Searching):
         self._part = Part(skipped=frozenset(branch for layer in layers for branch in self._layers[layer]))
 
 
-def skip_set(engine: Engine, context: Context, layers: list[tuple[int, ...]], count: int) -> set[int]:
+def skip_set(engine: Engine, context: Context, slots: StepSlots, layers: list[tuple[int, ...]], count: int) -> set[int]:
     """The `count` layers to skip, for the last token in the cache."""
-    assert context.place is not None
-    sequence = context.place.sequence
-    rows = same_position(sequence, context.tokens[sequence.length - 1], context.place.slots.borrow(count + 1))
+    sequence = slots.sequence
+    rows = same_position(sequence, context.tokens[sequence.length - 1], slots.borrow(count + 1))
 
     def run(states: Float32, own: tuple[int, ...]) -> Float32:
         batch = pick(rows, np.arange(len(states)), outputs=False)

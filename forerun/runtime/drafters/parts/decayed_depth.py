@@ -13,8 +13,6 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Part
 from forerun.runtime.fields import Checked, number
 
-DEEPEST = 64
-
 
 @dataclass(frozen=True)
 class DecayedDepth(Checked):
@@ -24,8 +22,8 @@ class DecayedDepth(Checked):
     alpha: float = number(0.9, above=0, most=1)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
-        layers = layer_branches(engine.executable)
-        kept = [max(1, int(self.start * len(layers) * self.alpha**depth)) for depth in range(DEEPEST)]
+        layers, longest = layer_branches(engine.executable), engine.executable.max_path
+        kept = [max(1, int(self.start * len(layers) * self.alpha**depth)) for depth in range(longest)]
         return PartByDepth([without(layers, count - count // 2, len(layers) - count // 2) for count in kept])
 
 

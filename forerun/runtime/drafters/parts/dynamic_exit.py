@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
@@ -53,8 +54,8 @@ class _DynamicExit(Searching):
         self._rate = np.array([each / len(engine.executable.branches) for each in exits])
         self._choose()
 
-    def look(self, context: Context) -> None:
-        replayed = self._replay.begin(context)
+    def look(self, context: Context, slots: StepSlots) -> None:
+        replayed = self._replay.begin(context, slots)
         if replayed is None:
             return
         right = np.array([(replayed.exit(each) == replayed.expected).mean() for each in self._exits])

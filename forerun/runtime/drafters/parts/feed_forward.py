@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.parts.layers import layer_branches
@@ -54,8 +55,8 @@ class _LeastChanging(Searching):
         middle = sorted(parts, key=lambda part: abs(part - parts[len(parts) // 2]))
         self._part = Part(skipped=frozenset(middle[:count]))
 
-    def look(self, context: Context) -> None:
-        replayed = self._replay.begin(context)
+    def look(self, context: Context, slots: StepSlots) -> None:
+        replayed = self._replay.begin(context, slots)
         if replayed is None:
             return
         found: list[float] = []

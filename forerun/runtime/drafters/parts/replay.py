@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32, Part, Rows
@@ -48,15 +49,14 @@ class Replay:
         self._engine = engine
         self._window = min(window, limits.max_path, limits.max_outputs)
 
-    def begin(self, context: Context) -> Replayed | None:
+    def begin(self, context: Context, slots: StepSlots) -> Replayed | None:
         """The context's last tokens that are in the cache; None where there are none."""
-        assert context.place is not None
-        sequence = context.place.sequence
-        slots = context.place.slots.borrow(min(self._window, sequence.length))
-        count = len(slots)
+        sequence = slots.sequence
+        borrowed = slots.borrow(min(self._window, sequence.length))
+        count = len(borrowed)
         if count == 0:
             return None
         start = sequence.length - count
         tokens = np.array(context.tokens[start : sequence.length + 1], np.int32)
-        rows = replayed_rows(sequence, tokens[:-1], slots)
+        rows = replayed_rows(sequence, tokens[:-1], borrowed)
         return Replayed(self._engine, rows, tokens[1:])

@@ -2,6 +2,7 @@
 
 import time
 
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.launch_cost import Allowance
@@ -9,7 +10,7 @@ from forerun.runtime.drafters.self_draft import PartMethod
 
 
 class Searching(PartMethod):
-    """Looks once a turn; where time counts, only when an allowance has been saved up."""
+    """Looks once an iteration; where time counts, only when an allowance has been saved up."""
 
     def __init__(self, cost: CostModel | None) -> None:
         self._allowance = Allowance()
@@ -20,14 +21,14 @@ class Searching(PartMethod):
         """Whether there is nothing left to look for."""
         return False
 
-    def prepare(self, context: Context, price: float) -> None:
+    def prepare(self, context: Context, slots: StepSlots, price: float) -> None:
         self._allowance.earn(self._step)
         if self.converged or (price > 0 and not self._allowance.positive):
             return
         began = time.perf_counter()
-        self.look(context)
+        self.look(context, slots)
         self._allowance.spend(time.perf_counter() - began)
 
-    def look(self, context: Context) -> None:
+    def look(self, context: Context, slots: StepSlots) -> None:
         """Evaluate what is needed to choose the part anew."""
         raise NotImplementedError

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.drafters.parts.layers import layer_branches
@@ -76,8 +77,8 @@ class _Search(Searching):
     def converged(self) -> bool:
         return self.score >= self._spec.good_enough or self._since_better >= self._spec.patience
 
-    def look(self, context: Context) -> None:
-        replayed = self._replay.begin(context)
+    def look(self, context: Context, slots: StepSlots) -> None:
+        replayed = self._replay.begin(context, slots)
         if replayed is None or len(replayed.expected) < self._spec.window:
             return
         trial = self._next()
