@@ -176,6 +176,21 @@ def test_padded_vocabularies_are_the_same() -> None:
     assert drafting.generate(prompt, 40).token_ids == target.generate(prompt, 40).token_ids
 
 
+@pytest.mark.parametrize("beside", [(), (forerun.PromptLookup(),)])
+def test_a_token_that_the_draft_has_no_room_for_is_the_next_trees_root(beside: tuple[Any, ...]) -> None:
+    """The target has room for more tokens than their tokenizer knows, and writes them."""
+    small = compiled("gpt2", 280)
+    target = forerun.compile(FAMILIES["llama"](vocab_size=600), strategy="autoregressive", max_length=192)
+    target.tokenizer = small.tokenizer
+    drafters = (forerun.DraftModel(small, vocabulary="same"), *beside)
+    drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=drafters, policy=FIXED))
+    expected = target.generate([5, 9, 500], 40, return_logits=True, **SAMPLED)
+    assert max(expected.token_ids) >= 280
+    found = drafting.generate([5, 9, 500], 40, return_logits=True, **SAMPLED)
+    assert found.has_bits_of(expected)
+    assert found.stats.rows > found.stats.steps
+
+
 def test_a_staged_draft_with_the_targets_weights_is_right() -> None:
     target = compiled("llama", 300)
     draft = forerun.DraftModel(target, drafter=forerun.TokenRecycling(), shape=forerun.Shape(deepest=4, children=1))
