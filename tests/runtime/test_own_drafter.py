@@ -1,4 +1,4 @@
-"""A drafter of a user's own, as CONTRIBUTING describes it: it works alone and among others; anything else is refused."""
+"""A drafter of a user's own, as CONTRIBUTING describes it, works alone and among others; anything else is refused."""
 
 from dataclasses import dataclass
 from typing import Any
