@@ -210,12 +210,14 @@ def test_a_drafted_row_that_is_not_accepted_has_no_effect() -> None:
 
     class Wrong(forerun.PromptLookup):
         def build(self, target: Target) -> Any:
-            from forerun.runtime.drafters.base import Drafter
+            from forerun.runtime.drafters.base import Drafter, Proposal
             from forerun.runtime.tree import chain
 
             class Proposes(Drafter):
                 def propose(self, context: Any, budget: Any) -> Any:
-                    return chain(context.tokens[-1], [never]) if budget.depth else super().propose(context, budget)
+                    if budget.depth == 0:
+                        return super().propose(context, budget)
+                    return Proposal(chain(context.tokens[-1], [never]))
 
             return Proposes()
 
