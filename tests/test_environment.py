@@ -189,11 +189,30 @@ def test_a_signal_is_an_exit_code(
             raise RuntimeError("a callback failed") from error
         return 0
 
-    before = [signal.getsignal(each) for each in tool.ENDING]
-    monkeypatch.setattr(cli, "run_demo", interrupted)
-    assert main(["demo"]) == 128 + number
-    assert [signal.getsignal(each) for each in tool.ENDING] == before
+    inherited = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        before = [signal.getsignal(each) for each in tool.ENDING]
+        monkeypatch.setattr(cli, "run_demo", interrupted)
+        assert main(["demo"]) == 128 + number
+        assert [signal.getsignal(each) for each in tool.ENDING] == before
+    finally:
+        signal.signal(number, inherited)
     assert capsys.readouterr().err == ""
+
+
+def test_a_signal_that_the_caller_ignores_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+
+    def hung_up(arguments: object) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "run_demo", hung_up)
+        assert main(["demo"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_an_interruption_inside_python_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,20 +17,30 @@ def require_stateless(module: nn.Module, name: str) -> None:
     """Raise TraceError for a model that gives other logits, or changes what it keeps, when it is called once more.
 
     Two calls on a copy that shares the parameters are compared; what is computed once and then stays (a table that
-    grows on demand) is no state. A model that fails here will fail, and be explained, when it is traced.
+    grows on demand) is no state. A model that fails here will fail, and be explained, when it is traced; so will one
+    that samples, whose calls agree where they begin with the same random numbers. The caller's are left as they were.
     """
     tensors = [*module.parameters(), *module.buffers()]
     if any(each.is_meta for each in tensors):
         return
     trial = copy.deepcopy(module, {id(each): each for each in module.parameters()})
     tokens = torch.tensor([EXAMPLE], device=tensors[0].device if tensors else None)
+    random, samples = torch.get_rng_state(), False
     try:
         with torch.no_grad(), quiet_libraries():
             first = trial(tokens)
             before = {key: _copied(value) for key, value in _kept(trial)}
             second = trial(tokens)
+            if samples := not torch.equal(random, torch.get_rng_state()):
+                torch.set_rng_state(random)
+                first = trial(tokens)
+                torch.set_rng_state(random)
+                second = trial(tokens)
     except Exception:
         return
+    finally:
+        if samples:
+            torch.set_rng_state(random)
     changed = [key for key, value in _kept(trial) if key in before and not _same(before[key], value)]
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
         cause = f" (it keeps {changed[0]})" if changed else ""

@@ -15,7 +15,14 @@ from transformers import GenerationConfig
 
 import forerun
 from forerun.compiler import LengthWarning
-from forerun.errors import CorruptFileError, ForerunError, InvalidOptionError, NotAModelError, SourceNotFoundError
+from forerun.errors import (
+    CorruptFileError,
+    ForerunError,
+    InvalidOptionError,
+    NotAModelError,
+    SourceNotFoundError,
+    UnsupportedOperationError,
+)
 from forerun.frontends.generation_config import APPLIED, NEUTRAL, SAMPLING, WITHOUT_EFFECT
 from forerun.frontends.source import open_source
 from tests.models import FAMILIES, GROUPED, build
@@ -213,6 +220,19 @@ def test_a_forward_pass_that_keeps_something_is_refused(way: str) -> None:
         forerun.compile(model, "autoregressive", target="reference", max_length=32)
     one_sentence(refused.value, "Counter", "calls" if way == "number" else "count")
     assert float(model.count) == 1, "the caller's model was changed"
+
+
+def test_a_model_that_samples_is_named_by_its_operation_and_takes_no_random_numbers() -> None:
+    class Dropping(Counter):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(super().forward(input_ids), 0.5, True)
+
+    model = Dropping("none")
+    before = torch.get_rng_state()
+    with pytest.raises(UnsupportedOperationError) as refused:
+        forerun.compile(model, "autoregressive", target="reference", max_length=32)
+    assert "dropout" in str(refused.value)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_call_counter_that_changes_no_text_is_no_state() -> None:
