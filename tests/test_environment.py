@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,20 @@ def test_an_interruption_inside_python_is_130(monkeypatch: pytest.MonkeyPatch) -
 def test_a_process_ends_without_a_traceback(delay: float, number: int, folder: Path) -> None:
     """While libraries are imported and the model is compiled."""
     command = [*TOOL, "verify", str(folder), "--cases", "1000000", "--target", "reference", "--max-length", "64"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(delay)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    # A shell's background jobs, these tests among them, are started with interruptions ignored.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
+    )
+    try:
+        time.sleep(delay)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (128 + number, "")
 
 
