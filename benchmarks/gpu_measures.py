@@ -59,7 +59,7 @@ def random_model(settings: dict[str, Any], layers: int, dtype: str, max_length: 
     generator = torch.Generator("cuda").manual_seed(0)
 
     def weight(name: str) -> torch.Tensor:
-        if declared[name].parameter("derived") is not None:
+        if declared[name].derived is not None:
             return lowered.weights(name)
         shape = [int(dim) for dim in declared[name].type.dims]
         if len(shape) == 1:

@@ -13,6 +13,7 @@ from forerun.errors import InvalidOptionError
 from forerun.forking import with_live_threads
 from forerun.ir import (
     Environment,
+    Kernel,
     Linear,
     ModuleOp,
     TreeAttention,
@@ -55,22 +56,21 @@ class ReferenceExecutable:
         attentions = [each for each in walk(step.body) if isinstance(each, TreeAttention)]
         self.module = module
         # Copies: the model that they come from may be trained on.
-        stored = [name for name, each in weights_of(module).items() if each.parameter("derived") is None]
+        stored = [name for name, each in weights_of(module).items() if each.derived is None]
         self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
-        shapes = [
-            [each.parameter(dim) for dim in ("heads", "key_dim", "value_dim")] for each in caches(module).values()
-        ]
-        self._slot_bytes = sum(heads * (key_dim + value_dim) * NUMBER for heads, key_dim, value_dim in shapes)
-        self.block: int = attentions[0].parameter("block") if attentions else 1
+        numbers = sum(each.heads * (each.key_dim + each.value_dim) for each in caches(module).values())
+        self._slot_bytes = numbers * NUMBER
+        self.block: int = attentions[0].block if attentions else 1
         self.max_rows = max_rows
         self.max_outputs = max_outputs
         self.max_path = max_path
         self.max_length = max_length
         self.step = step
-        marks: tuple[tuple[int, str], ...] = step.parameter("branches", ())
+        marks = step.branches
         self.branches = tuple(Branch(layer, kind, self._weight_bytes(i)) for i, (layer, kind) in enumerate(marks))
         self.head_bytes = self._weight_bytes(None)
-        streams = [each.results[0] for each in step.body if "stream" in each.attributes]
+        kernels = [each for each in step.body if isinstance(each, Kernel)]
+        streams = [each.results[0] for each in kernels if each.stream is not None]
         self.width = int(tensor_type(streams[0]).dims[-1]) if streams else 0
         logits, candidates, _ = (tensor_type(each).dims for each in step.returned)
         self.vocabulary = int(logits[-1])
@@ -98,7 +98,8 @@ class ReferenceExecutable:
         values, environment = called(self.module, self.step, inputs, Environment(self.weights, state))
         stream = torch.zeros(len(rows.tokens), 0) if hidden is None else torch.from_numpy(hidden.copy())
         for operation in self.step.body:
-            branch, number = operation.parameter("branch"), operation.parameter("stream")
+            marked = isinstance(operation, Kernel)
+            branch, number = (operation.branch, operation.stream) if marked else (None, None)
             left_out = branch not in evaluated if branch is not None else number == 0 and part.enter > 0
             if operation.ends_body or (left_out and number is None):
                 continue
@@ -113,9 +114,10 @@ class ReferenceExecutable:
         return StepResult(logits, candidates, best, stream.reshape(len(rows.tokens), self.width).numpy())
 
     def _weight_bytes(self, branch: int | None) -> int:
-        kernels = [each for each in self.step.body if each.parameter("branch") == branch]
+        own = (each for each in self.step.body if (each.branch if isinstance(each, Kernel) else None) == branch)
+        kernels = list(own)
         read = [each for each in walk(kernels) if isinstance(each, Linear)]
-        return sum(math.prod(map(int, tensor_type(each.inputs[1]).dims)) * NUMBER for each in read)
+        return sum(math.prod(map(int, tensor_type(each.weight).dims)) * NUMBER for each in read)
 
     @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:

@@ -28,20 +28,19 @@ def regions(function: ir.Function) -> list[Region]:
             continue
         if isinstance(operation, ir.Kernel):
             arguments: dict[ir.SSAValue, ir.SSAValue] = dict(
-                zip(operation.regions[0].block.args, operation.operands, strict=True)
+                zip(operation.region.block.args, operation.operands, strict=True)
             )
             results: list[tuple[ir.SSAValue, ir.SSAValue]] = list(
                 zip(operation.yielded, operation.results, strict=True)
             )
             body = operation.body
+            name, marks = operation.kind, (operation.branch, operation.stream)
         else:
             arguments = {value: value for value in operation.operands}
             results = [(value, value) for value in operation.results]
             body = [operation]
-        kind = operation.parameter("kind") if isinstance(operation, ir.Kernel) else None
-        name = f"{kind or operation.mnemonic}_{len(found)}"
-        marks = operation.parameter("branch"), operation.parameter("stream")
-        found.append(Region(name, body, arguments, results, *marks))
+            name, marks = operation.mnemonic, (None, None)
+        found.append(Region(f"{name}_{len(found)}", body, arguments, results, *marks))
     return found
 
 

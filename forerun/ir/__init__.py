@@ -16,34 +16,16 @@ from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
 from forerun.ir.builder import Builder
-from forerun.ir.decoder import Attention, CacheWrite, LayerNorm, RMSNorm, Rotary, TreeAttention
+from forerun.ir.decoder import Attention, CacheWrite, Rotary, TreeAttention
+from forerun.ir.dialect import OPERATIONS, context, load_dialects
 from forerun.ir.dims import Dim
+from forerun.ir.effects import is_pure, only_reads
+from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_caches, run_body, with_derived
-from forerun.ir.operation import Environment, SpecOperation, Symbol, encode, tensor_type
-from forerun.ir.ops import (
-    COMPARISONS,
-    FUNCTIONS,
-    REDUCTIONS,
-    Broadcast,
-    Cast,
-    Concat,
-    Constant,
-    Gather,
-    Iota,
-    Linear,
-    Map,
-    MatMul,
-    Parameter,
-    Reduce,
-    Reshape,
-    Scan,
-    Slice,
-    Softmax,
-    TakeAlong,
-    TopK,
-    Transpose,
-    broadcast_dims,
-)
+from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
+from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
+from forerun.ir.properties import Symbol, encode
+from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
 from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
     Cache,
@@ -59,9 +41,11 @@ from forerun.ir.structure import (
     walk,
     weights,
 )
-from forerun.ir.text import OPERATIONS, context, load_dialects, parse_ir, print_ir
+from forerun.ir.tables import FunctionTable, OperationTable, ReductionTable, Refusal, each_of, refused
+from forerun.ir.text import parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
+from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlong, Transpose
 
 __all__ = [
     "BLOCK_STORAGES",
@@ -86,6 +70,7 @@ __all__ = [
     "Environment",
     "FileLineColLoc",
     "Function",
+    "FunctionTable",
     "Gather",
     "GreedyRewritePatternApplier",
     "InsertPoint",
@@ -100,12 +85,15 @@ __all__ = [
     "ModuleOp",
     "ModulePass",
     "Operation",
+    "OperationTable",
     "OutsideTableError",
     "Parameter",
     "PatternRewriteWalker",
     "PatternRewriter",
     "RMSNorm",
     "Reduce",
+    "ReductionTable",
+    "Refusal",
     "Region",
     "Reshape",
     "Return",
@@ -124,6 +112,7 @@ __all__ = [
     "TopK",
     "Transpose",
     "TreeAttention",
+    "ValueOperation",
     "VerifyException",
     "Weight",
     "Yield",
@@ -134,17 +123,21 @@ __all__ = [
     "called",
     "context",
     "dtype_name",
+    "each_of",
     "encode",
     "evaluate",
     "functions",
+    "is_pure",
     "load_dialects",
     "neighbourhood",
     "new_caches",
+    "only_reads",
     "op_type_rewrite_pattern",
     "operations",
     "parse_ir",
     "parse_pipeline",
     "print_ir",
+    "refused",
     "run_body",
     "tensor_type",
     "torch_dtype",

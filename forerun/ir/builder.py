@@ -12,9 +12,11 @@ from xdsl.pattern_rewriter import PatternRewriter
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from forerun.ir import dims as dimensions
-from forerun.ir import ops
 from forerun.ir.dims import Dim
+from forerun.ir.elementwise import Cast, Constant, Map
 from forerun.ir.operation import SpecOperation, tensor_type
+from forerun.ir.reductions import Reduce
+from forerun.ir.views import Broadcast, Concat, Reshape, Slice, Transpose
 
 
 class Builder:
@@ -42,44 +44,44 @@ class Builder:
         self.insert(operation, self.at)
         return operation
 
-    def add(self, kind: type[SpecOperation], *inputs: SSAValue, **parameters: Any) -> SSAValue:
+    def add(self, kind: type[SpecOperation], *inputs: SSAValue | None, **parameters: Any) -> SSAValue:
         return self.emit(kind.make(*inputs, **parameters)).results[0]
 
     def constant(self, value: bool | int | float, dtype: str) -> SSAValue:
         number = bool(value) if dtype == "i1" else int(value) if dtype.startswith("i") else float(value)
-        return self.add(ops.Constant, value=number, dtype=dtype)
+        return self.add(Constant, value=number, dtype=dtype)
 
     def full(self, shape: Sequence[Dim], value: bool | int | float, dtype: str) -> SSAValue:
         return self.broadcast(self.constant(value, dtype), shape)
 
     def map(self, function: str, *inputs: SSAValue) -> SSAValue:
-        return self.add(ops.Map, *inputs, function=function)
+        return self.add(Map, *inputs, function=function)
 
     def cast(self, value: SSAValue, dtype: str) -> SSAValue:
-        return value if tensor_type(value).dtype == dtype else self.add(ops.Cast, value, dtype=dtype)
+        return value if tensor_type(value).dtype == dtype else self.add(Cast, value, dtype=dtype)
 
     def reshape(self, value: SSAValue, shape: Sequence[Dim]) -> SSAValue:
         """Reshape; one dimension may be -1."""
         dims = tensor_type(value).dims
         shape = resolve(dims, shape)
-        return value if tuple(shape) == dims else self.add(ops.Reshape, value, shape=tuple(shape))
+        return value if tuple(shape) == dims else self.add(Reshape, value, shape=tuple(shape))
 
     def broadcast(self, value: SSAValue, shape: Sequence[Dim]) -> SSAValue:
-        return value if tuple(shape) == tensor_type(value).dims else self.add(ops.Broadcast, value, shape=tuple(shape))
+        return value if tuple(shape) == tensor_type(value).dims else self.add(Broadcast, value, shape=tuple(shape))
 
     def transpose(self, value: SSAValue, permutation: Sequence[int]) -> SSAValue:
         same = list(permutation) == list(range(len(permutation)))
-        return value if same else self.add(ops.Transpose, value, permutation=tuple(permutation))
+        return value if same else self.add(Transpose, value, permutation=tuple(permutation))
 
     def slice(self, value: SSAValue, dim: int, start: Dim, stop: Dim, step: int = 1) -> SSAValue:
         whole = start == 0 and stop == tensor_type(value).dims[dim] and step == 1
-        return value if whole else self.add(ops.Slice, value, dim=dim, start=start, stop=stop, step=step)
+        return value if whole else self.add(Slice, value, dim=dim, start=start, stop=stop, step=step)
 
     def concat(self, values: Sequence[SSAValue], dim: int) -> SSAValue:
-        return values[0] if len(values) == 1 else self.add(ops.Concat, *values, dim=dim)
+        return values[0] if len(values) == 1 else self.add(Concat, *values, dim=dim)
 
     def reduce(self, function: str, value: SSAValue, dims: Sequence[int], keep: bool = False) -> SSAValue:
-        return self.add(ops.Reduce, value, function=function, dims=tuple(dims), keep=keep)
+        return self.add(Reduce, value, function=function, dims=tuple(dims), keep=keep)
 
 
 def resolve(dims: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:

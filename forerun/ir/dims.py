@@ -56,6 +56,12 @@ def multiply(dim: Dim, factor: int) -> Dim:
     return Affine(a.scale * factor, a.symbol, a.offset * factor).dim()
 
 
+def ordered(low: Dim, high: Dim) -> bool:
+    """Whether low <= high, as far as that can be told without values for the names."""
+    a, b = affine(low), affine(high)
+    return (a.scale, a.symbol) != (b.scale, b.symbol) or a.offset <= b.offset
+
+
 def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
     a = affine(dim)
     if not a.symbol:

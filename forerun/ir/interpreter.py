@@ -11,10 +11,11 @@ from xdsl.ir import SSAValue
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import dims as dimensions
+from forerun.ir.elementwise import Parameter
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
-from forerun.ir.ops import Gather, Parameter, TakeAlong
 from forerun.ir.storage import as_stored
 from forerun.ir.structure import Function, Kernel, backward_slice, caches, functions, weights
+from forerun.ir.views import Gather, TakeAlong
 
 Values = dict[SSAValue, torch.Tensor]
 
@@ -68,7 +69,7 @@ def run_body(
             results = _run_kernel(operation, inputs, environment)
         else:
             try:
-                results = operation.evaluate(environment, *inputs)
+                results = operation.evaluate(environment, *operation.placed(inputs))
             except (IndexError, RuntimeError) as error:
                 raise _outside_table(operation, inputs) or error from error
         for value, tensor in zip(
@@ -87,7 +88,7 @@ def _outside_table(operation: SpecOperation, inputs: Sequence[torch.Tensor]) -> 
     if not isinstance(operation, Gather | TakeAlong):
         return None
     table, *indices = inputs
-    first = operation.parameter("dim") if isinstance(operation, TakeAlong) else 0
+    first = operation.dim if isinstance(operation, TakeAlong) else 0
     for axis, index in enumerate(indices, start=first):
         excess = int(index.max()) - table.shape[axis] + 1 if index.numel() else 0
         if excess > 0:
@@ -99,14 +100,14 @@ def _name_of(value: SSAValue) -> str:
     """The weight that a value is a view of, or its own name."""
     owner = value.owner
     if isinstance(owner, Parameter):
-        return str(owner.parameter("symbol"))
+        return str(owner.symbol)
     if isinstance(owner, SpecOperation) and len(owner.operands) == 1:
         return _name_of(owner.operands[0])
     return str(value.name_hint or "of positions")
 
 
 def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Environment) -> tuple[torch.Tensor, ...]:
-    values: Values = dict(zip(kernel.regions[0].block.args, inputs, strict=True))
+    values: Values = dict(zip(kernel.region.block.args, inputs, strict=True))
     yielded = kernel.yielded
     run_body(kernel.body, values, environment, keep=set(yielded))
     return tuple(values[each] for each in yielded)
@@ -120,7 +121,7 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
     declared = weights(module)
 
     def weight(name: str) -> torch.Tensor:
-        derived = declared[name].parameter("derived") if name in declared else None
+        derived = declared[name].derived if name in declared else None
         if derived is None:
             return stored(name)
         value = functions(module)["constants"].returned[derived]
@@ -146,8 +147,8 @@ def new_caches(
 
     return {
         name: (
-            cache(each.parameter("heads"), each.parameter("key_dim")),
-            cache(each.parameter("heads"), each.parameter("value_dim")),
+            cache(each.heads, each.key_dim),
+            cache(each.heads, each.value_dim),
         )
         for name, each in caches(module).items()
     }

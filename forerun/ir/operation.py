@@ -1,102 +1,52 @@
-"""The base of every `spec` operation: uniform text, typed parameters, one shape rule, one reference semantics.
+"""The base of every `spec` operation: named operands and parameters, one shape rule, one reference semantics.
 
-    operation ::= results? `spec.` name symbol? `(` operands `)` attributes? (`->` types)?
+    operation ::= results? `spec.` name symbol? `(` operands `)` parameters? (`->` types)?
 
-An operation class gives, beside its definition,
-  infer     the result types from the operand types and the parameters; builder and verifier share it;
+An operation class gives, beside its operands (`operand_def`), results and parameters (`forerun.ir.properties`),
+  infer     the result types from the operands' types and the parameters, by name; builder and verifier share it;
   evaluate  what it means, in torch; the reference interpreter calls it;
-  effects   `WRITES = True` where it changes a cache, so that dead-code elimination keeps it.
+  traits    its effects: `Pure()`, or what it reads and writes, so that dead-code elimination knows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
-from xdsl.dialects.builtin import ArrayAttr, BoolAttr, Float64Type, FloatAttr, IntegerAttr, IntegerType, StringAttr
-from xdsl.dialects.builtin import SymbolRefAttr as _SymbolRefAttr
-from xdsl.ir import Attribute, Region, SSAValue
-from xdsl.irdl import IRDLOperation, var_operand_def, var_region_def, var_result_def
+from xdsl.dialects.builtin import DenseArrayBase
+from xdsl.ir import Attribute, SSAValue
+from xdsl.irdl import (
+    IRDLOperation,
+    OptOperandDef,
+    OptPropertyDef,
+    VarOperandDef,
+    irdl_op_definition,
+    result_def,
+)
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import IsTerminator
 from xdsl.utils.exceptions import VerifyException
 
+from forerun.errors import UnsupportedOperationError
+from forerun.ir import form
+from forerun.ir.dims import Dim
+from forerun.ir.faults import misfit
+from forerun.ir.form import SEGMENTS, segments
+from forerun.ir.properties import Accessor, Kind
 from forerun.ir.types import TensorType
 
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
-Parameters = Mapping[str, Any]
+Types = Sequence[TensorType]
+"""The types of an operation's results."""
 
-_I64, _F64 = IntegerType(64), Float64Type()
+STUMBLED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What a shape rule raises on operands and parameters that no rule was written for."""
 
-
-class Symbol(str):
-    """The name of a weight, a cache or a function: printed `@name`."""
-
-
-def encode(value: Any) -> Attribute:
-    """A Python parameter as an attribute."""
-    match value:
-        case Attribute():
-            return value
-        case Symbol():
-            return _SymbolRefAttr(value)
-        case bool():
-            return BoolAttr.from_bool(value)
-        case int():
-            return IntegerAttr(value, _I64)
-        case float():
-            return FloatAttr(value, _F64)
-        case str():
-            return StringAttr(value)
-        case tuple() | list():
-            return ArrayAttr([encode(item) for item in value])
-        case _:
-            raise TypeError(f"no attribute for {value!r}")
-
-
-def decode(attribute: Attribute) -> Any:
-    """The Python parameter of an attribute; the inverse of `encode`."""
-    match attribute:
-        case _SymbolRefAttr():
-            return Symbol(attribute.root_reference.data)
-        case IntegerAttr():
-            value = attribute.value.data
-            return bool(value) if attribute.type == IntegerType(1) else value
-        case FloatAttr():
-            return attribute.value.data
-        case StringAttr():
-            return attribute.data
-        case ArrayAttr():
-            return tuple(decode(item) for item in attribute.data)
-        case _:
-            return attribute
-
-
-def parameter_text(attributes: Mapping[str, Attribute]) -> str:
-    """`{name = value, ...}`, with the types of numbers left out: 1 is i64 and 1.0 is f64 to the parser."""
-    return "{" + ", ".join(f"{name} = {_attribute_text(each)}" for name, each in attributes.items()) + "}"
-
-
-def _attribute_text(attribute: Attribute) -> str:
-    match attribute:
-        case ArrayAttr():
-            return "[" + ", ".join(_attribute_text(item) for item in attribute.data) + "]"
-        case IntegerAttr() if attribute.type == _I64:
-            return str(attribute.value.data)
-        case FloatAttr() if attribute.type == _F64 and math.isfinite(attribute.value.data):
-            return _float_text(attribute.value.data)
-        case _:
-            return str(attribute)
-
-
-def _float_text(value: float) -> str:
-    """The shortest text that gives the same bits, with the point MLIR wants: 1.0e-06 for Python's 1e-06."""
-    mantissa, e, exponent = repr(value).partition("e")
-    return mantissa + ("" if "." in mantissa else ".0") + e + exponent
+T = TypeVar("T")
+Defined = TypeVar("Defined", bound="SpecOperation")
 
 
 @dataclass
@@ -113,54 +63,98 @@ class Environment:
 class SpecOperation(IRDLOperation):
     """An operation on tensors. `spec.name @symbol(%operands) {parameters} -> types`."""
 
-    inputs = var_operand_def(TensorType)
-    outputs = var_result_def(TensorType)
-    bodies = var_region_def()
-
-    WRITES: ClassVar[bool] = False
-    """Whether it changes a cache."""
-
-    @classmethod
-    def make(cls, *inputs: SSAValue, **parameters: Any) -> Self:
-        """Build the operation; its result types follow from the shape rule. `None` parameters are left out."""
-        given = {name: value for name, value in parameters.items() if value is not None}
-        types = cls.infer([tensor_type(value) for value in inputs], given)
-        return cls.raw(inputs, types, given)
-
-    @classmethod
-    def raw(
-        cls, inputs: Sequence[SSAValue], types: Sequence[TensorType], parameters: Parameters, body: Region | None = None
-    ) -> Self:
-        """Build the operation with result types as given."""
-        return cls.create(
-            operands=inputs,
-            result_types=types,
-            attributes={name: encode(value) for name, value in parameters.items()},
-            regions=[] if body is None else [body],
-        )
+    PARAMETERS: ClassVar[Mapping[str, Kind[Any]]]
+    """The kinds of its parameters, by name."""
+    REQUIRED: ClassVar[frozenset[str]]
+    """The parameters that cannot be left out."""
+    OPERANDS: ClassVar[tuple[str, ...]]
+    """The names of its operands, in order."""
+    OPTIONAL: ClassVar[tuple[str, ...]]
+    """Those that may be left out; they are the last."""
+    VARIADIC: ClassVar[bool]
+    """Whether the last operand stands for any number of them."""
+    SEGMENTED: ClassVar[bool]
+    """Whether it has several optional operands, and `SEGMENTS` says which are there."""
+    LISTED: ClassVar[bool] = True
+    """Whether the text lists the names of optional operands; else they are filled in order."""
 
     @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        """The shape rule; VerifyException where the operands do not fit."""
-        raise NotImplementedError
+    def make(cls, *inputs: SSAValue | None, **given: Any) -> Self:
+        """Build the operation from its operands, by position or name, and its parameters.
 
-    def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
-        """The reference semantics."""
-        raise NotImplementedError
+        What is None is left out. The result types follow from the shape rule; VerifyException where it refuses.
+        """
+        placed = [*inputs]
+        parameters: dict[str, Any] = {}
+        properties: dict[str, Attribute] = {}
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name in cls.PARAMETERS:
+                properties[name] = cls.encoded(name, value)
+                parameters[name] = value
+            elif name in cls.OPERANDS:
+                place = cls.OPERANDS.index(name)
+                placed.extend([None] * (place + 1 - len(placed)))
+                placed[place] = value
+                properties.setdefault(SEGMENTS, _NO_SEGMENTS)
+            else:
+                raise VerifyException(cls.unknown(name))
+        if cls.SEGMENTED:
+            placed.extend([None] * (len(cls.OPERANDS) - len(placed)))
+            properties[SEGMENTS] = segments([each is not None for each in placed])
+        else:
+            properties.pop(SEGMENTS, None)
+        types = cls.inferred([None if each is None else tensor_type(each) for each in placed], parameters)
+        operands = [each for each in placed if each is not None]
+        return cls.create(operands=operands, result_types=types, properties=properties)
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {name: decode(attribute) for name, attribute in self.attributes.items()}
+    def remade(self, operands: Sequence[SSAValue], **changes: Any) -> Self:
+        """The same operation on other operands, one for each of its own, with some parameters changed."""
+        properties = dict(self.properties)
+        for name, value in changes.items():
+            properties[name] = self.encoded(name, value)
+        parameters = self.decoded() | changes if changes else self.decoded()
+        types = self.inferred(self.placed([tensor_type(each) for each in operands]), parameters)
+        return self.create(operands=operands, result_types=types, properties=properties)
 
-    def parameter(self, name: str, default: Any = None) -> Any:
-        attribute = self.attributes.get(name)
-        return default if attribute is None else decode(attribute)
+    @classmethod
+    def infer(cls, *types: Any, **parameters: Any) -> Types:
+        """The shape rule: operands' types by position, None for those left out, and parameters by name.
 
-    @property
-    def result(self) -> SSAValue:
-        """The only result."""
-        (result,) = self.results
-        return result
+        VerifyException where they do not fit.
+        """
+        raise UnsupportedOperationError(f"{cls.name} has no shape rule; give its class `infer`.")
+
+    def evaluate(self, environment: Environment, *inputs: Any, **unused: Any) -> Tensors:
+        """The reference semantics: operands by position, None for those left out."""
+        raise UnsupportedOperationError(f"{self.name} has no meaning by itself that could be evaluated.")
+
+    def placed(self, values: Sequence[T]) -> list[T | None]:
+        """What stands for the operands, with None where an optional one is left out."""
+        if not self.OPTIONAL:
+            return [*values]
+        if not self.SEGMENTED:
+            return [*values, *[None] * (len(self.OPERANDS) - len(values))]
+        rest = iter(values)
+        return [next(rest) if there else None for there in self.there()]
+
+    def replace_operand(self, name: str, value: SSAValue) -> None:
+        """Put another value in the place of a named operand."""
+        there = self.there() if self.SEGMENTED else [1] * len(self.operands)
+        self.operands[sum(there[: self.OPERANDS.index(name)])] = value
+
+    def there(self) -> Sequence[int]:
+        """For each operand, how many there are; of operations that have several optional ones."""
+        sizes: Any = self.properties.get(SEGMENTS)
+        return sizes.get_values() if isinstance(sizes, DenseArrayBase) else ()
+
+    def extra(self) -> tuple[str, ...]:
+        """The names of the optional operands that are there."""
+        if self.SEGMENTED:
+            there = zip(self.OPERANDS, self.there(), strict=False)
+            return tuple(name for name, count in there if count and name in self.OPTIONAL)
+        return self.OPTIONAL[: len(self.operands) - (len(self.OPERANDS) - len(self.OPTIONAL))]
 
     @property
     def ends_body(self) -> bool:
@@ -170,67 +164,109 @@ class SpecOperation(IRDLOperation):
     def mnemonic(self) -> str:
         return self.name.removeprefix("spec.")
 
-    def verify_(self) -> None:
-        expected = self._expected()
-        actual = [value.type for value in self.outputs]
-        if expected != actual:
+    # --- parameters ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def encoded(cls, name: str, value: Any) -> Attribute:
+        try:
+            return cls.PARAMETERS[name].encode(value)
+        except VerifyException as error:
+            raise VerifyException(f"{error} as the parameter {name!r}") from error
+
+    def decoded(self) -> dict[str, Any]:
+        """The parameters that are given, as Python values."""
+        kinds = self.PARAMETERS
+        return {name: kinds[name].to_value(each) for name, each in self.properties.items() if name != SEGMENTS}
+
+    def sizes(self) -> dict[str, Dim | tuple[Dim, ...]]:
+        """The parameters that hold dimensions."""
+        kinds = self.PARAMETERS
+        sized = [name for name in self.properties if name != SEGMENTS and kinds[name].of_dims]
+        return {name: kinds[name].to_value(self.properties[name]) for name in sized}
+
+    @classmethod
+    def unknown(cls, name: str) -> str:
+        known = [*cls.PARAMETERS, *cls.OPTIONAL]
+        return f"has no parameter {name!r}" + (f", only {', '.join(known)}" if known else "")
+
+    # --- verification -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def inferred(cls, types: Sequence[TensorType | None], parameters: Mapping[str, Any]) -> Types:
+        """The result types by the shape rule; what operands and parameters of any kind do to it, in words."""
+        try:
+            return cls.infer(*types, **parameters)
+        except STUMBLED as error:
+            for name in cls.PARAMETERS:
+                if name in cls.REQUIRED and name not in parameters:
+                    raise VerifyException(f"needs the parameter {name!r}") from error
+            shown = ", ".join(str(each) for each in types if each is not None)
+            raise VerifyException(
+                f"does not take the operands ({shown}) with the parameters {dict(parameters)} ({error})"
+            ) from error
+
+    def check(self) -> None:
+        """The results are those that the shape rule gives."""
+        types = [tensor_type(value) for value in self.operands]
+        expected = self.inferred(self.placed(types), self.decoded())
+        actual = [value.type for value in self.results]
+        if list(expected) != actual:
             shown = ", ".join(str(each) for each in expected)
             raise VerifyException(f"gives ({shown}), not ({', '.join(str(each) for each in actual)})")
 
-    def _expected(self) -> list[TensorType]:
-        """The result types by the shape rule; what text of any kind can make it stumble over, in words."""
-        given = self.parameters
+    def verify_all(self, declared: Callable[[Any], None]) -> None:
+        """xDSL's verifier of what is declared, then the shape rule."""
         try:
-            return list(self.infer([tensor_type(value) for value in self.inputs], given))
-        except KeyError as error:
-            raise VerifyException(f"needs the parameter {error.args[0]!r}") from error
-        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
-            shown = ", ".join(str(value.type) for value in self.inputs)
-            raise VerifyException(
-                f"does not take the operands ({shown}) with the parameters {given} ({error})"
-            ) from error
+            declared(self)
+            if self.attributes:
+                raise VerifyException(self.unknown(next(iter(self.attributes))))
+        except VerifyException as error:
+            raise VerifyException(misfit(self, error)) from error
+        self.check()
 
     def print(self, printer: Printer) -> None:
-        attributes = dict(self.attributes)
-        symbol = attributes.get("symbol")
-        if isinstance(symbol, _SymbolRefAttr):
-            printer.print_string(f" @{symbol.root_reference.data}")
-            del attributes["symbol"]
-        printer.print_string("(")
-        printer.print_list(self.inputs, printer.print_ssa_value)
-        printer.print_string(")")
-        if attributes or self.regions:
-            printer.print_string(f" {parameter_text(attributes)}")
-        for region in self.regions:
-            printer.print_string(" ")
-            printer.print_region(region)
-        if self.outputs:
-            printer.print_string(" -> ")
-            printer.print_list(self.outputs, lambda value: printer.print_attribute(value.type))
+        form.print_operation(self, printer)
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
-        symbol = parser.parse_optional_symbol_name()
-        inputs = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_defined(parser))
-        attributes = dict(parser.parse_optional_attr_dict())
-        if symbol is not None:
-            attributes = {"symbol": _SymbolRefAttr(symbol.data), **attributes}
-        regions = [] if (body := parser.parse_optional_region()) is None else [body]
-        types = (
-            parser.parse_comma_separated_list(parser.Delimiter.NONE, parser.parse_type)
-            if parser.parse_optional_punctuation("->") is not None
-            else []
-        )
-        return cls.create(operands=inputs, result_types=types, attributes=attributes, regions=regions)
+        return form.parse_operation(cls, parser)
 
 
-def _parse_defined(parser: Parser) -> SSAValue:
-    """An operand whose definition stands above it, so that its type need not be repeated."""
-    operand = parser.parse_unresolved_operand()
-    values = parser.ssa_values.get(operand.operand_name, ())
-    if operand.index >= len(values):
-        parser.raise_error(f"%{operand.operand_name} is used before its definition", operand.span)
-    return values[operand.index]
+class ValueOperation(SpecOperation):
+    """An operation with one result."""
+
+    result = result_def(TensorType)
+
+
+def operation(cls: type[Defined]) -> type[Defined]:
+    """Decorates the class of an operation: xDSL's definition, with parameters read as Python values."""
+    cls = irdl_op_definition(cls)
+    definition = cls.get_irdl_definition()
+    kinds: dict[str, Kind[Any]] = {}
+    for name, each in definition.properties.items():
+        constraint: Any = each.constr
+        if isinstance(constraint, Kind):
+            kinds[name] = cast(Kind[Any], constraint)
+            setattr(cls, name, Accessor(name, kinds[name], not isinstance(each, OptPropertyDef), each.default_value))
+    cls.PARAMETERS = kinds
+    cls.REQUIRED = frozenset(name for name in kinds if not isinstance(definition.properties[name], OptPropertyDef))
+    cls.OPERANDS = tuple(name for name, _ in definition.operands)
+    cls.OPTIONAL = tuple(name for name, each in definition.operands if isinstance(each, OptOperandDef))
+    cls.VARIADIC = any(
+        isinstance(each, VarOperandDef) and not isinstance(each, OptOperandDef) for _, each in definition.operands
+    )
+    cls.SEGMENTED = SEGMENTS in definition.properties
+    declared = cls.verify_
+
+    def verify_(self: SpecOperation) -> None:
+        self.verify_all(declared)
+
+    cls.verify_ = verify_
+    return cls
+
+
+_NO_SEGMENTS = segments([])
+"""Keeps the place of the sizes among the properties, until they are known."""
 
 
 def tensor_type(value: SSAValue) -> TensorType:
@@ -240,19 +276,13 @@ def tensor_type(value: SSAValue) -> TensorType:
     return value.type
 
 
-def require_dim(dim: Any, *types: TensorType) -> None:
-    """`dim` is an axis of all these tensors, counted from the front."""
-    for each in types:
-        require(isinstance(dim, int) and 0 <= dim < each.rank, f"has no dimension {dim} in {each}")
-
-
-def require_parameters(parameters: Parameters, *names: str) -> None:
-    """These parameters are given; KeyError, which the verifier puts into words, names the first that is not."""
-    for name in names:
-        parameters[name]
-
-
 def require(condition: bool, message: str) -> None:
     """A condition of a shape rule."""
     if not condition:
         raise VerifyException(message)
+
+
+def require_dim(dim: int, *types: TensorType) -> None:
+    """`dim` is an axis of all these tensors, counted from the front."""
+    for each in types:
+        require(0 <= dim < each.rank, f"has no dimension {dim} in {each}")

@@ -25,7 +25,7 @@ STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def as_stored(module: ModuleOp, values: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
     """The weights of a module with the values that their storage leaves them."""
-    storages = {name: each.parameter("storage") for name, each in weights(module).items()}
+    storages = {name: each.storage for name, each in weights(module).items()}
 
     def weight(name: str) -> torch.Tensor:
         storage = storages.get(name)

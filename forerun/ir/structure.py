@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, cast
 
-import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, Region, SSAValue
-from xdsl.irdl import irdl_op_definition, traits_def
+from xdsl.irdl import region_def, traits_def, var_operand_def, var_result_def
 from xdsl.parser import Parser
 from xdsl.printer import Printer
-from xdsl.traits import IsolatedFromAbove, IsTerminator
+from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, RecursiveMemoryEffect
 
-from forerun.ir.operation import (
-    Environment,
-    Parameters,
-    SpecOperation,
+from forerun.ir.dims import Dim
+from forerun.ir.form import shown_parameters
+from forerun.ir.operation import SpecOperation, Types, operation, require
+from forerun.ir.properties import (
+    DIMENSIONS,
+    INTEGER,
+    INTEGERS,
+    SYMBOL,
+    TEXT,
     Symbol,
-    Tensors,
-    encode,
+    default,
+    optional,
+    pair,
+    parameter,
     parameter_text,
-    require,
-    tensor_type,
+    several,
 )
 from forerun.ir.types import TensorType
 
@@ -30,27 +35,21 @@ from forerun.ir.types import TensorType
 class _Declaration(SpecOperation):
     """A symbol of the module: no operands, no results."""
 
-    @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        return []
-
-    @property
-    def symbol(self) -> str:
-        return self.parameter("symbol")
+    symbol: Symbol = parameter(SYMBOL)
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" @{self.symbol}")
-        if rest := {name: each for name, each in self.attributes.items() if name != "symbol"}:
+        if rest := {name: each for name, each in shown_parameters(self).items() if name != "symbol"}:
             printer.print_string(f" {parameter_text(rest)}")
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
         symbol = parser.parse_symbol_name()
-        attributes = {"symbol": encode(Symbol(symbol.data)), **parser.parse_optional_attr_dict()}
-        return cls.create(attributes=attributes)
+        properties = {"symbol": SYMBOL.encode(Symbol(symbol.data)), **parser.parse_optional_attr_dict()}
+        return cls.create(properties=properties)
 
 
-@irdl_op_definition
+@operation
 class Weight(_Declaration):
     """A tensor of the weight store: `shape`, `dtype`. With `derived`, result `derived` of `@constants` instead.
 
@@ -59,109 +58,146 @@ class Weight(_Declaration):
 
     name = "spec.weight"
 
+    shape: tuple[Dim, ...] = parameter(DIMENSIONS)
+    dtype: str = parameter(TEXT)
+    derived: int | None = optional(INTEGER)
+    storage: str | None = optional(TEXT)
+
     @property
     def type(self) -> TensorType:
-        return TensorType.of(self.parameter("shape"), self.parameter("dtype"))
+        return TensorType.of(self.shape, self.dtype)
 
     @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        TensorType.of(parameters["shape"], parameters["dtype"])
+    def infer(
+        cls, *, symbol: Symbol, shape: Sequence[Dim], dtype: str, derived: int | None = None, storage: str | None = None
+    ) -> Types:
+        TensorType.of(shape, dtype)
         return []
 
 
-@irdl_op_definition
+@operation
 class Cache(_Declaration):
     """The cached keys and values of one attention: `heads`, `key_dim`, `value_dim` numbers a slot."""
 
     name = "spec.cache"
 
+    heads: int = parameter(INTEGER)
+    key_dim: int = parameter(INTEGER)
+    value_dim: int = parameter(INTEGER)
+
     @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        for name in ("heads", "key_dim", "value_dim"):
-            size = parameters[name]
-            require(isinstance(size, int) and size >= 1, f"{name} is 1 or more, not {size}")
+    def infer(cls, *, symbol: Symbol, heads: int, key_dim: int, value_dim: int) -> Types:
+        for name, size in (("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
+            require(size >= 1, f"{name} is 1 or more, not {size}")
         return []
 
 
-@irdl_op_definition
+@operation
 class Return(SpecOperation):
     """The results of a function."""
 
     name = "spec.return"
-    traits = traits_def(IsTerminator())
+    traits = traits_def(IsTerminator(), Pure())
+
+    inputs = var_operand_def(TensorType)
 
     @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+    def infer(cls, *inputs: TensorType) -> Types:
         return []
 
 
-@irdl_op_definition
+@operation
 class Yield(SpecOperation):
     """The results of a kernel."""
 
     name = "spec.yield"
-    traits = traits_def(IsTerminator())
+    traits = traits_def(IsTerminator(), Pure())
+
+    inputs = var_operand_def(TensorType)
 
     @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
+    def infer(cls, *inputs: TensorType) -> Types:
         return []
 
 
-@irdl_op_definition
+@operation
 class Kernel(SpecOperation):
-    """What one launch computes: a body over the operands, closed by `spec.yield`. `kind` names the template."""
+    """What one launch computes: a body over the operands, closed by `spec.yield`. `kind` names the template.
+
+    `branch` is the residual branch that it belongs to, `stream` the number of its first result in the residual stream,
+    `offsets` where its results lie in the arena, in bytes.
+    """
 
     name = "spec.kernel"
+    traits = traits_def(RecursiveMemoryEffect())
+
+    inputs = var_operand_def(TensorType)
+    outputs = var_result_def(TensorType)
+    region = region_def("single_block")
+    kind: str = parameter(TEXT)
+    branch: int | None = optional(INTEGER)
+    stream: int | None = optional(INTEGER)
+    offsets: tuple[int, ...] = default(INTEGERS, ())
 
     @classmethod
     def of(cls, inputs: Sequence[SSAValue], body: Region, **parameters: Any) -> Self:
         last = body.block.last_op
         assert isinstance(last, Yield)
-        return cls.raw(inputs, [tensor_type(value) for value in last.inputs], parameters, body)
+        given = {name: each for name, each in parameters.items() if each is not None}
+        return cls.create(
+            operands=inputs,
+            result_types=[value.type for value in last.inputs],
+            properties={name: cls.encoded(name, each) for name, each in given.items()},
+            regions=[body],
+        )
 
-    @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        return []
-
-    def verify_(self) -> None:
+    def check(self) -> None:
         """The module verifier checks a kernel's results against its `spec.yield`."""
 
     @property
     def body(self) -> list[SpecOperation]:
         """Its operations, without the terminator."""
-        return [each for each in operations(self.regions[0].block) if not each.ends_body]
+        return [each for each in operations(self.region.block) if not each.ends_body]
 
     @property
     def yielded(self) -> list[SSAValue]:
-        last = self.regions[0].block.last_op
+        last = self.region.block.last_op
         return [] if last is None else list(last.operands)
 
 
-@irdl_op_definition
+@operation
 class Function(SpecOperation):
-    """A function of the module: `spec.func @name(%a: type, ...) { ... spec.return(...) }`."""
+    """A function of the module: `spec.func @name(%a: type, ...) { ... spec.return(...) }`.
+
+    `branches` are the layer and the kind of its residual branches; `arena` bytes are what its kernels' results take
+    together at `max_rows` rows and `max_outputs` rows of logits.
+    """
 
     name = "spec.func"
     traits = traits_def(IsolatedFromAbove())
+
+    region = region_def("single_block")
+    symbol: Symbol = parameter(SYMBOL)
+    branches: tuple[tuple[int, str], ...] = default(
+        several(pair(INTEGER, TEXT, "a layer and a kind"), "layers and kinds"), ()
+    )
+    arena: int | None = optional(INTEGER)
+    max_rows: int | None = optional(INTEGER)
+    max_outputs: int | None = optional(INTEGER)
 
     @classmethod
     def of(cls, name: str, arguments: Sequence[tuple[str, TensorType]]) -> Self:
         block = Block(arg_types=[each for _, each in arguments])
         for argument, (hint, _) in zip(block.args, arguments, strict=True):
             argument.name_hint = hint
-        return cls.raw([], [], {"symbol": Symbol(name)}, Region(block))
+        return cls.create(properties={"symbol": SYMBOL.encode(Symbol(name))}, regions=[Region(block)])
 
-    @classmethod
-    def infer(cls, types: Sequence[TensorType], parameters: Parameters) -> Sequence[TensorType]:
-        return []
-
-    @property
-    def symbol(self) -> str:
-        return self.parameter("symbol")
+    def check(self) -> None:
+        """The module verifier checks functions."""
 
     @property
     def block(self) -> Block:
-        return self.regions[0].block
+        return self.region.block
 
     @property
     def body(self) -> list[SpecOperation]:
@@ -184,21 +220,18 @@ class Function(SpecOperation):
         printer.print_string(f" @{self.symbol}(")
         printer.print_list(self.block.args, lambda argument: _print_argument(printer, argument))
         printer.print_string(") ")
-        if rest := {name: each for name, each in self.attributes.items() if name != "symbol"}:
+        if rest := {name: each for name, each in shown_parameters(self).items() if name != "symbol"}:
             printer.print_string(f"attributes {parameter_text(rest)} ")
-        printer.print_region(self.regions[0], print_entry_block_args=False)
+        printer.print_region(self.region, print_entry_block_args=False)
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
         symbol = parser.parse_symbol_name()
         arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: parser.parse_argument())
         given = parser.parse_optional_attr_dict_with_keyword()
-        attributes = {"symbol": encode(Symbol(symbol.data)), **({} if given is None else given.data)}
+        properties = {"symbol": SYMBOL.encode(Symbol(symbol.data)), **({} if given is None else given.data)}
         body = parser.parse_region(arguments)
-        return cls.create(attributes=attributes, regions=[body])
-
-    def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> Tensors:
-        raise NotImplementedError("forerun.ir.interpreter evaluates functions")
+        return cls.create(properties=properties, regions=[body])
 
 
 def _print_argument(printer: Printer, argument: SSAValue) -> None:

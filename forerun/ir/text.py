@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from io import StringIO
 
-from xdsl.context import Context
-from xdsl.dialects.builtin import Builtin, ModuleOp
-from xdsl.ir import Dialect, Operation
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import ParseError
 
 from forerun.errors import VerificationError
-from forerun.ir import decoder, ops, structure
-from forerun.ir.operation import SpecOperation
-from forerun.ir.types import TensorType
-
-OPERATIONS: list[type[Operation]] = [
-    each
-    for source in (structure, ops, decoder)
-    for _, each in inspect.getmembers(source, inspect.isclass)
-    if issubclass(each, SpecOperation) and each.__module__ == source.__name__ and hasattr(each, "name")
-]
-
-SPEC = Dialect("spec", OPERATIONS, [TensorType])
-
-
-def load_dialects(context: Context) -> None:
-    """Let an xDSL context know `builtin` and `spec`."""
-    context.load_dialect(Builtin)
-    context.load_dialect(SPEC)
-
-
-def context() -> Context:
-    """An xDSL context that knows `builtin` and `spec`."""
-    known = Context()
-    load_dialects(known)
-    return known
+from forerun.ir.dialect import context
 
 
 def print_ir(operation: Operation, generic: bool = False, locations: bool = False) -> str:

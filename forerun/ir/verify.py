@@ -14,8 +14,9 @@ from xdsl.utils.exceptions import VerifyException
 from forerun.errors import VerificationError
 from forerun.ir import dims as dimensions
 from forerun.ir.decoder import CacheWrite, TreeAttention
+from forerun.ir.elementwise import Parameter
+from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
-from forerun.ir.ops import Parameter
 from forerun.ir.storage import STORAGES
 from forerun.ir.structure import Cache, Function, Kernel, Return, Weight, Yield, caches, functions, operations, weights
 from forerun.ir.text import print_ir
@@ -34,6 +35,8 @@ def verify(module: ModuleOp) -> None:
         seen.add(operation.symbol)
         if not isinstance(operation, Function):
             _check_alone(operation)
+        elif wrong := wrong_parameter(operation):
+            raise VerificationError(f"@{operation.symbol} {wrong}.")
         elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
             raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
     declared_weights, declared_caches = weights(module), caches(module)
@@ -50,12 +53,12 @@ def verify(module: ModuleOp) -> None:
 
 def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
     for name, each in declared.items():
-        index = each.parameter("derived")
+        index = each.derived
         if index is None:
             continue
         constants = functions(module).get("constants")
         results = [] if constants is None else constants.returned
-        if not isinstance(index, int) or not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
+        if not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
             raise VerificationError(
                 f"weight @{name} is no result of @constants with type {each.type}; derive it there."
             )
@@ -63,7 +66,7 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
 
 def _check_stored(declared: dict[str, Weight]) -> None:
     for name, each in declared.items():
-        storage = each.parameter("storage")
+        storage = each.storage
         if storage is None:
             continue
         if storage not in STORAGES:
@@ -89,8 +92,8 @@ def _check(
         unknown = {dimensions.symbol(dim) for dim in tensor_type(value).dims} - names - {""}
         if unknown:
             raise _fault(operation, f"has the dimension {sorted(unknown)[0]}, which no argument of its function has")
-    symbol = operation.parameter("symbol")
     if isinstance(operation, Parameter):
+        symbol = operation.symbol
         if symbol not in declared_weights:
             raise _fault(operation, f"reads the weight @{symbol}, which the module does not declare")
         if declared_weights[symbol].type != operation.result.type:
@@ -98,6 +101,7 @@ def _check(
                 operation, f"reads @{symbol} as {operation.result.type}, declared {declared_weights[symbol].type}"
             )
     if isinstance(operation, CacheWrite | TreeAttention):
+        symbol = operation.symbol
         if symbol not in declared_caches:
             raise _fault(operation, f"uses the cache @{symbol}, which the module does not declare")
         _check_cache(operation, declared_caches[symbol])
@@ -115,13 +119,14 @@ def _check_alone(operation: SpecOperation) -> None:
 
 def _check_cache(operation: CacheWrite | TreeAttention, cache: Cache) -> None:
     """Heads and numbers a head are those of the cache; a query's heads share them evenly."""
-    heads, key_dim, value_dim = (cache.parameter(name) for name in ("heads", "key_dim", "value_dim"))
-    first = tensor_type(operation.operands[0]).dims
+    heads, key_dim, value_dim = cache.heads, cache.key_dim, cache.value_dim
     if isinstance(operation, CacheWrite):
-        fits = first[1:] == (heads, key_dim) and tensor_type(operation.operands[1]).dims[1:] == (heads, value_dim)
+        keys, values = tensor_type(operation.keys).dims, tensor_type(operation.values).dims
+        fits = keys[1:] == (heads, key_dim) and values[1:] == (heads, value_dim)
     else:
-        shares = isinstance(first[1], int) and first[1] % heads == 0
-        fits = shares and first[2] == key_dim and operation.parameter("value_dim") == value_dim
+        _, queries, dim = tensor_type(operation.query).dims
+        shares = isinstance(queries, int) and queries % heads == 0
+        fits = shares and dim == key_dim and operation.value_dim == value_dim
     if not fits:
         raise _fault(
             operation, f"does not fit the cache @{cache.symbol} of {heads} heads with {key_dim} and {value_dim} numbers"
@@ -131,9 +136,7 @@ def _check_cache(operation: CacheWrite | TreeAttention, cache: Cache) -> None:
 def _check_kernel(
     kernel: Kernel, names: set[str], declared_weights: dict[str, Weight], declared_caches: dict[str, Cache]
 ) -> None:
-    if len(kernel.regions) != 1 or len(kernel.regions[0].blocks) != 1:
-        raise _fault(kernel, "does not have one block as its body")
-    block = kernel.regions[0].block
+    block = kernel.region.block
     if not isinstance(block.last_op, Yield):
         raise _fault(kernel, "does not end in spec.yield")
     if [each.type for each in block.args] != [each.type for each in kernel.operands]:

@@ -25,7 +25,8 @@ from forerun.ir import Attention, SSAValue
 from forerun.passes.base import PassContext
 from forerun.passes.lengths import shorter_lengths
 from forerun.passes.matching import HIDDEN
-from forerun.passes.pairwise import BUDGET, Pairs, Span
+from forerun.passes.pair_rules import Span
+from forerun.passes.pairwise import BUDGET, Pairs
 from forerun.passes.sequence_axis import look_ahead, place
 
 SMALL = 128
@@ -179,7 +180,7 @@ def _steps(first: torch.Tensor, attention: Attention) -> Steps | None:
     """The table of first visible positions as a formula, checked on all rows; None for zeros."""
     if not bool(first.any()):
         return None
-    start, *later = (first.diff().nonzero()[:2, 0] + 1).tolist()
+    start, *later = (int(each) + 1 for each in first.diff().nonzero()[:2, 0])
     every = later[0] - start if later else len(first)
     steps = Steps(start, int(first[start]), every, int(first[later[0]] - first[start]) if later else int(first[start]))
     if not torch.equal(steps.table(torch.arange(len(first))), first):

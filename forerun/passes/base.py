@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 
@@ -79,7 +79,8 @@ class Pass(ModulePass):
     def __post_init__(self) -> None:
         for each in fields(self):
             value, least = getattr(self, each.name), each.metadata.get("least")
-            if isinstance(value, bool) or (isinstance(value, tuple) and any(isinstance(part, bool) for part in value)):
+            parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, bool) for part in parts):
                 raise InvalidOptionError(f"{self.name} takes numbers as {each.name}, not {value}.")
             if least is not None and not least <= value <= each.metadata["most"]:
                 span = f"from {least} to {each.metadata['most']}"

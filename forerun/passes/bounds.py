@@ -8,17 +8,16 @@ that are not monotone) nothing is known: None.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from forerun.ir import COMPARISONS, FUNCTIONS
+from forerun.ir import COMPARISONS, FUNCTIONS, FunctionTable, refused
 
 Bounds = tuple[torch.Tensor, torch.Tensor]
 """The least and the largest value, elementwise."""
-
-INCREASING = frozenset({"floor", "ceil", "round", "relu", "sign"})
-CORNERS = frozenset({"add", "sub", "mul", "div", "floor_div", "max", "min"})
-"""Monotone in each operand, where a divisor keeps its sign."""
+Rule = Callable[..., Bounds | None]
+"""Bounds of the result from the function's name and the operands' bounds."""
 
 
 def known(low: torch.Tensor, high: torch.Tensor) -> Bounds | None:
@@ -36,18 +35,11 @@ def bound_map(function: str, inputs: list[Bounds | None]) -> Bounds | None:
     """Bounds of an elementwise function; None where nothing is known."""
     if function == "where":
         return _where(*inputs)
-    if any(each is None for each in inputs):
-        return None
     given = [each for each in inputs if each is not None]
-    if all(each[0].dtype == torch.bool for each in given):
-        return _logic(function, given)
-    if function in COMPARISONS:
-        return _compare(function, *given)
-    if function in INCREASING:
-        return known(*(FUNCTIONS[function][1](each) for each in given[0]))
-    if function == "neg":
-        return -given[0][1], -given[0][0]
-    return _corners(function, *given) if function in CORNERS else None
+    if len(given) < len(inputs):
+        return None
+    of_truths = all(each[0].dtype == torch.bool for each in given)
+    return (TRUTHS if of_truths else NUMBERS)[function](function, *given)
 
 
 def bound_cast(given: Bounds | None, dtype: torch.dtype) -> Bounds | None:
@@ -78,16 +70,33 @@ def _where(condition: Bounds | None, x: Bounds | None, y: Bounds | None) -> Boun
     return low, torch.where(certain, x[1], torch.where(possible, torch.maximum(x[1], y[1]), y[1]))
 
 
-def _logic(function: str, inputs: list[Bounds]) -> Bounds | None:
-    if function == "not":
-        return ~inputs[0][1], ~inputs[0][0]
-    if function in ("and", "or"):
-        return FUNCTIONS[function][1](inputs[0][0], inputs[1][0]), FUNCTIONS[function][1](inputs[0][1], inputs[1][1])
-    if function not in ("xor", "eq", "ne"):
-        return None
-    (a, a_high), (b, b_high) = inputs
-    value, doubt = FUNCTIONS[function][1](a, b), (a ^ a_high) | (b ^ b_high)
+def _ends(function: str, *inputs: Bounds) -> Bounds | None:
+    """Bounds of a function of truth values that no operand's truth makes false."""
+    meaning = FUNCTIONS[function][1]
+    return meaning(*(low for low, _ in inputs)), meaning(*(high for _, high in inputs))
+
+
+def _not(function: str, a: Bounds) -> Bounds | None:
+    return ~a[1], ~a[0]
+
+
+def _where_certain(function: str, a: Bounds, b: Bounds) -> Bounds | None:
+    """The function's truth value where both operands have one, in doubt elsewhere."""
+    value, doubt = FUNCTIONS[function][1](a[0], b[0]), (a[0] ^ a[1]) | (b[0] ^ b[1])
     return value & ~doubt, value | doubt
+
+
+def _increasing(function: str, a: Bounds) -> Bounds | None:
+    return known(*(FUNCTIONS[function][1](each) for each in a))
+
+
+def _neg(function: str, a: Bounds) -> Bounds | None:
+    return -a[1], -a[0]
+
+
+def unknown(function: str, *inputs: Bounds) -> Bounds | None:
+    """Nothing is known of the result, whatever the operands are."""
+    return None
 
 
 def _compare(function: str, a: Bounds, b: Bounds) -> Bounds:
@@ -103,6 +112,7 @@ def _compare(function: str, a: Bounds, b: Bounds) -> Bounds:
 
 
 def _corners(function: str, a: Bounds, b: Bounds) -> Bounds | None:
+    """Bounds of a function that is monotone in each operand, where a divisor keeps its sign."""
     if function in ("div", "floor_div") and bool(((b[0] <= 0) & (b[1] >= 0)).any()):
         return None
     if not a[0].dtype.is_floating_point:
@@ -112,7 +122,7 @@ def _corners(function: str, a: Bounds, b: Bounds) -> Bounds | None:
             return None
     elif function == "floor_div" or (function in ("mul", "div") and (_infinite(a) or _infinite(b)) and _mixed(a, b)):
         return None
-    corners = torch.stack(torch.broadcast_tensors(*(FUNCTIONS[function][1](*each) for each in itertools.product(a, b))))
+    corners = torch.stack([FUNCTIONS[function][1](*each) for each in itertools.product(a, b)])
     return known(corners.amin(0), corners.amax(0))
 
 
@@ -123,3 +133,42 @@ def _infinite(given: Bounds) -> bool:
 def _mixed(*inputs: Bounds) -> bool:
     """Whether a zero may be among the values: zero times infinity is no number."""
     return any(bool(((low <= 0) & (high >= 0)).any()) for low, high in inputs)
+
+
+def _rules(given: Mapping[Rule, Iterable[str]]) -> dict[str, Rule]:
+    return {name: rule for rule, names in given.items() for name in names}
+
+
+NO_BOUNDS = (
+    "remainder", "pow", "abs", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "sin",
+    "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "softplus", "log_sigmoid",
+)  # fmt: skip
+"""Functions whose results are evaluated one by one: masks are seldom made of them."""
+CHOICE = {"where": refused("the function {name} is bounded by its condition")}
+
+NUMBERS: FunctionTable[Rule] = FunctionTable(
+    "bounds of functions of numbers",
+    CHOICE
+    | _rules(
+        {
+            _corners: ("add", "sub", "mul", "div", "floor_div", "max", "min"),
+            _compare: COMPARISONS,
+            _increasing: ("floor", "ceil", "round", "relu", "sign"),
+            _neg: ("neg",),
+            unknown: ("and", "or", "xor", "not", *NO_BOUNDS),
+        }
+    ),
+)
+TRUTHS: FunctionTable[Rule] = FunctionTable(
+    "bounds of functions of truth values",
+    CHOICE
+    | _rules({
+        _ends: ("and", "or"),
+        _not: ("not",),
+        _where_certain: ("xor", "eq", "ne"),
+        unknown: (
+            "add", "sub", "mul", "div", "floor_div", "max", "min", "lt", "le", "gt", "ge", "neg", "sign", "floor",
+            "ceil", "round", "relu", *NO_BOUNDS,
+        ),
+    }),
+)  # fmt: skip

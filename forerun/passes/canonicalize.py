@@ -1,4 +1,9 @@
-"""canonicalize: one spelling for what means the same; duplicates and dead code are removed."""
+"""canonicalize: one spelling for what means the same; duplicates and dead code are removed.
+
+xDSL's own elimination of common subexpressions and of dead code gives the same IR in 1.8 times the time (0.47 s instead
+of 0.26 s over the pipeline of a 30-layer model): it hashes an operation several times, and looks into kernels, which
+were clean before they became kernels. So both are written here, for one block.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,6 @@ from forerun.ir import (
     Context,
     Function,
     Gather,
-    Kernel,
     Linear,
     Map,
     MatMul,
@@ -33,6 +37,8 @@ from forerun.ir import (
     Transpose,
     broadcast_dims,
     functions,
+    is_pure,
+    only_reads,
     op_type_rewrite_pattern,
     tensor_type,
     torch_dtype,
@@ -50,18 +56,12 @@ class FoldConstants(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map | Cast, rewriter: PatternRewriter) -> None:
-        constants = [defined_by(each, Constant) for each in op.inputs]
-        if not all(constants):
+        constants = [each for value in op.operands if (each := defined_by(value, Constant)) is not None]
+        if len(constants) != len(op.operands):
             return
-        values = [
-            torch.tensor(each.parameter("value"), dtype=torch_dtype(each.parameter("dtype")))
-            for each in constants
-            if each
-        ]
+        values = [torch.tensor(each.value, dtype=torch_dtype(each.dtype)) for each in constants]
         dtype = tensor_type(op.result).dtype
-        result = (
-            FUNCTIONS[op.parameter("function")][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
-        )
+        result = FUNCTIONS[op.function][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
         if not math.isfinite(result.item()):
             return
         replace(rewriter, op, Builder.before(op, rewriter).constant(result.item(), dtype))
@@ -72,11 +72,11 @@ class DropNeutral(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
-        neutral = NEUTRAL.get(op.parameter("function"))
+        neutral = NEUTRAL.get(op.function)
         if neutral is None:
             return
         orders = [tuple(op.inputs)]
-        if op.parameter("function") in ("add", "mul"):
+        if op.function in ("add", "mul"):
             orders.append(tuple(reversed(op.inputs)))
         for value, other in orders:
             if number(other) == neutral and not isinstance(number(other), bool) and value.type == op.result.type:
@@ -90,12 +90,12 @@ class SimplifyPower(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
         build = Builder.before(op, rewriter)
-        if op.parameter("function") == "reciprocal" and defined_by(op.inputs[0], Map) is not None:
+        if op.function == "reciprocal" and defined_by(op.inputs[0], Map) is not None:
             root = defined_by(op.inputs[0], Map)
-            if root is not None and root.parameter("function") == "sqrt":
+            if root is not None and root.function == "sqrt":
                 replace(rewriter, op, build.map("rsqrt", root.inputs[0]))
             return
-        if op.parameter("function") != "pow":
+        if op.function != "pow":
             return
         base, exponent = op.inputs
         if base.type != op.result.type:
@@ -123,9 +123,9 @@ class DropBroadcast(RewritePattern):
             if wide is None:
                 continue
             narrow = [*op.inputs]
-            narrow[place] = wide.inputs[0]
+            narrow[place] = wide.x
             if broadcast_dims([tensor_type(each).dims for each in narrow]) == tensor_type(op.result).dims:
-                replace(rewriter, op, Map.make(*narrow, **op.parameters))
+                replace(rewriter, op, op.remade(narrow))
                 return
 
 
@@ -134,7 +134,7 @@ class MergeViews(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Reshape | Broadcast | Transpose | Cast, rewriter: PatternRewriter) -> None:
-        source = op.inputs[0]
+        source = op.x
         if source.type == op.result.type and not _moves(op):
             replace(rewriter, op, source)
             return
@@ -146,10 +146,11 @@ class MergeViews(RewritePattern):
             return
         assert isinstance(inner, Reshape | Broadcast | Transpose)
         if isinstance(op, Transpose):
-            outer, first = op.parameter("permutation"), inner.parameter("permutation")
-            replace(rewriter, op, Transpose.make(inner.inputs[0], permutation=tuple(first[each] for each in outer)))
+            assert isinstance(inner, Transpose)
+            permutation = tuple(inner.permutation[each] for each in op.permutation)
+            replace(rewriter, op, Transpose.make(inner.x, permutation=permutation))
         else:
-            replace(rewriter, op, type(op).make(inner.inputs[0], shape=op.parameter("shape")))
+            replace(rewriter, op, op.remade([inner.x]))
 
 
 def _moves(op: SpecOperation) -> bool:
@@ -157,8 +158,8 @@ def _moves(op: SpecOperation) -> bool:
 
 
 def _only_moves_units(op: Transpose) -> bool:
-    dims = tensor_type(op.inputs[0]).dims
-    moved = [axis for axis in op.parameter("permutation") if dims[axis] != 1]
+    dims = tensor_type(op.x).dims
+    moved = [axis for axis in op.permutation if dims[axis] != 1]
     return moved == sorted(moved)
 
 
@@ -167,16 +168,14 @@ class MergeSlices(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Slice, rewriter: PatternRewriter) -> None:
-        if op.result.type == op.inputs[0].type:
-            replace(rewriter, op, op.inputs[0])
+        if op.result.type == op.x.type:
+            replace(rewriter, op, op.x)
             return
-        inner = defined_by(op.inputs[0], Slice)
-        if inner is None or inner.parameter("dim") != op.parameter("dim"):
+        inner = defined_by(op.x, Slice)
+        if inner is None or inner.dim != op.dim or inner.step != 1:
             return
-        if inner.parameter("step", 1) != 1:
-            return
-        start, stop = (dimensions.add(op.parameter(bound), inner.parameter("start")) for bound in ("start", "stop"))
-        replace(rewriter, op, Slice.make(inner.inputs[0], **{**op.parameters, "start": start, "stop": stop}))
+        start, stop = (dimensions.add(bound, inner.start) for bound in (op.start, op.stop))
+        replace(rewriter, op, op.remade([inner.x], start=start, stop=stop))
 
 
 class LinearFromMatMul(RewritePattern):
@@ -184,7 +183,7 @@ class LinearFromMatMul(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
-        x, matrix = op.inputs
+        x, matrix = op.a, op.b
         if tensor_type(matrix).rank != 2 or symbols(matrix) or not symbols(x):
             return
         weight = Builder.before(op, rewriter).transpose(matrix, (1, 0))
@@ -196,17 +195,17 @@ class BiasIntoLinear(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
-        if op.parameter("function") != "add":
+        if op.function != "add":
             return
         for value, bias in (tuple(op.inputs), tuple(reversed(op.inputs))):
             linear = defined_by(value, Linear)
-            if linear is None or len(linear.inputs) != 2 or not used_once(value):
+            if linear is None or linear.bias is not None or not used_once(value):
                 continue
             outputs = tensor_type(value).dims[-1]
             if symbols(bias) or not is_vector(bias, outputs) or op.result.type != value.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(bias, (outputs,))
-            replace(rewriter, op, Linear.make(*linear.inputs, vector))
+            replace(rewriter, op, Linear.make(linear.x, linear.weight, vector))
             return
 
 
@@ -215,18 +214,18 @@ class SinkTranspose(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Transpose, rewriter: PatternRewriter) -> None:
-        rotary = defined_by(op.inputs[0], Rotary)
-        inner = None if rotary is None else defined_by(rotary.inputs[0], Transpose)
+        rotary = defined_by(op.x, Rotary)
+        inner = None if rotary is None else defined_by(rotary.x, Transpose)
         if rotary is None or inner is None or not used_once(rotary.result):
             return
-        outer, first = op.parameter("permutation"), inner.parameter("permutation")
+        outer, first = op.permutation, inner.permutation
         if [first[each] for each in outer] != list(range(len(outer))):
             return
-        if any(tensor_type(each).rank != len(outer) for each in rotary.inputs):
+        if any(tensor_type(each).rank != len(outer) for each in rotary.operands):
             return
         build = Builder.before(op, rewriter)
-        tables = [build.transpose(each, outer) for each in rotary.inputs[1:]]
-        replace(rewriter, op, Rotary.make(inner.inputs[0], *tables))
+        cos, sin = build.transpose(rotary.cos, outer), build.transpose(rotary.sin, outer)
+        replace(rewriter, op, Rotary.make(inner.x, cos, sin))
 
 
 class IndexWithoutCast(RewritePattern):
@@ -234,13 +233,13 @@ class IndexWithoutCast(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Gather, rewriter: PatternRewriter) -> None:
-        for place, index in enumerate(op.inputs[1:], start=1):
+        for place, index in enumerate(op.indices):
             cast = defined_by(index, Cast)
-            if cast is None or tensor_type(cast.inputs[0]).dtype not in ("i32", "i64"):
+            if cast is None or tensor_type(cast.x).dtype not in ("i32", "i64"):
                 continue
-            inputs = [*op.inputs]
-            inputs[place] = cast.inputs[0]
-            replace(rewriter, op, Gather.make(*inputs))
+            indices = [*op.indices]
+            indices[place] = cast.x
+            replace(rewriter, op, Gather.make(op.table, *indices))
             return
 
 
@@ -249,9 +248,9 @@ class SliceOfConstantIndex(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Gather, rewriter: PatternRewriter) -> None:
-        if len(op.inputs) != 2:
+        if len(op.indices) != 1:
             return
-        table, index = op.inputs
+        table, (index,) = op.table, op.indices
         row, size = number(index), tensor_type(table).dims[0]
         if row is None or not isinstance(size, int):
             return
@@ -279,16 +278,24 @@ PATTERNS: list[RewritePattern] = [
 
 
 def eliminate_common(body: list[SpecOperation]) -> None:
-    """Replace an operation by an earlier equal one (same class, operands, parameters and types)."""
+    """Replace an operation by an earlier equal one (same class, operands, parameters and types).
+
+    One that reads what others write has an equal one only if nothing was written in between.
+    """
     seen: dict[Hashable, SpecOperation] = {}
+    writes = 0
     for each in body:
-        if each.WRITES or each.ends_body or each.regions:
+        if each.ends_body or each.regions:
+            continue
+        if not only_reads(each):
+            writes += 1
             continue
         key = (
             type(each),
             tuple(each.operands),
-            tuple(sorted(each.attributes.items())),
+            tuple(sorted(each.properties.items())),
             tuple(v.type for v in each.results),
+            0 if is_pure(each) else writes,
         )
         first = seen.setdefault(key, each)
         if first is not each:
@@ -300,8 +307,7 @@ def eliminate_common(body: list[SpecOperation]) -> None:
 def eliminate_dead(body: list[SpecOperation]) -> None:
     """Remove operations without effect whose results nobody uses."""
     for each in reversed(body):
-        effects = each.WRITES or (isinstance(each, Kernel) and any(inner.WRITES for inner in each.body))
-        if not effects and not each.ends_body and not any(value.uses for value in each.results):
+        if not each.ends_body and not any(value.uses for value in each.results) and only_reads(each):
             Rewriter.erase_op(each)
 
 

@@ -18,35 +18,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import ClassVar
 
+from forerun import ir
 from forerun.ir import (
     Block,
-    Broadcast,
     Builder,
-    Constant,
     Context,
     Function,
     Gather,
     InsertPoint,
     Kernel,
-    LayerNorm,
     Linear,
     ModuleOp,
     Parameter,
     Region,
     Reshape,
+    Return,
     Rewriter,
-    RMSNorm,
-    Slice,
-    Softmax,
     SpecOperation,
     SSAValue,
-    TopK,
-    Transpose,
-    TreeAttention,
     Yield,
-    encode,
+    each_of,
+    refused,
     tensor_type,
 )
 from forerun.passes.base import Needs, Pass, function_named, pass_context
@@ -54,8 +49,37 @@ from forerun.passes.canonicalize import clean
 from forerun.passes.residual import Residual, residual
 from forerun.passes.substitute import clone_with
 
-VIEWS = (Reshape, Transpose, Slice, Broadcast, Constant, Parameter)
-ROW_REDUCTIONS = (RMSNorm, LayerNorm, Softmax)
+
+class Role(Enum):
+    """What an operation does in a kernel."""
+
+    VIEW = auto()  # every kernel that reads it has its own copy
+    LOOKUP = auto()  # likewise in a positional table; else it is row-wise
+    LINEAR = auto()
+    ATTENTION = auto()
+    CHOICE = auto()
+    NORM = auto()  # stands in front of the linears that read it, where nothing else does
+    ROW_WISE = auto()
+    END = auto()
+
+
+ROLES: ir.OperationTable[Role] = ir.OperationTable(
+    "roles in kernels",
+    {
+        **each_of(Role.VIEW, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Constant, ir.Parameter),
+        Gather: Role.LOOKUP,
+        Linear: Role.LINEAR,
+        ir.TreeAttention: Role.ATTENTION,
+        ir.TopK: Role.CHOICE,
+        **each_of(Role.NORM, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
+        **each_of(Role.ROW_WISE, ir.Map, ir.Cast, ir.Iota, ir.Reduce, ir.Scan, ir.Concat, ir.TakeAlong, ir.MatMul),
+        **each_of(Role.ROW_WISE, ir.Rotary, ir.CacheWrite),
+        Return: Role.END,
+        ir.Attention: refused("attends over a whole sequence; run insert-kv-cache before fuse-kernels"),
+        **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
+        **each_of(refused("stands in no function"), Function, ir.Weight, ir.Cache),
+    },
+)
 
 
 @dataclass
@@ -80,7 +104,7 @@ class FuseKernels(Pass):
         kinds = Counter(each.kind for each in found.branches)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         if found.branches:
-            step.attributes["branches"] = encode([(each.layer, each.kind) for each in found.branches])
+            step.branches = tuple((each.layer, each.kind) for each in found.branches)
         pass_context(ctx).note(f"residual branches: {counted}" if counted else "no residual stream")
         groups = group(step, found)
         _Emitter(step, groups, found).emit()
@@ -108,10 +132,11 @@ def group(step: Function, found: Residual) -> list[Group]:
 
     returned = {each.owner for each in step.returned}
     for operation in step.body:
-        if operation.ends_body or (inline(operation) and operation not in returned):
+        role = ROLES.of(operation)
+        if role is Role.END or (inline(operation) and operation not in returned):
             continue
         if isinstance(operation, Linear):
-            x = operation.inputs[0], branch_of.get(operation)
+            x = operation.x, branch_of.get(operation)
             if x in linear_on:
                 join(linear_on[x], operation)
                 continue
@@ -122,16 +147,16 @@ def group(step: Function, found: Residual) -> list[Group]:
                     del waiting[producer]
                     join(linear_on[x], producer)
             join(linear_on[x], operation)
-        elif isinstance(operation, TreeAttention):
+        elif role is Role.ATTENTION:
             start("attention", operation)
-        elif isinstance(operation, TopK):
+        elif role is Role.CHOICE:
             index = latest(operation)
             if index >= 0 and groups[index].kind == "linear" and groups[index].branch == branch_of.get(operation):
                 join(index, operation)
                 groups[index].kind = "head"
             else:
                 start("topk", operation)
-        elif isinstance(operation, ROW_REDUCTIONS) and _feeds_one_linear_input(operation):
+        elif role is Role.NORM and _feeds_one_linear_input(operation):
             waiting[operation] = None
         else:
             index = latest(operation)
@@ -149,14 +174,13 @@ def _takes(group: Group, branch: int | None) -> bool:
 def inline(operation: SpecOperation) -> bool:
     """Whether a kernel copies an operation instead of reading its result from memory."""
     if isinstance(operation, Gather):
-        table, *_ = operation.inputs
-        return isinstance(table.owner, Parameter) and all(_from_positions(each) for each in operation.inputs[1:])
-    return isinstance(operation, VIEWS)
+        return isinstance(operation.table.owner, Parameter) and all(map(_from_positions, operation.indices))
+    return ROLES.of(operation) is Role.VIEW
 
 
 def _from_positions(index: SSAValue) -> bool:
-    while isinstance(index.owner, SpecOperation) and isinstance(index.owner, Reshape):
-        index = index.owner.inputs[0]
+    while isinstance(index.owner, Reshape):
+        index = index.owner.x
     return not isinstance(index.owner, SpecOperation) and index.name_hint == "positions"
 
 
@@ -177,7 +201,7 @@ def producers(operation: SpecOperation) -> list[SpecOperation]:
 
 def _feeds_one_linear_input(operation: SpecOperation) -> bool:
     users = [use.operation for use in operation.results[0].uses]
-    return bool(users) and all(isinstance(each, Linear) and each.inputs[0] is operation.results[0] for each in users)
+    return bool(users) and all(isinstance(each, Linear) and each.x is operation.results[0] for each in users)
 
 
 class _Emitter:
@@ -228,10 +252,9 @@ class _Emitter:
         for operation in body:
             clone_with(operation, values, {}, build)
         build.emit(Yield.make(*(values[each] for each in results)))
-        marks = {"branch": group.branch} if group.branch is not None else {}
-        if results and results[0] in self.stream:
-            marks["stream"] = self.stream[results[0]]
-        return Kernel.of([self.outside[each] for each in inputs], Region(block), kind=group.kind, **marks)
+        stream = self.stream.get(results[0]) if results else None
+        outside = [self.outside[each] for each in inputs]
+        return Kernel.of(outside, Region(block), kind=group.kind, branch=group.branch, stream=stream)
 
     def with_inlined(self, members: Iterable[SpecOperation]) -> list[SpecOperation]:
         """A group's operations and what it copies, in program order."""

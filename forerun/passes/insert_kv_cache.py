@@ -6,9 +6,11 @@ token of a sequence whose earlier positions lie in the cache. The rows write the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
     Attention,
@@ -16,27 +18,35 @@ from forerun.ir import (
     Cache,
     CacheWrite,
     Cast,
+    Concat,
     Context,
     Dim,
     Function,
     InsertPoint,
     Iota,
     ModuleOp,
+    Reduce,
     Return,
+    Scan,
+    Slice,
+    Softmax,
     SpecOperation,
     SSAValue,
     Symbol,
+    TakeAlong,
     TensorType,
     TreeAttention,
+    each_of,
     neighbourhood,
+    refused,
     tensor_type,
 )
 from forerun.ir import dims as dimensions
 from forerun.passes.base import Needs, Pass, function_named, option
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE
-from forerun.passes.sequence_axis import sequence_axes
 from forerun.passes.substitute import clone_with
+from forerun.passes.transfer import sequence_axes
 
 ROWS = "N"
 
@@ -79,21 +89,38 @@ class _Step:
         tokens = self.build.cast(self.step.argument("tokens"), tensor_type(input_ids).dtype)
         self.values[input_ids] = self.build.reshape(tokens, _as_rows(tensor_type(input_ids).dims))
         for operation in self.forward.body:
-            if isinstance(operation, Return):
-                logits = self.values[operation.inputs[0]]
-                self.build.emit(Return.make(self.build.reshape(logits, (ROWS, tensor_type(logits).dims[-1]))))
-            elif isinstance(operation, Iota) and operation.parameter("size") == SEQUENCE:
-                self.values[operation.result] = self.build.add(Cast, self.step.argument("positions"), dtype="i64")
-            elif isinstance(operation, Attention):
-                self.attention(operation)
-            else:
-                _require_row_local(operation)
-                clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
+            ON_ROWS.of(operation)(self, operation)
+
+    def row_local(self, operation: SpecOperation) -> None:
+        """The same operation on rows."""
+        _require_row_local(operation, ())
+        clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
+
+    def along_dim(self, operation: Scan | Softmax | Slice | Concat | TakeAlong) -> None:
+        """The same operation on rows, if it looks along another dimension."""
+        _require_row_local(operation, (operation.dim,))
+        clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
+
+    def along_dims(self, operation: Reduce) -> None:
+        _require_row_local(operation, operation.dims)
+        clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
+
+    def positions(self, operation: Iota) -> None:
+        """The rows' own positions where they are counted; other counts stay."""
+        if operation.size != SEQUENCE:
+            self.row_local(operation)
+            return
+        self.values[operation.result] = self.build.add(Cast, self.step.argument("positions"), dtype="i64")
+
+    def returns(self, operation: Return) -> None:
+        logits = self.values[operation.inputs[0]]
+        self.build.emit(Return.make(self.build.reshape(logits, (ROWS, tensor_type(logits).dims[-1]))))
 
     def attention(self, operation: Attention) -> None:
         """Write the rows' keys and values, then attend over each row's history, all of it in blocks."""
         self.build.location = operation.location
-        query, key, value = (self.rows_first(self.values[each]) for each in operation.inputs[:3])
+        given = (operation.query, operation.key, operation.value)
+        query, key, value = (self.rows_first(self.values[each]) for each in given)
         symbol = Symbol(f"attention.{self.count}")
         self.count += 1
         heads, key_dim = tensor_type(key).dims[1:]
@@ -105,10 +132,18 @@ class _Step:
         bases = self.build.map("add", argument("positions"), one)
         no_path = self.build.full((ROWS, 0), 0, "i32")
         history = [argument("positions"), argument("sequences"), bases, no_path, argument("block_tables")]
-        extra = [self.values[each] for each in operation.inputs[3:]]
-        kept = {name: each for name, each in operation.parameters.items() if name != "causal"}
+        optional = {"first": operation.first, "bias": operation.bias, "sinks": operation.sinks}
         attended = self.build.add(
-            TreeAttention, query, *history, *extra, symbol=symbol, block=self.block, value_dim=value_dim, **kept
+            TreeAttention,
+            query,
+            *history,
+            symbol=symbol,
+            block=self.block,
+            value_dim=value_dim,
+            scale=operation.scale,
+            softcap=operation.softcap,
+            **{name: self.values[each] for name, each in optional.items() if each is not None},
+            bias_by=operation.bias_by,
         )
         self.values[operation.result] = self.sequence_first(attended, operation.result)
 
@@ -134,15 +169,34 @@ def _as_rows(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(dimensions.substitute(dim, SEQUENCE, ROWS) for dim in dims)
 
 
-def _require_row_local(operation: SpecOperation) -> None:
+def _require_row_local(operation: SpecOperation, along: Sequence[int]) -> None:
     """Row by row, an operation may not look along the sequence: that would need state of its own."""
-    along = operation.parameter("dim")
-    for value in operation.inputs:
+    for value in operation.operands:
         axes = sequence_axes(value)
         shifted = any(tensor_type(value).dims[axis] != SEQUENCE for axis in axes)
-        if shifted or (along is not None and along - tensor_type(value).rank in axes):
+        if shifted or any(dim - tensor_type(value).rank in axes for dim in along):
             raise UnsupportedOperationError(
                 f"spec.{operation.mnemonic} at {operation.location} mixes positions outside an attention, which needs "
                 "a state that forerun cannot derive yet; use a model whose positions meet in attention alone.\n"
                 + neighbourhood(operation)
             )
+
+
+LOCAL = _Step.row_local
+
+ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
+    "operations on rows",
+    {
+        **each_of(LOCAL, ir.Parameter, ir.Constant, ir.Map, ir.Cast, ir.TopK, ir.Reshape, ir.Broadcast, ir.Transpose),
+        **each_of(LOCAL, ir.Gather, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary),
+        **each_of(_Step.along_dim, Scan, Softmax, Slice, Concat, TakeAlong),
+        Reduce: _Step.along_dims,
+        Iota: _Step.positions,
+        Attention: _Step.attention,
+        Return: _Step.returns,
+        **each_of(refused("works on rows already; @forward has a sequence"), TreeAttention, CacheWrite),
+        **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),
+        **each_of(refused("stands in no function"), Function, ir.Weight, Cache),
+    },
+)
+"""How each operation of `@forward` becomes one of `@step`."""

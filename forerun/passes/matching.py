@@ -25,18 +25,18 @@ def defined_by(value: SSAValue, kind: type[Op]) -> Op | None:
 def mapped(value: SSAValue, function: str) -> Map | None:
     """The `spec.map` of that function that gives the value, or None."""
     operation = defined_by(value, Map)
-    return operation if operation is not None and operation.parameter("function") == function else None
+    return operation if operation is not None and operation.function == function else None
 
 
 def number(value: SSAValue) -> bool | int | float | None:
     """The number a value holds everywhere, or None."""
-    while (view := value.owner) and isinstance(view, Broadcast | Reshape):
-        value = view.inputs[0]
+    while isinstance(view := value.owner, Broadcast | Reshape):
+        value = view.x
     constant = defined_by(value, Constant)
-    return None if constant is None else constant.parameter("value")
+    return None if constant is None else constant.value
 
 
-def either_order(operation: SpecOperation) -> Iterator[tuple[SSAValue, SSAValue]]:
+def either_order(operation: Map) -> Iterator[tuple[SSAValue, SSAValue]]:
     """Both orders of a commutative operation's operands."""
     left, right = operation.inputs
     yield left, right

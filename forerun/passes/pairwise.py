@@ -9,13 +9,12 @@ elementwise over pairs becomes a leaf itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal, NamedTuple
 
 import torch
 
+from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
     COMPARISONS,
@@ -29,61 +28,32 @@ from forerun.ir import (
     Slice,
     SpecOperation,
     SSAValue,
-    Transpose,
     backward_slice,
+    each_of,
+    refused,
     run_body,
     tensor_type,
     torch_dtype,
 )
-from forerun.ir import dims as dimensions
 from forerun.passes.base import PassContext
 from forerun.passes.bounds import Bounds, bound_cast, bound_map, known, undecided
 from forerun.passes.matching import HIDDEN, SEQUENCE
-from forerun.passes.sequence_axis import place, sequence_axes
+from forerun.passes.pair_rules import (
+    POINT,
+    RESTRICTIONS,
+    Axes,
+    Chosen,
+    Node,
+    Placed,
+    Role,
+    Span,
+    leaf,
+)
+from forerun.passes.sequence_axis import place
+from forerun.passes.transfer import sequence_axes
 
 BUDGET = 1 << 27
 """Values of pairs that may be evaluated one by one: seconds."""
-
-Role = Literal["row", "key"]
-Axes = tuple[tuple[int, Role, int], ...]
-"""For each axis, counted from the end, that runs along the rows or the keys: which, and where position 0 lies on it."""
-
-
-class Span(NamedTuple):
-    """Positions from `start` below `stop`."""
-
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def part(self) -> slice:
-        return slice(self.start, self.stop)
-
-    def halves(self) -> tuple[Span, Span]:
-        middle = (self.start + self.stop) // 2
-        return Span(self.start, middle), Span(middle, self.stop)
-
-
-POINT: Mapping[Role, Span] = {"row": Span(0, 1), "key": Span(0, 1)}
-"""Bounds are one number for all rows and keys of a block."""
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """A value restricted to rows and keys along `axes`; a leaf has no operation."""
-
-    value: SSAValue
-    axes: Axes
-    operation: SpecOperation | None = None
-    inputs: tuple[Node, ...] = ()
-
-
-Chosen = Mapping[Node, int]
-"""Of some choices (`where`), the operand that is taken."""
 
 
 class Pairs:
@@ -138,7 +108,7 @@ class Pairs:
         """The choices that are none where a key is visible: the other operand would hide it, whatever is added."""
         chosen: dict[Node, int] = {}
         for node in self.nodes.values():
-            if not isinstance(node.operation, Map) or node.operation.parameter("function") != "where":
+            if not isinstance(node.operation, Map) or node.operation.function != "where":
                 continue
             for taken, hides in ((1, 2), (2, 1)):
                 bounds = self.bounds(self.whole, self.whole, {**chosen, node: hides})
@@ -177,66 +147,38 @@ class Pairs:
             elif len(inputs) < len(node.inputs):
                 values[node] = build.broadcast(values[inputs[0]], self._shape(node, spans))
             else:
-                parameters = node.operation.parameters
-                if isinstance(node.operation, Reshape | Broadcast):
-                    parameters = {"shape": tuple(self._shape(node, spans))}
-                values[node] = build.add(type(node.operation), *(values[each] for each in inputs), **parameters)
+                shaped = isinstance(node.operation, Reshape | Broadcast)
+                changes = {"shape": tuple(self._shape(node, spans))} if shaped else {}
+                made = node.operation.remade([values[each] for each in inputs], **changes)
+                values[node] = build.emit(made).results[0]
         return build.broadcast(values[root], (*tensor_type(values[root]).dims[:-2], rows.size, keys.size))
 
-    def _node(self, value: SSAValue, axes: dict[int, tuple[Role, int]]) -> Node:
+    def _node(self, value: SSAValue, axes: Placed) -> Node:
         key = (value, tuple((axis, *axes[axis]) for axis in sorted(axes)))
         if key not in self.nodes:
-            inputs = self._inputs(value, axes) if len(sequence_axes(value)) > 1 else None
             owner = value.owner
+            inputs = None
+            if len(sequence_axes(value)) > 1 and isinstance(owner, SpecOperation):
+                inputs = self._inputs(owner, axes)
             if inputs is None or not isinstance(owner, SpecOperation):
                 self.nodes[key] = Node(*key)
             else:
                 self.nodes[key] = Node(*key, owner, tuple(inputs))
         return self.nodes[key]
 
-    def _inputs(self, value: SSAValue, axes: dict[int, tuple[Role, int]]) -> list[Node] | None:
+    def _inputs(self, operation: SpecOperation, axes: Placed) -> list[Node] | None:
         """The operands restricted as the result is; None where the operation is not elementwise over pairs."""
-        operation = value.owner
-        if not isinstance(operation, Map | Cast | Broadcast | Reshape | Transpose | Slice | Gather):
+        rule = RESTRICTIONS.of(operation)
+        if rule is leaf:
             return None
-        restricted = [self._operand_axes(operation, each, axes) for each in range(len(operation.inputs))]
         nodes: list[Node] = []
-        for operand, found in zip(operation.inputs, restricted, strict=True):
+        for number, operand in enumerate(operation.operands):
+            found = rule(operation, number, axes, self.sizes)
             along = sequence_axes(operand)
             if found is None or (len(along) > 1 and not set(along) <= found.keys()):
                 return None
             nodes.append(self._node(operand, found))
         return nodes
-
-    def _operand_axes(
-        self, operation: SpecOperation, number: int, axes: dict[int, tuple[Role, int]]
-    ) -> dict[int, tuple[Role, int]] | None:
-        dims, result = tensor_type(operation.inputs[number]).dims, tensor_type(operation.result).dims
-        rank = len(dims)
-        if isinstance(operation, Reshape):
-            before, after = (
-                [(at - len(shape), dim) for at, dim in enumerate(shape) if dim != 1] for shape in (dims, result)
-            )
-            if [dim for _, dim in before] != [dim for _, dim in after]:
-                return None
-            moved = {new: old for (old, _), (new, _) in zip(before, after, strict=True)}
-            return {moved[axis]: each for axis, each in axes.items()}
-        if isinstance(operation, Transpose):
-            permutation = operation.parameter("permutation")
-            return {permutation[axis] - rank: each for axis, each in axes.items()}
-        if isinstance(operation, Slice):
-            along, start = operation.parameter("dim") - rank, operation.parameter("start")
-            if along not in axes:
-                return axes
-            role, offset = axes[along]
-            first = offset + dimensions.evaluate(start, self.sizes)
-            return None if operation.parameter("step", 1) != 1 else {**axes, along: (role, first)}
-        if isinstance(operation, Gather):
-            rest = tensor_type(operation.inputs[0]).rank - (len(operation.inputs) - 1)
-            if any(axis >= -rest for axis in axes):
-                return None
-            axes = {axis + rest: each for axis, each in axes.items()} if number else {}
-        return {axis: each for axis, each in axes.items() if axis >= -rank and dims[axis] != 1}
 
     def _evaluate_leaves(self) -> dict[SSAValue, torch.Tensor]:
         leaves = {node.value for node in self.nodes.values() if node.operation is None}
@@ -300,25 +242,43 @@ class Pairs:
         return result
 
     def _bound(self, node: Node, inputs: list[Bounds | None], spans: Mapping[Role, Span]) -> Bounds | None:
-        operation = node.operation
-        if operation is None:
+        if node.operation is None:
             part, along = self._part(node, spans), [axis for axis, _, _ in node.axes]
             return known(part.amin(along, keepdim=True), part.amax(along, keepdim=True)) if along else known(part, part)
-        if isinstance(operation, Map) and len(inputs) == len(node.inputs):
-            found = bound_map(operation.parameter("function"), inputs)
-            shape = self._shape(node, POINT)  # one of a choice's operands may have fewer dimensions
-            return None if found is None else (found[0].expand(shape), found[1].expand(shape))
-        if isinstance(operation, Cast):
-            return bound_cast(inputs[0], torch_dtype(operation.parameter("dtype")))
+        return BOUNDS.of(node.operation)(self, node, inputs)
+
+    def bound_map(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
+        assert isinstance(node.operation, Map)
+        if len(inputs) < len(node.inputs):  # a choice that is none
+            return self.bound_ends(node, inputs)
+        found = bound_map(node.operation.function, inputs)
+        shape = self._shape(node, POINT)  # one of a choice's operands may have fewer dimensions
+        return None if found is None else (found[0].expand(shape), found[1].expand(shape))
+
+    def bound_cast(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
+        assert isinstance(node.operation, Cast)
+        return bound_cast(inputs[0], torch_dtype(node.operation.dtype))
+
+    def bound_gather(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
+        """Any row of the table may be chosen."""
         if inputs[0] is None:
             return None
         low, high = inputs[0]
-        if isinstance(operation, Gather):
-            count = len(inputs) - 1
-            over, shape = list(range(count)), [1] * (tensor_type(node.value).rank - low.dim() + count)
-            low, high = (each(x, over) for each, x in ((torch.amin, low), (torch.amax, high)))
-            return low.reshape(shape + list(low.shape)), high.reshape(shape + list(high.shape))
+        count = len(inputs) - 1
+        over, shape = list(range(count)), [1] * (tensor_type(node.value).rank - low.dim() + count)
+        low, high = (each(x, over) for each, x in ((torch.amin, low), (torch.amax, high)))
+        return low.reshape(shape + list(low.shape)), high.reshape(shape + list(high.shape))
+
+    def bound_ends(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
+        """What moves elements moves their bounds."""
+        if inputs[0] is None:
+            return None
+        low, high = inputs[0]
         return self._apply(node, [low], POINT), self._apply(node, [high], POINT)
+
+    def unbounded(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
+        """Nothing is known: a leaf has the bounds of its values."""
+        return None
 
     def _constant(self, leaf: Node, axis: int) -> bool:
         part = self._part(leaf, {"row": self.whole, "key": self.whole})
@@ -327,7 +287,7 @@ class Pairs:
     def _is_difference(self, node: Node, inputs: Iterable[Node]) -> bool:
         """A difference or a comparison of a row's and a key's place, counted in equal steps."""
         functions = COMPARISONS | {"sub"}
-        if not isinstance(node.operation, Map) or node.operation.parameter("function") not in functions:
+        if not isinstance(node.operation, Map) or node.operation.function not in functions:
             return False
         steps = [self._step(each) for each in inputs]
         return (
@@ -349,6 +309,23 @@ class Pairs:
 
 def _moves(node: Node) -> bool:
     """Whether a slice is along the rows or the keys: then it has moved their place in what it slices."""
-    assert node.operation is not None
-    along = node.operation.parameter("dim") - tensor_type(node.value).rank
+    assert isinstance(node.operation, Slice)
+    along = node.operation.dim - tensor_type(node.value).rank
     return along in [axis for axis, _, _ in node.axes]
+
+
+NO_BOUNDS = Pairs.unbounded
+
+BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | None]] = ir.OperationTable(
+    "bounds over rows and keys",
+    {
+        Map: Pairs.bound_map,
+        Cast: Pairs.bound_cast,
+        Gather: Pairs.bound_gather,
+        **each_of(Pairs.bound_ends, Broadcast, Reshape, ir.Transpose, Slice),
+        **each_of(NO_BOUNDS, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
+        **each_of(NO_BOUNDS, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.CacheWrite, ir.Kernel),
+        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.Cache),
+    },
+)

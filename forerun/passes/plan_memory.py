@@ -18,7 +18,6 @@ from forerun.ir import (
     Kernel,
     ModuleOp,
     SSAValue,
-    encode,
     tensor_type,
     torch_dtype,
 )
@@ -56,7 +55,7 @@ class PlanMemory(Pass):
         step = function_named(op, "step")
         kernels = [each for each in step.body if isinstance(each, Kernel)]
         order = {each: index for index, each in enumerate(kernels)}
-        stream = {each.results[0]: each.parameter("stream") for each in kernels if "stream" in each.attributes}
+        stream = {each.results[0]: each.stream for each in kernels if each.stream is not None}
         turns = {index % 2: value for value, index in reversed(stream.items())}  # one for the others of its turn
         buffers = [
             Buffer(value, self.bytes_of(value), 0, len(kernels))
@@ -70,11 +69,11 @@ class PlanMemory(Pass):
         offsets |= {value: offsets[turns[index % 2]] for value, index in stream.items()}
         for kernel in kernels:
             if kernel.results:
-                kernel.attributes["offsets"] = encode([offsets[each] for each in kernel.results])
+                kernel.offsets = tuple(offsets[each] for each in kernel.results)
         arena = max((offsets[each.value] + each.size for each in buffers), default=0)
-        step.attributes["arena"] = encode(arena)
-        step.attributes["max_rows"] = encode(self.max_rows)
-        step.attributes["max_outputs"] = encode(self.max_outputs)
+        step.arena = arena
+        step.max_rows = self.max_rows
+        step.max_outputs = self.max_outputs
         total = sum(each.size for each in buffers)
         pass_context(ctx).note(f"plan-memory: {len(buffers)} buffers, {total} bytes, in an arena of {arena} bytes")
 

@@ -51,13 +51,13 @@ def peel(value: SSAValue) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None where it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
-        query, key = operation.inputs
+        query, key = operation.a, operation.b
         return Scores(query, key) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
-        return peel(operation.inputs[0])
+        return peel(operation.x)
     if not isinstance(operation, Map):
         return None
-    match operation.parameter("function"):
+    match operation.function:
         case "mul":
             return _peel_product(operation)
         case "div":
@@ -118,13 +118,13 @@ class RaiseSpelledAttention(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
-        weights, value = op.inputs
-        while (view := weights.owner) and isinstance(view, Cast | Reshape):
-            weights = view.inputs[0]
+        weights, value = op.a, op.b
+        while isinstance(view := weights.owner, Cast | Reshape):
+            weights = view.x
         softmax = defined_by(weights, Softmax)
-        if softmax is None or softmax.parameter("dim") != tensor_type(weights).rank - 1:
+        if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
-        scores = peel(softmax.inputs[0])
+        scores = peel(softmax.x)
         if scores is None:
             self.context.note(f"raise-attention: a softmax at {op.location} is no softmax(scale * q k^T + mask) v")
             return
@@ -135,9 +135,7 @@ class RaiseSpelledAttention(RewritePattern):
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
         key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
         mask = combined(scores.masks, build)
-        parameters = {"scale": scores.scale, "softcap": scores.softcap, "extra": None if mask is None else ("mask",)}
-        inputs = [query, key, value, *([] if mask is None else [mask])]
-        result = build.add(Attention, *inputs, **parameters)
+        result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
 
 

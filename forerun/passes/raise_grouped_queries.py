@@ -27,24 +27,24 @@ class ReadUnrepeated(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
-        query, key, value, *extra = op.inputs
-        keys, values = _unrepeated(key), _unrepeated(value)
+        query, _, _, *extra = op.operands
+        keys, values = _unrepeated(op.key), _unrepeated(op.value)
         if keys is None or values is None:
             return
         if keys[1][-3] != values[1][-3]:
             return
         build = Builder.before(op, rewriter)
         narrow = [build.reshape(source, dims) for source, dims in (keys, values)]
-        replace(rewriter, op, Attention.make(query, *narrow, *extra, **op.parameters))
+        replace(rewriter, op, op.remade([query, *narrow, *extra]))
 
 
 def _unrepeated(value: SSAValue) -> tuple[SSAValue, tuple[Dim, ...]] | None:
     """What the value repeats for each group, and its shape [.., Hkv, T, D]: reshape(broadcast [.., Hkv, g, T, D])."""
     merged = defined_by(value, Reshape)
-    wide = None if merged is None else defined_by(merged.inputs[0], Broadcast)
+    wide = None if merged is None else defined_by(merged.x, Broadcast)
     if wide is None:
         return None
-    before, after = tensor_type(wide.inputs[0]).dims, tensor_type(wide.result).dims
+    before, after = tensor_type(wide.x).dims, tensor_type(wide.result).dims
     if len(before) != len(after) or len(after) < 4:
         return None
     repeated = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
@@ -59,7 +59,7 @@ def _unrepeated(value: SSAValue) -> tuple[SSAValue, tuple[Dim, ...]] | None:
         or dims[-2:] != after[-2:]
     ):
         return None
-    return wide.inputs[0], (*dims[:-3], heads, *dims[-2:])
+    return wide.x, (*dims[:-3], heads, *dims[-2:])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class RaiseRMSNorm(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
-        match op.parameter("function"):
+        match op.function:
             case "mul":
                 orders, root = list(either_order(op)), "rsqrt"
             case "div":
@@ -52,11 +52,11 @@ def _mean_square_plus_eps(value: SSAValue, x: SSAValue) -> float | None:
         reduction = defined_by(mean, Reduce)
         if reduction is None or number(eps) is None:
             continue
-        if reduction.parameter("function") != "mean" or not reduction.parameter("keep"):
+        if reduction.function != "mean" or not reduction.keep:
             continue
-        if reduction.parameter("dims") != (tensor_type(x).rank - 1,):
+        if reduction.dims != (tensor_type(x).rank - 1,):
             continue
-        square = mapped(reduction.inputs[0], "mul")
+        square = mapped(reduction.x, "mul")
         if square is not None and all(each is x for each in square.inputs):
             return float(number(eps) or 0.0)
     return None
@@ -67,17 +67,17 @@ class WeightIntoRMSNorm(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
-        if op.parameter("function") != "mul":
+        if op.function != "mul":
             return
         for normed, weight in either_order(op):
             norm = defined_by(normed, RMSNorm)
-            if norm is None or len(norm.inputs) != 1 or not used_once(normed):
+            if norm is None or norm.weight is not None or not used_once(normed):
                 continue
             features = tensor_type(normed).dims[-1]
             if symbols(weight) or not is_vector(weight, features) or op.result.type != normed.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(weight, (features,))
-            replace(rewriter, op, RMSNorm.make(norm.inputs[0], vector, eps=norm.parameter("eps")))
+            replace(rewriter, op, RMSNorm.make(norm.x, vector, eps=norm.eps))
             return
 
 

@@ -26,7 +26,7 @@ class RaiseRotary(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
-        if op.parameter("function") != "add":
+        if op.function != "add":
             return
         for straight, turned in either_order(op):
             first, second = mapped(straight, "mul"), mapped(turned, "mul")
@@ -45,18 +45,18 @@ class RaiseRotary(RewritePattern):
 def _rotated_half(value: SSAValue) -> SSAValue | None:
     """x where the value is concat(-x[d/2:], x[:d/2]) over the last dimension."""
     concat = defined_by(value, Concat)
-    if concat is None or len(concat.inputs) != 2 or concat.parameter("dim") != tensor_type(value).rank - 1:
+    if concat is None or len(concat.inputs) != 2 or concat.dim != tensor_type(value).rank - 1:
         return None
     negated = mapped(concat.inputs[0], "neg")
     right = None if negated is None else defined_by(negated.inputs[0], Slice)
     left = defined_by(concat.inputs[1], Slice)
-    if left is None or right is None or left.inputs[0] is not right.inputs[0]:
+    if left is None or right is None or left.x is not right.x:
         return None
     size = tensor_type(value).dims[-1]
-    if not isinstance(size, int) or any(each.parameter("dim") != concat.parameter("dim") for each in (left, right)):
+    if not isinstance(size, int) or any(each.dim != concat.dim for each in (left, right)):
         return None
-    halves = (left.parameter("start"), left.parameter("stop"), right.parameter("start"), right.parameter("stop"))
-    return left.inputs[0] if halves == (0, size // 2, size // 2, size) else None
+    halves = (left.start, left.stop, right.start, right.stop)
+    return left.x if halves == (0, size // 2, size // 2, size) else None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any, cast
 
 import networkx as nx
 
 from forerun.ir import (
+    Block,
     CacheWrite,
     Function,
+    Kernel,
     Linear,
     Map,
     ModuleOp,
+    Operation,
     Reshape,
     SpecOperation,
     SSAValue,
@@ -28,6 +32,11 @@ from forerun.ir import (
     tensor_type,
     walk,
 )
+from forerun.passes.flow import FLOWS, Flow
+
+Node = Operation | Block
+Graph = dict[Node, list[Node]]
+"""What depends on the tokens, each with what it depends on directly."""
 
 ATTENTION, FEED_FORWARD, LAYER = "attention", "feed_forward", "layer"
 """What a branch holds; a parallel residual has all of a layer in one."""
@@ -65,10 +74,10 @@ def summary(module: ModuleOp) -> list[Summary]:
     """The branches of `@step` behind fuse-kernels; none where it has no residual stream."""
     step = functions(module)["step"]
     found: list[Summary] = []
-    for number, (layer, kind) in enumerate(step.parameter("branches", ())):
-        kernels = [each for each in step.body if each.parameter("branch") == number]
+    for number, (layer, kind) in enumerate(step.branches):
+        kernels = [each for each in step.body if isinstance(each, Kernel) and each.branch == number]
         linears = [each for each in walk(kernels) if isinstance(each, Linear)]
-        numbers = sum(prod(map(int, tensor_type(each.inputs[1]).dims)) for each in linears)
+        numbers = sum(prod(map(int, tensor_type(each.weight).dims)) for each in linears)
         found.append(Summary(layer, kind, len(kernels), len(linears), numbers))
     return found
 
@@ -79,7 +88,7 @@ def residual(step: Function) -> Residual:
     logits = step.returned[0].owner if step.returned else None
     if logits is None or logits not in graph:
         return Residual((), ())
-    dominators = nx.immediate_dominators(graph, step)
+    dominators = _dominators(graph, step)
     chain: list[SSAValue] = []
     here = logits
     while here is not step:
@@ -115,7 +124,7 @@ def addends(value: SSAValue) -> list[SSAValue]:
     Partial sums that nothing else reads are taken apart.
     """
     owner = value.owner
-    if not (isinstance(owner, Map) and owner.parameter("function") == "add"):
+    if not (isinstance(owner, Map) and owner.function == "add"):
         return []
     found: list[SSAValue] = []
     for operand in owner.inputs:
@@ -128,36 +137,43 @@ def addends(value: SSAValue) -> list[SSAValue]:
 
 def viewed(value: SSAValue) -> SSAValue:
     """What a value is a reshape of, or the value itself."""
-    return viewed(value.owner.inputs[0]) if isinstance(value.owner, Reshape) else value
+    return viewed(value.owner.x) if isinstance(value.owner, Reshape) else value
 
 
-def _flow(step: Function) -> nx.DiGraph:
+def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
+    """The last node that every path from the root to a node runs through, the node itself not counted."""
+    edges = [(source, node) for node, sources in graph.items() for source in sources]
+    immediate = cast(Any, nx).immediate_dominators
+    return immediate(nx.DiGraph(edges), root)
+
+
+def _flow(step: Function) -> Graph:
     """What depends on the tokens: definition to use, cache write to attention. The function is the root."""
-    graph: nx.DiGraph = nx.DiGraph()
-    graph.add_node(step)
+    graph: Graph = {step: []}
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
     for operation in step.body:
-        sources: list[object] = [step for each in operation.operands if each is tokens]
+        flow = FLOWS.of(operation)
+        sources: list[Node] = [step for each in operation.operands if each is tokens]
         sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
-        if isinstance(operation, TreeAttention) and (write := writes.get(operation.parameter("symbol"))):
+        if isinstance(operation, TreeAttention) and (write := writes.get(operation.symbol)):
             sources.append(write)
-        if sources and not operation.ends_body:
-            graph.add_edges_from((source, operation) for source in sources)
+        if sources and flow is not Flow.ENDS:
+            graph[operation] = sources
             if isinstance(operation, CacheWrite):
-                writes[operation.parameter("symbol")] = operation
+                writes[operation.symbol] = operation
     return graph
 
 
-def _between(graph: nx.DiGraph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
+def _between(graph: Graph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
     """What leads from one stream value to the next."""
     found: set[SpecOperation] = set()
-    pending = [after.owner]
+    pending: list[Node] = [after.owner]
     while pending:
         operation = pending.pop()
         if operation is before.owner or operation in found:
             continue
         assert isinstance(operation, SpecOperation)
         found.add(operation)
-        pending.extend(graph.predecessors(operation))
+        pending.extend(graph[operation])
     return frozenset(found)

@@ -28,6 +28,7 @@ from forerun.ir import (
 )
 from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
+from forerun.passes.flow import FLOWS, Flow
 from forerun.passes.skip_layers import copied
 
 Number = int
@@ -74,16 +75,15 @@ def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperat
     written: dict[str, tuple[Number, ...]] = {}
     numbers: dict[SpecOperation, Number] = {}
     for operation in function.body:
-        if operation.ends_body:
+        if FLOWS.of(operation) is Flow.ENDS:
             continue
-        symbol = operation.parameter("symbol")
-        attributes = tuple(sorted((name, str(each)) for name, each in operation.attributes.items()))
-        seen = written.get(symbol, ()) if isinstance(operation, TreeAttention) else ()
-        own = of((operation.name, attributes, tuple(values[each] for each in operation.operands), seen))
+        properties = tuple(sorted((name, str(each)) for name, each in operation.properties.items()))
+        seen = written.get(operation.symbol, ()) if isinstance(operation, TreeAttention) else ()
+        own = of((operation.name, properties, tuple(values[each] for each in operation.operands), seen))
         numbers[operation] = own
         values.update((result, (own, index)) for index, result in enumerate(operation.results))
         if isinstance(operation, CacheWrite):
-            written[symbol] = (*written.get(symbol, ()), own)
+            written[operation.symbol] = (*written.get(operation.symbol, ()), own)
     return numbers
 
 

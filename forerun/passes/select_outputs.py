@@ -70,8 +70,9 @@ class SelectOutputs(Pass):
         chosen = build.cast(values[logits], "f32")
         vocabulary = tensor_type(chosen).dims[-1]
         assert isinstance(vocabulary, int)
-        best = build.emit(TopK.make(chosen, k=min(self.candidates, vocabulary), index_dtype="i32"))
-        build.emit(Return.make(chosen, best.results[1], best.results[0]))
+        best = TopK.make(chosen, k=min(self.candidates, vocabulary), index_dtype="i32")
+        build.emit(best)
+        build.emit(Return.make(chosen, best.indices, best.values))
         Rewriter.erase_op(last)
         clean(step)
 
@@ -81,7 +82,7 @@ def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
     value, chain = logits, list[SpecOperation]()
     while isinstance(value.owner, ROW_LOCAL) and (not chain or used_once(value)):
         operation = value.owner
-        rows = [each for each in operation.inputs if "N" in symbols(each)]
+        rows = [each for each in operation.operands if "N" in symbols(each)]
         if len(rows) != 1 or not _rows_lead(rows[0]):
             break
         chain.append(operation)

@@ -22,7 +22,6 @@ from forerun.ir import (
     SpecOperation,
     SSAValue,
     Symbol,
-    encode,
     functions,
     tensor_type,
 )
@@ -78,7 +77,7 @@ def _replace(value: SSAValue, by: SSAValue) -> None:
 def copied(function: Function, name: str) -> Function:
     """A copy of a function under another name; arguments and values keep theirs."""
     copy = function.clone()
-    copy.attributes["symbol"] = encode(Symbol(name))
+    copy.symbol = Symbol(name)
     for old, new in zip(function.block.args, copy.block.args, strict=True):
         new.name_hint = old.name_hint
     return copy

@@ -8,10 +8,11 @@ widened to the weight's dtype where it is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from forerun import ir
 from forerun.errors import InvalidOptionError
 from forerun.ir import (
     BLOCK_STORAGES,
@@ -22,9 +23,11 @@ from forerun.ir import (
     Linear,
     ModuleOp,
     Parameter,
+    SpecOperation,
     SSAValue,
     backward_slice,
-    encode,
+    each_of,
+    refused,
     tensor_type,
     weights,
 )
@@ -56,7 +59,7 @@ class StoreWeights(Pass):
         if self.storage == NATIVE:
             chosen = {name: context.storages[name] for name in chosen if name in context.storages}
         for name, storage in chosen.items():
-            declared[name].attributes["storage"] = encode(storage)
+            declared[name].storage = storage
         for storage, count in Counter(chosen.values()).items():
             context.note(f"store-weights: {count} of {len(declared)} weights as {storage}")
 
@@ -65,16 +68,41 @@ def matrices(step: Function) -> Iterator[str]:
     """The float32 matrices that a linear multiplies with, or whose rows tokens choose."""
     tokens = step.argument("tokens")
     for operation in step.body:
-        if isinstance(operation, Linear):
-            matrix = operation.operands[1]
-        elif isinstance(operation, Gather) and any(_made_of(each, tokens) for each in operation.operands[1:]):
-            matrix = operation.operands[0]
-        else:
+        matrix = MATRICES.of(operation)(operation, tokens)
+        if matrix is None:
             continue
         kind = tensor_type(matrix)
         if isinstance(matrix.owner, Parameter) and kind.rank == 2 and kind.dtype == "f32":
-            yield matrix.owner.parameter("symbol")
+            yield matrix.owner.symbol
 
 
 def _made_of(value: SSAValue, argument: SSAValue) -> bool:
     return value is argument or any(argument in each.operands for each in backward_slice(value))
+
+
+def _none(operation: SpecOperation, tokens: SSAValue) -> SSAValue | None:
+    """Reads no matrix, or one that is read in another way than row by row."""
+    return None
+
+
+def _linear(operation: Linear, tokens: SSAValue) -> SSAValue | None:
+    return operation.weight
+
+
+def _gather(operation: Gather, tokens: SSAValue) -> SSAValue | None:
+    return operation.table if any(_made_of(each, tokens) for each in operation.indices) else None
+
+
+MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.OperationTable(
+    "matrices that are stored",
+    {
+        Linear: _linear,
+        Gather: _gather,
+        **each_of(_none, ir.Parameter, ir.Constant, ir.Iota, ir.Map, ir.Cast, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK),
+        **each_of(_none, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Concat, ir.TakeAlong, ir.MatMul),
+        **each_of(_none, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention, ir.TreeAttention, ir.CacheWrite, ir.Return),
+        **each_of(refused("hides which matrices are read; store weights before fuse-kernels"), ir.Kernel, ir.Yield),
+        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.Cache),
+    },
+)
+"""For each operation, the matrix that it reads row by row, given the tokens."""

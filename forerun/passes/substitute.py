@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from forerun.ir import Builder, Dim, SpecOperation, SSAValue
 from forerun.ir import dims as dimensions
-
-SIZES = ("shape", "size", "start", "stop")
-"""The parameters that hold dimensions."""
 
 
 def clone_with(
@@ -19,19 +15,23 @@ def clone_with(
 
     The result types follow from the shape rule.
     """
-    parameters = {key: substituted(each, names) if key in SIZES else each for key, each in operation.parameters.items()}
     build.location = operation.location
-    clone = build.emit(type(operation).make(*(values[each] for each in operation.operands), **parameters))
+    sizes = {name: substituted(each, names) for name, each in operation.sizes().items()} if names else {}
+    clone = build.emit(operation.remade([values[each] for each in operation.operands], **sizes))
     for old, new in zip(operation.results, clone.results, strict=True):
         new.name_hint = old.name_hint
         values[old] = new
     return clone
 
 
-def substituted(value: Any, names: Mapping[str, Dim]) -> Any:
-    """A dimension, or a tuple of them, with names replaced."""
+def substituted(value: Dim | tuple[Dim, ...], names: Mapping[str, Dim]) -> Dim | tuple[Dim, ...]:
+    """A dimension, or several, with names replaced."""
     if isinstance(value, tuple):
-        return tuple(substituted(each, names) for each in value)
-    for name, dim in names.items():
-        value = dimensions.substitute(value, name, dim)
-    return value
+        return tuple(_replaced(each, names) for each in value)
+    return _replaced(value, names)
+
+
+def _replaced(dim: Dim, names: Mapping[str, Dim]) -> Dim:
+    for name, other in names.items():
+        dim = dimensions.substitute(dim, name, other)
+    return dim

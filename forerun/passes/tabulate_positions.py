@@ -8,7 +8,7 @@ position of each row (`first`) and a bias by distance or by key position.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from forerun.available import require_memory
 from forerun.ir import (
@@ -35,9 +35,11 @@ from forerun.passes.base import Needs, Pass, PassContext, function_named, option
 from forerun.passes.canonicalize import clean
 from forerun.passes.lengths import require_same_at_every_length
 from forerun.passes.matching import HIDDEN, SEQUENCE
-from forerun.passes.pairwise import Pairs, Span
-from forerun.passes.sequence_axis import Along, Kind, look_ahead, require_incremental
+from forerun.passes.pair_rules import Span
+from forerun.passes.pairwise import Pairs
+from forerun.passes.sequence_axis import look_ahead, require_incremental
 from forerun.passes.substitute import clone_with
+from forerun.passes.transfer import Along, Kind
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _cached_bytes(forward: Function) -> int:
     total = 0
     for operation in forward.body:
         if isinstance(operation, Attention):
-            keys, values = (tensor_type(each).dims for each in operation.inputs[1:3])
+            keys, values = (tensor_type(each).dims for each in (operation.key, operation.value))
             total += 4 * int(keys[-3]) * (int(keys[-1]) + int(values[-1]))
     return total
 
@@ -145,8 +147,7 @@ class _Tables:
 
     def understand_mask(self, attention: Attention) -> None:
         """Replace the `mask` of an attention by `causal`, `first` and `bias`."""
-        extra = dict(zip(attention.parameter("extra", ()), attention.inputs[3:], strict=True))
-        mask = extra.pop("mask", None)
+        mask = attention.mask
         if mask is None:
             return
         along = self.known[mask]
@@ -157,21 +158,29 @@ class _Tables:
             self.masks[mask] = classify(mask, attention, pairs, self.context), pairs
             self.context.note(f"tabulate-positions: a mask is {self.masks[mask][0].summary}")
         found, pairs = self.masks[mask]
-        parameters: dict[str, Any] = {**attention.parameters, "causal": True}
-        if found.first is not None:
-            extra["first"] = self.first_visible(found.first)
-        if found.bias_by is not None:
-            extra["bias"] = self.bias(pairs, found.bias_by)
-            parameters["bias_by"] = found.bias_by
-        parameters["extra"] = tuple(extra) or None
-        replacement = Attention.make(*attention.inputs[:3], *extra.values(), **parameters)
+        replacement = Attention.make(
+            attention.query,
+            attention.key,
+            attention.value,
+            scale=attention.scale,
+            softcap=attention.softcap,
+            first=attention.first if found.first is None else self.first_visible(found.first),
+            bias=attention.bias if found.bias_by is None else self.bias(pairs, found.bias_by),
+            sinks=attention.sinks,
+            causal=True,
+            bias_by=found.bias_by or attention.bias_by,
+        )
         replacement.location = attention.location
         self.known[replacement.result] = self.known[attention.result]
         Rewriter.replace_op(attention, replacement)
 
     def first_visible(self, steps: Steps) -> SSAValue:
         """[T]: the first visible position of each row, by a table."""
-        build, number = self.build, lambda value: self.build.constant(value, "i64")
+        build = self.build
+
+        def number(value: int) -> SSAValue:
+            return build.constant(value, "i64")
+
         rows = build.map("sub", build.add(Iota, size=self.length), number(steps.start))
         moved = build.map("mul", build.map("floor_div", rows, number(steps.every)), number(steps.rise))
         first = build.map("max", build.map("add", moved, number(steps.first)), number(0))

@@ -9,9 +9,6 @@ from forerun.ir import Context, ModuleOp, TensorType, TreeAttention
 from forerun.passes.base import Needs, Pass, function_named
 from forerun.passes.canonicalize import clean
 
-BASES, PATHS = 3, 4
-"""Operands of `spec.tree_attention`."""
-
 
 @dataclass(frozen=True)
 class TreeMask(Pass):
@@ -30,6 +27,6 @@ class TreeMask(Pass):
         bases.name_hint, paths.name_hint = "bases", "paths"
         for operation in step.body:
             if isinstance(operation, TreeAttention):
-                operation.operands[BASES] = bases
-                operation.operands[PATHS] = paths
+                operation.replace_operand("bases", bases)
+                operation.replace_operand("paths", paths)
         clean(step)

@@ -164,7 +164,7 @@ def stored(module, storage: str, *names: str):
     """The module with weights kept as `storage`."""
     for name, weight in ir.weights(module).items():
         if name in names:
-            weight.attributes["storage"] = ir.encode(storage)
+            weight.storage = storage
     ir.verify(module)
     return module
 
@@ -191,29 +191,25 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
         return query
 
     query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "rows")
-    extra, more = [], {}
-    if "window" in options:
-        extra.append("first")
+    more = {}
     for name, shape in (("bias", (heads, LENGTH)), ("sinks", (heads,))):
         if name in options:
-            extra.append(name)
             more[name] = step.weight(name, *shape)
 
     def attend(b, q, positions, sequences, bases, paths, table, *rest):
-        named = dict(zip([each for each in extra if each != "first"], rest, strict=True))
-        if "first" in extra:
+        named = dict(zip(more, rest, strict=True))
+        if "window" in options:
             window = b.constant(options["window"] - 1, "i32")
             named["first"] = b.map("max", b.map("sub", positions, window), b.constant(0, "i32"))
         return b.add(
             ir.TreeAttention,
             *(q, positions, sequences, bases, paths, table),
-            *(named[each] for each in extra),
+            **named,
             symbol=symbol,
             block=16,
             scale=0.3,
             softcap=options.get("softcap"),
             value_dim=value_dim,
-            extra=tuple(extra) if extra else None,
             bias_by=options.get("bias"),
         )
 

@@ -48,7 +48,7 @@ def test_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
 def test_the_interpreter_rounds_the_same_weights(family: tuple[Any, forerun.CompiledModel]) -> None:
     model, compiled = family
     lowered = lower(model, "bfloat16", 256, progress=SilentProgress())
-    stored = [each for each in ir.weights(lowered.module).values() if each.parameter("storage") == "bf16"]
+    stored = [each for each in ir.weights(lowered.module).values() if each.storage == "bf16"]
     assert stored
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
     reference = CompiledModel(ReferenceExecutable(lowered.module, lowered.weights, **limits))

@@ -1,6 +1,7 @@
 """Small modules for tests: one function, built operation by operation or written as text."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -41,12 +42,26 @@ def run(
 ) -> tuple[torch.Tensor, ...]:
     """Evaluate one operation on tensors, after checking that its shape rule foresees what it gives."""
     environment = ir.Environment(no_weights, caches or {}, bindings or {})
-    block = ir.Block(arg_types=[tensor(each.shape, DTYPES[each.dtype]) for each in inputs])
-    made = operation.make(*block.args, **parameters)
-    results = made.evaluate(environment, *inputs)
+    named = {name: each for name, each in parameters.items() if isinstance(each, torch.Tensor)}
+    block = ir.Block(arg_types=[tensor(each.shape, DTYPES[each.dtype]) for each in (*inputs, *named.values())])
+    operands = block.args[: len(inputs)]
+    made = operation.make(*operands, **(parameters | dict(zip(named, block.args[len(inputs) :], strict=True))))
+    given = dict(zip(block.args, (*inputs, *named.values()), strict=True))
+    results = made.evaluate(environment, *made.placed([given[each] for each in made.operands]))
     results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
     for value, result in zip(made.results, results, strict=True):
         kind = ir.tensor_type(value)
         assert kind.sizes(bindings or {}) == tuple(result.shape)
         assert kind.dtype == DTYPES[result.dtype]
     return results
+
+
+def raw(
+    kind: type[ir.SpecOperation],
+    inputs: Sequence[ir.SSAValue],
+    types: Sequence[ir.TensorType],
+    parameters: dict[str, Any],
+) -> ir.SpecOperation:
+    """An operation with results and parameters as given, whatever its shape rule and its declaration say."""
+    properties = {name: ir.encode(value) for name, value in parameters.items()}
+    return kind.create(operands=inputs, result_types=types, properties=properties)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as functional
 
 from forerun import ir
-from forerun.ir.ops import FUNCTIONS, REDUCTIONS
+from forerun.ir import FUNCTIONS, REDUCTIONS
 from tests.ir.build import function, no_weights, run, tensor
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -230,16 +230,16 @@ def test_attention_is_torchs() -> None:
 def test_attention_with_a_mask(causal: bool) -> None:
     q, k, v = heads()
     mask = triangle() & ((numbers(LENGTH, LENGTH) > 0) | torch.eye(LENGTH).bool())
-    result = run(ir.Attention, q, k, v, mask, scale=1.0, causal=causal, extra=("mask",))[0]
+    result = run(ir.Attention, q, k, v, mask=mask, scale=1.0, causal=causal)[0]
     close(result, sdpa(q, k, v, mask, scale=1.0))
     added = numbers(HEADS, LENGTH, LENGTH).masked_fill(~triangle(), -torch.inf)
-    close(run(ir.Attention, q, k, v, added, scale=1.0, extra=("mask",))[0], sdpa(q, k, v, added, scale=1.0))
+    close(run(ir.Attention, q, k, v, mask=added, scale=1.0)[0], sdpa(q, k, v, added, scale=1.0))
 
 
 def test_attention_over_a_window() -> None:
     q, k, v = heads()
     first = (torch.arange(LENGTH) - 2).clamp(min=0)
-    result = run(ir.Attention, q, k, v, first, scale=1.0, causal=True, extra=("first",))[0]
+    result = run(ir.Attention, q, k, v, first=first, scale=1.0, causal=True)[0]
     close(result, sdpa(q, k, v, triangle() & (distances() < 3), scale=1.0))
 
 
@@ -248,7 +248,7 @@ def test_attention_over_a_window() -> None:
 def test_attention_with_a_bias(by: str, rows: int) -> None:
     q, k, v = heads()
     table = numbers(rows, LENGTH + 3)
-    result = run(ir.Attention, q, k, v, table, scale=0.5, causal=True, extra=("bias",), bias_by=by)[0]
+    result = run(ir.Attention, q, k, v, bias=table, scale=0.5, causal=True, bias_by=by)[0]
     index = torch.arange(LENGTH).expand(LENGTH, -1) if by == "key" else distances().clamp(min=0)
     close(result, sdpa(q, k, v, table[:, index].masked_fill(~triangle(), -torch.inf), scale=0.5))
 
@@ -256,7 +256,7 @@ def test_attention_with_a_bias(by: str, rows: int) -> None:
 def test_attention_with_capped_scores_and_sinks() -> None:
     q, k, v = heads()
     sinks = numbers(HEADS)
-    result = run(ir.Attention, q, k, v, sinks, scale=0.5, softcap=1.5, causal=True, extra=("sinks",))[0]
+    result = run(ir.Attention, q, k, v, sinks=sinks, scale=0.5, softcap=1.5, causal=True)[0]
     repeated = [np.repeat(each.numpy(), 2, axis=1) for each in (k, v)]
     scores = 1.5 * np.tanh(np.einsum("bhid,bhjd->bhij", q.numpy(), repeated[0]) * 0.5 / 1.5)
     weights = np.exp(scores) * triangle().numpy()
@@ -309,7 +309,7 @@ def test_tree_attention_is_attention_along_each_path(seed: int) -> None:
     history = (*(torch.tensor(each, dtype=torch.int32) for each in (positions, owners, bases)), padded)
     parameters = {"symbol": ir.Symbol("c"), "block": block, "value_dim": WIDTH, "scale": 0.4}
     inputs = (q, *history, torch.from_numpy(tables), first, bias)
-    extra = {"extra": ("first", "bias"), "bias_by": "distance", "caches": {"c": (caches[0], caches[1])}}
+    extra = {"bias_by": "distance", "caches": {"c": (caches[0], caches[1])}}
     (result,) = run(ir.TreeAttention, *inputs, **parameters, **extra)
     for row, slots in enumerate(histories):
         key, value = (each[[int(slot) for slot in slots]].transpose(0, 1)[None] for each in caches)

@@ -6,6 +6,7 @@ import pytest
 
 from forerun import ir
 from forerun.ir import TensorType
+from tests.ir.build import raw
 
 Types = list[TensorType]
 
@@ -103,7 +104,6 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Attention, [t("T", 8), t("T", 8), t("T", 8)], {"scale": 1.0}, "attention over"),
     (ir.CacheWrite, [t("N", 2, 8), t("N", 1, 8), i("N")], {"symbol": ir.Symbol("c")}, "of the same rows"),
     (ir.CacheWrite, [t("N", 2, 8), t("N", 2, 8), i("M")], {"symbol": ir.Symbol("c")}, "of the same rows"),
-    (ir.Constant, [], {"value": "one", "dtype": "f32"}, "a constant is a number"),
     (ir.Softmax, [t(2, "T")], {"dim": 2}, "no dimension 2"),
     (ir.Softmax, [t(2, "T")], {"dim": -1}, "no dimension -1"),
     (ir.Scan, [t(2, "T")], {"dim": 7}, "no dimension 7"),
@@ -123,16 +123,16 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.TopK, [t("M", 100)], {"k": 0}, "k is 1 or more"),
     (ir.TopK, [t()], {"k": 1}, "no last dimension"),
     (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 0, "key_dim": 2, "value_dim": 3}, "heads is 1 or more"),
-    (ir.Attention, [*ATTENDED, t("T", 3)], {"scale": 1.0, "extra": ("mask",)}, "do(es)? not (fit|broadcast)"),
-    (ir.Attention, [*ATTENDED, t(2, 4, "T", "T")], {"scale": 1.0, "extra": ("mask",)}, "does not fit scores"),
-    (ir.Attention, [*ATTENDED, i(1, "T")], {"scale": 1.0, "extra": ("first",)}, "no position of a row"),
-    (ir.Attention, [*ATTENDED, t(3, 9)], {"scale": 1.0, "extra": ("bias",), "bias_by": "key"}, "fit 4 heads"),
-    (ir.Attention, [*ATTENDED, t(4, 9)], {"scale": 1.0, "extra": ("bias",), "bias_by": "row"}, "a bias by 'row'"),
-    (ir.Attention, [*ATTENDED, t(3)], {"scale": 1.0, "extra": ("sinks",)}, "do not fit 4 heads"),
-    (ir.Attention, [*ATTENDED, t(4)], {"scale": 1.0}, "1 are given"),
-    (ir.Attention, [*ATTENDED, t(4)], {"scale": 1.0, "extra": ("drains",)}, "no extra operand"),
-    (ir.TreeAttention, [*ROWS, i("N", 2)], {**TREE, "extra": ("first",)}, "no position of a row"),
-    (ir.TreeAttention, [*ROWS, t(2)], {**TREE, "extra": ("sinks",)}, "do not fit 4 heads"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "mask": t("T", 3)}, "do(es)? not (fit|broadcast)"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "mask": t(2, 4, "T", "T")}, "does not fit scores"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "first": i(1, "T")}, "no position of a row"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "bias": t(3, 9), "bias_by": "key"}, "fit 4 heads"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "bias": t(4, 9), "bias_by": "row"}, "a bias by 'row'"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "bias": t(4, 9)}, "a bias by None"),
+    (ir.Attention, ATTENDED, {"scale": 1.0, "sinks": t(3)}, "do not fit 4 heads"),
+    (ir.LayerNorm, [t("N", 8)], {"eps": 1e-6, "bias": t(8)}, "a bias comes with a weight"),
+    (ir.TreeAttention, ROWS, {**TREE, "first": i("N", 2)}, "no position of a row"),
+    (ir.TreeAttention, ROWS, {**TREE, "sinks": t(2)}, "do not fit 4 heads"),
     (ir.TreeAttention, [t(1, "N", 4, 8), *ROWS[1:]], TREE, "queries are"),
     (ir.TreeAttention, [*ROWS[:2], i("M"), *ROWS[3:]], TREE, "are not"),
     (ir.TreeAttention, [*ROWS[:4], i("D"), ROWS[5]], TREE, "the paths"),
@@ -148,7 +148,23 @@ MALFORMED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Cast, [t(8)], {"dtype": "f99"}, "there is no element type 'f99'"),
     (ir.Cast, [], {"dtype": "f32"}, "does not take the operands"),
     (ir.Rotary, [t(8)], {}, "does not take the operands"),
-    (ir.Reshape, [t(8)], {"shape": 8}, "does not take the operands"),
+    (ir.Cast, [t(8), t(8)], {"dtype": "f32"}, "does not take the operands .*, but .x."),
+    (ir.Linear, [t(8)], {}, "does not take the operands .*, but .x, weight, bias.."),
+    (ir.Gather, [], {}, "does not take the operands .*, but .table, indices...."),
+    (ir.Reshape, [t(8)], {"shape": 8}, "takes dimensions as the parameter 'shape', not 8"),
+    (ir.Reshape, [t(8)], {"shape": (8, 1.0)}, r"takes dimensions as the parameter 'shape', not \[8, 1.0\]"),
+    (ir.Transpose, [t(8)], {"permutation": ("T",)}, "takes integers as the parameter 'permutation'"),
+    (ir.Softmax, [t(8)], {"dim": "T"}, "takes an integer as the parameter 'dim', not \"T\""),
+    (ir.Softmax, [t(8)], {"dim": True}, "takes an integer as the parameter 'dim', not true"),
+    (ir.RMSNorm, [t(8)], {"eps": 1}, "takes a number with a point as the parameter 'eps', not 1"),
+    (ir.Reduce, [t(8)], {"function": "sum", "dims": (0,), "keep": 1}, "takes true or false as the parameter 'keep'"),
+    (ir.Map, [t(8)], {"function": ir.Symbol("exp")}, "takes a text as the parameter 'function', not @exp"),
+    (ir.Parameter, [], {"symbol": "w", "shape": (3,), "dtype": "f32"}, "takes a symbol as the parameter 'symbol'"),
+    (ir.Constant, [], {"value": "one", "dtype": "f32"}, "takes a number as the parameter 'value', not \"one\""),
+    (ir.Softmax, [t(8)], {"dim": 0, "axis": 1}, "has no parameter 'axis', only dim"),
+    (ir.MatMul, [t(3, 4), t(4, 3)], {"transposed": True}, "has no parameter 'transposed'"),
+    (ir.Function, [], {"symbol": ir.Symbol("f"), "arena": "large"}, "takes an integer as the parameter 'arena'"),
+    (ir.Function, [], {"symbol": ir.Symbol("f"), "branches": ((0,),)}, "takes layers and kinds as"),
     (ir.Iota, [], {"size": "T T"}, "'T T' is no dimension"),
     (ir.Linear, [t(), t()], {}, "does not multiply"),
     (ir.Rotary, [t(), t(), t()], {}, "does not take the operands"),
@@ -172,7 +188,7 @@ def test_accepts(
 @pytest.mark.parametrize(("operation", "operands", "parameters", "message"), REJECTED, ids=identifier)
 def test_rejects(operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ir.VerifyException, match=message):
-        operation.infer(operands, parameters)
+        operation.infer(*operands, **parameters)
 
 
 @pytest.mark.parametrize(("operation", "operands", "parameters", "message"), MALFORMED, ids=identifier)
@@ -181,7 +197,38 @@ def test_the_verifier_says_what_is_malformed(
 ) -> None:
     block = ir.Block(arg_types=operands)
     with pytest.raises(ir.VerifyException, match=message):
-        operation.raw(block.args, [], parameters).verify(verify_nested_ops=False)
+        raw(operation, block.args, [], parameters).verify(verify_nested_ops=False)
+
+
+@pytest.mark.parametrize(
+    ("operation", "operands", "parameters", "message"),
+    [
+        (ir.Softmax, [t(8)], {}, "needs the parameter 'dim'"),
+        (ir.Softmax, [t(8)], {"dim": 0, "axis": 1}, "has no parameter 'axis', only dim"),
+        (ir.Softmax, [t(8)], {"dim": 0.5}, "takes an integer, not 0.5 as the parameter 'dim'"),
+        (ir.Softmax, [], {"dim": 0}, "does not take the operands"),
+        (ir.Softmax, [t(8), t(8)], {"dim": 0}, "does not take the operands"),
+        (ir.Attention, ATTENDED, {"scale": 1.0, "drains": t(4)}, "no parameter 'drains', only scale, .*, sinks"),
+    ],
+    ids=identifier,
+)
+def test_the_builder_says_the_same(
+    operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], message: str
+) -> None:
+    block = ir.Block(arg_types=operands)
+    with pytest.raises(ir.VerifyException, match=message):
+        operation.make(*block.args, **parameters)
+
+
+def test_an_optional_operand_is_given_by_name_or_place() -> None:
+    block = ir.Block(arg_types=[*ATTENDED, t(4)])
+    query, key, value, sinks = block.args
+    named = ir.Attention.make(query, key, value, sinks=sinks, scale=1.0)
+    placed = ir.Attention.make(query, key, value, None, None, None, sinks, scale=1.0)
+    for made in (named, placed):
+        made.verify(verify_nested_ops=False)
+        assert (made.mask, made.first, made.bias, made.sinks) == (None, None, None, sinks)
+        assert made.placed([*"qkvs"]) == ["q", "k", "v", None, None, None, "s"]
 
 
 def test_every_operation_is_accepted_once() -> None:
@@ -196,6 +243,8 @@ def test_the_verifier_shares_the_rule(
     operation: type[ir.SpecOperation], operands: Types, parameters: dict[str, Any], expected: Types
 ) -> None:
     block = ir.Block(arg_types=operands)
-    wrong = operation.raw(block.args, [each.with_dims((*each.dims, 5)) for each in expected], parameters)
+    made = operation.make(*block.args, **parameters)
+    other = [each.with_dims((*each.dims, 5)) for each in expected]
+    wrong = operation.create(operands=block.args, result_types=other, properties=made.properties)
     with pytest.raises(ir.VerifyException, match="gives"):
         wrong.verify(verify_nested_ops=False)

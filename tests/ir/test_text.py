@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forerun import ir
 from forerun.errors import VerificationError
-from tests.ir.build import function, tensor
+from tests.ir.build import function, raw, tensor
 
 FORMS = pytest.mark.parametrize("generic", [False, True], ids=["pretty", "generic"])
 
@@ -20,12 +20,14 @@ def again(module: ir.ModuleOp, generic: bool) -> ir.ModuleOp:
 
 
 def constant(value: Any) -> ir.ModuleOp:
-    made = ir.Constant.raw([], [tensor([], "f64")], {"value": value, "dtype": "f64"})
+    made = raw(ir.Constant, [], [tensor([], "f64")], {"value": value, "dtype": "f64"})
     return function({"x": tensor([1, "T"])}, lambda build, x: (x, build.emit(made).result))
 
 
-def parameter(module: ir.ModuleOp) -> Any:
-    return ir.functions(module)["forward"].body[0].parameter("value")
+def made_first(module: ir.ModuleOp) -> ir.Constant:
+    first = ir.functions(module)["forward"].body[0]
+    assert isinstance(first, ir.Constant)
+    return first
 
 
 def bits(value: float) -> bytes:
@@ -37,14 +39,14 @@ def bits(value: float) -> bytes:
     "value", [1 / math.sqrt(48), 1e-6, 0.1, -0.0, 1e22, 123456789.0, 5e-324, math.inf, -math.inf, math.nan, 2.0**-30]
 )
 def test_floats_survive(value: float, generic: bool) -> None:
-    read = parameter(again(constant(value), generic))
+    read = made_first(again(constant(value), generic)).value
     assert isinstance(read, float)
     assert bits(read) == bits(value)
 
 
 @given(st.floats(allow_nan=False), st.booleans())
 def test_any_float_survives(value: float, generic: bool) -> None:
-    read = parameter(again(constant(value), generic))
+    read = made_first(again(constant(value), generic)).value
     assert isinstance(read, float)
     assert bits(read) == bits(value)
 
@@ -56,9 +58,11 @@ def test_any_float_survives(value: float, generic: bool) -> None:
     ids=repr,
 )
 def test_parameters_survive_with_their_type(value: Any, generic: bool) -> None:
-    read = parameter(again(constant(value), generic))
-    assert read == value
-    assert type(read) is type(value)
+    read = made_first(again(constant(value), generic))
+    assert read.properties["value"] == ir.encode(value)
+    if isinstance(value, bool | int | float):
+        assert read.value == value
+        assert type(read.value) is type(value)
 
 
 @FORMS
@@ -66,6 +70,38 @@ def test_symbols_survive(generic: bool) -> None:
     name = ir.Symbol("model.layers.0.self_attn.q_proj.weight")
     module = ir.ModuleOp([ir.Weight.make(symbol=name, shape=(2, 3), dtype="bf16", derived=None)])
     assert set(ir.weights(again(module, generic))) == {name}
+
+
+@FORMS
+def test_optional_operands_are_read_by_name_in_any_order(generic: bool) -> None:
+    kinds = {"x": tensor([2, "T", 4]), "sinks": tensor([2]), "first": tensor(["T"], "i64")}
+    names = ", ".join(f"%{name}: {kind}" for name, kind in kinds.items())
+    text = (
+        f"spec.func @forward({names}) {{\n"
+        '  %y = spec.attention(%x, %x, %x, %sinks, %first) {scale = 0.5, extra = ["sinks", "first"], causal = true}'
+        " -> !spec.tensor<[2, T, 4], f32>\n  spec.return(%y)\n}"
+    )
+    module = again(ir.parse_ir(text), generic)
+    ir.verify(module)
+    forward = ir.functions(module)["forward"]
+    attention = forward.body[0]
+    assert isinstance(attention, ir.Attention)
+    assert (attention.mask, attention.bias) == (None, None)
+    assert (attention.first, attention.sinks) == (forward.argument("first"), forward.argument("sinks"))
+    shown = '(%x, %x, %x, %first, %sinks) {scale = 0.5, extra = ["first", "sinks"], causal = true}'
+    assert shown in ir.print_ir(module)
+
+
+@pytest.mark.parametrize("sizes", ["array<i32: 1, 1, 1, 1, 1, 0, 0>", "array<i32: 1, 1>", "5 : i64", None])
+def test_sizes_of_operands_that_do_not_fit_are_refused(sizes: str | None) -> None:
+    given = "" if sizes is None else f", operandSegmentSizes = {sizes}"
+    kind = tensor([2, "T", 4])
+    text = (
+        f'spec.func @forward(%x: {kind}) {{\n  %y = "spec.attention"(%x, %x, %x) <{{scale = 1.0{given}}}>'
+        f" : ({kind}, {kind}, {kind}) -> {kind}\n  spec.return(%y)\n}}"
+    )
+    with pytest.raises(VerificationError, match=r"spec\.attention .*operandSegmentSizes"):
+        ir.verify(ir.parse_ir(text))
 
 
 @FORMS

@@ -4,7 +4,7 @@ import pytest
 
 from forerun import ir
 from forerun.errors import VerificationError
-from tests.ir.build import function, tensor
+from tests.ir.build import function, raw, tensor
 
 
 def test_a_value_of_another_function_is_rejected_with_its_neighbourhood() -> None:
@@ -30,10 +30,10 @@ def test_the_neighbourhood_of_an_operation_in_a_kernel_is_the_kernel() -> None:
     kind = tensor(["N"])
     step = ir.Function.of("step", [("x", kind)])
     block = ir.Block(arg_types=[kind])
-    wrong = ir.Map.raw(block.args, [tensor(["N", 2])], {"function": "exp"})
-    block.add_ops([wrong, ir.Yield.make(wrong.result)])
+    wrong = raw(ir.Map, block.args, [tensor(["N", 2])], {"function": "exp"})
+    block.add_ops([wrong, ir.Yield.make(*wrong.results)])
     kernel = ir.Kernel.of(step.block.args, ir.Region(block), kind="row_wise")
-    step.block.add_ops([kernel, ir.Return.make(kernel.result)])
+    step.block.add_ops([kernel, ir.Return.make(*kernel.results)])
     with pytest.raises(VerificationError, match="gives") as error:
         ir.verify(ir.ModuleOp([step]))
     assert "spec.yield" in str(error.value)

@@ -122,7 +122,7 @@ WEIGHTS = {"buckets": torch.randn(6, HEADS, generator=torch.Generator().manual_s
 
 def attended(mask: MaskBody) -> tuple[ir.ModuleOp, ir.Attention]:
     def body(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
-        return build.add(ir.Attention, x, x, x, mask(build), scale=0.5, extra=("mask",))
+        return build.add(ir.Attention, x, x, x, mask=mask(build), scale=0.5)
 
     module = function({"x": tensor([HEADS, "T", 8])}, body)
     module.body.block.insert_op_before(
@@ -138,7 +138,8 @@ def context(length: int = LENGTH) -> PassContext:
 
 
 def understood(attention: ir.Attention, length: int = LENGTH) -> Mask:
-    mask, given = attention.inputs[3], context(length)
+    mask, given = attention.mask, context(length)
+    assert mask is not None
     return classify(mask, attention, Pairs(mask, length, given), given)
 
 
@@ -188,7 +189,7 @@ def test_an_understood_mask_keeps_the_attention(mask: MaskBody, length: int) -> 
     TabulatePositions().apply(context(), module)
     ir.verify(module)
     (attention,) = [each for each in ir.functions(module)["forward"].body if isinstance(each, ir.Attention)]
-    assert "mask" not in attention.parameter("extra", ())
+    assert attention.mask is None
     environment = ir.Environment(ir.with_derived(module, WEIGHTS.__getitem__))
     (after,) = ir.evaluate(module, "forward", [x], environment)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
@@ -198,7 +199,7 @@ def test_a_mask_of_tokens_is_refused() -> None:
     def body(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
         seen = build.map("gt", build.reduce("sum", x, (2,)), build.constant(0.0, "f32"))
         mask = build.map("and", causal(build), build.reshape(seen, (1, 1, "T")))
-        return build.add(ir.Attention, x, x, x, mask, scale=0.5, extra=("mask",))
+        return build.add(ir.Attention, x, x, x, mask=mask, scale=0.5)
 
     module = function({"x": tensor([1, "T", 8])}, body)
     with pytest.raises(LookAheadError, match="relates tokens to tokens outside an attention"):

@@ -34,9 +34,9 @@ def fused(family: str) -> tuple[ir.Function, ir.Function]:
 def computed(operations: Iterable[ir.SpecOperation]) -> Counter[str]:
     """Operations that cost something, by what they are."""
     return Counter(
-        f"{each.name} {sorted((name, str(value)) for name, value in each.attributes.items())}"
+        f"{each.name} {sorted((name, str(value)) for name, value in each.properties.items())}"
         for each in operations
-        if not inline(each) and not each.ends_body and not isinstance(each, ir.Kernel)
+        if not isinstance(each, ir.Kernel) and not each.ends_body and not inline(each)
     )
 
 
@@ -72,9 +72,9 @@ def test_a_cache_is_written_before_it_is_read(family: str) -> None:
     for index, kernel in enumerate(kernels(fused(family)[1])):
         for each in kernel.body:
             if isinstance(each, ir.CacheWrite):
-                writes[each.parameter("symbol")] = index
+                writes[each.symbol] = index
             if isinstance(each, ir.TreeAttention):
-                reads[each.parameter("symbol")] = index
+                reads[each.symbol] = index
     assert writes.keys() == reads.keys() != set()
     assert all(writes[cache] < reads[cache] for cache in reads)
 
@@ -83,15 +83,15 @@ def test_a_cache_is_written_before_it_is_read(family: str) -> None:
 def test_attention_stands_alone_and_candidates_are_chosen_where_the_logits_are_computed(family: str) -> None:
     for kernel in kernels(fused(family)[1]):
         heavy = [type(each) for each in kernel.body if isinstance(each, ir.TreeAttention | ir.TopK | ir.Linear)]
-        match kernel.parameter("kind"):
+        match kernel.kind:
             case "attention":
                 assert heavy == [ir.TreeAttention]
             case "head":
                 assert heavy == [ir.Linear, ir.TopK]
-                assert kernel.parameter("branch") is None
+                assert kernel.branch is None
             case "linear":
                 assert set(heavy) == {ir.Linear}
-                assert len({each.inputs[0] for each in kernel.body if isinstance(each, ir.Linear)}) == 1
+                assert len({each.x for each in kernel.body if isinstance(each, ir.Linear)}) == 1
             case other:
                 assert other == "row_wise"
                 assert heavy == []
@@ -99,7 +99,7 @@ def test_attention_stands_alone_and_candidates_are_chosen_where_the_logits_are_c
 
 def test_a_llama_layer_is_five_kernels() -> None:
     """Norm + q, k, v + rotary + cache write; attention; output; norm + gate, up; down."""
-    counts = Counter(each.parameter("kind") for each in kernels(fused("llama")[1]))
+    counts = Counter(each.kind for each in kernels(fused("llama")[1]))
     layers = 2
     assert counts["attention"] == layers
     assert counts["linear"] == 4 * layers
@@ -115,4 +115,4 @@ def test_candidates_of_what_no_linear_gives_are_a_kernel_of_their_own() -> None:
 
     module = function({"table": table, "tokens": tokens}, body, "step")
     FuseKernels().apply(PassContext(), module)
-    assert [each.parameter("kind") for each in kernels(ir.functions(module)["step"])] == ["row_wise", "topk"]
+    assert [each.kind for each in kernels(ir.functions(module)["step"])] == ["row_wise", "topk"]

@@ -34,8 +34,8 @@ def two_layers() -> ir.ModuleOp:
 def end_of_layer(body: list[ir.SpecOperation], layer: int) -> int:
     """Where the residual stream leaves a layer: the sum behind its last linear layer."""
     for index, each in enumerate(body):
-        weight = each.inputs[1].owner if isinstance(each, ir.Linear) else None
-        name = weight.parameter("symbol") if isinstance(weight, ir.Parameter) else ""
+        weight = each.weight.owner if isinstance(each, ir.Linear) else None
+        name = weight.symbol if isinstance(weight, ir.Parameter) else ""
         if name.endswith(f"layers.{layer}.mlp.down_proj.weight"):
             return index + 1
     raise AssertionError(f"no layer {layer}")
@@ -59,11 +59,10 @@ def llama(layers: int) -> ir.ModuleOp:
         values = {each: each for each in outside} | {incoming: stream}
         for value in outside:
             owner = value.owner
-            if isinstance(owner, ir.Parameter) and ".layers.1." in owner.parameter("symbol"):
-                symbol = ir.Symbol(owner.parameter("symbol").replace(".layers.1.", f".layers.{number}."))
-                parameters = {**owner.parameters, "symbol": symbol}
-                declare.emit(ir.Weight.make(**parameters))
-                values[value] = build.add(ir.Parameter, **parameters)
+            if isinstance(owner, ir.Parameter) and ".layers.1." in owner.symbol:
+                symbol = ir.Symbol(owner.symbol.replace(".layers.1.", f".layers.{number}."))
+                declare.emit(ir.Weight.make(symbol=symbol, shape=owner.shape, dtype=owner.dtype))
+                values[value] = build.add(ir.Parameter, symbol=symbol, shape=owner.shape, dtype=owner.dtype)
         for each in layer:
             clone_with(each, values, {}, build)
         stream = values[last]

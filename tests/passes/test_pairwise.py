@@ -56,8 +56,7 @@ def attentions(module: ir.ModuleOp) -> list[ir.Attention]:
 
 
 def masks(module: ir.ModuleOp) -> list[ir.SSAValue]:
-    found = [dict(zip(each.parameter("extra", ()), each.inputs[3:], strict=True)) for each in attentions(module)]
-    return list(dict.fromkeys(each["mask"] for each in found if "mask" in each))
+    return list(dict.fromkeys(_masks_of_attentions(module)))
 
 
 def require_blocks_of_the_whole(mask: ir.SSAValue, given: PassContext) -> None:
@@ -92,7 +91,8 @@ def test_a_familys_masks_in_blocks(family: str) -> None:
 @pytest.mark.parametrize("mask", [each[0] for each in UNDERSTOOD], ids=UNDERSTOOD_NAMES)
 def test_understood_masks_in_blocks(mask: MaskBody) -> None:
     _, attention = attended(mask)
-    require_blocks_of_the_whole(attention.inputs[3], context(LENGTH))
+    assert attention.mask is not None
+    require_blocks_of_the_whole(attention.mask, context(LENGTH))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,20 +107,19 @@ def test_tables_of_a_family_are_its_masks(family: str) -> None:
     weights = ir.with_derived(found.module, found.weights.__getitem__)
     places = torch.arange(LENGTH)
     for attention, number in zip(attentions(found.module), where, strict=True):
-        extra = dict(zip(attention.parameter("extra", ()), attention.inputs[3:], strict=True))
         first = torch.zeros(LENGTH, dtype=torch.long)
-        if "first" in extra:
-            gather = extra["first"].owner
+        if attention.first is not None:
+            gather = attention.first.owner
             assert isinstance(gather, ir.Gather)
-            first = table(gather.inputs[0], weights)
+            first = table(gather.table, weights)
         shown = (places >= first[:, None]) & (places <= places[:, None])
         mask = wanted[number].reshape(-1, LENGTH, LENGTH)
         assert torch.equal(shown.expand_as(mask), mask.bool() if boolean[number] else mask > HIDDEN)
         if boolean[number]:
             continue
-        bias = table(extra["bias"], weights) if "bias" in extra else torch.zeros(1, LENGTH)
+        bias = torch.zeros(1, LENGTH) if attention.bias is None else table(attention.bias, weights)
         away = (places[:, None] - places).clamp(min=0)
-        index = away if attention.parameter("bias_by") != "key" else places.expand(LENGTH, -1)
+        index = away if attention.bias_by != "key" else places.expand(LENGTH, -1)
         given_bias, own = bias[:, index], bias[:, index].diagonal(dim1=1, dim2=2)[..., None]
         wanted_own = mask.diagonal(dim1=1, dim2=2)[..., None]
         difference = ((given_bias - own) - (mask - wanted_own))[:, shown]
@@ -128,13 +127,12 @@ def test_tables_of_a_family_are_its_masks(family: str) -> None:
 
 
 def _masks_of_attentions(module: ir.ModuleOp) -> list[ir.SSAValue]:
-    found = [dict(zip(each.parameter("extra", ()), each.inputs[3:], strict=True)) for each in attentions(module)]
-    return [each["mask"] for each in found if "mask" in each]
+    return [each.mask for each in attentions(module) if each.mask is not None]
 
 
 def table(value: ir.SSAValue, weights: Callable[[str], torch.Tensor]) -> torch.Tensor:
     assert isinstance(value.owner, ir.Parameter)
-    return weights(value.owner.parameter("symbol"))
+    return weights(value.owner.symbol)
 
 
 def at(build: ir.Builder, value: ir.SSAValue, number: int) -> ir.SSAValue:

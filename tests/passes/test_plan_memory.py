@@ -65,13 +65,9 @@ def test_a_step_that_lives_in_its_arena_gives_the_same_logits(family: str) -> No
     stepper = Stepper(type(program(family))(module, weights), sequences=1, seed=0)
     expected = stepper.run(rows)
     step = stepper.step
-    arena = torch.full((step.parameter("arena"),), 0x7F, dtype=torch.uint8)
+    arena = torch.full((step.arena,), 0x7F, dtype=torch.uint8)
     kernels = [each for each in step.body if isinstance(each, ir.Kernel)]
-    places = {
-        value: offset
-        for each in kernels
-        for value, offset in zip(each.results, each.parameter("offsets", ()), strict=True)
-    }
+    places = {value: offset for each in kernels for value, offset in zip(each.results, each.offsets, strict=True)}
     bindings = {"N": len(rows), "M": len(rows)}
 
     def seen(value: ir.SSAValue) -> torch.Tensor:
@@ -109,5 +105,5 @@ def test_a_result_that_nobody_reads_has_its_own_place_while_it_is_written() -> N
     module = function({"x": kind}, body, "step")
     PlanMemory(max_rows=1).apply(PassContext(), module)
     kernels = [each for each in ir.functions(module)["step"].body if isinstance(each, ir.Kernel)]
-    (first,), (second, unread) = (each.parameter("offsets") for each in kernels[:2])
+    (first,), (second, unread) = (each.offsets for each in kernels[:2])
     assert len({first, second, unread}) == 3

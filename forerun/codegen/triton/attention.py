@@ -26,7 +26,6 @@ class AttentionText:
 
     def __init__(self, operation: ir.TreeAttention, shape: Shape, known: Any, scratch: tuple[Stored, Stored]) -> None:
         self.operation, self.shape, self.known, self.scratch = operation, shape, known, scratch
-        self.extra = dict(zip(operation.parameter("extra", ()), operation.operands[6:], strict=True))
 
     def describe(self) -> str:
         shape = self.shape
@@ -71,8 +70,8 @@ class AttentionText:
         context.line(f"position{suffix} = tl.load({positions} + row{suffix}, mask=lane_in{suffix}, other=-1)")
         guards = frozenset({f"lane_in{suffix}"})
         row = Index.of(Lane(f"row{suffix}", None, guards, depth))
-        if "first" in self.extra:
-            first = context.element(self.extra["first"], [row])
+        if self.operation.first is not None:
+            first = context.element(self.operation.first, [row])
             context.line(f"first{suffix} = tl.where(lane_in{suffix}, {first.text}, 2147483647)")
         head = Index.of(Lane(f"(group * {shape.members} + member{suffix})", shape.heads, guards, depth))
         kept = " & ".join(sorted(guards))
@@ -83,7 +82,7 @@ class AttentionText:
             if inside:
                 context.line(f"{name}_in = {name} < {shape.key_dim}")
             dim = Index.of(Lane(f"{name}[None, :]", shape.key_dim, inside, depth, True))
-            query = context.element(self.operation.operands[0], [row, head, dim])
+            query = context.element(self.operation.query, [row, head, dim])
             mask = " & ".join([kept, *inside])
             kind = TRITON_TYPES[shape.element]
             context.line(f"query{suffix}_{number} = tl.where({mask}, {query.text}, 0.0).to({kind})")
@@ -110,7 +109,7 @@ class AttentionText:
                 self._slots(context, "sequence")
                 self._load_keys(context)
                 # Keys that all rows have committed are visible to all, but for windows.
-                hides = bool(self.extra.keys() & {"first", "bias"})
+                hides = self.operation.first is not None or self.operation.bias is not None
                 for suffix in suffixes:
                     self._score(context, suffix, "score")
                     self._weigh(context, suffix, hides)
@@ -140,7 +139,7 @@ class AttentionText:
         context.line("common = tl.where(sequence_low == sequence_high, tl.min(base), 0)")
         context.line(f"stop = tl.minimum(start + {shape.split}, tl.max(position) + 1)")
         begin = "start"
-        if "first" in self.extra:
+        if self.operation.first is not None:
             context.line(f"begin_at = tl.maximum(start, tl.min(first) // {self.shape.keys} * {self.shape.keys})")
             begin = "begin_at"
         with context.block(f"for begin in range({begin}, stop, {self.shape.keys}):"):
@@ -221,7 +220,7 @@ class AttentionText:
 
     def _load_keys(self, context: Expressions) -> None:
         """key_i [features of the part, keys]"""
-        place = cache_place(self.operation.parameter("symbol"), "keys", self.known)
+        place = cache_place(self.operation.symbol, "keys", self.known)
         name, size = context.argument(place.slot, place.element), self.shape.key_dim
         context.line(f"record = {self._record('keys', size)}")
         for number, (start, count) in enumerate(self.shape.parts):
@@ -238,7 +237,7 @@ class AttentionText:
 
     def _load_values(self, context: Expressions) -> None:
         """value [KEYS, Dv]"""
-        place = cache_place(self.operation.parameter("symbol"), "values", self.known)
+        place = cache_place(self.operation.symbol, "values", self.known)
         name, size = context.argument(place.slot, place.element), self.shape.value_dim
         context.line(f"number = tl.arange(0, {padded(size)})[None, :]")
         context.line(f"line = tl.reshape({self._record('values', size)}, [{self.shape.keys}, 1])")
@@ -248,17 +247,17 @@ class AttentionText:
 
     def _weigh(self, context: Expressions, suffix: str, hides: bool) -> None:
         """Scores to weights, in units of the largest so far. `hides`: whether a key may be hidden from a row."""
-        scale, softcap = self.operation.parameter("scale"), self.operation.parameter("softcap")
+        scale, softcap, bias = self.operation.scale, self.operation.softcap, self.operation.bias
         context.line(f"score = score * {literal(scale)}")
         if softcap is not None:
             context.line(f"score = tanh(score / {literal(softcap)}) * {literal(softcap)}")
         if hides:
             context.line(f"visible = at <= position{suffix}")
-        if "first" in self.extra:
+        if self.operation.first is not None:
             context.line(f"visible = visible & (at >= first{suffix})")
-        if "bias" in self.extra:
-            stored = context.stored[self.extra["bias"]]
-            by_key = self.operation.parameter("bias_by") == "key"
+        if bias is not None:
+            stored = context.stored[bias]
+            by_key = self.operation.bias_by == "key"
             head = f"(group * {self.shape.members} + member{suffix})" if stored.dims[0] != 1 else "0"
             at = "at" if by_key else f"(position{suffix} - at)"
             name = context.argument(stored.slot, stored.element)
@@ -305,8 +304,8 @@ class AttentionText:
         context.line(f"position = tl.max(tl.load({positions} + row, mask=row_in, other=-1))")
         row = Index.of(Lane("row", None, frozenset({"row_in"})))
         begin = "0"
-        if "first" in self.extra:
-            first = context.element(self.extra["first"], [row])
+        if self.operation.first is not None:
+            first = context.element(self.operation.first, [row])
             context.line(f"begin = tl.max({first.text}) // {shape.split}")
             begin = "begin"
         context.line('largest = float("-inf")')
@@ -324,8 +323,8 @@ class AttentionText:
             context.line("total = total * old + added * new")
             context.line("sums = sums * old + part * new")
             context.line("largest = larger")
-        if "sinks" in self.extra:
-            stored = context.stored[self.extra["sinks"]]
+        if self.operation.sinks is not None:
+            stored = context.stored[self.operation.sinks]
             context.line(f"sink = tl.load({context.argument(stored.slot, stored.element)} + head)")
             context.line("larger = tl.maximum(largest, sink)")
             context.line("total = total * tl.exp(largest - larger) + tl.exp(sink - larger)")

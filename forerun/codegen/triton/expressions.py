@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from forerun import ir
 from forerun.codegen.triton.index import Index, Lane, flat, size_of
@@ -80,8 +80,14 @@ def kind_of(dtype: str) -> str:
 TRITON_TYPES = {"f32": "tl.float32", "bf16": "tl.bfloat16", "f16": "tl.float16", "i32": "tl.int32"}
 
 
+Rule = Callable[["Expressions", Any, list[Index]], Term]
+
+
 class Expressions:
     """A kernel's text under construction."""
+
+    RULES: ClassVar[ir.OperationTable[Rule]]
+    """The element of each operation's result; `rules` has them."""
 
     def __init__(self, stored: dict[ir.SSAValue, Stored], constants: dict[ir.SSAValue, ir.Constant]) -> None:
         self.stored = stored
@@ -186,16 +192,9 @@ class Expressions:
 
     def definition(self, value: ir.SSAValue, index: Sequence[Index]) -> Term:
         """The value's element as its operation gives it."""
-        operation: Any = self.constants.get(value, value.owner)
-        rule = RULES.get(type(operation))
-        if rule is None:
-            if isinstance(operation, ir.Linear):
-                raise NeedsMemoryError(value)
-            raise UnsupportedOperationError(
-                f"the cuda target has no Triton template for {getattr(operation, 'name', operation)}; "
-                "compile for the cpu or the reference target."
-            )
-        return rule(self, operation, list(index))
+        operation = self.constants.get(value, value.owner)
+        assert isinstance(operation, ir.SpecOperation)
+        return self.RULES.of(operation)(self, operation, list(index))
 
     def operand(self, value: ir.SSAValue, index: Sequence[Index]) -> Term:
         """An operand of numpy's broadcasting, at an index of the result."""
@@ -247,9 +246,3 @@ def _wider(lane: Lane, factor: int) -> Lane:
     if lane.size is not None and lane.size * factor <= LARGEST:
         return lane
     return Lane(f"{lane.text}.to(tl.int64)", lane.size, lane.guards, lane.depth, lane.wide)
-
-
-Rule = Callable[[Expressions, Any, list[Index]], Term]
-
-RULES: dict[type, Rule] = {}
-"""Operations that are computed where they are used; `rules` fills it."""

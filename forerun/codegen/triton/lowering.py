@@ -73,25 +73,24 @@ class Lowering:
     def _surroundings(self, module: ir.ModuleOp, storage: str) -> Surroundings:
         kept: dict[str, str] = {}
         for name, weight in self._declared.items():
-            given, dtype = weight.parameter("storage"), weight.parameter("dtype")
+            given, dtype = weight.storage, weight.dtype
             if given is not None and given not in ELEMENTS:
                 raise InvalidOptionError(
                     f"the cuda target has no kernels for weights kept as {given}; use dtype float32, bfloat16 or "
                     "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
-        blocks = {
-            each.parameter("block") for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)
-        }
+        blocks = {each.block for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)}
         returned = self._function.returned
         candidates = returned[1] if len(returned) == 3 else None
         return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage, candidates)
 
     def _check(self, max_rows: int, max_outputs: int) -> None:
+        planned = {"max_rows": self._function.max_rows, "max_outputs": self._function.max_outputs}
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
-            planned = self._function.parameter(name, limit)
-            if limit > planned:
-                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {planned}; plan for more.")
+            most = planned[name]
+            if most is not None and limit > most:
+                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         for argument in self._function.block.args:
             if argument.name_hint not in INPUTS:
                 raise InvalidOptionError(f"@step has an argument {argument.name_hint} that no step gives.")
@@ -112,9 +111,9 @@ class Lowering:
         """The plan that the IR carries (plan-memory); what it has no place for lies behind, and scratch behind that."""
         places: dict[ir.SSAValue, int] = {}
         for operation in self._function.body:
-            offsets = operation.parameter("offsets", ())
+            offsets = operation.offsets if isinstance(operation, ir.Kernel) else ()
             places.update((value, at // NUMBER) for value, at in zip(operation.results, offsets, strict=False))
-        end = -(-self._function.parameter("arena", 0) // NUMBER // ALIGNMENT) * ALIGNMENT
+        end = -(-(self._function.arena or 0) // NUMBER // ALIGNMENT) * ALIGNMENT
         end += ALIGNMENT
         for plan in plans:
             for _, outer in plan.region.results:
@@ -159,7 +158,7 @@ class Lowering:
         """The launches of one planned, which may be several behind one another."""
         self._context = partial(Expressions, stored, plan.constants)
         segments = planned.segments if isinstance(planned, Products) else []
-        self._matrices = {stored[linear.operands[1]].slot for segment in segments for linear in segment.linears}
+        self._matrices = {stored[linear.weight].slot for segment in segments for linear in segment.linears}
         return [
             self._launch(plan, kind, context, grid, config, words, place)
             for kind, context, grid, config, words in self._emitted(planned)
@@ -190,17 +189,10 @@ class Lowering:
 
     def _attention(self, planned: AttentionLaunch) -> list[Any]:
         operation = planned.operation
-        symbol = operation.parameter("symbol")
+        symbol = operation.symbol
         cache = self._known.caches[symbol]
-        heads, groups, dim, value_dim = (
-            int(each)
-            for each in (
-                ir.tensor_type(operation.operands[0]).dims[1],
-                cache.parameter("heads"),
-                cache.parameter("key_dim"),
-                cache.parameter("value_dim"),
-            )
-        )
+        heads, groups = int(ir.tensor_type(operation.query).dims[1]), cache.heads
+        dim, value_dim = cache.key_dim, cache.value_dim
         if heads % groups:
             raise UnsupportedOperationError(
                 f"the cuda target has no Triton template for {heads} heads over {groups} of keys."
@@ -290,14 +282,11 @@ class Lowering:
             returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
             drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
             weights=self._used,
-            caches={
-                name: CacheShape(*(each.parameter(part) for part in ("heads", "key_dim", "value_dim")))
-                for name, each in caches.items()
-            },
+            caches={name: CacheShape(each.heads, each.key_dim, each.value_dim) for name, each in caches.items()},
             number=self._known.number,
             arena=self._arena,
             stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
-            branches=self._function.parameter("branches", ()),
+            branches=self._function.branches,
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             block=self._known.block,
             tables=self._tables,

@@ -22,7 +22,7 @@ class CacheHalf:
 
     @property
     def value(self) -> ir.SSAValue:
-        return self.write.operands[0 if self.half == "keys" else 1]
+        return self.write.keys if self.half == "keys" else self.write.values
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ A choice is taken along as well, and then the logits are written by launches of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from forerun import ir
@@ -16,9 +16,10 @@ from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Sl
 from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, Launch, Output, Plan, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
-from forerun.codegen.triton.rules import RULES
+from forerun.codegen.triton.rules import NO_TEMPLATE
 from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice
 from forerun.errors import UnsupportedOperationError
+from forerun.ir import each_of, refused
 
 
 class Planner:
@@ -39,7 +40,7 @@ class Planner:
         for inner, outer in self.region.arguments.items():
             self._argument(inner, outer)
         for operation in self.region.operations:
-            self._collect(operation)
+            OPERATIONS.of(operation)(self, operation)
         for inner, outer in self.region.results:
             kind = ir.tensor_type(inner)
             place = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
@@ -73,31 +74,26 @@ class Planner:
             self.plan.stored[inner] = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
 
     def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
-        symbol, kind = str(operation.parameter("symbol")), ir.tensor_type(value)
+        symbol, kind = str(operation.symbol), ir.tensor_type(value)
         self.plan.stored[value] = Stored(Slot("weight", symbol), kind.dims, kind.dtype, self.known.storage[symbol])
 
     def _scratch(self, dims: Sequence[ir.Dim], dtype: str) -> Stored:
         self.scratches += 1
         return Stored(Slot("scratch", (self.scratches - 1, tuple(dims))), tuple(dims), dtype, _element(dtype))
 
-    def _collect(self, operation: ir.SpecOperation) -> None:
-        match operation:
-            case ir.Parameter():
-                self._weight(operation.result, operation)
-            case ir.CacheWrite():
-                halves = [CacheHalf(operation, half) for half in ("keys", "values")]
-                self.waiting.extend(Output(each.value, each) for each in halves)
-            case ir.TreeAttention() | ir.TopK():
-                self.special.append(operation)
-            case ir.Linear():
-                pass
-            case _ if type(operation) not in RULES:
-                raise UnsupportedOperationError(
-                    f"the cuda target has no Triton template for {operation.name}; compile for the cpu or the "
-                    "reference target."
-                )
-            case _:
-                pass
+    def parameter(self, operation: ir.Parameter) -> None:
+        self._weight(operation.result, operation)
+
+    def cache_write(self, operation: ir.CacheWrite) -> None:
+        halves = [CacheHalf(operation, half) for half in ("keys", "values")]
+        self.waiting.extend(Output(each.value, each) for each in halves)
+
+    def separate(self, operation: ir.TreeAttention | ir.TopK) -> None:
+        """A launch of its own, when its operands are ready."""
+        self.special.append(operation)
+
+    def where_used(self, operation: ir.SpecOperation) -> None:
+        """Nothing yet: what reads its result decides."""
 
     # --- what depends on what
 
@@ -111,7 +107,7 @@ class Planner:
         return {leaf for each in operation.operands for leaf in self.leaves(each)}
 
     def _needs(self, output: Output) -> set[Any]:
-        extra = {*self.leaves(output.place.write.operands[2])} if isinstance(output.place, CacheHalf) else set[Any]()
+        extra = {*self.leaves(output.place.write.slots)} if isinstance(output.place, CacheHalf) else set[Any]()
         return self.leaves(output.value) | extra
 
     def _wanted_linears(self) -> set[ir.Linear]:
@@ -137,7 +133,7 @@ class Planner:
         for operation in self.special:
             if not isinstance(operation, ir.TopK):
                 continue
-            (logits,) = operation.operands
+            logits = operation.x
             needed = self.leaves(logits)
             linears = [each for each in self.linears if each in needed]
             if not linears or len(linears) < len(needed) or not self._alike(linears):
@@ -151,7 +147,7 @@ class Planner:
             if not segment.outputs:
                 continue
             self._require_weights(linears)
-            x = linears[0].operands[0]
+            x = linears[0].x
             launch = Products(x, leading(x), self._element(linears[0]), [segment])
             self._settle_input(launch)
             self._append(launch)
@@ -163,8 +159,8 @@ class Planner:
 
     def _alike(self, linears: list[ir.Linear]) -> bool:
         """Whether linears are ready and can share tiles: one input, one element type, one number of columns."""
-        kinds = {(each.operands[0], self._element(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
-        return len(kinds) == 1 and not self.leaves(linears[0].operands[0])
+        kinds = {(each.x, self._element(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
+        return len(kinds) == 1 and not self.leaves(linears[0].x)
 
     def _read_in_step(self, outputs: list[Output], choice: ir.TopK, linears: set[Any]) -> bool:
         """Whether the linears are read by more than a choice and outputs that the function's caller may ask for."""
@@ -179,19 +175,19 @@ class Planner:
 
     def _choice(self, operation: ir.TopK, columns: int, block: int) -> Choice:
         values, ids = (self._place(each) for each in operation.results)
-        *rows, size = ir.tensor_type(operation.operands[0]).dims
+        *rows, size = ir.tensor_type(operation.x).dims
         draws = ids.slot == Slot("value", self.known.candidates) and [dim for dim in rows if dim != 1] == ["M"]
         drawn = Stored(Slot("drawn", "drawn"), tuple(rows), "i32", "i32") if draws else None
-        return Choice(tuple(rows), int(size), operation.parameter("k"), values, ids, drawn, columns, block)
+        return Choice(tuple(rows), int(size), operation.k, values, ids, drawn, columns, block)
 
     def _products(self) -> bool:
         """A launch for the linears on one input that are ready."""
         wanted = self._wanted_linears()
-        ready = [each for each in self.linears if each in wanted and not self.leaves(each.operands[0])]
+        ready = [each for each in self.linears if each in wanted and not self.leaves(each.x)]
         if not ready:
             return False
-        x = ready[0].operands[0]
-        group = [each for each in ready if each.operands[0] is x and self._element(each) == self._element(ready[0])]
+        x = ready[0].x
+        group = [each for each in ready if each.x is x and self._element(each) == self._element(ready[0])]
         self._require_weights(group)
         segments: list[Segment] = []
         for component in self._components(group):
@@ -207,12 +203,12 @@ class Planner:
         return True
 
     def _element(self, linear: ir.Linear) -> str:
-        stored = self.plan.stored.get(linear.operands[1])
+        stored = self.plan.stored.get(linear.weight)
         return "none" if stored is None else stored.element
 
     def _require_weights(self, group: Iterable[ir.Linear]) -> None:
         for linear in group:
-            stored = self.plan.stored.get(linear.operands[1])
+            stored = self.plan.stored.get(linear.weight)
             if stored is None or stored.slot.kind != "weight" or stored.element == "i32":
                 raise UnsupportedOperationError(
                     "the cuda target has no Triton template for spec.linear with a computed matrix; compile for the "
@@ -239,7 +235,7 @@ class Planner:
         read = {leaf for each in left for leaf in self._needs(each)}
         read |= {leaf for each in self.special for operand in each.operands for leaf in self.leaves(operand)}
         others = [each for each in self.linears if each not in mine]
-        read |= {leaf for each in others for leaf in self.leaves(each.operands[0])}
+        read |= {leaf for each in others for leaf in self.leaves(each.x)}
         for linear in component:
             value = linear.result
             raw = linear in read and not any(each.value is value for each in best.outputs)
@@ -270,7 +266,7 @@ class Planner:
                 places = [self._place(operation.result)]
                 self._append(AttentionLaunch(operation, places[0]))
             else:
-                (x,) = operation.operands
+                x = operation.x
                 if x not in self.plan.stored:
                     self._write_rows(x)
                 choice = self._choice(operation, int(ir.tensor_type(x).dims[-1]), CHUNK)
@@ -321,6 +317,23 @@ class Planner:
         for output in outputs:
             if isinstance(output.place, Stored):
                 self.plan.stored.setdefault(output.value, output.place)
+
+
+USED = Planner.where_used
+
+OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTable(
+    "operations that the cuda target plans",
+    {
+        ir.Parameter: Planner.parameter,
+        ir.CacheWrite: Planner.cache_write,
+        **each_of(Planner.separate, ir.TreeAttention, ir.TopK),
+        **each_of(USED, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Iota),
+        **each_of(USED, ir.Gather, ir.TakeAlong, ir.Concat, ir.Rotary, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
+        **each_of(USED, ir.Reduce, ir.Linear),
+        **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
+        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)
 
 
 def _element(dtype: str) -> str:

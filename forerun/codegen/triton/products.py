@@ -185,17 +185,17 @@ class Products:
                 context.line(f"feature_in = feature < {features}")
                 guards = frozenset({"feature_in[None, :]"})
             at = Index.of(Lane("feature[None, :]", features, guards, inside, True))
-            source = self.x if norm is None else norm.operands[0]
+            source = self.x if norm is None else norm.x
             x = context.element(source, [*unflat(leading(source), Index.of(row)), at]).text
             x = f"tl.where(feature_in[None, :], {x}, 0.0)" if ragged else x
             if norm is not None:
                 context.line(f"unscaled = {x}")
                 context.line(f"{squares} = tl.fma(unscaled, unscaled, {squares})")
-                gains = [context.element(each, [at]).text for each in norm.operands[1:]]
-                x = f"({' * '.join(['unscaled', *gains])})"
+                gain = "" if norm.weight is None else f" * {context.element(norm.weight, [at]).text}"
+                x = f"(unscaled{gain})"
             context.line(f"x = {x}.to({kind})")
             for (linear, part), name in names.items():
-                weight = context.stored[linear.operands[1]]
+                weight = context.stored[linear.weight]
                 pointer = context.argument(weight.slot, weight.element)
                 mask = "lane_in" + (" & feature_in[:, None]" if ragged else "")
                 context.line(f"w = tl.load({pointer} + {places[part]} + feature[:, None], mask={mask}, other=0.0)")
@@ -203,14 +203,14 @@ class Products:
         if norm is not None:
             total = f"row_sum({squares}, ROWS, {block}, {block.bit_length() - 1})"
             scale = context.fresh("scale")
-            context.line(f"{scale} = 1.0 / tl.sqrt({total} / {features} + {literal(norm.parameter('eps'))})")
+            context.line(f"{scale} = 1.0 / tl.sqrt({total} / {features} + {literal(norm.eps)})")
             for name in names.values():
                 context.line(f"{name} = {name} * {scale}")
         terms: dict[tuple[ir.Linear, int], Term] = {}
         for (linear, part), name in names.items():
             terms[linear, part] = Term(name, depth)
-            if len(linear.operands) > 2:
-                bias = context.element(linear.operands[2], [columns[part]])
+            if linear.bias is not None:
+                bias = context.element(linear.bias, [columns[part]])
                 terms[linear, part] = context.let(f"({name} + {bias.text})", depth, "biased")
         return terms
 
@@ -222,7 +222,7 @@ class Products:
         """
         value = self.x
         while isinstance(value.owner, ir.Reshape) and value not in context.stored:
-            value = value.owner.operands[0]
+            value = value.owner.x
         owner: Any = value.owner
         fits = isinstance(owner, ir.RMSNorm) and value not in context.stored and self.element != "f16"
         return owner if fits and int(ir.tensor_type(value).dims[-1]) == self.features else None
@@ -274,10 +274,10 @@ def fitting_segment(
 ) -> Segment:
     """The division of columns under which a tile takes most outputs along; single columns where none is better."""
     width = int(ir.tensor_type(linears[0].result).dims[-1])
-    sizes = {int(ir.tensor_type(each.operands[0]).dims[-1]) for each in _rotaries([each.value for each in outputs])}
+    sizes = {int(ir.tensor_type(each.x).dims[-1]) for each in _rotaries([each.value for each in outputs])}
     choices = [Columns(width), *(Columns(width, size) for size in sorted(sizes) if width % size == 0)]
     best = Segment(linears, choices[0])
-    rows = leading(linears[0].operands[0])
+    rows = leading(linears[0].x)
     for columns in choices:
         found = [_taken(stored, constants, linears, each, columns, rows, known) for each in outputs]
         segment = Segment(linears, columns, [each for each in found if each is not None])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from forerun import ir
-from forerun.codegen.triton.expressions import RULES, Expressions, NeedsMemoryError, Term, kind_of
+from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Rule, Term, kind_of
 from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, reshaped
 from forerun.errors import UnsupportedOperationError
+from forerun.ir import each_of, refused
 
 
 def require_narrow(value: ir.SSAValue, outer: Sequence[Index]) -> None:
@@ -26,28 +26,24 @@ def literal(value: float) -> str:
     return repr(float(value)) if math.isfinite(value) else f'float("{value}")'
 
 
-def _constant(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    value, kind = operation.parameter("value"), kind_of(operation.parameter("dtype"))
+def _constant(context: Expressions, operation: ir.Constant, index: list[Index]) -> Term:
+    value, kind = operation.value, kind_of(operation.dtype)
     if kind == "number":
         return Term(literal(value))
     return Term(str(int(value))) if kind == "integer" else Term("1" if value else "0")
 
 
-def _map(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    function = operation.parameter("function")
-    dtype = ir.tensor_type(operation.operands[-1]).dtype
-    functions = BY_KIND[kind_of(dtype)]
-    if function not in functions:
-        raise UnsupportedOperationError(f"the cuda target has no elementwise function {function} on {dtype}.")
-    operands = [context.operand(each, index) for each in operation.operands]
+def _map(context: Expressions, operation: ir.Map, index: list[Index]) -> Term:
+    function = operation.function
+    meaning = BY_KIND[kind_of(ir.tensor_type(operation.inputs[-1]).dtype)][function]
+    operands = [context.operand(each, index) for each in operation.inputs]
     depth = max(each.depth for each in operands)
-    return context.let(functions[function](*(each.text for each in operands)), depth, function)
+    return context.let(meaning(*(each.text for each in operands)), depth, function)
 
 
-def _cast(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    (source,) = operation.operands
-    before, after = kind_of(ir.tensor_type(source).dtype), kind_of(operation.parameter("dtype"))
-    value = context.element(source, index)
+def _cast(context: Expressions, operation: ir.Cast, index: list[Index]) -> Term:
+    before, after = kind_of(ir.tensor_type(operation.x).dtype), kind_of(operation.dtype)
+    value = context.element(operation.x, index)
     if before == after:
         return value
     if before == "truth":
@@ -58,32 +54,31 @@ def _cast(context: Expressions, operation: Any, index: list[Index]) -> Term:
     return context.let(f"({value.text}).to({'tl.float32' if after == 'number' else 'tl.int32'})", value.depth)
 
 
-def _reshape(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    (source,) = operation.operands
-    before, after = ir.tensor_type(source).dims, ir.tensor_type(operation.result).dims
+def _reshape(context: Expressions, operation: ir.Reshape, index: list[Index]) -> Term:
+    before, after = ir.tensor_type(operation.x).dims, ir.tensor_type(operation.result).dims
     for dim in (*before, *after):
         context.size(dim)
-    return context.element(source, reshaped(before, after, index))
+    return context.element(operation.x, reshaped(before, after, index))
 
 
-def _transpose(context: Expressions, operation: Any, index: list[Index]) -> Term:
+def _transpose(context: Expressions, operation: ir.Transpose, index: list[Index]) -> Term:
     own = [Index()] * len(index)
-    for axis, source in enumerate(operation.parameter("permutation")):
+    for axis, source in enumerate(operation.permutation):
         own[source] = index[axis]
-    return context.element(operation.operands[0], own)
+    return context.element(operation.x, own)
 
 
-def _slice(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    dim = operation.parameter("dim")
-    index[dim] = index[dim].times(operation.parameter("step", 1)).plus(context.size(operation.parameter("start")))
-    return context.element(operation.operands[0], index)
+def _slice(context: Expressions, operation: ir.Slice, index: list[Index]) -> Term:
+    dim = operation.dim
+    index[dim] = index[dim].times(operation.step).plus(context.size(operation.start))
+    return context.element(operation.x, index)
 
 
-def _broadcast(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    return context.operand(operation.operands[0], index)
+def _broadcast(context: Expressions, operation: ir.Broadcast, index: list[Index]) -> Term:
+    return context.operand(operation.x, index)
 
 
-def _iota(context: Expressions, operation: Any, index: list[Index]) -> Term:
+def _iota(context: Expressions, operation: ir.Iota, index: list[Index]) -> Term:
     return Term(index[0].text, index[0].depth)
 
 
@@ -98,26 +93,25 @@ def _lane_of(context: Expressions, value: ir.SSAValue, index: Sequence[Index], s
     return Index.of(Lane(at.text, size if isinstance(size, int) else None, guards, at.depth, wide))
 
 
-def _gather(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    table, *indices = operation.operands
+def _gather(context: Expressions, operation: ir.Gather, index: list[Index]) -> Term:
+    table, indices = operation.table, operation.indices
     lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
     dims = ir.tensor_type(table).dims
     chosen = [_lane_of(context, each, index[:lead], dims[axis]) for axis, each in enumerate(indices)]
     return context.element(table, [*chosen, *index[lead:]])
 
 
-def _take_along(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    source, indices = operation.operands
-    dim = operation.parameter("dim")
-    at = _lane_of(context, indices, index, ir.tensor_type(source).dims[dim])
-    return context.element(source, [*index[:dim], at, *index[dim + 1 :]])
+def _take_along(context: Expressions, operation: ir.TakeAlong, index: list[Index]) -> Term:
+    dim = operation.dim
+    at = _lane_of(context, operation.index, index, ir.tensor_type(operation.x).dims[dim])
+    return context.element(operation.x, [*index[:dim], at, *index[dim + 1 :]])
 
 
-def _concat(context: Expressions, operation: Any, index: list[Index]) -> Term:
+def _concat(context: Expressions, operation: ir.Concat, index: list[Index]) -> Term:
     """One operand where the index says which; else all of them, each kept inside its own range, and a choice."""
-    dim, start = operation.parameter("dim"), 0
+    dim, start = operation.dim, 0
     at, result = index[dim], None
-    for operand in operation.operands:
+    for operand in operation.inputs:
         size = ir.tensor_type(operand).dims[dim]
         if not isinstance(size, int):
             raise UnsupportedOperationError("the cuda target has no Triton template for spec.concat along the rows.")
@@ -138,8 +132,8 @@ def _concat(context: Expressions, operation: Any, index: list[Index]) -> Term:
     return result
 
 
-def _rotary(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    x, cos, sin = operation.operands
+def _rotary(context: Expressions, operation: ir.Rotary, index: list[Index]) -> Term:
+    x, cos, sin = operation.x, operation.cos, operation.sin
     size = ir.tensor_type(x).dims[-1]
     assert isinstance(size, int)
     half, at = size // 2, index[-1]
@@ -155,8 +149,8 @@ def _rotary(context: Expressions, operation: Any, index: list[Index]) -> Term:
     return context.let(f"tl.fma({turned}, {s.text}, {here.text} * {c.text})", depth, "rotary")
 
 
-def _rms_norm(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    x, *weight = operation.operands
+def _rms_norm(context: Expressions, operation: ir.RMSNorm, index: list[Index]) -> Term:
+    x, weight = operation.x, operation.weight
     require_narrow(operation.result, index[:-1])
     size = int(ir.tensor_type(x).dims[-1])
 
@@ -165,17 +159,17 @@ def _rms_norm(context: Expressions, operation: Any, index: list[Index]) -> Term:
         return f"tl.fma({element}, {element}, {partial})"
 
     total = context.statistic(operation.result, index[:-1], size, "0.0", square)
-    factor = context.let(f"1.0 / tl.sqrt({total.text} / {size} + {literal(operation.parameter('eps'))})", total.depth)
+    factor = context.let(f"1.0 / tl.sqrt({total.text} / {size} + {literal(operation.eps)})", total.depth)
     value = context.element(x, index)
     text, depth = f"{value.text} * {factor.text}", max(value.depth, factor.depth)
-    if weight:
-        scale = context.element(weight[0], [index[-1]])
+    if weight is not None:
+        scale = context.element(weight, [index[-1]])
         text, depth = f"{text} * {scale.text}", max(depth, scale.depth)
     return context.let(f"({text})", depth, "norm")
 
 
-def _layer_norm(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    x, *affine = operation.operands
+def _layer_norm(context: Expressions, operation: ir.LayerNorm, index: list[Index]) -> Term:
+    x = operation.x
     require_narrow(operation.result, index[:-1])
     size = int(ir.tensor_type(x).dims[-1])
 
@@ -192,10 +186,11 @@ def _layer_norm(context: Expressions, operation: Any, index: list[Index]) -> Ter
         return f"tl.fma({centred.text}, {centred.text}, {partial})"
 
     spread = context.statistic(operation.result, index[:-1], size, "0.0", square)
-    factor = context.let(f"1.0 / tl.sqrt({spread.text} / {size} + {literal(operation.parameter('eps'))})", spread.depth)
+    factor = context.let(f"1.0 / tl.sqrt({spread.text} / {size} + {literal(operation.eps)})", spread.depth)
     value = context.element(x, index)
     depth = max(value.depth, factor.depth)
     result = context.let(f"(({value.text} - {mean.text}) * {factor.text})", depth, "norm")
+    affine = [each for each in (operation.weight, operation.bias) if each is not None]
     scale = [context.element(each, [index[-1]]) for each in affine]
     depth = max([result.depth, *(each.depth for each in scale)])
     if len(scale) == 2:
@@ -203,10 +198,10 @@ def _layer_norm(context: Expressions, operation: Any, index: list[Index]) -> Ter
     return context.let(f"({result.text} * {scale[0].text})", depth, "norm") if scale else result
 
 
-def _softmax(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    (x,) = operation.operands
+def _softmax(context: Expressions, operation: ir.Softmax, index: list[Index]) -> Term:
+    x = operation.x
     dims = ir.tensor_type(x).dims
-    if operation.parameter("dim") % len(dims) != len(dims) - 1:
+    if operation.dim != len(dims) - 1:
         raise UnsupportedOperationError("the cuda target has no Triton template for spec.softmax along an inner axis.")
     require_narrow(operation.result, index[:-1])
     size, outer = int(dims[-1]), index[:-1]
@@ -226,19 +221,18 @@ def _softmax(context: Expressions, operation: Any, index: list[Index]) -> Term:
     return context.let(f"({weight(index[-1])} / {total.text})", max(index[-1].depth, total.depth), "softmax")
 
 
-def _reduce(context: Expressions, operation: Any, index: list[Index]) -> Term:
-    (x,) = operation.operands
-    source, function = ir.tensor_type(x), operation.parameter("function")
-    last = operation.parameter("dims") == (source.rank - 1,)
-    if not last or function not in ("sum", "mean", "max", "min") or kind_of(source.dtype) != "number":
+def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> Term:
+    x, function = operation.x, operation.function
+    source = ir.tensor_type(x)
+    start = STARTS[function]
+    if operation.dims != (source.rank - 1,) or kind_of(source.dtype) != "number":
         raise UnsupportedOperationError(
-            f"the cuda target has no Triton template for spec.reduce {function} over {operation.parameter('dims')} of "
+            f"the cuda target has no Triton template for spec.reduce {function} over {operation.dims} of "
             f"{source}; compile for the cpu or the reference target."
         )
-    outer = index[:-1] if operation.parameter("keep", False) else index
+    outer = index[:-1] if operation.keep else index
     require_narrow(operation.result, outer)
     size = int(source.dims[-1])
-    start = {"max": 'float("-inf")', "min": 'float("inf")'}.get(function, "0.0")
 
     def term(at: Index, partial: str) -> str:
         element = context.element(x, [*outer, at]).text
@@ -249,7 +243,30 @@ def _reduce(context: Expressions, operation: Any, index: list[Index]) -> Term:
     return context.let(f"{total.text} / {size}", total.depth, "mean") if function == "mean" else total
 
 
-RULES.update(
+def _linear(context: Expressions, operation: ir.Linear, index: list[Index]) -> Term:
+    """A product is computed by a launch of its own."""
+    raise NeedsMemoryError(operation.result)
+
+
+NO_TEMPLATE = refused("the cuda target has no Triton template for {name}; compile for the cpu or the reference target")
+
+NO_REDUCTION = refused(
+    "the cuda target has no Triton template for spec.reduce {name}; compile for the cpu or the reference target"
+)
+
+STARTS: ir.ReductionTable[str] = ir.ReductionTable(
+    "reductions of the cuda target",
+    {
+        **each_of("0.0", "sum", "mean"),
+        "max": 'float("-inf")',
+        "min": 'float("inf")',
+        **each_of(NO_REDUCTION, "any", "all", "argmax"),
+    },
+)
+"""What a sum over the last axis begins with."""
+
+RULES: ir.OperationTable[Rule] = ir.OperationTable(
+    "elements of the cuda target",
     {
         ir.Constant: _constant,
         ir.Map: _map,
@@ -267,5 +284,11 @@ RULES.update(
         ir.LayerNorm: _layer_norm,
         ir.Softmax: _softmax,
         ir.Reduce: _reduce,
-    }
+        ir.Linear: _linear,
+        **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
+        **each_of(refused("has a launch of its own in the cuda target"), ir.TreeAttention, ir.TopK, ir.CacheWrite),
+        ir.Parameter: refused("lies in memory in the cuda target"),
+        **each_of(refused("has no elements"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
 )
+Expressions.RULES = RULES

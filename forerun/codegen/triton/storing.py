@@ -17,8 +17,8 @@ LARGE = 1 << 40
 def cache_place(symbol: str, half: str, known: Any) -> Stored:
     """The keys [blocks, Hkv, P, D] of a cache, or its values [blocks, Hkv, P, Dv]."""
     cache: ir.Cache = known.caches[symbol]
-    dim = cache.parameter("key_dim" if half == "keys" else "value_dim")
-    return Stored(Slot(half, symbol), (LARGE, cache.parameter("heads"), known.block, dim), "f32", known.number)
+    dim = cache.key_dim if half == "keys" else cache.value_dim
+    return Stored(Slot(half, symbol), (LARGE, cache.heads, known.block, dim), "f32", known.number)
 
 
 def store(context: Expressions, output: Any, index: Sequence[Index], value: Term, known: Any) -> None:
@@ -30,9 +30,10 @@ def store(context: Expressions, output: Any, index: Sequence[Index], value: Term
         emit_tile(context, output.place, index[-1], value)
         return
     row, head, dim = index
-    slots = output.place.write.operands[2]
+    write: ir.CacheWrite = output.place.write
+    slots = write.slots
     slot = context.element(slots, [row])
-    place = cache_place(output.place.write.parameter("symbol"), output.place.half, known)
+    place = cache_place(write.symbol, output.place.half, known)
     guards, depth = row.guards, slot.depth
     block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, depth))
     lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, depth))

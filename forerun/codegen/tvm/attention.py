@@ -7,7 +7,7 @@ score is one chain over the features and a result one chain over the positions e
 depend on where its history lies. Invisible keys have score -inf, weight exactly 0, and their values are not read.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from forerun import ir
 from forerun.codegen.tvm.builder import (
@@ -48,20 +48,12 @@ TURN = 4
 
 @dataclass
 class Attention:
-    """A `spec.tree_attention`: its operands and options."""
+    """A `spec.tree_attention` of a layer of the cache; `heads` are the queries'."""
 
     layer: Layer
-    query: ir.SSAValue
-    positions: ir.SSAValue
-    sequences: ir.SSAValue
-    bases: ir.SSAValue
-    paths: ir.SSAValue
-    tables: ir.SSAValue
+    operation: ir.TreeAttention
     heads: int
     scale: float
-    softcap: float | None
-    bias_by: str | None
-    extra: dict[str, ir.SSAValue] = field(default_factory=dict[str, ir.SSAValue])
 
     @property
     def together(self) -> int:
@@ -97,14 +89,12 @@ class _Unit:
         self.span = self.blocks * layer.block
         self.key_head = let(tirx.truncdiv(head, integer(attention.heads // layer.heads)))
         element = context.element
-        self.position = let(element(attention.positions, [row]))
-        self.sequence = let(element(attention.sequences, [row]))
-        self.base = let(element(attention.bases, [row]))
-        self.first = (
-            let(tirx.max(element(attention.extra["first"], [row]), integer(0)))
-            if "first" in attention.extra
-            else integer(0)
-        )
+        operation = self.operation = attention.operation
+        self.position = let(element(operation.positions, [row]))
+        self.sequence = let(element(operation.sequences, [row]))
+        self.base = let(element(operation.bases, [row]))
+        first = operation.first
+        self.first = integer(0) if first is None else let(tirx.max(element(first, [row]), integer(0)))
         self.vectors = padded(layer.value_dim) // LANES
         self.query = local(self.count * layer.key_dim)
         self.keys = local(self.blocks * layer.key_dim * layer.block)
@@ -119,15 +109,11 @@ class _Unit:
         frame, layer, zero = self.context.frame, self.layer, integer(0)
         for index in range(self.count):
             with frame.serial(0, layer.key_dim) as dim:
-                element = self.context.element(self.attention.query, [self.row, self.head + integer(index), dim])
+                element = self.context.element(self.operation.query, [self.row, self.head + integer(index), dim])
                 store(self.query, element, integer(index * layer.key_dim) + dim, 1)
-            if "sinks" in self.attention.extra:
-                store(
-                    self.largest[index],
-                    self.context.element(self.attention.extra["sinks"], [self.head + integer(index)]),
-                    zero,
-                    1,
-                )
+            if self.operation.sinks is not None:
+                sink = self.context.element(self.operation.sinks, [self.head + integer(index)])
+                store(self.largest[index], sink, zero, 1)
                 store(self.total[index], number(1.0), zero, 1)
             else:
                 store(self.largest[index], number(LOWEST), zero, 1)
@@ -174,7 +160,7 @@ class _Unit:
     def _committed(self, begin: Expr) -> list[Buffer]:
         """The cached blocks of the span."""
         first = let(tirx.truncdiv(begin, integer(self.layer.block)))
-        tables = self.attention.tables
+        tables = self.operation.block_tables
         numbers = [self.context.element(tables, [self.sequence, first + integer(b)]) for b in range(self.blocks)]
         return [layer_window(self.context, self.layer, let(each)) for each in numbers]
 
@@ -256,12 +242,12 @@ class _Unit:
 
         def committed() -> None:
             block = self.context.element(
-                self.attention.tables, [self.sequence, tirx.truncdiv(position, integer(layer.block))]
+                self.operation.block_tables, [self.sequence, tirx.truncdiv(position, integer(layer.block))]
             )
             store(found, block * integer(layer.block) + tirx.truncmod(position, integer(layer.block)), integer(0), 1)
 
         def path() -> None:
-            store(found, self.context.element(self.attention.paths, [self.row, position - self.base]), integer(0), 1)
+            store(found, self.context.element(self.operation.paths, [self.row, position - self.base]), integer(0), 1)
 
         otherwise(position < self.base, committed, path)
         return let(found[integer(0)])
@@ -372,15 +358,14 @@ class _Unit:
 
     def _adjusted(self, score: Expr, head: int, position: Expr) -> Expr:
         """The score with softcap and bias."""
-        if self.attention.softcap is not None:
-            cap = self.attention.softcap
+        cap, bias = self.operation.softcap, self.operation.bias
+        if cap is not None:
             score = multiply(tanh(score / number(cap)), number(cap))
-        if "bias" not in self.attention.extra:
+        if bias is None:
             return score
-        bias = self.attention.extra["bias"]
         dims = ir.tensor_type(bias).dims
         own = integer(0) if dims[0] == 1 else self.head + integer(head)
-        index = position if self.attention.bias_by == "key" else self.position - position
+        index = position if self.operation.bias_by == "key" else self.position - position
         length = self.context.size(dims[1])
         last = integer(length - 1) if isinstance(length, int) else length - integer(1)
         return score + self.context.element(bias, [own, tirx.max(tirx.min(index, last), integer(0))])

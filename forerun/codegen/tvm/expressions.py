@@ -12,11 +12,12 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, Frame, fma, integer, let, multiply, number, store, truncated
 from forerun.codegen.tvm.formats import WeightFormat
-from forerun.codegen.tvm.functions import FUNCTIONS
+from forerun.codegen.tvm.functions import INTEGERS, NUMBERS, TRUTHS, bit
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
+from forerun.ir import each_of, refused
 
 Index = Expr | int
 
@@ -131,10 +132,8 @@ class Expressions:
     def definition(self, value: ir.SSAValue, index: Sequence[Index]) -> Expr:
         """The value's element as its operation gives it, wherever the value is kept."""
         operation = value.owner
-        rule = _RULES.get(type(operation))
-        if rule is None:
-            raise UnsupportedOperationError(f"the tvm target has no rule for {getattr(operation, 'name', operation)}.")
-        return rule(self, operation, list(index))
+        assert isinstance(operation, ir.SpecOperation)
+        return ELEMENTS.of(operation)(self, operation, list(index))
 
     def operand(self, value: ir.SSAValue, index: Sequence[Index]) -> Expr:
         """An operand of numpy's broadcasting, at an index of the result."""
@@ -155,8 +154,8 @@ def _expression(x: Index) -> Expr:
     return integer(x) if isinstance(x, int) else x
 
 
-def _constant(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    value, kind = operation.parameter("value"), kind_of(operation.parameter("dtype"))
+def _constant(context: Expressions, operation: ir.Constant, index: list[Index]) -> Expr:
+    value, kind = operation.value, kind_of(operation.dtype)
     if kind == "number":
         return number(float(value))
     if kind == "truth":
@@ -164,52 +163,13 @@ def _constant(context: Expressions, operation: Any, index: list[Index]) -> Expr:
     return integer(int(value))
 
 
-def _map(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    function = operation.parameter("function")
-    operands = [context.operand(each, index) for each in operation.operands]
-    functions = _FUNCTIONS[kind_of(ir.tensor_type(operation.operands[-1]).dtype)]
-    if function not in functions:
-        dtype = ir.tensor_type(operation.operands[-1]).dtype
-        raise UnsupportedOperationError(f"the tvm target has no elementwise function {function} on {dtype}.")
-    return functions[function](*operands)
+def _map(context: Expressions, operation: ir.Map, index: list[Index]) -> Expr:
+    operands = [context.operand(each, index) for each in operation.inputs]
+    functions = FUNCTIONS_OF[kind_of(ir.tensor_type(operation.inputs[-1]).dtype)]
+    return functions[operation.function](*operands)
 
 
-def _bit(x: Expr) -> Expr:
-    return tirx.Select(x, integer(1), integer(0))
-
-
-def _of_bits(function: Callable[..., Expr]) -> Callable[..., Expr]:
-    return lambda x, y: function(_bit(x), _bit(y))
-
-
-def _same(x: Expr) -> Expr:
-    return x
-
-
-_TRUTH: dict[str, Callable[..., Expr]] = {
-    "and": tirx.And,
-    "or": tirx.Or,
-    "mul": tirx.And,
-    "add": tirx.Or,
-    "max": tirx.Or,
-    "min": tirx.And,
-    "not": tirx.Not,
-    "xor": lambda x, y: tirx.NE(_bit(x), _bit(y)),
-    **{name: _of_bits(FUNCTIONS[name]) for name in sorted(ir.COMPARISONS)},
-    "where": lambda condition, x, y: tirx.Or(tirx.And(condition, x), tirx.And(tirx.Not(condition), y)),
-}
-_INTEGERS: dict[str, Callable[..., Expr]] = {
-    **FUNCTIONS,
-    "and": tirx.bitwise_and,
-    "or": tirx.bitwise_or,
-    "xor": tirx.bitwise_xor,
-    "not": tirx.bitwise_not,
-    "relu": lambda x: tirx.max(x, integer(0)),
-    "floor": _same,
-    "ceil": _same,
-    "round": _same,
-}
-_FUNCTIONS = {"number": FUNCTIONS, "integer": _INTEGERS, "truth": _TRUTH}
+FUNCTIONS_OF = {"number": NUMBERS, "integer": INTEGERS, "truth": TRUTHS}
 
 
 def convert(value: Expr, source: str, target: str) -> Expr:
@@ -218,21 +178,19 @@ def convert(value: Expr, source: str, target: str) -> Expr:
     if before == after:
         return value
     if before == "truth":
-        return _bit(value) if after == "integer" else tirx.Select(value, number(1.0), number(0.0))
+        return bit(value) if after == "integer" else tirx.Select(value, number(1.0), number(0.0))
     if after == "truth":
         return tirx.NE(value, number(0.0) if before == "number" else integer(0))
     return value.astype("float32" if after == "number" else "int32")
 
 
-def _cast(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    (source,) = operation.operands
-    return convert(context.element(source, index), ir.tensor_type(source).dtype, operation.parameter("dtype"))
+def _cast(context: Expressions, operation: ir.Cast, index: list[Index]) -> Expr:
+    return convert(context.element(operation.x, index), ir.tensor_type(operation.x).dtype, operation.dtype)
 
 
-def _reshape(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    (source,) = operation.operands
-    before, after = ir.tensor_type(source).dims, ir.tensor_type(operation.result).dims
-    return context.element(source, reshape_index(context, before, after, index))
+def _reshape(context: Expressions, operation: ir.Reshape, index: list[Index]) -> Expr:
+    before, after = ir.tensor_type(operation.x).dims, ir.tensor_type(operation.result).dims
+    return context.element(operation.x, reshape_index(context, before, after, index))
 
 
 def reshape_index(
@@ -248,24 +206,24 @@ def reshape_index(
     return result
 
 
-def _transpose(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+def _transpose(context: Expressions, operation: ir.Transpose, index: list[Index]) -> Expr:
     own: list[Index] = [0] * len(index)
-    for axis, source in enumerate(operation.parameter("permutation")):
+    for axis, source in enumerate(operation.permutation):
         own[source] = index[axis]
-    return context.element(operation.operands[0], own)
+    return context.element(operation.x, own)
 
 
-def _slice(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    dim, start = operation.parameter("dim"), context.size(operation.parameter("start"))
-    index[dim] = context.frame.simplify(index[dim] * operation.parameter("step", 1) + start)
-    return context.element(operation.operands[0], index)
+def _slice(context: Expressions, operation: ir.Slice, index: list[Index]) -> Expr:
+    dim, start = operation.dim, context.size(operation.start)
+    index[dim] = context.frame.simplify(index[dim] * operation.step + start)
+    return context.element(operation.x, index)
 
 
-def _broadcast(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    return context.operand(operation.operands[0], index)
+def _broadcast(context: Expressions, operation: ir.Broadcast, index: list[Index]) -> Expr:
+    return context.operand(operation.x, index)
 
 
-def _iota(context: Expressions, operation: Any, index: list[Index]) -> Expr:
+def _iota(context: Expressions, operation: ir.Iota, index: list[Index]) -> Expr:
     return _expression(truncated(index[0]))
 
 
@@ -281,49 +239,57 @@ def _inside(at: Expr, size: Index, wraps: bool = True) -> Expr:
     return let(tirx.max(tirx.min(at, size - integer(1)), integer(0)))
 
 
-def _gather(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    table, *indices = operation.operands
-    lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
-    dims = ir.tensor_type(table).dims
+def _gather(context: Expressions, operation: ir.Gather, index: list[Index]) -> Expr:
+    lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in operation.indices]))
+    dims = ir.tensor_type(operation.table).dims
     chosen: list[Index] = []
-    for axis, each in enumerate(indices):
+    for axis, each in enumerate(operation.indices):
         counted = each in context.stored and context.stored[each].region == "inputs"
         chosen.append(_inside(context.operand(each, index[:lead]), context.size(dims[axis]), wraps=not counted))
-    return context.element(table, [*chosen, *index[lead:]])
+    return context.element(operation.table, [*chosen, *index[lead:]])
 
 
-def _take_along(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    source, indices = operation.operands
-    dim = operation.parameter("dim")
-    at = _inside(context.element(indices, index), context.size(ir.tensor_type(source).dims[dim]))
-    return context.element(source, [*index[:dim], at, *index[dim + 1 :]])
+def _take_along(context: Expressions, operation: ir.TakeAlong, index: list[Index]) -> Expr:
+    dim = operation.dim
+    at = _inside(context.element(operation.index, index), context.size(ir.tensor_type(operation.x).dims[dim]))
+    return context.element(operation.x, [*index[:dim], at, *index[dim + 1 :]])
 
 
-def _rotary(context: Expressions, operation: Any, index: list[Index]) -> Expr:
-    x, cos, sin = operation.operands
+def _rotary(context: Expressions, operation: ir.Rotary, index: list[Index]) -> Expr:
+    x = operation.x
     size = ir.tensor_type(x).dims[-1]
     assert isinstance(size, int)
     half, at = size // 2, _expression(index[-1])
     other = context.element(x, [*index[:-1], context.frame.simplify(tirx.floormod(at + half, integer(size)))])
     below = context.frame.simplify(at < integer(half))
     turned = tirx.Select(below, multiply(other, number(-1.0)), other)
-    straight = multiply(context.element(x, index), context.operand(cos, index))
-    return fma(turned, context.operand(sin, index), straight)
+    straight = multiply(context.element(x, index), context.operand(operation.cos, index))
+    return fma(turned, context.operand(operation.sin, index), straight)
 
 
-_RULES: dict[type, Callable[[Expressions, Any, list[Index]], Expr]] = {
-    ir.Constant: _constant,
-    ir.Map: _map,
-    ir.Cast: _cast,
-    ir.Reshape: _reshape,
-    ir.Transpose: _transpose,
-    ir.Slice: _slice,
-    ir.Broadcast: _broadcast,
-    ir.Iota: _iota,
-    ir.Gather: _gather,
-    ir.TakeAlong: _take_along,
-    ir.Rotary: _rotary,
-}
+IN_MEMORY = refused("has no element of the tvm target: its result is written to memory first")
 
-INLINE = frozenset({*_RULES, ir.Parameter})
+ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = ir.OperationTable(
+    "elements of the tvm target",
+    {
+        ir.Constant: _constant,
+        ir.Map: _map,
+        ir.Cast: _cast,
+        ir.Reshape: _reshape,
+        ir.Transpose: _transpose,
+        ir.Slice: _slice,
+        ir.Broadcast: _broadcast,
+        ir.Iota: _iota,
+        ir.Gather: _gather,
+        ir.TakeAlong: _take_along,
+        ir.Rotary: _rotary,
+        ir.Parameter: refused("has no element of the tvm target: a weight lies in memory"),
+        **each_of(IN_MEMORY, ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul, ir.Linear),
+        **each_of(IN_MEMORY, ir.TreeAttention, ir.TopK, ir.Kernel),
+        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
+        **each_of(refused("has no elements"), ir.CacheWrite, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)
+
+INLINE = frozenset(ELEMENTS) | {ir.Parameter}
 """Operations that need no memory of their own."""

@@ -7,8 +7,9 @@ Each takes and gives float32 expressions of any number of lanes. exp follows Cep
 import math
 from collections.abc import Callable, Sequence
 
-from forerun.codegen.tvm.builder import Expr, fma, integers_like, lanes_of, let, like, multiply
+from forerun.codegen.tvm.builder import Expr, fma, integer, integers_like, lanes_of, let, like, multiply
 from forerun.codegen.tvm.untyped import tirx
+from forerun.ir import COMPARISONS, FunctionTable, each_of, refused
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693359375
@@ -176,48 +177,103 @@ def _negate(x: Expr) -> Expr:
 
 FLOOR = _intrinsic("floor")
 
-FUNCTIONS: dict[str, Callable[..., Expr]] = {
-    "add": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": multiply,
-    "div": lambda x, y: x / y,
-    "floor_div": _floor_div,
-    "remainder": _remainder,
-    "pow": _intrinsic("pow"),
-    "max": tirx.max,
-    "min": tirx.min,
-    "eq": lambda x, y: tirx.EQ(x, y),
-    "ne": lambda x, y: tirx.NE(x, y),
-    "lt": lambda x, y: x < y,
-    "le": lambda x, y: x <= y,
-    "gt": lambda x, y: x > y,
-    "ge": lambda x, y: x >= y,
-    "where": tirx.Select,
-    "neg": _negate,
-    "abs": tirx.abs,
-    "sign": _sign,
-    "floor": _intrinsic("floor"),
-    "ceil": _intrinsic("ceil"),
-    "round": _intrinsic("nearbyint"),
-    "exp": exp,
-    "expm1": expm1,
-    "exp2": lambda x: exp(multiply(x, like(math.log(2), x))),
-    "log": log,
-    "log1p": log1p,
-    "log2": lambda x: multiply(log(x), like(LOG2_E, x)),
-    "sqrt": _intrinsic("sqrt"),
-    "rsqrt": lambda x: let(like(1.0, x) / tirx.op.sqrt(x)),
-    "reciprocal": lambda x: like(1.0, x) / x,
-    "sin": _intrinsic("sin"),
-    "cos": _intrinsic("cos"),
-    "tanh": tanh,
-    "erf": erf,
-    "sigmoid": sigmoid,
-    "relu": lambda x: tirx.max(x, like(0.0, x)),
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "softplus": softplus,
-    "log_sigmoid": lambda x: like(0.0, x) - softplus(like(0.0, x) - x),
-}
-"""The functions of `spec.map` on numbers and on int32; those on truth values are in `expressions`."""
+NO_BITS = refused("the tvm target has no elementwise function {name} on f32")
+
+NUMBERS: FunctionTable[Callable[..., Expr]] = FunctionTable(
+    "functions of numbers of the tvm target",
+    {
+        **each_of(NO_BITS, "and", "or", "xor", "not"),
+        "add": lambda x, y: x + y,
+        "sub": lambda x, y: x - y,
+        "mul": multiply,
+        "div": lambda x, y: x / y,
+        "floor_div": _floor_div,
+        "remainder": _remainder,
+        "pow": _intrinsic("pow"),
+        "max": tirx.max,
+        "min": tirx.min,
+        "eq": lambda x, y: tirx.EQ(x, y),
+        "ne": lambda x, y: tirx.NE(x, y),
+        "lt": lambda x, y: x < y,
+        "le": lambda x, y: x <= y,
+        "gt": lambda x, y: x > y,
+        "ge": lambda x, y: x >= y,
+        "where": tirx.Select,
+        "neg": _negate,
+        "abs": tirx.abs,
+        "sign": _sign,
+        "floor": _intrinsic("floor"),
+        "ceil": _intrinsic("ceil"),
+        "round": _intrinsic("nearbyint"),
+        "exp": exp,
+        "expm1": expm1,
+        "exp2": lambda x: exp(multiply(x, like(math.log(2), x))),
+        "log": log,
+        "log1p": log1p,
+        "log2": lambda x: multiply(log(x), like(LOG2_E, x)),
+        "sqrt": _intrinsic("sqrt"),
+        "rsqrt": lambda x: let(like(1.0, x) / tirx.op.sqrt(x)),
+        "reciprocal": lambda x: like(1.0, x) / x,
+        "sin": _intrinsic("sin"),
+        "cos": _intrinsic("cos"),
+        "tanh": tanh,
+        "erf": erf,
+        "sigmoid": sigmoid,
+        "relu": lambda x: tirx.max(x, like(0.0, x)),
+        "silu": silu,
+        "gelu": gelu,
+        "gelu_tanh": gelu_tanh,
+        "softplus": softplus,
+        "log_sigmoid": lambda x: like(0.0, x) - softplus(like(0.0, x) - x),
+    },
+)
+"""The functions of `spec.map` on numbers."""
+
+
+def bit(x: Expr) -> Expr:
+    """A truth value as 0 or 1."""
+    return tirx.Select(x, integer(1), integer(0))
+
+
+def _of_bits(function: Callable[..., Expr]) -> Callable[..., Expr]:
+    return lambda x, y: function(bit(x), bit(y))
+
+
+def _same(x: Expr) -> Expr:
+    return x
+
+
+NO_TRUTHS = refused("the tvm target has no elementwise function {name} on i1")
+NO_INTEGERS = refused("the tvm target has no elementwise function {name} on integers")
+
+TRUTHS: FunctionTable[Callable[..., Expr]] = FunctionTable(
+    "functions of truth values of the tvm target",
+    {
+        **each_of(tirx.And, "and", "mul", "min"),
+        **each_of(tirx.Or, "or", "add", "max"),
+        "not": tirx.Not,
+        "xor": lambda x, y: tirx.NE(bit(x), bit(y)),
+        **{name: _of_bits(NUMBERS[name]) for name in sorted(COMPARISONS)},
+        "where": lambda condition, x, y: tirx.Or(tirx.And(condition, x), tirx.And(tirx.Not(condition), y)),
+        **each_of(NO_TRUTHS, "sub", "div", "floor_div", "remainder", "pow", "neg", "abs", "sign", "floor", "ceil"),
+        **each_of(NO_TRUTHS, "round", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal"),
+        **each_of(NO_TRUTHS, "sin", "cos", "tanh", "erf", "sigmoid", "relu", "silu", "gelu", "gelu_tanh", "softplus"),
+        "log_sigmoid": NO_TRUTHS,
+    },
+)
+INTEGERS: FunctionTable[Callable[..., Expr]] = FunctionTable(
+    "functions of integers of the tvm target",
+    {
+        **{name: NUMBERS[name] for name in ("add", "sub", "mul", "floor_div", "remainder", "max", "min", "where")},
+        **{name: NUMBERS[name] for name in ("neg", "abs", "sign", *sorted(COMPARISONS))},
+        "and": tirx.bitwise_and,
+        "or": tirx.bitwise_or,
+        "xor": tirx.bitwise_xor,
+        "not": tirx.bitwise_not,
+        "relu": lambda x: tirx.max(x, integer(0)),
+        **each_of(_same, "floor", "ceil", "round"),
+        **each_of(NO_INTEGERS, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
+        **each_of(NO_INTEGERS, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
+        **each_of(NO_INTEGERS, "softplus", "log_sigmoid"),
+    },
+)

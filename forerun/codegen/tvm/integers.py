@@ -4,11 +4,12 @@ The range of every integer value follows from the step's inputs (token ids, posi
 is None where it depends on weights or on floats: such a value is taken to fit, and so is a sum with it, but no product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
+from forerun.ir import each_of, refused
 
 Range = tuple[int, int]
 
@@ -27,6 +28,7 @@ class Ranges:
 
     def check(self, operation: ir.SpecOperation) -> None:
         """Look at all integers that an operation takes and gives."""
+        RANGES.of(operation)
         for value in (*operation.operands, *operation.results):
             self.of(value)
 
@@ -55,77 +57,100 @@ class Ranges:
         return found
 
     def _result(self, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
-        match operation:
-            case ir.Kernel():
-                return self.of(operation.yielded[index])
-            case ir.Constant():
-                value = int(operation.parameter("value"))
-                return (value, value)
-            case ir.Parameter():
-                return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
-            case ir.Map():
-                return self._map(operation, dtype)
-            case ir.Concat():
-                return _hull([self.of(each) for each in operation.operands])
-            case ir.Iota():
-                return INPUTS
-            case ir.TopK() if index == 1:
-                return INPUTS
-            case ir.Reduce() if operation.parameter("function") == "argmax":
-                return INPUTS
-            case ir.Reduce() if operation.parameter("function") in ("sum", "mean"):
-                return self._sum(operation, operation.parameter("dims"))
-            case ir.Scan():
-                return self._sum(operation, [operation.parameter("dim")])
-            case _:  # casts, views, choices: numbers of the first operand
-                return self.of(operation.operands[0])
+        return RANGES.of(operation)(self, operation, index, dtype)
 
-    def _sum(self, operation: ir.SpecOperation, dims: Any) -> Range | None:
-        given, source = self.of(operation.operands[0]), ir.tensor_type(operation.operands[0])
+    # --- rules: `rule(ranges, operation, index of the result, dtype)`
+
+    def kernel(self, operation: ir.Kernel, index: int, dtype: str) -> Range | None:
+        return self.of(operation.yielded[index])
+
+    def constant(self, operation: ir.Constant, index: int, dtype: str) -> Range | None:
+        return int(operation.value), int(operation.value)
+
+    def weight(self, operation: ir.Parameter, index: int, dtype: str) -> Range | None:
+        """Known when the model runs; the dtype's own range where it is narrower than int32."""
+        return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
+
+    def counted(self, operation: ir.Iota, index: int, dtype: str) -> Range | None:
+        return INPUTS
+
+    def of_first(self, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
+        """Numbers of the first operand, moved or chosen."""
+        return self.of(operation.operands[0])
+
+    def joined(self, operation: ir.Concat, index: int, dtype: str) -> Range | None:
+        return _hull([self.of(each) for each in operation.inputs])
+
+    def topk(self, operation: ir.TopK, index: int, dtype: str) -> Range | None:
+        return self.of(operation.x) if index == 0 else INPUTS
+
+    def reduce(self, operation: ir.Reduce, index: int, dtype: str) -> Range | None:
+        return REDUCTIONS[operation.function](self, operation)
+
+    def place(self, operation: ir.Reduce) -> Range | None:
+        return INPUTS
+
+    def one_of(self, operation: ir.Reduce) -> Range | None:
+        return self.of(operation.x)
+
+    def total(self, operation: ir.Reduce) -> Range | None:
+        return self._sum(operation.x, operation.dims)
+
+    def scan(self, operation: ir.Scan, index: int, dtype: str) -> Range | None:
+        return self._sum(operation.x, [operation.dim])
+
+    def _sum(self, x: ir.SSAValue, dims: Sequence[int]) -> Range | None:
+        given, source = self.of(x), ir.tensor_type(x)
         count = 1
         for dim in dims:
             size = source.dims[dim]
             count *= size if isinstance(size, int) else INPUTS[1]
         return None if given is None else (min(given[0], given[0] * count), max(given[1], given[1] * count))
 
-    def _map(self, operation: ir.Map, dtype: str) -> Range | None:
-        function = operation.parameter("function")
-        given = [self.of(each) for each in operation.operands]
-        if function == "pow" or (function not in _RANGES and function not in _BITWISE):
-            _refuse(operation, "has no kernel for integers")
-        if function == "where":
-            return _hull(given[1:])
-        if function in _BITWISE:
-            known = [each for each in given if each is not None and each[0] >= 0]
-            if function != "not" and len(known) == len(given):
-                return (0, (1 << max(most for _, most in known).bit_length()) - 1)
-            return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
-        if function == "remainder" and given[1] is not None:
-            return (min(given[1][0] + 1, 0), max(given[1][1] - 1, 0))
-        if function == "mul" and None in given:
-            factors = [each for each in given if each is not None]
-            if not factors or factors[0][0] < -1 or factors[0][1] > 1:
-                _refuse(operation, "may give anything, for a factor is only known when it runs")
-            return None
-        known = [each for each in given if each is not None]
-        return _RANGES[function](*known) if len(known) == len(given) else None
+    def map(self, operation: ir.Map, index: int, dtype: str) -> Range | None:
+        given = [self.of(each) for each in operation.inputs]
+        return FUNCTIONS[operation.function](operation, given, dtype)
+
+    def no_result(self, operation: ir.CacheWrite, index: int, dtype: str) -> Range | None:
+        return None
+
+    def float_product(self, operation: ir.SpecOperation, index: int, dtype: str) -> NoReturn:
+        """Products, norms, rotations, softmax and attention are of floats."""
+        _refuse(operation, "has no kernel for integers")
 
 
 def _refuse(operation: ir.SpecOperation, problem: str) -> NoReturn:
-    function = operation.parameter("function")
-    name = operation.name if function is None else f"{operation.name} {function}"
+    name = operation.name
+    if isinstance(operation, ir.Map | ir.Reduce):
+        name = f"{name} {operation.function}"
     raise UnsupportedOperationError(
         f"the tvm target computes integers as int32, and {name} {problem}; use smaller numbers or float32, or the "
         "reference target."
     )
 
 
-def _hull(ranges: list[Range | None]) -> Range | None:
+def _hull(ranges: Sequence[Range | None]) -> Range | None:
     known = [each for each in ranges if each is not None]
     return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None
 
 
-def _corners(function: Callable[[int, int], int]) -> Callable[[Range, Range], Range]:
+# --- functions of spec.map: `rule(operation, ranges of the operands, dtype)`, the ranges None where nothing is known
+
+Given = Sequence[Range | None]
+FunctionRule = Callable[[ir.Map, Given, str], Range | None]
+
+
+def _known(function: Callable[..., Range]) -> FunctionRule:
+    """The function's range where all operands have one."""
+
+    def rule(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+        known = [each for each in given if each is not None]
+        return function(*known) if len(known) == len(given) else None
+
+    return rule
+
+
+def _span(function: Callable[[int, int], int]) -> Callable[[Range, Range], Range]:
     """The range of a function that takes its extremes at extremes."""
 
     def span(x: Range, y: Range) -> Range:
@@ -135,30 +160,101 @@ def _corners(function: Callable[[int, int], int]) -> Callable[[Range, Range], Ra
     return span
 
 
+def _mul(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+    known = [each for each in given if each is not None]
+    if len(known) == len(given):
+        return _span(lambda a, b: a * b)(*known)
+    if not known or known[0][0] < -1 or known[0][1] > 1:
+        _refuse(operation, "may give anything, for a factor is only known when it runs")
+    return None
+
+
+def _remainder(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+    divisor = given[1]
+    return None if divisor is None else (min(divisor[0] + 1, 0), max(divisor[1] - 1, 0))
+
+
+def _where(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+    return _hull(given[1:])
+
+
+def _bitwise(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+    known = [each for each in given if each is not None and each[0] >= 0]
+    if len(known) == len(given):
+        return (0, (1 << max(most for _, most in known).bit_length()) - 1)
+    return _inverted(operation, given, dtype)
+
+
+def _inverted(operation: ir.Map, given: Given, dtype: str) -> Range | None:
+    return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
+
+
+def _no_kernel(operation: ir.Map, given: Given, dtype: str) -> NoReturn:
+    _refuse(operation, "has no kernel for integers")
+
+
 def _quotient(x: Range, y: Range) -> Range:
     largest = max(abs(x[0]), abs(x[1]))
-    return _corners(lambda a, b: a // b)(x, y) if y[0] > 0 or y[1] < 0 else (-largest, largest)
+    return _span(lambda a, b: a // b)(x, y) if y[0] > 0 or y[1] < 0 else (-largest, largest)
 
 
-def _same(x: Range) -> Range:
-    return x
+def _abs(x: Range) -> Range:
+    return (0 if x[0] <= 0 <= x[1] else min(abs(x[0]), abs(x[1])), max(abs(x[0]), abs(x[1])))
 
 
-_RANGES: dict[str, Callable[..., Range]] = {
-    "add": _corners(lambda a, b: a + b),
-    "sub": _corners(lambda a, b: a - b),
-    "mul": _corners(lambda a, b: a * b),
-    "max": _corners(max),
-    "min": _corners(min),
-    "floor_div": _quotient,
-    "remainder": lambda x, y: y,
-    "where": lambda condition, x, y: x,
-    "neg": lambda x: (-x[1], -x[0]),
-    "abs": lambda x: (0 if x[0] <= 0 <= x[1] else min(abs(x[0]), abs(x[1])), max(abs(x[0]), abs(x[1]))),
-    "sign": lambda x: (-1, 1),
-    "relu": lambda x: (max(x[0], 0), max(x[1], 0)),
-    "floor": _same,
-    "ceil": _same,
-    "round": _same,
-}
-_BITWISE = frozenset({"and", "or", "xor", "not"})
+FUNCTIONS: ir.FunctionTable[FunctionRule] = ir.FunctionTable(
+    "ranges of functions of integers",
+    {
+        "add": _known(_span(lambda a, b: a + b)),
+        "sub": _known(_span(lambda a, b: a - b)),
+        "mul": _mul,
+        "max": _known(_span(max)),
+        "min": _known(_span(min)),
+        "floor_div": _known(_quotient),
+        "remainder": _remainder,
+        "where": _where,
+        "neg": _known(lambda x: (-x[1], -x[0])),
+        "abs": _known(_abs),
+        "sign": _known(lambda x: (-1, 1)),
+        "relu": _known(lambda x: (max(x[0], 0), max(x[1], 0))),
+        **each_of(_known(lambda x: x), "floor", "ceil", "round"),
+        **each_of(_bitwise, "and", "or", "xor"),
+        "not": _inverted,
+        **each_of(_no_kernel, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
+        **each_of(_no_kernel, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
+        **each_of(_no_kernel, "softplus", "log_sigmoid"),
+        **each_of(refused("the comparison {name} gives no integer"), *sorted(ir.COMPARISONS)),
+    },
+)
+
+REDUCTIONS: ir.ReductionTable[Callable[[Ranges, ir.Reduce], Range | None]] = ir.ReductionTable(
+    "ranges of reductions",
+    {
+        "argmax": Ranges.place,
+        "sum": Ranges.total,
+        "mean": Ranges.total,
+        **each_of(Ranges.one_of, "max", "min", "any", "all"),
+    },
+)
+
+OF_FIRST, FLOATS = Ranges.of_first, Ranges.float_product
+
+RANGES: ir.OperationTable[Callable[[Ranges, Any, int, str], Range | None]] = ir.OperationTable(
+    "integer ranges",
+    {
+        ir.Kernel: Ranges.kernel,
+        ir.Constant: Ranges.constant,
+        ir.Parameter: Ranges.weight,
+        ir.Iota: Ranges.counted,
+        ir.Map: Ranges.map,
+        ir.Concat: Ranges.joined,
+        ir.TopK: Ranges.topk,
+        ir.Reduce: Ranges.reduce,
+        ir.Scan: Ranges.scan,
+        **each_of(OF_FIRST, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
+        **each_of(FLOATS, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Softmax),
+        **each_of(FLOATS, ir.Attention, ir.TreeAttention),
+        ir.CacheWrite: Ranges.no_result,
+        **each_of(refused("gives no integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)

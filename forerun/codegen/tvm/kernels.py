@@ -9,7 +9,7 @@ from forerun.codegen.tvm.builder import Frame, function, integer, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
 from forerun.codegen.tvm.key_values import Layer, emit_cache_write
 from forerun.codegen.tvm.linear import emit_linear
-from forerun.codegen.tvm.planning import AttentionPhase, Phase, Plan, ProductPhase, RowPhase, TopKPhase
+from forerun.codegen.tvm.phases import AttentionPhase, Phase, Plan, ProductPhase, RowPhase, TopKPhase
 from forerun.codegen.tvm.rowwise import Rows
 from forerun.codegen.tvm.target import Machine
 from forerun.codegen.tvm.topk import emit_maxima, emit_topk

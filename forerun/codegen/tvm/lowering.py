@@ -15,7 +15,7 @@ from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
 from forerun.codegen.tvm.key_values import padded
 from forerun.codegen.tvm.memory import aligned, arena_layout, cache_layout, pack, weight_offsets
-from forerun.codegen.tvm.planning import AttentionPhase, Plan, ProductPhase, Slot
+from forerun.codegen.tvm.phases import AttentionPhase, Plan, ProductPhase, Slot
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
 from forerun.codegen.tvm.structure import plans, structure, surroundings
 from forerun.codegen.tvm.target import Machine
@@ -89,10 +89,11 @@ class Lowering:
     # --- the step
 
     def _step(self, max_rows: int, max_outputs: int, max_path: int, max_length: int) -> CompiledStep:
+        planned = {"max_rows": self._function.max_rows, "max_outputs": self._function.max_outputs}
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
-            planned = self._function.parameter(name, limit)
-            if limit > planned:
-                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {planned}; plan for more.")
+            most = planned[name]
+            if most is not None and limit > most:
+                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         layout = cache_layout(self._known)
         tables = -(-max_length // layout.block)
         limits = {"paths": [max_rows, max_path], "block_tables": [max_rows, tables], "outputs": [max_outputs]}
@@ -145,7 +146,7 @@ class Lowering:
             packed=packed,
             arena=arena.size,
             inputs=inputs,
-            branches=self._function.parameter("branches", ()),
+            branches=self._function.branches,
             stream=tuple({number % 2: offsets[value] for value, number in stream.items()}.values()),
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             record=layout.record,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from forerun import ir
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.key_values import padded, words_of
-from forerun.codegen.tvm.planning import Plan, Surroundings
+from forerun.codegen.tvm.phases import Plan, Surroundings
 from forerun.codegen.tvm.step import NUMBER, SPARE
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.errors import UnsupportedOperationError
@@ -61,7 +61,7 @@ def pack(
     buffer = torch.zeros(size)
     tables = buffer.view(torch.int32)
     for name, offset in offsets.items():
-        if declared[name].parameter("storage") in ir.BLOCK_STORAGES:
+        if declared[name].storage in ir.BLOCK_STORAGES:
             formats[name].pack(buffer[offset:], blocks[name])
             continue
         tensor = weights(name).detach()
@@ -102,7 +102,7 @@ def cache_layout(known: Surroundings) -> CacheLayout:
     total, block = 0, next(iter(known.blocks.values()), ALIGNMENT)
     lanes = torch.arange(block)[:, None, None]
     for name, cache in known.caches.items():
-        heads, key_dim, value_dim = (cache.parameter(each) for each in ("heads", "key_dim", "value_dim"))
+        heads, key_dim, value_dim = cache.heads, cache.key_dim, cache.value_dim
         offsets[name] = total
         keys = torch.arange(heads * key_dim).view(1, heads, key_dim) * block + lanes
         width = padded(value_dim)
@@ -132,9 +132,9 @@ def arena_layout(function: ir.Function, plans: Sequence[Plan], capacity: Mapping
     """
     values: dict[ir.SSAValue, int] = {}
     for operation in function.body:
-        offsets = operation.parameter("offsets", ())
+        offsets = operation.offsets if isinstance(operation, ir.Kernel) else ()
         values.update((value, offset // NUMBER) for value, offset in zip(operation.results, offsets, strict=False))
-    end = function.parameter("arena", 0) // NUMBER
+    end = (function.arena or 0) // NUMBER
     for plan in plans:
         for _, outer in plan.region.results:
             if outer not in values:

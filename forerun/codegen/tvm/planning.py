@@ -4,88 +4,34 @@ A phase is one function: rows of values (`RowPhase`), products with what is comp
 attention, or a part of the choice of the k largest. Values that no phase writes are computed where they are used.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.tvm.attention import Attention
+from forerun.codegen.tvm.axes import right_aligned, source_axis
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
-from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.integers import Ranges
 from forerun.codegen.tvm.key_values import Layer
 from forerun.codegen.tvm.linear import Bundle, Product
-from forerun.codegen.tvm.rowwise import ROWWISE, row_axis
+from forerun.codegen.tvm.loops import row_axis
+from forerun.codegen.tvm.phases import (
+    AttentionPhase,
+    Plan,
+    ProductPhase,
+    RowPhase,
+    Slot,
+    Surroundings,
+    TopKPhase,
+)
+from forerun.codegen.tvm.rowwise import ROWWISE
 from forerun.codegen.tvm.topk import chunks_of
 from forerun.errors import UnsupportedOperationError
-from forerun.ir import dims as dimensions
+from forerun.ir import each_of, refused
 
 HEAVY = 6
 """Elementwise operations from which on a value that is used twice is kept instead of computed twice."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What a slot of a program row holds: the offset of a `value` of the function, a `weight`, a `cache`, the `scratch`
-    of some dims, or the size of a cache `record`."""
-
-    kind: str
-    key: Any = None
-
-
-@dataclass
-class RowPhase:
-    """Values and cache writes, row by row; `rows` is the dimension that is divided among threads, 1 for none."""
-
-    rows: ir.Dim
-    items: list[tuple[ir.SSAValue, Stored] | tuple[ir.CacheWrite, Layer]]
-
-
-@dataclass
-class ProductPhase:
-    """Linears, in bundles that share a pass over blocks of outputs."""
-
-    bundles: list[Bundle]
-
-
-@dataclass
-class AttentionPhase:
-    attention: Attention
-    result: Stored
-
-
-@dataclass
-class TopKPhase:
-    """`stage` 0: the chunks' maxima; 1: the choice."""
-
-    stage: int
-    logits: Stored
-    maxima: Stored
-    values: Stored
-    ids: Stored
-
-
-Phase = RowPhase | ProductPhase | AttentionPhase | TopKPhase
-
-
-@dataclass
-class Plan:
-    """A region's phases, its slots, and where its values lie in memory while it runs."""
-
-    region: Region
-    phases: list[Phase] = field(default_factory=list[Phase])
-    slots: list[Slot] = field(default_factory=list[Slot])
-    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What planning needs to know of the module."""
-
-    caches: dict[str, ir.Cache]
-    blocks: dict[str, int]  # positions a block, of each cache
-    formats: dict[str, WeightFormat]  # of the matrices that linears read, and of those with a storage
 
 
 class Planner:
@@ -113,7 +59,7 @@ class Planner:
             self._destination(inner, place)
         self._find_needed()
         for operation in self._schedule():
-            self._operation(operation)
+            OPERATIONS.of(operation)(self, operation)
             self.done.add(operation)
         for value, place in self.copies:
             self._row_item(value, place, ir.tensor_type(value).dims)
@@ -135,15 +81,15 @@ class Planner:
         kind = ir.tensor_type(inner)
         owner = outer.owner
         if isinstance(owner, ir.Parameter):
-            self._weight(inner, owner)
+            self.weight(inner, owner)
         elif isinstance(owner, ir.Constant):
             return
         else:
             region = "inputs" if isinstance(owner, ir.Block) else region_of(kind.dtype)
             self.plan.stored[inner] = Stored(region, self._slot("value", outer), kind.dims, kind.dtype)
 
-    def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
-        symbol, kind = operation.parameter("symbol"), ir.tensor_type(value)
+    def weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
+        symbol, kind = operation.symbol, ir.tensor_type(value)
         region = "weights" if kind_of(kind.dtype) == "number" else "tables"
         form = self.surroundings.formats.get(symbol)
         region = region if form is None else form.region
@@ -157,7 +103,7 @@ class Planner:
         self.destinations[value] = place
         source = value
         while isinstance(source.owner, ir.Reshape):
-            source = source.owner.operands[0]
+            source = source.owner.x
         writes = isinstance(source.owner, ir.Linear | ir.TreeAttention) or type(source.owner) in ROWWISE
         if (
             source is not value
@@ -202,37 +148,29 @@ class Planner:
     def _is_product(self, operation: ir.SpecOperation) -> bool:
         if not isinstance(operation, ir.Linear):
             return False
-        weight = operation.operands[1]
-        owner = self.region.arguments.get(weight, weight).owner
-        return isinstance(owner, ir.Parameter) and owner.parameter("symbol") in self.surroundings.formats
+        owner = self.region.arguments.get(operation.weight, operation.weight).owner
+        return isinstance(owner, ir.Parameter) and owner.symbol in self.surroundings.formats
 
-    def _operation(self, operation: ir.SpecOperation) -> None:
-        if isinstance(operation, ir.Parameter):
-            self._weight(operation.result, operation)
-        elif isinstance(operation, ir.Linear) and self._is_product(operation):
-            self._product(operation)
-        elif isinstance(operation, ir.TreeAttention):
-            self._attention(operation)
-        elif isinstance(operation, ir.CacheWrite):
-            self._cache_write(operation)
-        elif isinstance(operation, ir.TopK):
-            self._topk(operation)
-        elif type(operation) in ROWWISE:
+    def row_wise(self, operation: ir.ValueOperation) -> None:
+        self._write(operation.result)
+
+    def inline(self, operation: ir.ValueOperation) -> None:
+        """In memory only where that is needed."""
+        if operation.result in self.needed:
             self._write(operation.result)
-        elif type(operation) in INLINE:
-            if operation.result in self.needed:
-                self._write(operation.result)
+
+    def linear(self, operation: ir.Linear) -> None:
+        if self._is_product(operation):
+            self._product(operation)
         else:
-            raise UnsupportedOperationError(
-                f"the tvm target has no rule for {operation.name}; it cannot be compiled yet."
-            )
+            self._write(operation.result)
 
     def _write(self, value: ir.SSAValue) -> None:
         """Have a value in memory."""
         kind = ir.tensor_type(value)
         owner: Any = value.owner
         if isinstance(owner, ir.Reshape):
-            source = self.plan.stored.get(owner.operands[0])
+            source = self.plan.stored.get(owner.x)
             place = self.destinations.get(value)
             plain = source is not None and source.format is None and source.region in ("numbers", "indices")
             if source is not None and plain and (place is None or place.slot == source.slot):
@@ -275,11 +213,11 @@ class Planner:
         if (value in self.plan.stored and not top) or operation not in self.region.operations:
             return False
         if isinstance(operation, ir.Gather):
-            table, *indices = operation.operands
+            table, indices = operation.table, operation.indices
             lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
             inside = axis if axis is not None and axis < lead else None
             return self._crosses(table, None, written) or any(
-                self._crosses(each, _right_aligned(inside, lead, each), written) for each in indices
+                self._crosses(each, right_aligned(inside, lead, each), written) for each in indices
             )
         return any(self._crosses(each, source_axis(operation, axis, each), written) for each in operation.operands)
 
@@ -317,7 +255,7 @@ class Planner:
         return {leaf for each in operation.operands for leaf in self._leaves(each, False)}
 
     def _product(self, operation: ir.Linear) -> None:
-        x, weight, *bias = operation.operands
+        x, weight, bias = operation.x, operation.weight, operation.bias
         if x not in self.plan.stored or self.plan.stored[x].format or self.plan.stored[x].region != "numbers":
             if x in self.plan.stored or x.owner not in self.region.operations:
                 place = self._scratch(ir.tensor_type(x).dims, ir.tensor_type(x).dtype)
@@ -333,7 +271,7 @@ class Planner:
         value = operation.result
         kind = ir.tensor_type(value)
         raw = self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
-        bias_place = self.plan.stored[bias[0]] if bias else None
+        bias_place = None if bias is None else self.plan.stored[bias]
         phase.bundles.append(Bundle(self.plan.stored[x], [Product(value, self.plan.stored[weight], bias_place, raw)]))
         self.plan.stored[value] = raw
 
@@ -371,51 +309,36 @@ class Planner:
 
     def _layer(self, symbol: str) -> Layer:
         cache, block = self.surroundings.caches[symbol], self.surroundings.blocks[symbol]
-        heads, key_dim, value_dim = (cache.parameter(name) for name in ("heads", "key_dim", "value_dim"))
-        return Layer(heads, key_dim, value_dim, block, self._slot("cache", symbol), self._slot("record"))
+        slots = self._slot("cache", symbol), self._slot("record")
+        return Layer(cache.heads, cache.key_dim, cache.value_dim, block, *slots)
 
-    def _cache_write(self, operation: ir.CacheWrite) -> None:
-        keys = ir.tensor_type(operation.operands[0])
-        layer = self._layer(operation.parameter("symbol"))
+    def cache_write(self, operation: ir.CacheWrite) -> None:
+        keys = ir.tensor_type(operation.keys)
+        layer = self._layer(operation.symbol)
         phase = self._row_phase(keys.dims[0], [(each, 0) for each in operation.operands])
         phase.items.append((operation, layer))
         self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
 
-    def _attention(self, operation: ir.TreeAttention) -> None:
-        layer = self._layer(operation.parameter("symbol"))
-        query, positions, sequences, bases, paths, tables, *extra = operation.operands
+    def attention(self, operation: ir.TreeAttention) -> None:
+        layer = self._layer(operation.symbol)
         kind = ir.tensor_type(operation.result)
         heads = kind.dims[1]
         assert isinstance(heads, int)
-        attention = Attention(
-            layer,
-            query,
-            positions,
-            sequences,
-            bases,
-            paths,
-            tables,
-            heads,
-            operation.parameter("scale"),
-            operation.parameter("softcap"),
-            operation.parameter("bias_by"),
-            dict(zip(operation.parameter("extra", ()), extra, strict=True)),
-        )
+        attention = Attention(layer, operation, heads, operation.scale)
         result = self.destinations.get(operation.result) or self._scratch(kind.dims, kind.dtype)
         self.plan.phases.append(AttentionPhase(attention, result))
         self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
         self.plan.stored[operation.result] = result
 
-    def _topk(self, operation: ir.TopK) -> None:
-        (x,) = operation.operands
+    def topk(self, operation: ir.TopK) -> None:
+        x = operation.x
         if x not in self.plan.stored or self.plan.stored[x].region != "numbers":
             self._write(x)
         logits = self.plan.stored[x]
         size = logits.dims[-1]
         assert isinstance(size, int)
-        values, ids = operation.results
         places: list[Stored] = []
-        for value in (values, ids):
+        for value in (operation.values, operation.indices):
             kind = ir.tensor_type(value)
             places.append(self.destinations.get(value) or self._scratch(kind.dims, kind.dtype))
             self.plan.stored[value] = places[-1]
@@ -424,48 +347,18 @@ class Planner:
         self.roots.append((len(self.plan.phases) - 1, x, False))
 
 
-def _right_aligned(axis: int | None, rank: int, operand: ir.SSAValue) -> int | None:
-    if axis is None:
-        return None
-    own = axis - (rank - ir.tensor_type(operand).rank)
-    return own if own >= 0 else None
-
-
-def source_axis(operation: Any, axis: int | None, operand: ir.SSAValue) -> int | None:
-    """The axis of an operand whose index is the result's index along `axis`; None where there is none."""
-    if axis is None:
-        return None
-    source, result = ir.tensor_type(operand), ir.tensor_type(operation.results[0])
-    match operation:
-        case ir.Transpose():
-            return operation.parameter("permutation")[axis]
-        case ir.Reshape():
-            before = dimensions.volume(result.dims[:axis])
-            for own, dim in enumerate(source.dims):
-                if dim == result.dims[axis] and dimensions.volume(source.dims[:own]) == before:
-                    return own
-            return None
-        case ir.Slice() | ir.Concat() | ir.Scan() | ir.Softmax() | ir.TakeAlong():
-            return None if operation.parameter("dim") == axis else axis
-        case ir.Reduce():
-            over = operation.parameter("dims")
-            if operation.parameter("keep", False):
-                return None if axis in over else axis
-            return [own for own in range(source.rank) if own not in over][axis]
-        case ir.Linear():
-            return axis if operand is operation.operands[0] and axis < source.rank - 1 else None
-        case _:
-            return _right_aligned(axis, result.rank, operand)
-
-
-__all__ = [
-    "AttentionPhase",
-    "Phase",
-    "Plan",
-    "Planner",
-    "ProductPhase",
-    "RowPhase",
-    "Slot",
-    "Surroundings",
-    "TopKPhase",
-]
+OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTable(
+    "operations that the tvm target plans",
+    {
+        ir.Parameter: lambda planner, operation: planner.weight(operation.result, operation),
+        ir.Linear: Planner.linear,
+        ir.TreeAttention: Planner.attention,
+        ir.CacheWrite: Planner.cache_write,
+        ir.TopK: Planner.topk,
+        **each_of(Planner.row_wise, ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul),
+        **each_of(Planner.inline, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast),
+        **each_of(Planner.inline, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary),
+        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
+        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)

@@ -1,107 +1,33 @@
 """Row-wise work: values that are written to memory row by row, each reduction in one fixed order.
 
-Sums over the last axis go into 16 partial sums (feature i into partial sum i mod 16), which are then added as a tree;
-that order depends on the axis alone. Reductions over other axes are serial.
+Reductions over the last axis are those of `loops`; over other axes they are serial.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from forerun import ir
 from forerun.codegen.tvm.builder import (
     Buffer,
     Expr,
-    across,
     fma,
     integer,
     let,
-    load,
     local,
     multiply,
     number,
-    splat,
     store,
     when,
 )
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored, kind_of
 from forerun.codegen.tvm.functions import exp
-from forerun.codegen.tvm.target import LANES
+from forerun.codegen.tvm.loops import each_vector, outer_loops, reduce_last, row_axis
 from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import dims as dimensions
-
-UNROLLED = 8
-"""Vectors of a row that are written out one by one, so that their indices are constants."""
+from forerun.ir import each_of, refused
 
 LOWEST = -3.4028234663852886e38
-
-
-def row_axis(dims: Sequence[ir.Dim]) -> int | None:
-    """The first axis with a name: the one that is divided among threads."""
-    return next((axis for axis, dim in enumerate(dims) if dimensions.symbol(dim)), None)
-
-
-def each_vector(context: Expressions, size: ir.Dim, body: Callable[[Index], None]) -> None:
-    """Call `body` with every index of an axis, 16 lanes at a time and the rest one by one."""
-    if not isinstance(size, int):
-        with context.frame.serial(0, context.size(size)) as at:
-            body(at)
-        return
-    chunks, rest = divmod(size, LANES)
-    if chunks <= UNROLLED:
-        for chunk in range(chunks):
-            with context.frame.vectorized() as lane:
-                body(lane + integer(chunk * LANES))
-    else:
-        with context.frame.serial(0, chunks) as chunk, context.frame.vectorized() as lane:
-            body(chunk * LANES + lane)
-    if rest:
-        with context.frame.serial(0, rest) as at:
-            body(at + integer(chunks * LANES))
-
-
-@contextmanager
-def outer_loops(context: Expressions, dims: Sequence[ir.Dim], row: dict[int, Expr]) -> Generator[list[Index]]:
-    """Serial loops over the axes, but those whose index `row` gives."""
-    index: list[Index] = []
-    stack: list[Any] = []
-    for axis, dim in enumerate(dims):
-        if axis in row:
-            index.append(row[axis])
-        elif dim == 1:
-            index.append(0)
-        else:
-            loop = context.frame.serial(0, context.size(dim))
-            index.append(loop.__enter__())
-            stack.append(loop)
-    yield index
-    while stack:
-        stack.pop().__exit__(None, None, None)
-
-
-def reduce_last(
-    context: Expressions,
-    size: ir.Dim,
-    start: float,
-    term: Callable[[Expr, Index], Expr],
-    combine: Callable[[Expr, Expr], Expr],
-) -> Expr:
-    """16 partial results over an axis, then a tree. `term(partial, index)` is the next partial result."""
-    partial = local(LANES)
-    store(partial, splat(start), 0)
-    if not isinstance(size, int):
-        with context.frame.serial(0, context.size(size)) as at:
-            lane = tirx.truncmod(at, integer(LANES))
-            store(partial, term(partial[lane], at), lane, 1)
-        return across(partial, combine)
-    chunks, rest = divmod(size, LANES)
-    if chunks:
-        with context.frame.serial(0, chunks) as chunk, context.frame.vectorized() as lane:
-            store(partial, term(partial[lane], chunk * LANES + lane), lane, 1)
-    for at in range(rest):
-        store(partial, term(partial[integer(at)], integer(chunks * LANES + at)), integer(at), 1)
-    return across(partial, combine)
 
 
 class Rows:
@@ -114,10 +40,12 @@ class Rows:
         """Write one row of a value to `stored`; all of it where there is no row."""
         axis = row_axis(stored.dims)
         rows = {} if axis is None or row is None else {axis: row}
-        rule = _WRITERS.get(type(value.owner), Rows.elements)
-        if value in self.context.computed or self.context.stored.get(value, stored) is not stored:
-            rule = Rows.elements
-        rule(self, value, stored, rows)
+        operation = value.owner
+        elsewhere = value in self.context.computed or self.context.stored.get(value, stored) is not stored
+        if elsewhere or not isinstance(operation, ir.SpecOperation):
+            self.elements(value, stored, rows)
+        else:
+            WRITERS.of(operation)(self, operation, stored, rows)
 
     def _fill(self, stored: Stored, rows: dict[int, Expr], element: Callable[[Sequence[Index]], Expr]) -> None:
         if not stored.dims:
@@ -137,10 +65,14 @@ class Rows:
         own = self.context.stored.get(value) is stored and value not in self.context.computed
         self._fill(stored, rows, lambda at: (self.context.definition if own else self.context.element)(value, at))
 
-    def concat(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        dim, start = operation.parameter("dim"), 0
-        for operand in operation.operands:
+    def inline(self, operation: ir.ValueOperation, stored: Stored, rows: dict[int, Expr]) -> None:
+        """Element by element."""
+        self.elements(operation.result, stored, rows)
+
+    def concat(self, operation: ir.Concat, stored: Stored, rows: dict[int, Expr]) -> None:
+        dim = operation.dim
+        start: ir.Dim = 0
+        for operand in operation.inputs:
             dims = ir.tensor_type(operand).dims
             offset = start
             part = _Shifted(self.context, stored, dim, offset)
@@ -155,9 +87,8 @@ class Rows:
                 )
             start = dimensions.add(start, dims[dim])
 
-    def rms_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        x, *weight = operation.operands
+    def rms_norm(self, operation: ir.RMSNorm, stored: Stored, rows: dict[int, Expr]) -> None:
+        x, weight = operation.x, operation.weight
         *outer, last = stored.dims
         with outer_loops(self.context, outer, rows) as index:
 
@@ -167,19 +98,18 @@ class Rows:
 
             total = reduce_last(self.context, last, 0.0, square, lambda a, b: a + b)
             mean = let(total / _float(self.context.size(last)))
-            factor = let(number(1.0) / tirx.op.sqrt(mean + number(operation.parameter("eps"))))
+            factor = let(number(1.0) / tirx.op.sqrt(mean + number(operation.eps)))
 
             def normalized(at: Index) -> None:
                 result = multiply(self.context.element(x, [*index, at]), factor)
-                if weight:
-                    result = multiply(result, self.context.element(weight[0], [at]))
+                if weight is not None:
+                    result = multiply(result, self.context.element(weight, [at]))
                 self.context.write(stored, [*index, at], result)
 
             each_vector(self.context, last, normalized)
 
-    def layer_norm(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        x, *affine = operation.operands
+    def layer_norm(self, operation: ir.LayerNorm, stored: Stored, rows: dict[int, Expr]) -> None:
+        x, weight, bias = operation.x, operation.weight, operation.bias
         *outer, last = stored.dims
         with outer_loops(self.context, outer, rows) as index:
             size = _float(self.context.size(last))
@@ -193,23 +123,20 @@ class Rows:
                 return fma(centred, centred, partial)
 
             variance = let(reduce_last(self.context, last, 0.0, square, lambda a, b: a + b) / size)
-            factor = let(number(1.0) / tirx.op.sqrt(variance + number(operation.parameter("eps"))))
+            factor = let(number(1.0) / tirx.op.sqrt(variance + number(operation.eps)))
 
             def normalized(at: Index) -> None:
                 result = multiply(self.context.element(x, [*index, at]) - mean, factor)
-                if len(affine) == 2:
-                    weight, bias = (self.context.element(each, [at]) for each in affine)
-                    result = fma(result, weight, bias)
-                elif affine:
-                    result = multiply(result, self.context.element(affine[0], [at]))
+                if weight is not None and bias is not None:
+                    result = fma(result, self.context.element(weight, [at]), self.context.element(bias, [at]))
+                elif weight is not None:
+                    result = multiply(result, self.context.element(weight, [at]))
                 self.context.write(stored, [*index, at], result)
 
             each_vector(self.context, last, normalized)
 
-    def softmax(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        (x,) = operation.operands
-        dim = operation.parameter("dim") % len(stored.dims)
+    def softmax(self, operation: ir.Softmax, stored: Stored, rows: dict[int, Expr]) -> None:
+        x, dim = operation.x, operation.dim
         others = [size if axis != dim else 1 for axis, size in enumerate(stored.dims)]
         with outer_loops(self.context, others, rows) as index:
 
@@ -235,9 +162,8 @@ class Rows:
             total = let(reduce_last(self.context, size, 0.0, lambda p, k: p + read(k), lambda a, b: a + b))
             each_vector(self.context, size, lambda k: self.context.write(stored, at(k), read(k) / total))
 
-    def scan(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        dim = operation.parameter("dim") % len(stored.dims)
+    def scan(self, operation: ir.Scan, stored: Stored, rows: dict[int, Expr]) -> None:
+        dim = operation.dim
         if dim in rows:
             raise UnsupportedOperationError("spec.scan over the rows of a step would mix rows; it cannot be compiled.")
         others = [size if axis != dim else 1 for axis, size in enumerate(stored.dims)]
@@ -245,15 +171,13 @@ class Rows:
             total = _accumulator(stored, 0)
             with self.context.frame.serial(0, self.context.size(stored.dims[dim])) as k:
                 at = [*index[:dim], k, *index[dim + 1 :]]
-                store(total, total[integer(0)] + self.context.element(operation.operands[0], at), integer(0), 1)
+                store(total, total[integer(0)] + self.context.element(operation.x, at), integer(0), 1)
                 self.context.write(stored, at, total[integer(0)])
 
-    def reduce(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        (x,) = operation.operands
-        source = ir.tensor_type(x)
-        over, keep = set(operation.parameter("dims")), operation.parameter("keep", False)
-        function = operation.parameter("function")
+    def reduce(self, operation: ir.Reduce, stored: Stored, rows: dict[int, Expr]) -> None:
+        x, keep = operation.x, operation.keep
+        source, over = ir.tensor_type(x), set(operation.dims)
+        lanes = LANE_REDUCTIONS[operation.function]
         kept = [axis for axis in range(source.rank) if axis not in over]
         if row_axis(source.dims) in over:
             raise UnsupportedOperationError(
@@ -265,8 +189,8 @@ class Rows:
         with outer_loops(self.context, others, source_rows) as index:
             result_index = index if keep else [index[axis] for axis in kept]
             number_kind = kind_of(source.dtype) == "number"
-            if over == {source.rank - 1} and number_kind and function in ("sum", "mean", "max", "min"):
-                start, combine = _COMBINE[function]
+            if over == {source.rank - 1} and number_kind and lanes is not SERIAL_ONLY:
+                start, combine = lanes
                 total = reduce_last(
                     self.context,
                     source.dims[-1],
@@ -274,21 +198,21 @@ class Rows:
                     lambda p, k: combine(p, self.context.element(x, [*index[:-1], k])),
                     combine,
                 )
-                if function == "mean":
+                if operation.function == "mean":
                     total = total / _float(self.context.size(source.dims[-1]))
                 self.context.write(stored, result_index, total)
                 return
             self._serial_reduce(operation, index, sorted(over), stored, result_index)
 
     def _serial_reduce(
-        self, operation: Any, index: list[Index], over: list[int], stored: Stored, result_index: Sequence[Index]
+        self, operation: ir.Reduce, index: list[Index], over: list[int], stored: Stored, result_index: Sequence[Index]
     ) -> None:
-        (x,) = operation.operands
+        x, function = operation.x, operation.function
         source = ir.tensor_type(x)
-        function, kind = operation.parameter("function"), kind_of(source.dtype)
+        kind = kind_of(source.dtype)
         dims = [dim if axis in over else 1 for axis, dim in enumerate(source.dims)]
         taken = {axis: at for axis, at in enumerate(index) if axis not in over}
-        start = _START.get(function, 0.0)
+        start, combine = SERIAL_REDUCTIONS[function]
         best = local(1, "float32" if kind == "number" else "int32")
         where = local(1, "int32")
         first = number(start) if kind == "number" else integer(int(max(min(start, (1 << 31) - 1), -(1 << 31))))
@@ -303,7 +227,7 @@ class Rows:
                     store(best, element, integer(0), 1)
                     store(where, at[over[0]], integer(0), 1)
             else:
-                store(best, _SERIAL[function](held, element), integer(0), 1)
+                store(best, combine(held, element), integer(0), 1)
         result = where[integer(0)] if function == "argmax" else best[integer(0)]
         if function == "mean":
             count: Index = 1
@@ -314,11 +238,23 @@ class Rows:
             result = tirx.NE(result, integer(0))
         self.context.write(stored, result_index, result)
 
-    def matmul(self, value: ir.SSAValue, stored: Stored, rows: dict[int, Expr]) -> None:
-        operation: Any = value.owner
-        left, right = operation.operands
+    def matmul(self, operation: ir.MatMul, stored: Stored, rows: dict[int, Expr]) -> None:
+        self._product(operation.a, operation.b, None, False, stored, rows)
+
+    def linear(self, operation: ir.Linear, stored: Stored, rows: dict[int, Expr]) -> None:
+        """A linear whose matrix is no weight."""
+        self._product(operation.x, operation.weight, operation.bias, True, stored, rows)
+
+    def _product(
+        self,
+        left: ir.SSAValue,
+        right: ir.SSAValue,
+        bias: ir.SSAValue | None,
+        transposed: bool,
+        stored: Stored,
+        rows: dict[int, Expr],
+    ) -> None:
         inner = ir.tensor_type(left).dims[-1]
-        transposed = isinstance(operation, ir.Linear)
 
         def element(index: Sequence[Index]) -> Expr:
             total = local(1)
@@ -329,8 +265,7 @@ class Rows:
                 b = self.context.operand(right, at)
                 store(total, fma(a, b, total[integer(0)]), integer(0), 1)
             result = total[integer(0)]
-            bias = operation.operands[2:] if transposed else ()
-            return result if not bias else result + self.context.element(bias[0], [index[-1]])
+            return result if bias is None else result + self.context.element(bias, [index[-1]])
 
         with outer_loops(self.context, stored.dims, rows) as index:
             self.context.write(stored, index, element(index))
@@ -362,34 +297,57 @@ def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
-_COMBINE: dict[str, tuple[float, Callable[[Expr, Expr], Expr]]] = {
-    "sum": (0.0, _add),
-    "mean": (0.0, _add),
-    "max": (LOWEST, tirx.max),
-    "min": (-LOWEST, tirx.min),
-}
-_START = {"max": LOWEST, "min": -LOWEST, "argmax": LOWEST, "all": 1.0}
-_SERIAL: dict[str, Callable[[Expr, Expr], Expr]] = {
-    "sum": _add,
-    "mean": _add,
-    "max": tirx.max,
-    "min": tirx.min,
-    "any": tirx.max,
-    "all": tirx.min,
-}
+Reduction = tuple[float, Callable[[Expr, Expr], Expr]]
+"""What a reduction begins with, and how it takes in an element."""
 
-_WRITERS: dict[type, Callable[[Rows, ir.SSAValue, Stored, dict[int, Expr]], None]] = {
-    ir.Concat: Rows.concat,
-    ir.RMSNorm: Rows.rms_norm,
-    ir.LayerNorm: Rows.layer_norm,
-    ir.Softmax: Rows.softmax,
-    ir.Scan: Rows.scan,
-    ir.Reduce: Rows.reduce,
-    ir.MatMul: Rows.matmul,
-    ir.Linear: Rows.matmul,
-}
+SERIAL_ONLY: Reduction = (0.0, _add)
+"""Stands for reductions that have no partial results in lanes."""
 
-ROWWISE = frozenset(_WRITERS)
+LANE_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
+    "reductions in lanes of the tvm target",
+    {
+        "sum": (0.0, _add),
+        "mean": (0.0, _add),
+        "max": (LOWEST, tirx.max),
+        "min": (-LOWEST, tirx.min),
+        **each_of(SERIAL_ONLY, "any", "all", "argmax"),
+    },
+)
+SERIAL_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
+    "serial reductions of the tvm target",
+    {
+        "sum": (0.0, _add),
+        "mean": (0.0, _add),
+        "max": (LOWEST, tirx.max),
+        "min": (-LOWEST, tirx.min),
+        "any": (0.0, tirx.max),
+        "all": (1.0, tirx.min),
+        "argmax": (LOWEST, tirx.max),
+    },
+)
+
+INLINED = Rows.inline
+
+WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]] = ir.OperationTable(
+    "writers of rows of the tvm target",
+    {
+        ir.Concat: Rows.concat,
+        ir.RMSNorm: Rows.rms_norm,
+        ir.LayerNorm: Rows.layer_norm,
+        ir.Softmax: Rows.softmax,
+        ir.Scan: Rows.scan,
+        ir.Reduce: Rows.reduce,
+        ir.MatMul: Rows.matmul,
+        ir.Linear: Rows.linear,
+        **each_of(
+            INLINED, ir.Constant, ir.Parameter, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast
+        ),
+        **each_of(INLINED, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary),
+        **each_of(refused("has a phase of its own in the tvm target"), ir.TreeAttention, ir.TopK, ir.CacheWrite),
+        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
+        **each_of(refused("is no value of rows"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)
+
+ROWWISE = frozenset(kind for kind, writer in WRITERS.items() if writer is not INLINED)
 """Operations whose results are written to memory by this file."""
-
-__all__ = ["ROWWISE", "Rows", "each_vector", "load", "outer_loops", "row_axis"]

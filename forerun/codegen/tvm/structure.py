@@ -3,7 +3,8 @@
 from forerun import ir
 from forerun.codegen.regions import regions
 from forerun.codegen.tvm.formats import FLOAT32, WeightFormat
-from forerun.codegen.tvm.planning import Plan, Planner, Slot, Surroundings
+from forerun.codegen.tvm.phases import Plan, Slot, Surroundings
+from forerun.codegen.tvm.planning import Planner
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.errors import UnsupportedOperationError
 
@@ -14,21 +15,21 @@ def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
     declared = ir.weights(module)
     formats: dict[str, WeightFormat] = {}
     for name, weight in declared.items():
-        if storage := weight.parameter("storage"):
+        if storage := weight.storage:
             if storage not in FORMATS:
                 raise UnsupportedOperationError(f"the tvm target has no kernels for weights kept as {storage}.")
             formats[name] = FORMATS[storage]
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
     for operation in ir.walk(function.body):
         if isinstance(operation, ir.Kernel):
-            outer.update(zip(operation.regions[0].block.args, operation.operands, strict=True))
+            outer.update(zip(operation.region.block.args, operation.operands, strict=True))
         elif isinstance(operation, ir.TreeAttention):
-            blocks[operation.parameter("symbol")] = operation.parameter("block")
+            blocks[operation.symbol] = operation.block
         elif isinstance(operation, ir.Linear):
-            weight = operation.operands[1]
+            weight = operation.weight
             owner = outer.get(weight, weight).owner
             if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
-                formats.setdefault(owner.parameter("symbol"), FLOAT32)
+                formats.setdefault(owner.symbol, FLOAT32)
     default = next(iter(blocks.values()), 16)
     caches = ir.caches(module)
     return Surroundings(caches, {name: blocks.get(name, default) for name in caches}, formats)
@@ -55,8 +56,9 @@ def structure(plan: Plan, known: Surroundings) -> str:
         for value in operation.results:
             names[value] = f"v{len(names)}"
         results = ", ".join(f"{names[value]}: {value.type}" for value in operation.results)
-        symbol = operation.parameter("symbol")
-        cache = "" if symbol not in known.caches else f" {_parameters(known.caches[symbol])} {known.blocks[symbol]}"
+        cache = ""
+        if isinstance(operation, ir.CacheWrite | ir.TreeAttention):
+            cache = f" {_parameters(known.caches[operation.symbol])} {known.blocks[operation.symbol]}"
         place = "" if not isinstance(operation, ir.Parameter) else f" {plan.stored[operation.result]}"
         lines.append(f"{results} = {operation.name}({operands}) {_parameters(operation)}{cache}{place}")
     lines.append("yield " + ", ".join(names[inner] for inner, _ in plan.region.results))
@@ -65,7 +67,8 @@ def structure(plan: Plan, known: Surroundings) -> str:
 
 
 def _parameters(operation: ir.SpecOperation) -> str:
-    return str({name: each for name, each in sorted(operation.parameters.items()) if name != "symbol"})
+    extra = {"extra": names} if operation.SEGMENTED and (names := operation.extra()) else {}
+    return str({name: each for name, each in sorted({**operation.decoded(), **extra}.items()) if name != "symbol"})
 
 
 def _slot(slot: Slot) -> str:

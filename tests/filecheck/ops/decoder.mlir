@@ -59,6 +59,7 @@ builtin.module {
   // CHECK-NEXT: }
 }
 // CHECK-NEXT: }
-// GENERIC: "spec.weight"() {symbol = @model.norm.weight, shape = [8 : i64], dtype = "f32"} : () -> ()
-// GENERIC: "spec.cache_write"(%k, %k, %rows) {symbol = @attention.0} : 
-// GENERIC: "spec.kernel"(%flat, %weight) ({
+// GENERIC: "spec.weight"() <{symbol = @model.norm.weight, shape = [8 : i64], dtype = "f32"}> : () -> ()
+// GENERIC: "spec.attention"(%turned, %k, %k, %first, %sinks) <{scale = 5.000000e-01 : f64, softcap = 3.000000e+01 : f64, causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 1, 0, 1>}> :
+// GENERIC: "spec.cache_write"(%k, %k, %rows) <{symbol = @attention.0}> : 
+// GENERIC: "spec.kernel"(%flat, %weight) <{kind = "row_wise", offsets = [64 : i64]}> ({

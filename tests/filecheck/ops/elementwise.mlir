@@ -37,5 +37,5 @@ builtin.module {
   // CHECK-NEXT: }
 }
 // CHECK-NEXT: }
-// GENERIC: "spec.constant"() {value = 1.000000e+00 : f64, dtype = "f32"} : () -> !spec.tensor<[], f32>
-// GENERIC: "spec.map"(%x, %y) {function = "add"} : (!spec.tensor<[1, T, 8], f32>, !spec.tensor<[8], f32>) -> !spec.tensor<[1, T, 8], f32>
+// GENERIC: "spec.constant"() <{value = 1.000000e+00 : f64, dtype = "f32"}> : () -> !spec.tensor<[], f32>
+// GENERIC: "spec.map"(%x, %y) <{function = "add"}> : (!spec.tensor<[1, T, 8], f32>, !spec.tensor<[8], f32>) -> !spec.tensor<[1, T, 8], f32>

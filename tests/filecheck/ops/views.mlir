@@ -51,5 +51,5 @@ builtin.module {
   // CHECK-NEXT: }
 }
 // CHECK-NEXT: }
-// GENERIC: "spec.slice"(%x) {dim = 1 : i64, start = "T-1", stop = "T"} : (!spec.tensor<[1, T, 8], f32>) -> !spec.tensor<[1, 1, 8], f32>
-// GENERIC: %best, %ids = "spec.topk"(%x) {k = 2 : i64, index_dtype = "i32"} : (!spec.tensor<[1, T, 8], f32>) -> (!spec.tensor<[1, T, 2], f32>, !spec.tensor<[1, T, 2], i32>)
+// GENERIC: "spec.slice"(%x) <{dim = 1 : i64, start = "T-1", stop = "T"}> : (!spec.tensor<[1, T, 8], f32>) -> !spec.tensor<[1, 1, 8], f32>
+// GENERIC: %best, %ids = "spec.topk"(%x) <{k = 2 : i64, index_dtype = "i32"}> : (!spec.tensor<[1, T, 8], f32>) -> (!spec.tensor<[1, T, 2], f32>, !spec.tensor<[1, T, 2], i32>)

@@ -1,0 +1,92 @@
+"""Which axis of an operand has the index that the result has along one of its axes: one rule an operation."""
+
+from collections.abc import Callable
+from typing import Any
+
+from forerun import ir
+from forerun.ir import dims as dimensions
+from forerun.ir import each_of, refused
+
+Rule = Callable[[Any, int, ir.SSAValue], int | None]
+"""`rule(operation, axis of the result, operand)`; None where the operand is read at other indices, or has no such."""
+
+
+def source_axis(operation: ir.SpecOperation, axis: int | None, operand: ir.SSAValue) -> int | None:
+    """The axis of an operand whose index is the result's index along `axis`; None where there is none."""
+    return None if axis is None else SOURCES.of(operation)(operation, axis, operand)
+
+
+def right_aligned(axis: int | None, rank: int, operand: ir.SSAValue) -> int | None:
+    """The axis of an operand that numpy's broadcasting aligns with an axis of a result."""
+    if axis is None:
+        return None
+    own = axis - (rank - ir.tensor_type(operand).rank)
+    return own if own >= 0 else None
+
+
+def _aligned(operation: ir.SpecOperation, axis: int, operand: ir.SSAValue) -> int | None:
+    return right_aligned(axis, ir.tensor_type(operation.results[0]).rank, operand)
+
+
+def _transpose(operation: ir.Transpose, axis: int, operand: ir.SSAValue) -> int | None:
+    return operation.permutation[axis]
+
+
+def _reshape(operation: ir.Reshape, axis: int, operand: ir.SSAValue) -> int | None:
+    result = ir.tensor_type(operation.result)
+    before = dimensions.volume(result.dims[:axis])
+    source = ir.tensor_type(operand)
+    for own, dim in enumerate(source.dims):
+        if dim == result.dims[axis] and dimensions.volume(source.dims[:own]) == before:
+            return own
+    return None
+
+
+def _other_axes(
+    operation: ir.Slice | ir.Concat | ir.Scan | ir.Softmax | ir.TakeAlong, axis: int, operand: ir.SSAValue
+) -> int | None:
+    return None if operation.dim == axis else axis
+
+
+def _reduce(operation: ir.Reduce, axis: int, operand: ir.SSAValue) -> int | None:
+    over = operation.dims
+    if operation.keep:
+        return None if axis in over else axis
+    return [own for own in range(ir.tensor_type(operand).rank) if own not in over][axis]
+
+
+def _linear(operation: ir.Linear, axis: int, operand: ir.SSAValue) -> int | None:
+    return axis if operand is operation.x and axis < ir.tensor_type(operand).rank - 1 else None
+
+
+def _matmul(operation: ir.MatMul, axis: int, operand: ir.SSAValue) -> int | None:
+    """The rows of the result are the left operand's, its columns the right one's; the batch is both's."""
+    from_end = axis - ir.tensor_type(operation.result).rank
+    other = {-1: operation.a, -2: operation.b}.get(from_end)
+    return None if operand is other else _aligned(operation, axis, operand)
+
+
+def _outer_axes(
+    operation: ir.RMSNorm | ir.LayerNorm | ir.Rotary | ir.TopK, axis: int, operand: ir.SSAValue
+) -> int | None:
+    """Along the last axis, a number of the result needs others of the operand."""
+    last = axis == ir.tensor_type(operation.results[0]).rank - 1
+    return None if last else _aligned(operation, axis, operand)
+
+
+SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
+    "axes of operands in the tvm target",
+    {
+        ir.Transpose: _transpose,
+        ir.Reshape: _reshape,
+        **each_of(_other_axes, ir.Slice, ir.Concat, ir.Scan, ir.Softmax, ir.TakeAlong),
+        ir.Reduce: _reduce,
+        ir.Linear: _linear,
+        ir.MatMul: _matmul,
+        **each_of(_outer_axes, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.TopK),
+        **each_of(_aligned, ir.Map, ir.Cast, ir.Broadcast, ir.TreeAttention, ir.Parameter, ir.Constant, ir.Iota),
+        ir.Gather: refused("reads its table at other indices; the planner asks for its indices"),
+        **each_of(refused("has no axes in the tvm target"), ir.Attention, ir.CacheWrite, ir.Kernel),
+        **each_of(refused("has no axes in the tvm target"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+    },
+)

@@ -1,0 +1,75 @@
+"""What a kernel of the CPU consists of: phases, the slots of its row of the program, and where its values lie."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from forerun import ir
+from forerun.codegen.regions import Region
+from forerun.codegen.tvm.attention import Attention
+from forerun.codegen.tvm.expressions import Stored
+from forerun.codegen.tvm.formats import WeightFormat
+from forerun.codegen.tvm.key_values import Layer
+from forerun.codegen.tvm.linear import Bundle
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a slot of a program row holds: the offset of a `value` of the function, a `weight`, a `cache`, the `scratch`
+    of some dims, or the size of a cache `record`."""
+
+    kind: str
+    key: Any = None
+
+
+@dataclass
+class RowPhase:
+    """Values and cache writes, row by row; `rows` is the dimension that is divided among threads, 1 for none."""
+
+    rows: ir.Dim
+    items: list[tuple[ir.SSAValue, Stored] | tuple[ir.CacheWrite, Layer]]
+
+
+@dataclass
+class ProductPhase:
+    """Linears, in bundles that share a pass over blocks of outputs."""
+
+    bundles: list[Bundle]
+
+
+@dataclass
+class AttentionPhase:
+    attention: Attention
+    result: Stored
+
+
+@dataclass
+class TopKPhase:
+    """`stage` 0: the chunks' maxima; 1: the choice."""
+
+    stage: int
+    logits: Stored
+    maxima: Stored
+    values: Stored
+    ids: Stored
+
+
+Phase = RowPhase | ProductPhase | AttentionPhase | TopKPhase
+
+
+@dataclass
+class Plan:
+    """A region's phases, its slots, and where its values lie in memory while it runs."""
+
+    region: Region
+    phases: list[Phase] = field(default_factory=list[Phase])
+    slots: list[Slot] = field(default_factory=list[Slot])
+    stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What planning needs to know of the module."""
+
+    caches: dict[str, ir.Cache]
+    blocks: dict[str, int]  # positions a block, of each cache
+    formats: dict[str, WeightFormat]  # of the matrices that linears read, and of those with a storage

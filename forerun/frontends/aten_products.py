@@ -1,0 +1,94 @@
+"""ATen's products, norms and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from forerun.frontends.aten_rules import Scalar, promoted, rule
+from forerun.frontends.aten_views import unsqueeze
+from forerun.ir import Attention, Builder, LayerNorm, Linear, MatMul, RMSNorm, SSAValue, tensor_type, torch_dtype
+
+
+@rule("linear")
+def _linear(build: Builder, x: SSAValue, weight: SSAValue, bias: SSAValue | None = None) -> SSAValue:
+    return build.add(Linear, x, weight, bias)
+
+
+@rule("matmul", "bmm", "mm")
+def _matmul(build: Builder, a: SSAValue, b: SSAValue) -> SSAValue:
+    kind_a, kind_b = tensor_type(a), tensor_type(b)
+    if kind_b.rank == 1:
+        product = build.add(MatMul, a, build.reshape(b, (*kind_b.dims, 1)))
+        return build.reshape(product, tensor_type(product).dims[:-1])
+    if kind_a.rank == 1:
+        product = build.add(MatMul, build.reshape(a, (1, *kind_a.dims)), b)
+        return build.reshape(product, (*tensor_type(product).dims[:-2], tensor_type(product).dims[-1]))
+    return build.add(MatMul, a, b)
+
+
+@rule("addmm", "baddbmm")
+def _addmm(build: Builder, c: SSAValue, a: SSAValue, b: SSAValue, *, beta: Scalar = 1, alpha: Scalar = 1) -> SSAValue:
+    product = _matmul(build, a, b)
+    if alpha != 1:
+        product = build.map("mul", *promoted(build, product, float(alpha)))
+    if beta == 0:
+        return product
+    return build.map("add", build.map("mul", *promoted(build, c, float(beta))) if beta != 1 else c, product)
+
+
+@rule("outer")
+def _outer(build: Builder, a: SSAValue, b: SSAValue) -> SSAValue:
+    return build.map("mul", *promoted(build, unsqueeze(build, a, 1), b))
+
+
+@rule("layer_norm")
+def _layer_norm(
+    build: Builder,
+    x: SSAValue,
+    shape: Sequence[int],
+    weight: SSAValue | None = None,
+    bias: SSAValue | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> SSAValue:
+    if len(shape) != 1:
+        raise ValueError("a layer norm over several dimensions")
+    dtype = tensor_type(x).dtype
+    if weight is None and bias is not None:
+        weight = build.full(tuple(shape), 1.0, dtype)
+    return build.add(LayerNorm, x, weight, bias, eps=eps)
+
+
+@rule("rms_norm")
+def _rms_norm(
+    build: Builder, x: SSAValue, shape: Sequence[int], weight: SSAValue | None = None, eps: float | None = None
+) -> SSAValue:
+    if len(shape) != 1:
+        raise ValueError("an rms norm over several dimensions")
+    eps = torch.finfo(torch_dtype(tensor_type(x).dtype)).eps if eps is None else eps
+    return build.add(RMSNorm, x, weight, eps=eps)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(
+    build: Builder,
+    query: SSAValue,
+    key: SSAValue,
+    value: SSAValue,
+    mask: SSAValue | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attn_mask: SSAValue | None = None,
+) -> SSAValue:
+    if dropout > 0.0:
+        raise ValueError("attention dropout")
+    mask = attn_mask if mask is None else mask
+    width = tensor_type(query).dims[-1]
+    scale = 1 / math.sqrt(int(width)) if scale is None else float(scale)
+    return build.add(Attention, query, key, value, scale=scale, causal=is_causal or None, mask=mask)

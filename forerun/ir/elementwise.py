@@ -1,0 +1,176 @@
+"""Values from nothing (parameters, constants, counts), and operations on each element alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as functional
+from xdsl.irdl import operand_def, traits_def, var_operand_def
+from xdsl.traits import Pure
+
+from forerun.ir import dims as dimensions
+from forerun.ir.dims import Dim
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
+from forerun.ir.properties import DIMENSION, DIMENSIONS, SCALAR, SYMBOL, TEXT, Symbol, parameter
+from forerun.ir.types import TensorType, torch_dtype
+
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+
+FUNCTIONS: dict[str, tuple[int, Callable[..., torch.Tensor]]] = {
+    # name: (number of operands, meaning)
+    "add": (2, torch.add),
+    "sub": (2, torch.sub),
+    "mul": (2, torch.mul),
+    "div": (2, torch.div),
+    "floor_div": (2, torch.floor_divide),
+    "remainder": (2, torch.remainder),
+    "pow": (2, torch.pow),
+    "max": (2, torch.maximum),
+    "min": (2, torch.minimum),
+    "and": (2, torch.bitwise_and),
+    "or": (2, torch.bitwise_or),
+    "xor": (2, torch.bitwise_xor),
+    "eq": (2, torch.eq),
+    "ne": (2, torch.ne),
+    "lt": (2, torch.lt),
+    "le": (2, torch.le),
+    "gt": (2, torch.gt),
+    "ge": (2, torch.ge),
+    "where": (3, torch.where),
+    "not": (1, torch.bitwise_not),
+    "neg": (1, torch.neg),
+    "abs": (1, torch.abs),
+    "sign": (1, torch.sign),
+    "floor": (1, torch.floor),
+    "ceil": (1, torch.ceil),
+    "round": (1, torch.round),
+    "exp": (1, torch.exp),
+    "expm1": (1, torch.expm1),
+    "exp2": (1, torch.exp2),
+    "log": (1, torch.log),
+    "log1p": (1, torch.log1p),
+    "log2": (1, torch.log2),
+    "sqrt": (1, torch.sqrt),
+    "rsqrt": (1, torch.rsqrt),
+    "reciprocal": (1, torch.reciprocal),
+    "sin": (1, torch.sin),
+    "cos": (1, torch.cos),
+    "tanh": (1, torch.tanh),
+    "erf": (1, torch.erf),
+    "sigmoid": (1, torch.sigmoid),
+    "relu": (1, torch.relu),
+    "silu": (1, functional.silu),
+    "gelu": (1, functional.gelu),
+    "gelu_tanh": (1, partial(functional.gelu, approximate="tanh")),
+    "softplus": (1, functional.softplus),
+    "log_sigmoid": (1, functional.logsigmoid),
+}
+
+
+def broadcast_dims(shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
+    """numpy's broadcasting over named dimensions: names must be equal, or 1."""
+    rank = max((len(shape) for shape in shapes), default=0)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
+        require(len(sizes) <= 1, f"dimensions {sorted(map(str, sizes))} do not broadcast")
+        result.append(next(iter(sizes), 1))
+    return tuple(result)
+
+
+@operation
+class Parameter(ValueOperation):
+    """The value of a `spec.weight` symbol."""
+
+    name = "spec.parameter"
+    traits = traits_def(Pure())
+
+    symbol: Symbol = parameter(SYMBOL)
+    shape: tuple[Dim, ...] = parameter(DIMENSIONS)
+    dtype: str = parameter(TEXT)
+
+    @classmethod
+    def infer(cls, *, symbol: Symbol, shape: Sequence[Dim], dtype: str) -> Types:
+        return [TensorType.of(shape, dtype)]
+
+    def evaluate(self, environment: Environment) -> torch.Tensor:
+        return environment.weights(self.symbol)
+
+
+@operation
+class Constant(ValueOperation):
+    """One number, of rank 0."""
+
+    name = "spec.constant"
+    traits = traits_def(Pure())
+
+    value: bool | int | float = parameter(SCALAR)
+    dtype: str = parameter(TEXT)
+
+    @classmethod
+    def infer(cls, *, value: bool | int | float, dtype: str) -> Types:
+        return [TensorType.of((), dtype)]
+
+    def evaluate(self, environment: Environment) -> torch.Tensor:
+        return torch.tensor(self.value, dtype=torch_dtype(self.dtype))
+
+
+@operation
+class Iota(ValueOperation):
+    """0, 1, ..., size - 1, as i64."""
+
+    name = "spec.iota"
+    traits = traits_def(Pure())
+
+    size: Dim = parameter(DIMENSION)
+
+    @classmethod
+    def infer(cls, *, size: Dim) -> Types:
+        return [TensorType.of((size,), "i64")]
+
+    def evaluate(self, environment: Environment) -> torch.Tensor:
+        return torch.arange(dimensions.evaluate(self.size, environment.bindings))
+
+
+@operation
+class Map(ValueOperation):
+    """An elementwise function with numpy's broadcasting; operands of one dtype (but the condition of `where`)."""
+
+    name = "spec.map"
+    traits = traits_def(Pure())
+
+    inputs = var_operand_def(TensorType)
+    function: str = parameter(TEXT)
+
+    @classmethod
+    def infer(cls, *inputs: TensorType, function: str) -> Types:
+        require(function in FUNCTIONS, f"spec.map has no function {function!r}")
+        require(len(inputs) == FUNCTIONS[function][0], f"{function} takes {FUNCTIONS[function][0]} operands")
+        values = inputs[1:] if function == "where" else inputs
+        require(function != "where" or inputs[0].dtype == "i1", "the condition of where is i1")
+        require(len({each.dtype for each in values}) == 1, f"{function} mixes {[each.dtype for each in values]}")
+        dtype = "i1" if function in COMPARISONS else values[0].dtype
+        return [TensorType.of(broadcast_dims([each.dims for each in inputs]), dtype)]
+
+    def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> torch.Tensor:
+        return FUNCTIONS[self.function][1](*inputs)
+
+
+@operation
+class Cast(ValueOperation):
+    """The same values in another dtype."""
+
+    name = "spec.cast"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    dtype: str = parameter(TEXT)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, dtype: str) -> Types:
+        return [x.with_dtype(dtype)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch_dtype(self.dtype))

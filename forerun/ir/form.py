@@ -1,0 +1,109 @@
+"""The text of an operation: `spec.name @symbol(%operands) {parameters} -> types`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, StringAttr, SymbolRefAttr, i32
+from xdsl.ir import Attribute, SSAValue
+from xdsl.irdl import AttrSizedOperandSegments
+from xdsl.parser import Parser
+from xdsl.printer import Printer
+
+from forerun.ir.properties import items_of, parameter_text
+
+if TYPE_CHECKING:
+    from forerun.ir.operation import SpecOperation
+
+SEGMENTS = AttrSizedOperandSegments.attribute_name
+"""The property that says which optional operands there are, where an operation has several."""
+EXTRA = "extra"
+"""What lists their names in the text instead."""
+
+Properties = dict[str, Attribute]
+Made = TypeVar("Made", bound="SpecOperation")
+
+
+def segments(there: Sequence[bool]) -> Attribute:
+    """The sizes of an operation's operands, each of which is there or not."""
+    return DenseArrayBase.from_list(i32, [int(each) for each in there])
+
+
+def print_operation(operation: SpecOperation, printer: Printer) -> None:
+    shown = shown_parameters(operation)
+    symbol = shown.get("symbol")
+    if isinstance(symbol, SymbolRefAttr):
+        printer.print_string(f" @{symbol.root_reference.data}")
+        del shown["symbol"]
+    printer.print_string("(")
+    printer.print_list(operation.operands, printer.print_ssa_value)
+    printer.print_string(")")
+    if shown or operation.regions:
+        printer.print_string(f" {parameter_text(shown)}")
+    for region in operation.regions:
+        printer.print_string(" ")
+        printer.print_region(region)
+    if operation.results:
+        printer.print_string(" -> ")
+        printer.print_list(operation.results, lambda value: printer.print_attribute(value.type))
+
+
+def shown_parameters(operation: SpecOperation) -> Properties:
+    """What the text shows in braces: parameters, and the names of the optional operands that are there."""
+    shown: Properties = {}
+    for name, attribute in {**operation.properties, **operation.attributes}.items():
+        if name != SEGMENTS:
+            shown[name] = attribute
+        elif operation.LISTED and (names := operation.extra()):
+            shown[EXTRA] = ArrayAttr([StringAttr(each) for each in names])
+    return shown
+
+
+def parse_operation(kind: type[Made], parser: Parser) -> Made:
+    symbol = parser.parse_optional_symbol_name()
+    operands = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_defined(parser))
+    properties = dict(parser.parse_optional_attr_dict())
+    if symbol is not None:
+        properties = {"symbol": SymbolRefAttr(symbol.data), **properties}
+    if kind.SEGMENTED:
+        operands, properties = _segmented(kind, parser, operands, properties)
+    regions = [] if (body := parser.parse_optional_region()) is None else [body]
+    types = (
+        parser.parse_comma_separated_list(parser.Delimiter.NONE, parser.parse_type)
+        if parser.parse_optional_punctuation("->") is not None
+        else []
+    )
+    return kind.create(operands=operands, result_types=types, properties=properties, regions=regions)
+
+
+def _parse_defined(parser: Parser) -> SSAValue:
+    """An operand whose definition stands above it, so that its type need not be repeated."""
+    operand = parser.parse_unresolved_operand()
+    values = parser.ssa_values.get(operand.operand_name, ())
+    if operand.index >= len(values):
+        parser.raise_error(f"%{operand.operand_name} is used before its definition", operand.span)
+    return values[operand.index]
+
+
+def _segmented(
+    kind: type[SpecOperation], parser: Parser, operands: list[SSAValue], properties: Properties
+) -> tuple[list[SSAValue], Properties]:
+    """Operands in the declared order, and properties with `SEGMENTS` in the place of the text's list of names."""
+    fixed = len(kind.OPERANDS) - len(kind.OPTIONAL)
+    given = operands[fixed:]
+    names = _listed(properties.get(EXTRA)) if kind.LISTED else list(kind.OPTIONAL[: len(given)])
+    wrong = [name for name in names if name not in kind.OPTIONAL]
+    if wrong:
+        parser.raise_error(f"there is no extra operand {wrong[0]!r} of {kind.name}, only {', '.join(kind.OPTIONAL)}")
+    if len(set(names)) != len(names) or len(names) != len(given):
+        parser.raise_error(f"{kind.name} has the extra operands {names}, but {len(given)} are given")
+    extra = dict(zip(names, given, strict=True))
+    sizes = segments([True] * len(operands[:fixed]) + [name in extra for name in kind.OPTIONAL])
+    renamed = {SEGMENTS if kind.LISTED and name == EXTRA else name: each for name, each in properties.items()}
+    return operands[:fixed] + [extra[name] for name in kind.OPTIONAL if name in extra], {**renamed, SEGMENTS: sizes}
+
+
+def _listed(attribute: Attribute | None) -> list[str]:
+    items = () if attribute is None else items_of(attribute)
+    return [each.data if isinstance(each, StringAttr) else str(each) for each in items]

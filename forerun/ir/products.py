@@ -1,0 +1,113 @@
+"""Products, and the norms that stand in front of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as functional
+from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def, traits_def
+from xdsl.traits import Pure
+
+from forerun.ir.elementwise import broadcast_dims
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
+from forerun.ir.properties import NUMBER, parameter
+from forerun.ir.types import TensorType
+
+
+@operation
+class Linear(ValueOperation):
+    """x w^T + b: x [..., in], w [out, in], b [out]."""
+
+    name = "spec.linear"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    weight = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+
+    @classmethod
+    def infer(cls, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> Types:
+        require(weight.rank == 2 and x.dims[-1:] == weight.dims[1:], f"{x} does not multiply {weight}")
+        require(x.dtype == weight.dtype, f"spec.linear mixes {x.dtype} and {weight.dtype}")
+        require(bias is None or bias.dims == weight.dims[:1], "the bias has one number an output")
+        return [x.with_dims((*x.dims[:-1], weight.dims[0]))]
+
+    def evaluate(
+        self, environment: Environment, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return functional.linear(x, weight, bias)
+
+
+@operation
+class MatMul(ValueOperation):
+    """A batched product of the last two dimensions, the others broadcast."""
+
+    name = "spec.matmul"
+    traits = traits_def(Pure())
+
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+
+    @classmethod
+    def infer(cls, a: TensorType, b: TensorType) -> Types:
+        require(a.rank >= 2 and b.rank >= 2 and a.dims[-1] == b.dims[-2], f"{a} does not multiply {b}")
+        require(a.dtype == b.dtype, f"spec.matmul mixes {a.dtype} and {b.dtype}")
+        return [a.with_dims((*broadcast_dims([a.dims[:-2], b.dims[:-2]]), a.dims[-2], b.dims[-1]))]
+
+    def evaluate(self, environment: Environment, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(a, b)
+
+
+@operation
+class RMSNorm(ValueOperation):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467); the weight may be left out."""
+
+    name = "spec.rms_norm"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    weight = opt_operand_def(TensorType)
+    eps: float = parameter(NUMBER)
+
+    @classmethod
+    def infer(cls, x: TensorType, weight: TensorType | None = None, *, eps: float) -> Types:
+        require(weight is None or weight.dims == x.dims[-1:], "the weight has one number a feature")
+        return [x]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        wide = x.float()
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (y if weight is None else y * weight.float()).to(x.dtype)
+
+
+@operation
+class LayerNorm(ValueOperation):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension (arXiv 1607.06450).
+
+    The bias may be left out, and the weight as well.
+    """
+
+    name = "spec.layer_norm"
+    traits = traits_def(Pure())
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
+    LISTED: ClassVar[bool] = False
+
+    x = operand_def(TensorType)
+    weight = opt_operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    eps: float = parameter(NUMBER)
+
+    @classmethod
+    def infer(
+        cls, x: TensorType, weight: TensorType | None = None, bias: TensorType | None = None, *, eps: float
+    ) -> Types:
+        require(bias is None or weight is not None, "a bias comes with a weight")
+        given = (each for each in (weight, bias) if each is not None)
+        require(all(each.dims == x.dims[-1:] for each in given), "weight and bias have one number a feature")
+        return [x]
+
+    def evaluate(
+        self, environment: Environment, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps=self.eps)

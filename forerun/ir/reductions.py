@@ -1,0 +1,127 @@
+"""Operations along dimensions: reductions, running sums, softmax, the choice of the largest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from xdsl.irdl import operand_def, result_def, traits_def
+from xdsl.traits import Pure
+
+from forerun.ir import dims as dimensions
+from forerun.ir.dims import Dim
+from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require, require_dim
+from forerun.ir.properties import FLAG, INTEGER, INTEGERS, TEXT, default, parameter
+from forerun.ir.types import TensorType, torch_dtype
+
+
+def _argmax(x: torch.Tensor, dim: Sequence[int], keepdim: bool) -> torch.Tensor:
+    return torch.argmax(x, dim=dim[0], keepdim=keepdim)
+
+
+REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "max": torch.amax,
+    "min": torch.amin,
+    "any": torch.any,
+    "all": torch.all,
+    "argmax": _argmax,
+}
+
+
+@operation
+class Reduce(ValueOperation):
+    """A reduction over `dims`, which stay with size 1 where `keep` is set."""
+
+    name = "spec.reduce"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    function: str = parameter(TEXT)
+    dims: tuple[int, ...] = parameter(INTEGERS)
+    keep: bool = default(FLAG, False)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, function: str, dims: Sequence[int], keep: bool = False) -> Types:
+        require(function in REDUCTIONS, f"spec.reduce has no function {function!r}")
+        require(all(0 <= dim < x.rank for dim in dims), f"no dimensions {dims} in {x}")
+        require(function != "argmax" or len(dims) == 1, "argmax is along one dimension")
+        sizes: list[Dim] = []
+        for axis, size in enumerate(x.dims):
+            if axis not in dims:
+                sizes.append(size)
+            elif keep:
+                sizes.append(1)
+        return [TensorType.of(sizes, "i64" if function == "argmax" else x.dtype)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return REDUCTIONS[self.function](x, dim=self.dims, keepdim=self.keep)
+
+
+@operation
+class Scan(ValueOperation):
+    """A running sum along `dim`."""
+
+    name = "spec.scan"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    dim: int = parameter(INTEGER)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, dim: int) -> Types:
+        require_dim(dim, x)
+        return [x]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, self.dim).to(x.dtype)
+
+
+@operation
+class Softmax(ValueOperation):
+    """exp(x - max) over its sum, along `dim`."""
+
+    name = "spec.softmax"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    dim: int = parameter(INTEGER)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, dim: int) -> Types:
+        require_dim(dim, x)
+        return [x]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x, self.dim)
+
+
+@operation
+class TopK(SpecOperation):
+    """The k largest along the last dimension, largest first, the lower index first among equals.
+
+    NaN counts as -inf, and is given as such.
+    """
+
+    name = "spec.topk"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    k: int = parameter(INTEGER)
+    index_dtype: str = default(TEXT, "i64")
+    values = result_def(TensorType)
+    indices = result_def(TensorType)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, k: int, index_dtype: str = "i64") -> Types:
+        require(x.rank > 0, "a number has no last dimension")
+        require(k >= 1, f"k is 1 or more, not {k}")
+        require(dimensions.ordered(k, x.dims[-1]), f"{x} has not {k} elements to choose from")
+        dims = (*x.dims[:-1], k)
+        return [x.with_dims(dims), TensorType.of(dims, index_dtype)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = torch.where(x.isnan(), -torch.inf, x) if x.is_floating_point() else x
+        values, indices = torch.sort(numbers, dim=-1, descending=True, stable=True)
+        return values[..., : self.k], indices[..., : self.k].to(torch_dtype(self.index_dtype))

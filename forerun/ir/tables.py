@@ -1,0 +1,107 @@
+"""Closed tables: an analysis or a code generator has a rule for every operation, or refuses it by name.
+
+A table is built with its rules and checked when it is built: a rule that is missing, or for something that does not
+exist, is an error at import time. A lookup of what came later, or of what the table refuses, is an error that names it:
+nothing unknown is taken as harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from xdsl.ir import Operation
+
+from forerun.errors import UnsupportedOperationError
+from forerun.ir.dialect import OPERATIONS
+from forerun.ir.elementwise import FUNCTIONS
+from forerun.ir.operation import SpecOperation
+from forerun.ir.reductions import REDUCTIONS
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Stands in a table for a rule that there is not, with the reason."""
+
+    reason: str
+
+
+def refused(reason: str) -> Refusal:
+    """No rule, and why: what stands behind the name in the error, or a whole sentence that holds `{name}`."""
+    return Refusal(reason if "{name}" in reason else f"{{name}} {reason}")
+
+
+def each_of(rule: R, *keys: K) -> dict[K, R]:
+    """One rule for several."""
+    return dict.fromkeys(keys, rule)
+
+
+class ClosedTable(Mapping[K, R], Generic[K, R]):
+    """A rule for everything in `known`, or a refusal; `title` is what the table is called in errors.
+
+    As a mapping it holds what has a rule; `entries` has the refusals as well.
+    """
+
+    def __init__(
+        self, title: str, known: Collection[K], entries: Mapping[K, R | Refusal], shown: Callable[[K], str] = str
+    ) -> None:
+        self.title = title
+        self.shown = shown
+        self.entries = dict(entries)
+        self._ruled = {key: rule for key, rule in self.entries.items() if not isinstance(rule, Refusal)}
+        missing = [shown(each) for each in known if each not in self.entries]
+        foreign = [shown(each) for each in self.entries if each not in known]
+        if missing:
+            raise TypeError(f"The table of {title} lacks {', '.join(missing)}; add a rule, or refuse it with a reason.")
+        if foreign:
+            raise TypeError(f"The table of {title} has an entry for {', '.join(foreign)}, which does not exist.")
+
+    def __getitem__(self, key: K) -> R:
+        """The rule; UnsupportedOperationError where there is none, or the table refuses."""
+        rule = self._ruled.get(key)
+        if rule is not None:
+            return rule
+        refusal = self.entries.get(key)
+        if isinstance(refusal, Refusal):
+            raise UnsupportedOperationError(refusal.reason.replace("{name}", self.shown(key)) + ".")
+        raise UnsupportedOperationError(
+            f"{self.shown(key)} has no rule among the {self.title}; add one to that table, or refuse it there."
+        )
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._ruled
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._ruled)
+
+    def __len__(self) -> int:
+        return len(self._ruled)
+
+
+class OperationTable(ClosedTable[type[Operation], R]):
+    """A rule for every class of operation."""
+
+    def __init__(self, title: str, entries: Mapping[type[SpecOperation], R | Refusal]) -> None:
+        super().__init__(title, OPERATIONS, {**entries}, lambda kind: kind.name)
+
+    def of(self, operation: Operation) -> R:
+        """The rule for an operation."""
+        return self[type(operation)]
+
+
+class FunctionTable(ClosedTable[str, R]):
+    """A rule for every function of `spec.map`."""
+
+    def __init__(self, title: str, entries: Mapping[str, R | Refusal]) -> None:
+        super().__init__(title, FUNCTIONS, entries)
+
+
+class ReductionTable(ClosedTable[str, R]):
+    """A rule for every function of `spec.reduce`."""
+
+    def __init__(self, title: str, entries: Mapping[str, R | Refusal]) -> None:
+        super().__init__(title, REDUCTIONS, entries)

@@ -1,0 +1,180 @@
+"""Operations that move elements and compute none: views, joins, choices by index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from xdsl.irdl import operand_def, traits_def, var_operand_def
+from xdsl.traits import Pure
+
+from forerun.ir import dims as dimensions
+from forerun.ir.dims import Dim
+from forerun.ir.elementwise import broadcast_dims
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim
+from forerun.ir.properties import DIMENSION, DIMENSIONS, INTEGER, INTEGERS, default, parameter
+from forerun.ir.types import TensorType
+
+
+@operation
+class Reshape(ValueOperation):
+    """The same elements in row-major order under another shape."""
+
+    name = "spec.reshape"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    shape: tuple[Dim, ...] = parameter(DIMENSIONS)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, shape: Sequence[Dim]) -> Types:
+        same = dimensions.volume(shape) == dimensions.volume(x.dims)
+        require(same, f"{x} has not as many elements as {list(shape)}")
+        return [x.with_dims(shape)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape([dimensions.evaluate(dim, environment.bindings) for dim in self.shape])
+
+
+@operation
+class Broadcast(ValueOperation):
+    """Repeat dimensions of size 1 (and new leading ones) up to `shape`."""
+
+    name = "spec.broadcast"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    shape: tuple[Dim, ...] = parameter(DIMENSIONS)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, shape: Sequence[Dim]) -> Types:
+        require(broadcast_dims([x.dims, shape]) == tuple(shape), f"{x} does not broadcast to {list(shape)}")
+        return [x.with_dims(shape)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return x.expand([dimensions.evaluate(dim, environment.bindings) for dim in self.shape])
+
+
+@operation
+class Transpose(ValueOperation):
+    """Result dimension i is operand dimension `permutation[i]`."""
+
+    name = "spec.transpose"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    permutation: tuple[int, ...] = parameter(INTEGERS)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, permutation: Sequence[int]) -> Types:
+        require(sorted(permutation) == list(range(x.rank)), f"{permutation} permutes no {x}")
+        return [x.with_dims([x.dims[axis] for axis in permutation])]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.permutation)
+
+
+@operation
+class Slice(ValueOperation):
+    """Elements start, start + step, ... below stop along `dim`; the bounds are dimensions, not negative."""
+
+    name = "spec.slice"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    dim: int = parameter(INTEGER)
+    start: Dim = parameter(DIMENSION)
+    stop: Dim = parameter(DIMENSION)
+    step: int = default(INTEGER, 1)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, dim: int, start: Dim, stop: Dim, step: int = 1) -> Types:
+        require_dim(dim, x)
+        require(step >= 1, f"a step is 1 or more, not {step}")
+        size = dimensions.add(stop, dimensions.multiply(start, -1))
+        within = all(dimensions.ordered(*pair) for pair in ((0, start), (start, stop), (stop, x.dims[dim])))
+        require(within, f"{start} to {stop} is no range of dimension {dim} of {x}")
+        if step != 1:
+            require(isinstance(size, int), f"a step over the named dimension {x.dims[dim]}")
+            size = math.ceil(int(size) / step)
+        dims = list(x.dims)
+        dims[dim] = size
+        return [x.with_dims(dims)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        start, stop = (dimensions.evaluate(bound, environment.bindings) for bound in (self.start, self.stop))
+        return x[(slice(None),) * self.dim + (slice(start, stop, self.step),)]
+
+
+@operation
+class Concat(ValueOperation):
+    """The operands one after another along `dim`."""
+
+    name = "spec.concat"
+    traits = traits_def(Pure())
+
+    inputs = var_operand_def(TensorType)
+    dim: int = parameter(INTEGER)
+
+    @classmethod
+    def infer(cls, *inputs: TensorType, dim: int) -> Types:
+        require(len(inputs) > 0, "spec.concat takes one operand or more")
+        require_dim(dim, *inputs)
+        others = {tuple(size for axis, size in enumerate(each.dims) if axis != dim) for each in inputs}
+        require(len(others) == 1, f"shapes {[str(each) for each in inputs]} do not concatenate along {dim}")
+        require(len({each.dtype for each in inputs}) == 1, "spec.concat mixes dtypes")
+        total: Dim = 0
+        for each in inputs:
+            total = dimensions.add(total, each.dims[dim])
+        dims = list(inputs[0].dims)
+        dims[dim] = total
+        return [inputs[0].with_dims(dims)]
+
+    def evaluate(self, environment: Environment, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(inputs, self.dim)
+
+
+@operation
+class Gather(ValueOperation):
+    """Rows of a table: result[i..., :] = table[index0[i...], index1[i...], ..., :], the indices broadcast together."""
+
+    name = "spec.gather"
+    traits = traits_def(Pure())
+
+    table = operand_def(TensorType)
+    indices = var_operand_def(TensorType)
+
+    @classmethod
+    def infer(cls, table: TensorType, *indices: TensorType) -> Types:
+        require(0 < len(indices) <= table.rank, f"{len(indices)} indices into {table}")
+        require(all(each.dtype in ("i64", "i32") for each in indices), "indices are i64 or i32")
+        return [table.with_dims((*broadcast_dims([each.dims for each in indices]), *table.dims[len(indices) :]))]
+
+    def evaluate(self, environment: Environment, table: torch.Tensor, *indices: torch.Tensor) -> torch.Tensor:
+        return table[tuple(index.long() for index in indices)]
+
+
+@operation
+class TakeAlong(ValueOperation):
+    """result[.., i, ..] = x[.., index[.., i, ..], ..] along `dim` (torch.gather)."""
+
+    name = "spec.take_along"
+    traits = traits_def(Pure())
+
+    x = operand_def(TensorType)
+    index = operand_def(TensorType)
+    dim: int = parameter(INTEGER)
+
+    @classmethod
+    def infer(cls, x: TensorType, index: TensorType, *, dim: int) -> Types:
+        require(x.rank == index.rank, f"{index} does not index {x}")
+        require(index.dtype in ("i64", "i32"), "indices are i64 or i32")
+        require_dim(dim, x)
+        pairs = enumerate(zip(index.dims, x.dims, strict=True))
+        within = all(axis == dim or dimensions.ordered(*pair) for axis, pair in pairs)
+        require(within, f"{index} is larger than {x}")
+        return [x.with_dims(index.dims)]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.gather(x, self.dim, index.long())

@@ -1,0 +1,37 @@
+"""How values flow through a step: by operands and results, and through the caches that operations write and read.
+
+What an operation does beside giving results decides which operations depend on which, and whether two are equal. The
+table is closed: an operation that is not in it is refused by name.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from forerun import ir
+from forerun.ir import each_of, refused
+
+
+class Flow(Enum):
+    """What an operation's results are a function of, and what it changes."""
+
+    VALUES = auto()  # of its operands and parameters alone
+    READS = auto()  # of what was written to its cache as well
+    WRITES = auto()  # gives no results, and changes its cache
+    ENDS = auto()  # returns its operands
+
+
+FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
+    "flow of values",
+    {
+        **each_of(Flow.VALUES, ir.Parameter, ir.Constant, ir.Iota, ir.Map, ir.Cast, ir.Reduce, ir.Scan, ir.Softmax),
+        **each_of(Flow.VALUES, ir.TopK, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Concat, ir.Gather),
+        **each_of(Flow.VALUES, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary),
+        ir.TreeAttention: Flow.READS,
+        ir.CacheWrite: Flow.WRITES,
+        ir.Return: Flow.ENDS,
+        ir.Attention: refused("attends over a whole sequence, not over the rows of a step; run insert-kv-cache first"),
+        **each_of(refused("hides how values flow; look before fuse-kernels"), ir.Kernel, ir.Yield),
+        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.Cache),
+    },
+)
