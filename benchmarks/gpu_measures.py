@@ -26,7 +26,7 @@ from forerun.runtime.certify import certify
 from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.device_loop import Drafting, OnDevice
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Rows
+from forerun.runtime.executable import WHOLE, Rows
 from forerun.runtime.generation import Request
 from forerun.runtime.round_size import SameSize
 
@@ -112,11 +112,11 @@ def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) ->
     whole: dict[int, float] = {}
     for count in (1, 4, 8, 16, 32, 64):
         rows = tree_rows(count, 256, executable.step.tables, executable.vocabulary)
-        executable.run(state, rows)
+        executable.run(WHOLE, state, rows)
         seconds[count] = step_seconds(executable, state, rows)
         begin = time.perf_counter()
         for _ in range(20):
-            executable.run(state, rows)
+            executable.run(WHOLE, state, rows)
         whole[count] = (time.perf_counter() - begin) / 20
     rounds = {count: round_seconds(executable, count) for count in (1, 8, 32)}
     kernels = kernel_seconds(executable, state, tree_rows(1, 256, executable.step.tables, executable.vocabulary))

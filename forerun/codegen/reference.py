@@ -27,7 +27,7 @@ from forerun.ir import (
     with_derived,
 )
 from forerun.ir import weights as weights_of
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, Part, Rows, StepResult
 
 NUMBER = 4
 """Bytes of a float32."""
@@ -77,7 +77,7 @@ class ReferenceExecutable:
         self.candidates = int(candidates[-1])
 
     @with_live_threads
-    def new_state(self, blocks: int) -> State:
+    def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots; DeviceMemoryError where the machine has not the room."""
         require_memory({f"a cache of {blocks * self.block} positions": blocks * self.block * self._slot_bytes})
         return new_caches(self.module, blocks * self.block)
@@ -85,9 +85,9 @@ class ReferenceExecutable:
     @with_live_threads
     def run(
         self,
+        part: Part,
         state: State,
         rows: Rows,
-        part: Part = WHOLE,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:

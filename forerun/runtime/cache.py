@@ -9,6 +9,9 @@ import numpy as np
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.runtime.executable import Int32
 
+REQUESTS = 64
+"""Sequences that a cache has places for, unless it is told."""
+
 
 @dataclass(eq=False)
 class CachedSequence:
@@ -17,6 +20,24 @@ class CachedSequence:
     block: int  # P
     blocks: Int32  # [B] block b holds positions [b * P, (b + 1) * P)
     length: int = 0
+    request: int = -1  # the slot of what is constant for its request; -1 before the sequence has room
+
+    @property
+    def requests(self) -> Int32:
+        """[1], as the rows of a step name it."""
+        return np.array([self.request], np.int32)
+
+    def cut(self, length: int) -> None:
+        """Go back to an earlier committed position: what follows it is forgotten.
+
+        All states allow it: a record of every committed position, of recurrent states too, stays at its slot.
+        Raises `InvalidOptionError` where the position is not committed.
+        """
+        if not 0 <= length <= self.length:
+            raise InvalidOptionError(
+                f"a sequence of {self.length} committed positions cannot be cut back to {length}: give an earlier one"
+            )
+        self.length = length
 
     def home(self, positions: Int32) -> Int32:
         """The slots where these positions lie once they are committed."""
@@ -59,8 +80,10 @@ class BlockCache:
     The spare slots lie in blocks of their own, enough for every row of one step. They belong to one step at a time.
     """
 
-    def __init__(self, blocks: int, block: int, spare: int, order: Sequence[int] | None = None) -> None:
-        """`order` is a permutation of the blocks: those handed out first come first."""
+    def __init__(
+        self, blocks: int, block: int, spare: int, order: Sequence[int] | None = None, requests: int = REQUESTS
+    ) -> None:
+        """`order` is a permutation of the blocks: those handed out first come first. `requests`: sequences at once."""
         order = range(blocks) if order is None else order
         if sorted(order) != list(range(blocks)):
             raise InvalidOptionError(f"order must hold each of the {blocks} blocks once")
@@ -71,6 +94,7 @@ class BlockCache:
             )
         self.block = block
         self._free = list(reversed(order[reserved:]))
+        self._free_requests = list(reversed(range(requests)))
         starts = np.array(order[:reserved], np.int32) * block
         self.spare = (starts[:, None] + np.arange(block, dtype=np.int32)).reshape(-1)[:spare]
 
@@ -88,13 +112,18 @@ class BlockCache:
                 f"{positions} positions need {missing * self.block} more in the cache, and {self.free_positions} are "
                 "free: shorten the prompt or max_new_tokens, or compile with a larger max_length"
             )
+        if sequence.request < 0:
+            if not self._free_requests:
+                raise TooLongError("all places for sequences are taken: end one, or give the cache more requests")
+            sequence.request = self._free_requests.pop()
         taken = [self._free.pop() for _ in range(missing)]
         sequence.blocks = np.concatenate([sequence.blocks, np.array(taken, np.int32)])
 
     def release(self, sequence: CachedSequence) -> None:
         self._free.extend(reversed(sequence.blocks.tolist()))
-        sequence.blocks = np.empty(0, np.int32)
-        sequence.length = 0
+        if sequence.request >= 0:
+            self._free_requests.append(sequence.request)
+        sequence.blocks, sequence.length, sequence.request = np.empty(0, np.int32), 0, -1
 
     @contextmanager
     def sequence(self, positions: int) -> Generator[CachedSequence]:

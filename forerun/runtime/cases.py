@@ -1,14 +1,17 @@
 """Random schedules of a few sequences: chunked prompts, trees, row orders, slots. What `certify` runs."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from forerun.runtime.cache import CachedSequence
-from forerun.runtime.executable import Executable, Int32, Rows
+from forerun.runtime.executable import Executable, Inputs, Int32, Rows
 from forerun.runtime.rows import prompt_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
+from forerun.signature import ENCODE
 
 SEQUENCES = 4
 TREE_ROWS = 64
@@ -17,6 +20,7 @@ MIDDLE = 200  # and nearly all of the others no longer than this
 FULL_EVERY, FULL_AT = 32, 7  # cases 7, 39, 71, ... have a chunk as large as a step may be
 END_AT = 19  # the case that goes to the last position of a sequence
 FURTHEST = 4096  # or as far as this, as plain decoding takes a step for each position
+NAMED = 9  # elements of a named axis of what a model takes beside its prompt, at most
 LONG_TEXT = 0  # the text that long prompts are cut from
 
 
@@ -176,6 +180,27 @@ def random_tree_rows(random: Generator, sequence: CachedSequence, tree: Tree, sp
     """A tree's rows as the engine lays them out, or with all rows away from home, the root as well."""
     slots, _ = tree_slots(sequence, tree, spare)
     return tree_rows(sequence, tree, slots if random.random() < 0.5 else spare[: len(tree)].copy())
+
+
+def random_inputs(random: Generator, executable: Executable) -> Inputs:
+    """What a model takes beside a prompt: integers are tokens, axes with a name have a few elements."""
+    entry = executable.entries.get(ENCODE)
+    found: dict[str, NDArray[Any]] = {}
+    sizes: dict[str, int] = {}
+    for each in () if entry is None else entry.arguments:
+        if each.name == "requests":
+            continue
+        shape = [
+            dim if isinstance(dim, int) else sizes.setdefault(dim, int(random.integers(1, NAMED + 1)))
+            for dim in each.dims
+        ]
+        whole = each.dtype != "f32"
+        found[each.name] = (
+            random.integers(0, executable.vocabulary, shape, dtype=np.int32)
+            if whole
+            else random.standard_normal(shape, dtype=np.float32)
+        )
+    return found
 
 
 def random_outputs(random: Generator, rows: int, most: int) -> Int32:

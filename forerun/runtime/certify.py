@@ -12,17 +12,19 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.random import Generator
 
-from forerun.runtime.cache import BlockCache, CachedSequence
+from forerun.runtime.cache import REQUESTS, BlockCache, CachedSequence
 from forerun.runtime.cases import (
     SEQUENCES,
     Limits,
     Script,
+    random_inputs,
     random_outputs,
     random_prompt_rows,
     random_scripts,
     random_tree_rows,
 )
-from forerun.runtime.executable import Executable, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.engine import encode
+from forerun.runtime.executable import WHOLE, Executable, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.runtime.options import require_integer
 from forerun.runtime.plain import PlainDecoder, digest
 from forerun.runtime.rows import join, reorder
@@ -172,10 +174,12 @@ class _Certifier:
             self.random.integers(0, executable.vocabulary, length, dtype=np.int32)
             for length in self.limits.texts(TEXTS)
         ]
-        self.plain = PlainDecoder(executable, self.texts, SEQUENCES, self.limits.trees * (self.limits.height + 1))
+        self.inputs = [random_inputs(self.random, executable) for _ in self.texts]
+        longest = self.limits.trees * (self.limits.height + 1)
+        self.plain = PlainDecoder(executable, self.texts, self.inputs, SEQUENCES, longest)
         self.spare = executable.max_rows
         self.blocks = self.limits.blocks(executable.block) + -(-self.spare // executable.block) + 2
-        self.state = executable.new_state(self.blocks)  # what earlier cases left there must not matter
+        self.state = executable.new_state(self.blocks, REQUESTS)  # what earlier cases left there must not matter
         self.events: list[_Step | _Copy] = []  # of the case
         self.steps = self.rows = self.differences = 0
         self.first: Divergence | None = None
@@ -190,6 +194,7 @@ class _Certifier:
         for script in random_scripts(self.random, self.limits, case, TEXTS, self.executable.vocabulary):
             sequence = CachedSequence(self.executable.block, np.empty(0, np.int32))
             cache.reserve(sequence, script.positions)
+            encode(self.executable, self.state, sequence, self.inputs[script.text])
             running.append(_Progress(self.plain.begin(script.text, script.prompt), script, sequence))
         step = 0
         while any(not progress.finished for progress in running):
@@ -222,10 +227,10 @@ class _Certifier:
     def _evaluate(self, step: _Step) -> StepResult:
         """A step whole, or entered late with what its first part gave, as verification is behind a draft."""
         if not step.enter:
-            return self.executable.run(self.state, step.rows)
+            return self.executable.run(WHOLE, self.state, step.rows)
         first = replace(step.rows, outputs=step.rows.outputs[:0])
-        hidden = self.executable.run(self.state, first, Part(leave=step.enter)).hidden.copy()
-        return self.executable.run(self.state, step.rows, Part(enter=step.enter), hidden)
+        hidden = self.executable.run(Part(leave=step.enter), self.state, first).hidden.copy()
+        return self.executable.run(Part(enter=step.enter), self.state, step.rows, hidden)
 
     def _part(self, progress: _Progress, spare: Int32) -> tuple[Rows, list[_Expected]]:
         script, sequence = progress.script, progress.sequence
@@ -273,7 +278,7 @@ class _Certifier:
                 continue
             self.differences += 1
             if self.first is None:
-                plain = self.executable.run(self.plain.state, self._plain_row(expected[row])).logits[0]
+                plain = self.executable.run(WHOLE, self.plain.state, self._plain_row(expected[row])).logits[0]
                 difference = float(np.abs(logits[output].astype(np.float64) - plain).max())
                 kernel, name = ("token choice", "candidates") if same else self._locate(expected[row])
                 if kernel is None and step.enter:

@@ -44,4 +44,5 @@ class DraftRows:
             paths=np.array(paths, np.int32),
             block_tables=self._sequence.blocks[None],
             outputs=np.arange(count, dtype=np.int32),
+            requests=self._sequence.requests,
         )

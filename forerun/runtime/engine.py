@@ -3,16 +3,18 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from forerun.errors import TooLongError
+from forerun.errors import InvalidOptionError, TooLongError
 from forerun.forking import Turn
-from forerun.runtime.cache import BlockCache, CachedSequence
-from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.cache import REQUESTS, BlockCache, CachedSequence
+from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Inputs, Int32, Part, Rows, StepResult
 from forerun.runtime.prefix import Prefix
 from forerun.runtime.rows import join, pick, prompt_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
+from forerun.signature import ENCODE
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Engine:
         if blocks is None:
             blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
-        self.state = executable.new_state(blocks)
+        self.state = executable.new_state(blocks, REQUESTS)
         self.serving = Turn("generating")
         """Held by a request while it runs: steps share buffers, whoever asks for them."""
 
@@ -73,6 +75,13 @@ class Engine:
                 "max_new_tokens, or compile with a larger max_length"
             )
         return self.cache.sequence(positions)
+
+    def begin(self, sequence: CachedSequence, inputs: Inputs) -> None:
+        """Evaluate what is constant for a sequence's request, where the model has such states.
+
+        Raises `InvalidOptionError` where `inputs` are not what the entry `encode` takes.
+        """
+        encode(self.executable, self.state, sequence, inputs)
 
     def prefill(
         self,
@@ -169,7 +178,7 @@ class Engine:
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:
-        return self.executable.run(self.state, rows, part, hidden, draws)
+        return self.executable.run(part, self.state, rows, hidden, draws)
 
     def _check_room(self, trees: Sequence[Tree]) -> None:
         rows = sum(len(tree) for tree in trees)
@@ -179,3 +188,14 @@ class Engine:
         height = max(tree.height for tree in trees)
         if height > self.executable.max_path:
             raise TooLongError(f"a tree of depth {height} exceeds {self.executable.max_path}: propose shallower trees")
+
+
+def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:
+    """Leave the state that is constant for a request at the sequence's place for it (`Engine.begin`)."""
+    entry = executable.entries.get(ENCODE)
+    wanted = [] if entry is None else [each.name for each in entry.arguments if each.name != "requests"]
+    if sorted(wanted) != sorted(inputs):
+        takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs beside the prompt"
+        raise InvalidOptionError(f"the model takes {takes}, and {', '.join(inputs) or 'none'} are given: give these")
+    if entry is not None:
+        executable.run(ENCODE, state, {**inputs, "requests": sequence.requests})

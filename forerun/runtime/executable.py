@@ -10,17 +10,20 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 (a prompt's rows do) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
+from forerun.signature import Signature
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Inputs = Mapping[str, NDArray[Any]]
+"""What an entry other than the step is given: its arguments by name, int32 or float32."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Rows:
     paths: Int32  # [N, D] slots of positions bases[r] .. positions[r], padded with 0
     block_tables: Int32  # [S, B] block b of a sequence lies at slots [table[b] * P, (table[b] + 1) * P)
     outputs: Int32  # [M] the rows whose logits are wanted
+    requests: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[S] the slot of each sequence's state that is constant for a request; empty for models without such a state"""
+
+    @property
+    def order(self) -> Int32:
+        """[N] the rows, parents before their children."""
+        return np.argsort(self.positions, kind="stable").astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Part:
-    """The residual branches that a step evaluates: from `enter` up to `leave`, less the skipped ones.
+    """An entry derived from the step: the residual branches from `enter` up to `leave`, less the skipped ones.
 
     A branch that is left out leaves the stream as it is, and writes no keys and values. Behind the last one come the
     final norm and the head, for the rows whose logits are wanted. Entering later than at branch 0, a step is given the
@@ -80,6 +90,7 @@ class Part:
 
 
 WHOLE = Part()
+"""The step itself."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +140,9 @@ class KernelOutput:
 
 
 class Executable(Protocol):
-    """A compiled `@step` with its weights. `state` is the cache, opaque to the runtime."""
+    """A compiled module with its weights. `state` is what its entries leave behind, opaque to the runtime."""
 
+    entries: Mapping[str, Signature]  # the functions of the module that can be run; `@step` is one
     block: int  # P, positions a block
     max_rows: int  # the largest N
     max_outputs: int  # the largest M
@@ -143,26 +155,39 @@ class Executable(Protocol):
     width: int  # D, the features of the stream; 0 where there is none
     draws: bool  # whether a step can draw tokens
 
-    def new_state(self, blocks: int) -> Any:
-        """A cache of `blocks * P` slots."""
+    def new_state(self, blocks: int, requests: int = 1) -> Any:
+        """Room for `blocks * P` slots, and for the constants of so many requests."""
         ...
 
+    @overload
     def run(
         self,
+        entry: Part,
         state: Any,
-        rows: Rows,
-        part: Part = WHOLE,
+        inputs: Rows,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult:
-        """Write the rows' keys and values to their slots, and evaluate the target, or a part of it, at the rows.
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: Any, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
+    def run(
+        self,
+        entry: Part | str,
+        state: Any,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        """Run an entry: a part of the step over rows, or another function of the module by its name.
 
-        `hidden` [N, D] is the rows' stream where the part enters; it is given if and only if that is behind branch 0.
-        `draws` says how each sequence of the block tables draws its tokens, None for the likeliest one; an executable
-        that does not draw has no use for it.
+        The step leaves the rows' records at their slots. `hidden` [N, D] is the rows' stream where a part enters; it is
+        given if and only if that is behind branch 0. `draws` says how each sequence of the block tables samples its
+        tokens, None for the likeliest one; an executable that does not sample has no use for it.
+        What another entry returns is valid until the next run. Raises `InvalidOptionError` where there is no such
+        entry, or the inputs are not its arguments.
         """
         ...
 
     def copy_slots(self, state: Any, source: Int32, destination: Int32) -> None:
-        """Copy all that is cached at each source slot to its destination; all reads happen before all writes."""
+        """Copy the records of each source slot to its destination; all reads happen before all writes."""
         ...

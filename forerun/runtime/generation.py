@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError, NotANumberError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, propose
 from forerun.runtime.engine import Engine, PromptObserver, TreeResult
-from forerun.runtime.executable import Draw, Executable, Float32
+from forerun.runtime.executable import Draw, Executable, Float32, Inputs
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.policy import Policy
 from forerun.runtime.sampling import SamplingSettings, choose_token, without
@@ -29,6 +30,8 @@ class Request:
     keep_logits: bool = False
     min_new_tokens: int = 0  # a token of `stop` is none of the first ones
     allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails where a token meets it
+    inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
+    """What the model takes beside the prompt, by the names of its entry `encode`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
@@ -112,6 +115,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
     draw = drawn_by(engine.executable, request)
     generated = 0
     with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
+        engine.begin(sequence, request.inputs)
         context = Context(list(request.prompt))
         try:
             drafter.begin(context)

@@ -1,12 +1,14 @@
 """Plain decoding, one row a step: what every schedule is held against."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from forerun.runtime.cache import BlockCache, CachedSequence
-from forerun.runtime.executable import Executable, Float32, Int32, Rows
+from forerun.runtime.engine import encode
+from forerun.runtime.executable import WHOLE, Executable, Float32, Inputs, Int32, Rows
 from forerun.runtime.rows import prompt_rows
 
 FIRST_OUTPUT = np.zeros(1, np.int32)
@@ -40,15 +42,23 @@ class PlainDecoder:
     What it returns for a row is the digest of its logits [V].
     """
 
-    def __init__(self, executable: Executable, texts: list[Int32], branches: int, longest: int) -> None:
-        """`longest`: the most positions that a branch may take after what it shares with its text."""
+    def __init__(
+        self, executable: Executable, texts: list[Int32], inputs: Sequence[Inputs], branches: int, longest: int
+    ) -> None:
+        """`inputs`: what the model takes beside each text.
+
+        `longest`: the most positions that a branch may take after what it shares with its text.
+        """
         self.executable = executable
         block = executable.block
         self._own = longest + block  # a branch's first block holds the end of what it shares
         blocks = sum(-(-len(text) // block) for text in texts) + branches * -(-self._own // block) + 1
-        self.cache = BlockCache(blocks, block, spare=1)
-        self.state = executable.new_state(blocks)
+        requests = len(texts) + branches
+        self.cache = BlockCache(blocks, block, spare=1, requests=requests)
+        self.state = executable.new_state(blocks, requests)
         self._texts = [_Text(text, self._sequence(len(text))) for text in texts]
+        for text, given in zip(self._texts, inputs, strict=True):
+            encode(executable, self.state, text.sequence, given)
         self._free = [self._sequence(self._own) for _ in range(branches)]
         self._branches: list[_Branch] = []
 
@@ -66,7 +76,7 @@ class PlainDecoder:
         block, source = self.executable.block, self._texts[text].sequence
         shared = start // block
         blocks = np.concatenate([source.blocks[:shared], self._free[len(self._branches)].blocks])
-        sequence = CachedSequence(block, blocks, start)
+        sequence = CachedSequence(block, blocks, start, source.request)
         rest = np.arange(shared * block, start, dtype=np.int32)
         self.executable.copy_slots(self.state, source.home(rest), sequence.home(rest))
         self._branches.append(_Branch(sequence, start))
@@ -89,7 +99,8 @@ class PlainDecoder:
         self._decode(text, position)
         kept = self._texts[text]
         return self._row(
-            CachedSequence(kept.sequence.block, kept.sequence.blocks, position), int(kept.tokens[position])
+            CachedSequence(kept.sequence.block, kept.sequence.blocks, position, kept.sequence.request),
+            int(kept.tokens[position]),
         )
 
     def _decode(self, text: int, length: int) -> None:
@@ -112,7 +123,7 @@ class PlainDecoder:
         branch.sequence.length = branch.start + len(branch.tail)
 
     def _feed(self, sequence: CachedSequence, token: int) -> bytes:
-        result = self.executable.run(self.state, self._row(sequence, token))
+        result = self.executable.run(WHOLE, self.state, self._row(sequence, token))
         sequence.length += 1
         return digest(result.logits[0])
 

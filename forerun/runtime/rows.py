@@ -23,6 +23,7 @@ def prompt_rows(sequence: CachedSequence, tokens: Int32, outputs: Int32) -> Rows
         paths=np.zeros((count, 1), np.int32),
         block_tables=sequence.blocks[None],
         outputs=outputs,
+        requests=sequence.requests,
     )
 
 
@@ -58,6 +59,7 @@ def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
         paths=paths,
         block_tables=sequence.blocks[None],
         outputs=np.arange(count, dtype=np.int32),
+        requests=sequence.requests,
     )
 
 
@@ -78,6 +80,7 @@ def replayed_rows(sequence: CachedSequence, tokens: Int32, slots: Int32) -> Rows
         paths=np.where(places <= places[:, None], slots, 0).astype(np.int32),
         block_tables=sequence.blocks[None],
         outputs=places,
+        requests=sequence.requests,
     )
 
 
@@ -94,6 +97,7 @@ def same_position(sequence: CachedSequence, token: int, slots: Int32) -> Rows:
         paths=slots[:, None].copy(),
         block_tables=sequence.blocks[None],
         outputs=np.zeros(0, np.int32),
+        requests=sequence.requests,
     )
 
 
@@ -121,6 +125,7 @@ def join(parts: Sequence[Rows]) -> Rows:
         outputs=np.concatenate(
             [part.outputs + np.int32(first) for part, first in zip(parts, starts[:-1], strict=True)]
         ),
+        requests=np.concatenate([part.requests for part in parts]),
     )
 
 
@@ -141,6 +146,7 @@ def _at(rows: Rows, chosen: NDArray[np.intp], outputs: Int32) -> Rows:
         paths=rows.paths[chosen],
         block_tables=rows.block_tables,
         outputs=outputs,
+        requests=rows.requests,
     )
 
 

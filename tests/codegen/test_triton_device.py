@@ -19,7 +19,7 @@ from forerun.compiler import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.runtime.certify import certify
 from forerun.runtime.certify_loop import certify_loop
-from forerun.runtime.executable import Draw
+from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from tests.models import FAMILIES
 
@@ -189,7 +189,7 @@ def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
         from tests.exactness.test_triton import text_rows, tokens_of
 
         rows = text_rows(tokens_of(other)[:40], 0, np.arange(3))
-        found = other.run(other.new_state(8), rows).logits.tobytes()
+        found = other.run(WHOLE, other.new_state(8), rows).logits.tobytes()
         expected = expected or found
         assert found == expected
 
@@ -205,7 +205,7 @@ def test_tokens_drawn_on_the_gpu_are_the_hosts(dtype: str) -> None:
     rows = text_rows(np.random.default_rng(1).integers(0, made.vocabulary, 40, dtype=np.int32), 0, np.arange(3))
     for number, temperature in enumerate((0.3, 1.0, 20.0)):
         draw = Draw(2**64 - 1 - number, number, temperature)
-        result = made.run(made.new_state(8), rows, draws=[draw])
+        result = made.run(WHOLE, made.new_state(8), rows, draws=[draw])
         ids, values, drawn = result.candidates.copy(), result.candidate_logits.copy(), result.drawn.tolist()
         settings = SamplingSettings(do_sample=True, temperature=temperature, seed=draw.seed)
         assert values.tobytes() == np.take_along_axis(result.logits, ids, 1).tobytes()

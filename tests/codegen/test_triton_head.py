@@ -15,7 +15,7 @@ from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.lowering import Lowering
 from forerun.codegen.triton.sources import load
 from forerun.codegen.triton.step import Config, Source
-from forerun.runtime.executable import Draw
+from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, random_row, sample_token
 
 LARGEST = 2**64 - 1
@@ -51,7 +51,7 @@ def expected_draw(logits, rows, draws):
 def run(executable, rows, draws=None):
     """A step from poisoned memory."""
     executable._arena.fill_(math.nan)
-    return executable.run(poisoned_state(executable), rows, draws=draws)
+    return executable.run(WHOLE, poisoned_state(executable), rows, draws=draws)
 
 
 def assert_chosen(result, rows, draws):

@@ -11,6 +11,7 @@ from triton_steps import evaluate, interpreted, poisoned_state
 from forerun import ir
 from forerun.codegen.triton.functions import NUMBERS
 from forerun.errors import UnsupportedOperationError
+from forerun.runtime.executable import WHOLE
 
 
 def one_kernel(body, *shapes, tokens=5, returned=1):
@@ -106,7 +107,7 @@ def test_tree_attention(heads, groups, key_dim, value_dim, options):
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     for rows in (prompt, tree):
         executable._arena.fill_(math.nan)
-        result = executable.run(state, rows).logits
+        result = executable.run(WHOLE, state, rows).logits
         inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
         (expected,) = ir.evaluate(module, "step", inputs, environment)
         np.testing.assert_allclose(result, expected.numpy(), rtol=1e-4, atol=2e-5)

@@ -9,6 +9,7 @@ from steps import ATTENTIONS, LENGTH, ROW_TYPES, attention_step, decoder, prompt
 
 from forerun import ir
 from forerun.codegen.tvm import TEMPLATES, compile_step, lowering
+from forerun.runtime.executable import WHOLE
 
 
 @pytest.mark.parametrize(("heads", "groups", "key_dim", "value_dim", "options"), ATTENTIONS)
@@ -24,7 +25,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     for rows in (prompt, tree):
         executable._arena.fill_(math.nan)
-        result = executable.run(state, rows).logits
+        result = executable.run(WHOLE, state, rows).logits
         inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
         (expected,) = ir.evaluate(module, "step", inputs, environment)
         np.testing.assert_allclose(result, expected.numpy(), rtol=1e-4, atol=2e-5)
@@ -40,14 +41,14 @@ def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
     """Logits of a text, one row a step."""
     state = executable.new_state(16)
     rows = (prompt_rows([token], at, table) for at, token in enumerate(tokens))
-    return np.stack([executable.run(state, each).logits[0].copy() for each in rows])
+    return np.stack([executable.run(WHOLE, state, each).logits[0].copy() for each in rows])
 
 
 def test_a_step_matches_the_interpreter(compiled):
     module, weights, executable = compiled
     rows = prompt_rows(np.random.default_rng(1).integers(0, 331, 45), 0, [4, 2, 7])
     executable._arena.fill_(math.nan)
-    result = executable.run(executable.new_state(16), rows)
+    result = executable.run(WHOLE, executable.new_state(16), rows)
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     logits, ids, values = ir.evaluate(module, "step", inputs, environment)
@@ -66,7 +67,7 @@ def test_chunks_of_a_prompt_give_the_same_bits(compiled, chunk):
     for start in range(0, 70, chunk):
         rows = prompt_rows(tokens[start : start + chunk], start, [9, 0, 4, 11, 2])
         executable._arena.fill_(math.nan)
-        assert np.array_equal(executable.run(state, rows).logits, expected[start : start + chunk])
+        assert np.array_equal(executable.run(WHOLE, state, rows).logits, expected[start : start + chunk])
 
 
 def test_a_tree_in_any_order_and_slots_gives_the_bits_of_plain_decoding(compiled):
@@ -76,12 +77,12 @@ def test_a_tree_in_any_order_and_slots_gives_the_bits_of_plain_decoding(compiled
     prompt = generator.integers(0, 331, 37)
     for count in (1, 2, 7, 16, 33):
         state = executable.new_state(24)
-        executable.run(state, prompt_rows(prompt, 0, table))
+        executable.run(WHOLE, state, prompt_rows(prompt, 0, table))
         rows = tree_rows(generator, table, 37, count, 12 * 16)
         order = generator.permutation(count)
         names = ("tokens", "positions", "sequences", "slots", "bases", "paths")
         shuffled = rows_of(*(getattr(rows, name)[order] for name in names), rows.block_tables)
-        result = executable.run(state, shuffled).logits.copy()
+        result = executable.run(WHOLE, state, shuffled).logits.copy()
         for place, row in enumerate(order):
             length = rows.positions[row] - 37 + 1
             path = [int(rows.tokens[rows.slots.tolist().index(slot)]) for slot in rows.paths[row, :length]]
@@ -94,11 +95,11 @@ def test_committed_slots_may_move(compiled):
     tokens = np.random.default_rng(4).integers(0, 331, 30)
     expected = plain(executable, tokens)
     state = executable.new_state(16)
-    executable.run(state, prompt_rows(tokens[:20], 0, [1, 2]))
+    executable.run(WHOLE, state, prompt_rows(tokens[:20], 0, [1, 2]))
     executable.copy_slots(state, np.arange(16, 36, dtype=np.int32), np.arange(36, 16, -1, dtype=np.int32) + 100)
     slots = np.arange(36, 16, -1) + 100
     executable.copy_slots(state, slots.astype(np.int32), np.arange(5 * 16, 5 * 16 + 20, dtype=np.int32))
-    result = executable.run(state, prompt_rows(tokens[20:], 20, [5, 6])).logits
+    result = executable.run(WHOLE, state, prompt_rows(tokens[20:], 20, [5, 6])).logits
     assert np.array_equal(result, expected[20:])
 
 
@@ -106,8 +107,8 @@ def test_thread_counts_give_the_same_bits(compiled):
     module, weights, executable = compiled
     single = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
     rows = prompt_rows(np.arange(40), 0, [0, 1, 2])
-    first = executable.run(executable.new_state(4), rows).logits.copy()
-    assert np.array_equal(first, single.run(single.new_state(4), rows).logits)
+    first = executable.run(WHOLE, executable.new_state(4), rows).logits.copy()
+    assert np.array_equal(first, single.run(WHOLE, single.new_state(4), rows).logits)
 
 
 def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
@@ -115,7 +116,7 @@ def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
     rows = prompt_rows(np.arange(20), 0, [0, 1])
     entries = executable.trace(executable.new_state(4), rows)
     assert [each.kernel.split("_")[0] for each in entries[:4]] == ["rows", "linear", "attention", "linear"]
-    assert np.array_equal(entries[-3].value, executable.run(executable.new_state(4), rows).logits)
+    assert np.array_equal(entries[-3].value, executable.run(WHOLE, executable.new_state(4), rows).logits)
     faulty = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
     moved = faulty.trace(faulty.new_state(4), rows)
     different = [a.kernel for a, b in zip(entries, moved, strict=True) if not np.array_equal(a.value, b.value)]
@@ -149,13 +150,13 @@ def test_compiled_code_is_found_again_and_a_broken_file_is_replaced(compiled, mo
     compile_kernels = lowering.compile_kernels
     monkeypatch.setattr(lowering, "compile_kernels", lambda *of: (compilations.append(of), compile_kernels(*of))[1])
     rows = prompt_rows(np.arange(20), 0, [0, 1])
-    expected = executable.run(executable.new_state(4), rows).logits.copy()
+    expected = executable.run(WHOLE, executable.new_state(4), rows).logits.copy()
     compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     (file,) = tmp_path.glob("*.ll")
     whole = file.read_text()
     again = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     assert len(compilations) == 1
-    assert np.array_equal(again.run(again.new_state(4), rows).logits, expected)
+    assert np.array_equal(again.run(WHOLE, again.new_state(4), rows).logits, expected)
     file.write_text(whole[: len(whole) // 2])
     compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
     assert len(compilations) == 2

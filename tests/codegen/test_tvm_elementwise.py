@@ -10,6 +10,7 @@ from steps import ROW_TYPES, Step, prompt_rows, rows_of
 from forerun import ir
 from forerun.codegen.tvm import compile_step
 from forerun.errors import UnsupportedOperationError
+from forerun.runtime.executable import WHOLE
 
 
 def evaluate(module, weights, rows, **options):
@@ -17,7 +18,7 @@ def evaluate(module, weights, rows, **options):
     executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, **options)
     executable._arena.fill_(math.nan)
     state = executable.new_state(16)
-    executable.run(state, rows)
+    executable.run(WHOLE, state, rows)
     results = [executable._view(value).copy() for value in executable.step.returned]
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
@@ -141,7 +142,7 @@ def test_linears_of_any_size_match_and_rows_do_not_depend_on_their_number(featur
     executable = compile_step(module, step.weights.__getitem__, max_rows=64, max_length=256)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
-        executable.run(executable.new_state(1), indices(count))
+        executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable._view(value), result[:count]), count
 

@@ -14,6 +14,7 @@ from forerun.codegen.tvm import compile_step
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.certify import certify
+from forerun.runtime.executable import WHOLE
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
 BLOCKS = [(96, 50), (32, 64), (64, 97)]
@@ -72,7 +73,7 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
     executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
-        executable.run(executable.new_state(1), indices(count))
+        executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable._view(value), result[:count]), count
 

@@ -10,6 +10,7 @@ from forerun.codegen.triton.build import compile_step
 from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.executable import TritonExecutable
 from forerun.codegen.triton.step import Config
+from forerun.runtime.executable import WHOLE
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 
@@ -38,7 +39,7 @@ def evaluate(module, weights, rows, storage: str = "f32"):
     """The results of `@step` from poisoned memory, and by the IR's interpreter."""
     executable = interpreted(module, weights.__getitem__, storage)
     executable._arena.fill_(math.nan)
-    result = executable.run(poisoned_state(executable), rows)
+    result = executable.run(WHOLE, poisoned_state(executable), rows)
     assert result.logits is not None  # computed now that they are asked for
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
     results = [executable.value(value, sizes) for value in executable.step.returned]

@@ -21,7 +21,7 @@ from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify, likeliest
 from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Draw, Rows
+from forerun.runtime.executable import WHOLE, Draw, Rows
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.sampling import SamplingSettings, as_numbers, choose_token
 from forerun.strategies import STRATEGIES, Strategy, Target
@@ -98,7 +98,7 @@ def test_a_row_chooses_alike_in_kernels_and_on_the_host(target: str) -> None:
     rows = Rows(tokens, positions, zeros, positions, positions + 1, zeros[:, None], blocks[None], positions)
     for temperature in (None, 1.0, 0.5):
         draw = None if temperature is None else Draw(5, 0, temperature)
-        result = executable.run(executable.new_state(16), rows, draws=[draw])
+        result = executable.run(WHOLE, executable.new_state(16), rows, draws=[draw])
         candidates, values = result.candidates.copy(), result.candidate_logits.copy()
         broken, drawn = [result.first_nan(row) for row in range(len(tokens))], result.drawn.copy()
         logits = result.logits.copy()

@@ -181,9 +181,9 @@ def test_a_step_is_entered_behind_what_the_draft_has_computed() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(model.executable, name)
 
-        def run(self, state: Any, rows: Any, part: Part = Part(), *more: Any) -> Any:  # noqa: B008
+        def run(self, part: Part, state: Any, rows: Any, *more: Any) -> Any:
             parts.append((part, len(rows.outputs)))
-            return run(state, rows, part, *more)
+            return run(part, state, rows, *more)
 
     model.engine.executable, kept = Watched(), model.engine.executable
     try:

@@ -47,7 +47,7 @@ class Trial:
         self.rows = tree_rows(self.sequence, tree, slots)
 
     def run(self, part: Part = WHOLE, hidden: Any = None, rows: Rows | None = None) -> StepResult:
-        result = self.engine.executable.run(self.engine.state, rows or self.rows, part, hidden)
+        result = self.engine.executable.run(part, self.engine.state, rows or self.rows, hidden)
         return StepResult(*(np.array(each) for each in vars(result).values()))
 
     def cached(self) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Draw, Part, Rows
+from forerun.runtime.executable import WHOLE, Draw, Part, Rows
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -80,7 +80,7 @@ def plain(family: str, dtype: str = "float32", seed: int = 0) -> np.ndarray[Any,
     found: list[Any] = []
     for at in [*range(6), *range(58, LENGTH)]:
         first, last = (6, 59) if at == 58 else (at, at + 1)
-        found.append(executable.run(state, text_rows(tokens[first:last], first, table)).logits[-1].copy())
+        found.append(executable.run(WHOLE, state, text_rows(tokens[first:last], first, table)).logits[-1].copy())
     return np.stack(found)
 
 
@@ -99,7 +99,8 @@ def test_chunks_give_the_bits_of_single_rows(family: str, dtype: str) -> None:
         found: list[Any] = []
         start = 0
         for size in chunks:
-            found.append(executable.run(state, text_rows(tokens[start : start + size], start, table)).logits.copy())
+            rows = text_rows(tokens[start : start + size], start, table)
+            found.append(executable.run(WHOLE, state, rows).logits.copy())
             start += size
         together = np.concatenate(found)[PLAIN]
         assert together.tobytes() == expected.tobytes()
@@ -114,11 +115,11 @@ def test_trees_in_any_order_and_slots_beside_another_sequence(family: str, dtype
     for committed, count, alone in ((66, 6, True), (66, 6, False), (60, 12, False), (2, 4, False)):
         state = executable.new_state(40)
         state.numbers.fill_(float("nan"))
-        executable.run(state, text_rows(tokens[:committed][:64], 0, table))
+        executable.run(WHOLE, state, text_rows(tokens[:committed][:64], 0, table))
         if committed > 64:
-            executable.run(state, text_rows(tokens[64:committed], 64, table))
+            executable.run(WHOLE, state, text_rows(tokens[64:committed], 64, table))
         if not alone:
-            executable.run(state, text_rows(other[:20], 0, beside))
+            executable.run(WHOLE, state, text_rows(other[:20], 0, beside))
         chain = text_rows(tokens[committed : committed + count], committed, table)
         slots = (30 * 16 + random.permutation(48)[: 2 * count]).astype(np.int32)
         paths = np.zeros((2 * count, count), np.int32)
@@ -133,7 +134,7 @@ def test_trees_in_any_order_and_slots_beside_another_sequence(family: str, dtype
         )  # fmt: skip
         rows = tree if alone else join([tree, text_rows(other[20:29], 20, beside)])
         rows = reorder(rows, random.permutation(len(rows.tokens)))
-        result = executable.run(state, rows)
+        result = executable.run(WHOLE, state, rows)
         first = PLAIN.index(committed)
         assert result.logits[:count].tobytes() == expected[first : first + count].tobytes()
         best = np.argsort(-result.logits, 1, kind="stable")[:, : executable.candidates]
@@ -168,29 +169,29 @@ def test_parts_meet_to_the_bits_of_the_whole() -> None:
     executable = compiled("llama")
     tokens, table = tokens_of(executable), [3, 8, 1]
     rows = text_rows(tokens[:9], 0, table)
-    whole = executable.run(executable.new_state(24), rows)
+    whole = executable.run(WHOLE, executable.new_state(24), rows)
     expected, stream = whole.logits.copy(), whole.hidden.copy()
     for leave in range(len(executable.branches) + 1):
         state = executable.new_state(24)
-        first = executable.run(state, replace(rows, outputs=rows.outputs[:0]), Part(leave=leave)).hidden.copy()
-        second = executable.run(state, rows, Part(enter=leave), first if leave else None)
+        first = executable.run(Part(leave=leave), state, replace(rows, outputs=rows.outputs[:0])).hidden.copy()
+        second = executable.run(Part(enter=leave), state, rows, first if leave else None)
         assert second.logits.tobytes() == expected.tobytes()
         assert second.hidden.tobytes() == stream.tobytes()
     with pytest.raises(InvalidOptionError):
-        executable.run(executable.new_state(24), rows, Part(enter=1))
+        executable.run(Part(enter=1), executable.new_state(24), rows)
 
 
 def test_a_skipped_branch_writes_no_keys_and_slots_are_copied() -> None:
     executable = compiled("llama")
     state, rows = executable.new_state(24), text_rows(tokens_of(executable)[:20], 0, [3, 8])
-    executable.run(state, rows, Part(skipped=frozenset(range(len(executable.branches)))))
+    executable.run(Part(skipped=frozenset(range(len(executable.branches)))), state, rows)
     assert not state.numbers.any()
-    executable.run(state, rows)
+    executable.run(WHOLE, state, rows)
     moved = replace(text_rows(rows.tokens[-1:], 19, [3, 8]), block_tables=np.array([[5, 6]], np.int32))
-    before = executable.run(state, text_rows(rows.tokens[-1:], 19, [3, 8])).logits.copy()
+    before = executable.run(WHOLE, state, text_rows(rows.tokens[-1:], 19, [3, 8])).logits.copy()
     executable.copy_slots(state, rows.slots, np.concatenate([np.arange(80, 96), np.arange(96, 100)]).astype(np.int32))
     moved = replace(moved, slots=np.array([99], np.int32))
-    assert executable.run(state, moved).logits.tobytes() == before.tobytes()
+    assert executable.run(WHOLE, state, moved).logits.tobytes() == before.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -200,7 +201,7 @@ def test_no_candidate_of_the_autotuner_changes_a_bit(dtype: str) -> None:
     tried: set[str] = set()
     for count in (1, 18) if dtype == "float32" else (1,):
         rows = text_rows(tokens[:count], 0, table)
-        expected = executable.run(executable.new_state(24), rows).logits.copy()
+        expected = executable.run(WHOLE, executable.new_state(24), rows).logits.copy()
         for number in range(7):
 
             def choose(_: Any, launch: Any, rows: int, shared: int, *more: Any, number: int = number) -> Config:
@@ -210,13 +211,13 @@ def test_no_candidate_of_the_autotuner_changes_a_bit(dtype: str) -> None:
                 return chosen
 
             other = TritonExecutable(executable.step, executable.weights, "cpu", choose)
-            assert other.run(other.new_state(24), rows).logits.tobytes() == expected.tobytes()
+            assert other.run(WHOLE, other.new_state(24), rows).logits.tobytes() == expected.tobytes()
     assert len(tried) > 30
 
 
 def test_logits_stay_where_they_are_until_asked_for() -> None:
     executable = compiled("llama")
-    result = executable.run(executable.new_state(24), text_rows(tokens_of(executable)[:3], 0, [1]))
+    result = executable.run(WHOLE, executable.new_state(24), text_rows(tokens_of(executable)[:3], 0, [1]))
     assert "logits" not in vars(result)
     assert result.logits.shape == (3, executable.vocabulary)
     assert "logits" in vars(result)
@@ -253,12 +254,12 @@ def test_a_token_drawn_in_any_step_is_the_one_of_its_position(family: str) -> No
     executable = compiled(family)
     tokens, draws = tokens_of(executable), [Draw(5, 1, 0.9)]
     state, whole = executable.new_state(24), text_rows(tokens[:9], 0, [3])
-    result = executable.run(state, whole, draws=draws)
+    result = executable.run(WHOLE, state, whole, draws=draws)
     ids, drawn = result.candidates.copy(), result.drawn.copy()
     settings = SamplingSettings(do_sample=True, temperature=0.9, seed=5)
     assert drawn.tolist() == [sample_token(row, settings, 1, place + 1) for place, row in enumerate(result.logits)]
     assert ids.tobytes() == np.argsort(-result.logits, 1, kind="stable")[:, : ids.shape[1]].astype(np.int32).tobytes()
     for at in (0, 3, 4):
-        alone = executable.run(state, text_rows(tokens[at : at + 1], at, [3]), draws=draws)
+        alone = executable.run(WHOLE, state, text_rows(tokens[at : at + 1], at, [3]), draws=draws)
         assert alone.drawn.tolist() == [drawn[at]]
         assert alone.candidates.tobytes() == ids[at].tobytes()

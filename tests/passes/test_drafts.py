@@ -65,7 +65,7 @@ def test_a_draft_is_the_part_of_the_step(family: str) -> None:
         SkipLayers(tuple(skipped)).apply(context, module)
         ir.verify(module)
         logits = evaluated(module, context, "draft")[0].numpy()
-        part = executable.run(executable.new_state(4), rows(), Part(skipped=frozenset(skipped)))
+        part = executable.run(Part(skipped=frozenset(skipped)), executable.new_state(4), rows())
         assert np.array_equal(logits.reshape(part.logits.shape).view(np.uint32), part.logits.view(np.uint32))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from forerun.runtime.certify import likeliest
 from forerun.runtime.executable import WHOLE, Branch, Float32, Part, Rows, StepResult
+from forerun.signature import Signature
 
 MASK = 2**64 - 1
 
@@ -47,6 +48,7 @@ class Oracle:
     head_bytes: int = 0
     width: int = 0
     draws: bool = False
+    entries: dict[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self):
         self.bigram = np.random.default_rng(self.seed).standard_normal((self.vocabulary, self.vocabulary)) * 2
@@ -66,14 +68,12 @@ class Oracle:
             self.known[digest] = (np.round((self.bigram[token] + noise) * 8) / 8).astype(np.float32)
         return self.known[digest]
 
-    def new_state(self, blocks: int) -> OracleState:
+    def new_state(self, blocks: int, requests: int = 1) -> OracleState:
         slots = blocks * self.block
         return OracleState(np.full(slots, -1), np.full(slots, -1), [-1] * slots)
 
-    def run(
-        self, state: OracleState, rows: Rows, part: Part = WHOLE, hidden: Float32 | None = None, draws=None
-    ) -> StepResult:
-        assert part == WHOLE
+    def run(self, entry: Part, state: OracleState, rows: Rows, hidden: Float32 | None = None, draws=None) -> StepResult:
+        assert entry == WHOLE
         assert hidden is None
         self.poison()
         self.check(rows, len(state.token))

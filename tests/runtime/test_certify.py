@@ -64,10 +64,10 @@ def test_wrong_cache_is_not_blamed_on_the_kernel_that_reads_it():
     class Kept(Kernels):
         misled: ClassVar[dict[int, bool]] = {}  # row of the step under way -> whether it reads a wrong value
 
-        def run(self, state, rows, *part):
+        def run(self, entry, state, rows, *more):
             for row, slot in enumerate(rows.slots.tolist()):
                 self.wrong(state)[slot] = row == 0 and len(rows.tokens) > 2
-            return super().run(state, rows, *part)
+            return super().run(entry, state, rows, *more)
 
         def wrong(self, state):
             if not hasattr(state, "wrong"):
@@ -104,9 +104,9 @@ def test_wrong_cache_is_not_blamed_on_the_kernel_that_reads_it():
 class Watched(Oracle):
     last_position = -1
 
-    def run(self, state, rows, *part):
+    def run(self, entry, state, rows, *more):
         self.last_position = max(self.last_position, int(rows.positions.max()))
-        return super().run(state, rows, *part)
+        return super().run(entry, state, rows, *more)
 
 
 @pytest.mark.parametrize("kernel", ["attention", "head"])
@@ -134,8 +134,8 @@ def test_fault_without_trace_is_found():
 
 def test_wrong_candidates_are_found():
     class LastOfEquals(Oracle):
-        def run(self, state, rows, *part):
-            result = super().run(state, rows, *part)
+        def run(self, entry, state, rows, *more):
+            result = super().run(entry, state, rows, *more)
             result.candidates[:, :2] = result.candidates[:, 1::-1]
             return result
 

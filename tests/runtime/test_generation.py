@@ -17,7 +17,7 @@ from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import WHOLE, Draw
+from forerun.runtime.executable import Draw
 from forerun.runtime.generation import Request, Step, decode
 from forerun.runtime.policy import CostAware, Fixed, Policy
 from forerun.runtime.sampling import SamplingSettings, sample_token
@@ -231,8 +231,8 @@ def test_closing_the_iterator_frees_the_cache():
 class DrawingOracle(Oracle):
     """Draws by itself, and then keeps its logits to itself."""
 
-    def run(self, state, rows, part=WHOLE, hidden=None, draws=None):
-        result = super().run(state, rows, part, hidden)
+    def run(self, entry, state, rows, hidden=None, draws=None):
+        result = super().run(entry, state, rows, hidden)
         if draws is None or draws == [None]:
             return result
         self.drawn = getattr(self, "drawn", 0) + len(rows.outputs)

@@ -151,10 +151,10 @@ def test_cost_model_interpolates_extends_and_survives_json():
 class Slow(Oracle):
     """Each row takes half a millisecond beyond the first's two."""
 
-    def run(self, state, rows, *part):
+    def run(self, entry, state, rows, *more):
         if len(rows.outputs) == len(rows.tokens):
             time.sleep(0.0015 + 0.0005 * len(rows.tokens))
-        return super().run(state, rows, *part)
+        return super().run(entry, state, rows, *more)
 
 
 def test_calibration_measures():

@@ -25,7 +25,7 @@ from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonS
 from forerun.errors import TooLongError
 from forerun.forking import require_process, with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -104,7 +104,7 @@ class TritonExecutable:
         return sum(each.weight_bytes for each in self.step.kernels)
 
     @with_live_threads
-    def new_state(self, blocks: int) -> State:
+    def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero."""
         self._require_process()
         return new_state(self.step, max(1, blocks), self.device)
@@ -118,9 +118,9 @@ class TritonExecutable:
     @with_live_threads
     def run(
         self,
+        part: Part,
         state: State,
         rows: Rows,
-        part: Part = WHOLE,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:

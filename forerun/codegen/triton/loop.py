@@ -19,7 +19,7 @@ from forerun.codegen.triton.result import Ran
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting
-from forerun.runtime.executable import Draw, Float32, Int32, Rows
+from forerun.runtime.executable import WHOLE, Draw, Float32, Int32, Rows
 from forerun.runtime.round_size import Round
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class TritonLoop:
         return len(self._enqueued)
 
     def prepare(self, rows: int, trial: Rows) -> None:
-        self.executable.run(self.state, trial)  # kernels are measured on as many rows as they will have
+        self.executable.run(WHOLE, self.state, trial)  # kernels are measured on as many rows as they will have
         self.text.begin([0, 0], 0, np.zeros(0, np.int32))  # behind its last position: nothing is written
         size = self.size(rows)
         self._launch(size)

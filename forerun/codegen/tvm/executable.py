@@ -19,7 +19,7 @@ from forerun.codegen.tvm.timing import KernelTime, value_bytes
 from forerun.codegen.tvm.untyped import tvm, tvm_ffi
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
 PARTS_KEPT = 1024
 """Programs of parts that are kept for the next time."""
@@ -85,7 +85,7 @@ class TvmExecutable:
         return self.weights.nbytes
 
     @with_live_threads
-    def new_state(self, blocks: int) -> State:
+    def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero; DeviceMemoryError where the machine has not the room."""
         count = max(1, blocks) * self.step.record
         require_memory({f"a cache of {blocks * self.block} positions": count * NUMBER})
@@ -94,9 +94,9 @@ class TvmExecutable:
 
     def run(
         self,
+        part: Part,
         state: State,
         rows: Rows,
-        part: Part = WHOLE,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:

@@ -139,7 +139,7 @@ class DraftModel(Drafter):
     def _cut(self, draft: _Draft, after: list[int]) -> None:
         """Forget what the cache holds beside the beginning of `after`."""
         del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
-        draft.sequence.length = len(draft.cached)
+        draft.sequence.cut(len(draft.cached))
 
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
         """Evaluate the context's tokens that are not cached, the root last: its candidates and logits [1, K]."""
