@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.ir import dims as dimensions
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from forerun import dims as dimensions
 from forerun.frontends.aten_rules import RULES, Operand, Rule, Scalar, named, promoted, rule
 from forerun.ir import Builder, Dim, Iota, SSAValue, dtype_name, tensor_type, torch_dtype
-from forerun.ir import dims as dimensions
 
 
 @rule("to", "_to_copy", "type_as", "float", "half", "bfloat16", "int", "long", "bool")

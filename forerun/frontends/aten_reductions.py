@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from forerun import dims as dimensions
 from forerun.frontends.aten_rules import RULES, Rule, Scalar, axes, axis, promoted, rule
 from forerun.ir import INTEGER_DTYPES, Builder, Scan, Softmax, SSAValue, TopK, dtype_name, tensor_type
-from forerun.ir import dims as dimensions
 
 
 def _reduction(function: str) -> Rule:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun.frontends.aten_rules import RULES, axes, axis, promoted, rule
 from forerun.ir import Builder, Dim, SSAValue, tensor_type
-from forerun.ir import dims as dimensions
 
 
 @rule("view", "reshape", "_unsafe_view")

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._sympy.functions import Max, Min
 
+from forerun import dims as dimensions
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
 from forerun.ir import (
@@ -36,7 +37,6 @@ from forerun.ir import (
     dtype_name,
     tensor_type,
 )
-from forerun.ir import dims as dimensions
 
 SEQUENCE = "T"
 """The name of the sequence dimension in `@forward`."""

@@ -15,10 +15,10 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
+from forerun.dims import Dim
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, CacheWrite, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, context, load_dialects
-from forerun.ir.dims import Dim
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_caches, run_body, with_derived

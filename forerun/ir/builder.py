@@ -11,8 +11,8 @@ from xdsl.ir import Block, Operation, SSAValue
 from xdsl.pattern_rewriter import PatternRewriter
 from xdsl.rewriter import InsertPoint, Rewriter
 
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Dim
+from forerun import dims as dimensions
+from forerun.dims import Dim
 from forerun.ir.elementwise import Cast, Constant, Map
 from forerun.ir.operation import SpecOperation, tensor_type
 from forerun.ir.reductions import Reduce

@@ -8,7 +8,7 @@ import torch
 from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def, traits_def
 from xdsl.traits import MemoryReadEffect, MemoryWriteEffect, Pure
 
-from forerun.ir.dims import Dim
+from forerun.dims import Dim
 from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require
 from forerun.ir.properties import FLAG, INTEGER, NUMBER, SYMBOL, TEXT, Symbol, default, optional, parameter

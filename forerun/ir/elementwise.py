@@ -10,8 +10,8 @@ import torch.nn.functional as functional
 from xdsl.irdl import operand_def, traits_def, var_operand_def
 from xdsl.traits import Pure
 
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Dim
+from forerun import dims as dimensions
+from forerun.dims import Dim
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import DIMENSION, DIMENSIONS, SCALAR, SYMBOL, TEXT, Symbol, parameter
 from forerun.ir.types import TensorType, torch_dtype

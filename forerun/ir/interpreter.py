@@ -9,8 +9,8 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
+from forerun import dims as dimensions
 from forerun.errors import InvalidOptionError
-from forerun.ir import dims as dimensions
 from forerun.ir.elementwise import Parameter
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
 from forerun.ir.storage import as_stored

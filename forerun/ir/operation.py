@@ -30,9 +30,9 @@ from xdsl.printer import Printer
 from xdsl.traits import IsTerminator
 from xdsl.utils.exceptions import VerifyException
 
+from forerun.dims import Dim
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import form
-from forerun.ir.dims import Dim
 from forerun.ir.faults import misfit
 from forerun.ir.form import SEGMENTS, segments
 from forerun.ir.properties import Accessor, Kind

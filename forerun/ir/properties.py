@@ -25,7 +25,7 @@ from xdsl.ir import Attribute
 from xdsl.irdl import AttrConstraint, IRDLOperation, VerificationContext, opt_prop_def, prop_def
 from xdsl.utils.exceptions import VerifyException
 
-from forerun.ir.dims import Dim
+from forerun.dims import Dim
 
 _I64, _I1, _F64 = IntegerType(64), IntegerType(1), Float64Type()
 

@@ -8,8 +8,8 @@ import torch
 from xdsl.irdl import operand_def, result_def, traits_def
 from xdsl.traits import Pure
 
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Dim
+from forerun import dims as dimensions
+from forerun.dims import Dim
 from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require, require_dim
 from forerun.ir.properties import FLAG, INTEGER, INTEGERS, TEXT, default, parameter
 from forerun.ir.types import TensorType, torch_dtype

@@ -12,7 +12,7 @@ from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, RecursiveMemoryEffect
 
-from forerun.ir.dims import Dim
+from forerun.dims import Dim
 from forerun.ir.form import shown_parameters
 from forerun.ir.operation import SpecOperation, Types, operation, require
 from forerun.ir.properties import (

@@ -20,8 +20,8 @@ from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Dim
+from forerun import dims as dimensions
+from forerun.dims import Dim
 
 _ELEMENTS: dict[str, tuple[Attribute, torch.dtype]] = {
     "f64": (Float64Type(), torch.float64),
@@ -54,7 +54,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @irdl_attr_definition
 class TensorType(ParametrizedAttribute, TypeAttribute):
-    """A tensor: `dims` are integers or names (`ir.dims`), `dtype` one of f64 f32 bf16 f16 i64 i32 i16 i8 i1."""
+    """A tensor: `dims` are integers or names (`forerun.dims`), `dtype` one of f64 f32 bf16 f16 i64 i32 i16 i8 i1."""
 
     name = "spec.tensor"
     shape: ArrayAttr[IntAttr | StringAttr]

@@ -11,8 +11,8 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
+from forerun import dims as dimensions
 from forerun.errors import VerificationError
-from forerun.ir import dims as dimensions
 from forerun.ir.decoder import CacheWrite, TreeAttention
 from forerun.ir.elementwise import Parameter
 from forerun.ir.faults import wrong_parameter

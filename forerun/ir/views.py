@@ -9,8 +9,8 @@ import torch
 from xdsl.irdl import operand_def, traits_def, var_operand_def
 from xdsl.traits import Pure
 
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Dim
+from forerun import dims as dimensions
+from forerun.dims import Dim
 from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim
 from forerun.ir.properties import DIMENSION, DIMENSIONS, INTEGER, INTEGERS, default, parameter

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from forerun import dims as dimensions
 from forerun.ir import (
     FUNCTIONS,
     Broadcast,
@@ -43,7 +44,6 @@ from forerun.ir import (
     tensor_type,
     torch_dtype,
 )
-from forerun.ir import dims as dimensions
 from forerun.passes.base import Pass, replace, rewrite
 from forerun.passes.matching import defined_by, is_vector, number, symbols, used_once
 

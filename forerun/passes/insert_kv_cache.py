@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
@@ -41,7 +42,6 @@ from forerun.ir import (
     refused,
     tensor_type,
 )
-from forerun.ir import dims as dimensions
 from forerun.passes.base import Needs, Pass, function_named, option
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE

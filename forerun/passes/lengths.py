@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from forerun import dims as dimensions
 from forerun.ir import Environment, Parameter, SSAValue, backward_slice, run_body, tensor_type
-from forerun.ir import dims as dimensions
 from forerun.passes.base import PassContext, no_weights
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.sequence_axis import look_ahead

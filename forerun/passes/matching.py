@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
+from forerun import dims as dimensions
 from forerun.ir import Broadcast, Constant, Map, Reshape, SpecOperation, SSAValue, tensor_type
-from forerun.ir import dims as dimensions
 
 HIDDEN = -1e4
 """A number this low, put where a score would be, hides the key (models write -1e4, -1e9, the dtype's least, -inf)."""

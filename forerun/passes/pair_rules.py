@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.ir import Gather, Reshape, Slice, SpecOperation, SSAValue, Transpose, each_of, refused, tensor_type
-from forerun.ir import dims as dimensions
 
 Role = Literal["row", "key"]
 Axes = tuple[tuple[int, Role, int], ...]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from forerun import dims as dimensions
 from forerun.errors import LookAheadError, UnsupportedOperationError
 from forerun.ir import (
     Attention,
@@ -33,7 +34,6 @@ from forerun.ir import (
     neighbourhood,
     tensor_type,
 )
-from forerun.ir import dims as dimensions
 from forerun.passes.base import Pass, function_named, pass_context
 from forerun.passes.transfer import CONSTANT, RULES, Along, Kind, Transfer, sequence_axes
 

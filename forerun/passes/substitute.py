@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from forerun import dims as dimensions
 from forerun.ir import Builder, Dim, SpecOperation, SSAValue
-from forerun.ir import dims as dimensions
 
 
 def clone_with(

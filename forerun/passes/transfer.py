@@ -12,6 +12,7 @@ from enum import IntEnum
 from math import prod
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.ir import (
     Attention,
@@ -37,7 +38,6 @@ from forerun.ir import (
     refused,
     tensor_type,
 )
-from forerun.ir import dims as dimensions
 from forerun.passes.matching import SEQUENCE
 
 

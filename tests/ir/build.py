@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from forerun import ir
-from forerun.ir.dims import Dim
+from forerun.dims import Dim
 
 DTYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "i1", torch.bfloat16: "bf16"}
 

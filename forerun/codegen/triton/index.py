@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.ir import dims as dimensions
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.regions import regions, symbols
 from forerun.codegen.triton.attention import AttentionText
@@ -20,7 +21,6 @@ from forerun.codegen.triton.sources import assemble, body_key
 from forerun.codegen.triton.step import CacheShape, Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
 from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
-from forerun.ir import dims as dimensions
 
 INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
 """The fields of `Rows`, in the order in which they lie in the inputs."""

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, NeedsMemoryError, Stored, Term
 from forerun.codegen.triton.index import Index, Lane, size_of, unflat
 from forerun.codegen.triton.rules import literal
 from forerun.codegen.triton.storing import store
 from forerun.codegen.triton.topk import Choice
-from forerun.ir import dims as dimensions
 
 FEATURES = {"f32": 32, "bf16": 128, "f16": 128}
 """The most features of one block, by the element type of the weight: what 64 outputs' operands take in registers."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError
 from forerun.codegen.triton.index import Index, Lane, size_of, unflat
 from forerun.codegen.triton.storing import store
-from forerun.ir import dims as dimensions
 
 WIDEST = 1024
 """Lanes of one program."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.ir import dims as dimensions
 
 
 @dataclass(frozen=True)

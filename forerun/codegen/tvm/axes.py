@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.ir import dims as dimensions
 from forerun.ir import each_of, refused
 
 Rule = Callable[[Any, int, ir.SSAValue], int | None]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, Frame, fma, integer, let, multiply, number, store, truncated
 from forerun.codegen.tvm.formats import WeightFormat
@@ -16,7 +17,6 @@ from forerun.codegen.tvm.functions import INTEGERS, NUMBERS, TRUTHS, bit
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
-from forerun.ir import dims as dimensions
 from forerun.ir import each_of, refused
 
 Index = Expr | int

@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.tvm.builder import Expr, across, integer, local, splat, store
 from forerun.codegen.tvm.expressions import Expressions, Index
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import tirx
-from forerun.ir import dims as dimensions
 
 UNROLLED = 8
 """Vectors of a row that are written out one by one, so that their indices are constants."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.regions import symbols
 from forerun.codegen.tvm.cache import compile_kernels, key_of, load
@@ -20,7 +21,6 @@ from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
 from forerun.codegen.tvm.structure import plans, structure, surroundings
 from forerun.codegen.tvm.target import Machine
 from forerun.errors import InvalidOptionError
-from forerun.ir import dims as dimensions
 
 ROW_INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
 """The fields of `Rows`; the block tables, which may grow, come last."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.key_values import padded, words_of
@@ -15,7 +16,6 @@ from forerun.codegen.tvm.phases import Plan, Surroundings
 from forerun.codegen.tvm.step import NUMBER, SPARE
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.errors import UnsupportedOperationError
-from forerun.ir import dims as dimensions
 
 ALIGNMENT = 16
 """float32 numbers that every offset is a multiple of: one cache line."""

@@ -6,6 +6,7 @@ Reductions over the last axis are those of `loops`; over other axes they are ser
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.tvm.builder import (
     Buffer,
@@ -24,7 +25,6 @@ from forerun.codegen.tvm.functions import exp
 from forerun.codegen.tvm.loops import each_vector, outer_loops, reduce_last, row_axis
 from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
-from forerun.ir import dims as dimensions
 from forerun.ir import each_of, refused
 
 LOWEST = -3.4028234663852886e38

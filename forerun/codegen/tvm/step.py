@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.ir import dims as dimensions
 
 ENTRY = "run"
 """The function of the compiled code that walks a program."""

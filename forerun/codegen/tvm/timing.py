@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from forerun import dims as dimensions
 from forerun.codegen.tvm.step import NUMBER, Kernel
-from forerun.ir import dims as dimensions
 from forerun.runtime.executable import Rows
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forerun import dims as dimensions
+from forerun.dims import Affine, Dim
 from forerun.ir import TensorType, parse_ir, print_ir
-from forerun.ir import dims as dimensions
-from forerun.ir.dims import Affine, Dim
 from forerun.ir.structure import Function, Return, functions
 
 small = st.integers(-9, 9)
