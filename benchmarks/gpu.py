@@ -23,8 +23,8 @@ import torch
 from benchmarks import gpu_measures as measures
 from benchmarks.common import print_table, read_prompts
 from benchmarks.gpu_measures import Line
-from forerun.codegen.triton.gpu import require_gpu
 from forerun.errors import ForerunError
+from forerun.execute.triton.gpu import require_gpu
 from forerun.storage import write_atomically
 
 BUDGET = 8.5 * 60

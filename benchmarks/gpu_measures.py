@@ -17,9 +17,9 @@ import forerun
 from benchmarks.common import Prompt
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun import ir
-from forerun.codegen.triton.build import TUNE, compile_step
-from forerun.codegen.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.compiler import STORAGES, limits_of, lower, with_strategy
+from forerun.execute.triton.build import TUNE, compile_step
+from forerun.execute.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.ir.builder import Builder
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify

@@ -17,7 +17,7 @@ from typing import Any
 import forerun
 from benchmarks.common import model_path, progress, report
 from benchmarks.machine import MemoryRead, pin_threads
-from forerun.codegen.tvm.timing import KernelTime
+from forerun.execute.tvm.timing import KernelTime
 from forerun.runtime.calibration import trial_steps
 
 ROWS = (1, 2, 4, 8, 12, 16, 32, 64)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.common import arguments, model_path, print_table, progress, read_prompts
-from forerun.codegen.triton.loop import TritonLoop
-from forerun.codegen.triton.loop_calls import Size
-from forerun.codegen.triton.memory import InputLayout, State, new_state
 from forerun.compiler import compile as compile_model
 from forerun.compiler import with_strategy
+from forerun.execute.triton.loop import TritonLoop
+from forerun.execute.triton.loop_calls import Size
+from forerun.execute.triton.memory import InputLayout, State, new_state
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting, OnDevice
 from forerun.runtime.engine import Engine
@@ -63,12 +63,12 @@ class StandLoop(TritonLoop):
     """Rounds whose steps, and the moves of what they cached, are another executable's."""
 
     def begin(self, sequence: CachedSequence, *given: Any) -> None:
-        vars(self.executable)["blocks"] = sequence.blocks.copy()
+        vars(self.launcher)["blocks"] = sequence.blocks.copy()
         super().begin(sequence, *given)
 
     def _launch(self, size: Size) -> None:
         super()._launch(size)
-        engine: Engine = vars(self.executable)["engine"]
+        engine: Engine = vars(self.launcher)["engine"]
         source, target = self.text.moves.reshape(-1)[: 2 * max(4, size.rows)].reshape(2, -1).numpy()
         moved = source >= 0
         engine.executable.copy_slots(engine.state, source[moved].copy(), target[moved].copy())
@@ -77,15 +77,15 @@ class StandLoop(TritonLoop):
 def stand(engine: Engine) -> StandLoop:
     limits, device = engine.executable, torch.device("cpu")
     shape = (LARGEST, limits.candidates)
+    names = ("vocabulary", "candidates", "max_length", "max_rows", "max_outputs")
     step: Any = SimpleNamespace(
-        caches={}, block=limits.block, number="f32", tables=-(-limits.max_length // limits.block),
+        caches={}, block=limits.block, cache_element="f32", tables=-(-limits.max_length // limits.block),
         max_path=limits.max_path,
         returned=(torch.zeros(0), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)), drawn=None,
+        **{name: getattr(limits, name) for name in names},
     )  # fmt: skip
-    names = ("vocabulary", "candidates", "max_length", "max_rows", "max_outputs")
-    sizes = {name: getattr(limits, name) for name in names}
-    executable: Any = Stand(step=step, engine=engine, device=device, interpreted=True, **sizes)
-    return StandLoop(executable, new_state(step, 1, device), Drafting(), max(ROWS))
+    launcher: Any = Stand(step=step, engine=engine, device=device, interpreted=True)
+    return StandLoop(launcher, new_state(step, 1, device), Drafting(), max(ROWS))
 
 
 def main() -> int:

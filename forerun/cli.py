@@ -213,8 +213,8 @@ def run_dump(arguments: argparse.Namespace) -> int:
     folder = require_folder("--out", arguments.out)
 
     from forerun import dumping
-    from forerun.codegen.triton.gpu import require_triton
     from forerun.compiler import generate_code, lower, resolve_target
+    from forerun.execute.triton.gpu import require_triton
     from forerun.progress import open_progress
 
     draft = dumping.draft_passes(arguments.draft)

@@ -14,7 +14,6 @@ import torch
 from forerun import prebuilt
 from forerun.available import require_memory
 from forerun.codegen import triton
-from forerun.codegen.triton.gpu import require_gpu, usable
 from forerun.compile_options import (
     DEFAULT_LENGTH,
     STORAGES,
@@ -25,6 +24,7 @@ from forerun.compile_options import (
     require_length,
     require_target,
 )
+from forerun.execute.triton.gpu import require_gpu, usable
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given

@@ -20,9 +20,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import forerun
 from forerun import compiler, entries, prebuilt, storage
-from forerun.codegen.tvm import cache
 from forerun.compiler import build
 from forerun.errors import InvalidOptionError
+from forerun.execute.tvm import code as kept_code
 from forerun.prebuilt import Built
 from forerun.progress import SilentProgress
 from tests.models import FAMILIES
@@ -268,8 +268,8 @@ def test_no_unusable_cache_is_an_error(
         if folder is not None:
             assert prebuilt.load(folder) is None
             prebuilt.save(folder, built)
-        assert cache.load("key") is None
-        cache.save("key", executable._code)
+        assert kept_code.load("key") is None
+        kept_code.save("key", executable._code)
         assert any("kept for the next start" in each for each in said(caplog)), place
 
 

@@ -132,7 +132,7 @@ def test_progress_of_two_threads_leaves_the_streams_alone() -> None:
 
 def test_the_interpreters_variable_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from forerun.codegen.triton.sources import INTERPRET, interpreting
+    from forerun.execute.triton.sources import INTERPRET, interpreting
 
     monkeypatch.setenv(INTERPRET, "mine")
     inside = threading.Event()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forerun.codegen.tvm.cores import physical_cores
+from forerun.execute.tvm.cores import physical_cores
 
 
 @pytest.fixture

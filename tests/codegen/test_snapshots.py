@@ -9,9 +9,9 @@ import torch
 
 import forerun
 from forerun import available
-from forerun.codegen import triton
 from forerun.compiler import MAX_ROWS, limits_of, lower
 from forerun.errors import DeviceMemoryError
+from tests.compiled import triton_step
 from tests.models import FAMILIES
 
 PROMPT = [5, 9, 200, 13]
@@ -53,9 +53,9 @@ def test_the_interpreted_kernels_have_weights_of_their_own() -> None:
     model = FAMILIES["llama"]()
     lowered = lower(model, max_length=64)
     limits = {**limits_of(lowered), "max_rows": MAX_ROWS}
-    executable = triton.compile_step(lowered.module, lowered.weights, device="cpu", **limits)
+    executable = triton_step(lowered.module, lowered.weights, device="cpu", **limits)
     places = {each.untyped_storage().data_ptr() for each in model.parameters()}
-    assert not places & {each.untyped_storage().data_ptr() for each in executable.weights.values()}
+    assert not places & {each.untyped_storage().data_ptr() for each in executable.launcher.weights.values()}
 
 
 @pytest.mark.parametrize("target", ["cpu", "reference"])

@@ -11,11 +11,12 @@ import pytest
 
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun.cli import main
-from forerun.codegen.triton import Lowering, compilation
-from forerun.codegen.triton.compilation import compile_loop, compile_step
-from forerun.codegen.triton.sources import overridden
+from forerun.codegen.triton.lowering import Lowering
 from forerun.compiler import STORAGES, lower
 from forerun.errors import InvalidOptionError
+from forerun.execute.triton import compilation
+from forerun.execute.triton.compilation import compile_loop, compile_step
+from forerun.execute.triton.sources import overridden
 from forerun.progress import SilentProgress
 from tests.models import FAMILIES
 

@@ -1,5 +1,7 @@
 """What is refused before anything is allocated, what is kept on disk, and what only a GPU can show."""
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -9,18 +11,18 @@ from triton_steps import LIMITS
 import forerun
 from forerun import ir
 from forerun.cli import main
-from forerun.codegen.triton import build, gpu, tuning
-from forerun.codegen.triton.build import compile_step
-from forerun.codegen.triton.executable import bucket
 from forerun.codegen.triton.lowering import Lowering
-from forerun.codegen.triton.sources import load
 from forerun.codegen.triton.step import Config
 from forerun.compiler import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
+from forerun.execute.triton import build, gpu, tuning
+from forerun.execute.triton.launcher import bucket
+from forerun.execute.triton.sources import load
 from forerun.runtime.certify import certify
 from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, sample_token
+from tests.compiled import triton_step
 from tests.models import FAMILIES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch finds none")
@@ -57,11 +59,16 @@ def test_auto_is_the_gpu_where_one_is_usable(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_target("auto", "native") == "cpu"
 
 
+def no_weights(name: str) -> torch.Tensor:
+    raise AssertionError(f"{name} was read")
+
+
 def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = decoder(layers=1)
-    step = Lowering(module, **LIMITS).step
-    needed = gpu.needed_bytes(step, ir.weights(module), gpu.cache_blocks(step))
-    state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(step), sum(needed.values())
+    program = Lowering(module, **LIMITS).program(no_weights)
+    needed = gpu.needed_bytes(program)
+    assert needed["weights"] == sum(4 * prod(each.type.dims) for each in ir.weights(module).values())
+    state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(program.step), sum(needed.values())
     assert needed["cache"] == state
     gpu.require_memory(needed, free=kept + 10**9)
     with pytest.raises(DeviceMemoryError, match=r"needs 0\.5\d GB.*0\.10 GB are free"):
@@ -71,20 +78,17 @@ def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPat
 def test_nothing_is_read_before_the_model_is_known_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "require_gpu", lambda: None)
 
-    def weights(name: str) -> torch.Tensor:
-        raise AssertionError(f"{name} was read")
-
     step = Step()
     table = step.weight("w", 4, 6)
     scanned = step.kernel(
         [table, step.argument("tokens")], lambda b, t, i: b.add(ir.Scan, b.add(ir.Gather, t, i), dim=1), "row_wise"
     )
     with pytest.raises(UnsupportedOperationError, match=r"spec\.scan"):
-        compile_step(step.finish(scanned), weights, **LIMITS)
+        triton_step(step.finish(scanned), no_weights, **LIMITS)
     module, _ = decoder(layers=1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**6, 10**6))
     with pytest.raises(DeviceMemoryError):
-        compile_step(module, weights, **LIMITS)
+        triton_step(module, no_weights, **LIMITS)
 
 
 def test_buckets_hold_their_rows_and_stay_within_what_was_planned() -> None:
@@ -132,7 +136,7 @@ def test_kernels_load_without_a_cache(tmp_path, monkeypatch: pytest.MonkeyPatch)
 def test_the_autotuner_takes_the_fastest_and_measures_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
     module, weights = decoder(layers=1)
-    executable = compile_step(module, weights.__getitem__, device="cpu", **LIMITS)
+    executable = triton_step(module, weights.__getitem__, device="cpu", **LIMITS)
     launch = next(x for kernel in executable.step.kernels for x in kernel.launches if x.grid.kind == "products")
     measured: list[Config] = []
 
@@ -141,11 +145,11 @@ def test_the_autotuner_takes_the_fastest_and_measures_once(tmp_path, monkeypatch
         return abs(config.block - 31) + config.stages
 
     monkeypatch.setattr(tuning.Autotuner, "_measure", staticmethod(milliseconds))
-    best = tuning.Autotuner("some GPU")(executable, launch, 1, 1, [], {})
+    best = tuning.Autotuner("some GPU")(executable.launcher, launch, 1, 1, [], {})
     assert (best.block, best.stages) == (32, 3)
     count = len(measured)
     assert count > 4
-    assert tuning.Autotuner("some GPU")(executable, launch, 9, 1, [], {}) == best
+    assert tuning.Autotuner("some GPU")(executable.launcher, launch, 9, 1, [], {}) == best
     assert len(measured) == count
 
 
@@ -173,8 +177,8 @@ def test_decoding_on_the_gpu_is_certified(dtype: str) -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
-    from forerun.codegen.triton.configs import candidates
-    from forerun.codegen.triton.executable import TritonExecutable
+    from forerun.execute.triton.configs import candidates
+    from forerun.execute.triton.executable import TritonExecutable
 
     made = forerun.compile(FAMILIES["llama"](), "autoregressive", "bfloat16", "cuda", max_length=256).executable
     assert isinstance(made, TritonExecutable)
@@ -185,7 +189,7 @@ def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
             options = candidates(launch, rows, shared)
             return options[number % len(options)]
 
-        other = TritonExecutable(made.step, made.weights, "cuda", choose)
+        other = TritonExecutable(made.step, made.launcher.weights, "cuda", choose)
         from tests.exactness.test_triton import text_rows, tokens_of
 
         rows = text_rows(tokens_of(other)[:40], 0, np.arange(3))

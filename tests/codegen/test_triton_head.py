@@ -9,12 +9,12 @@ from steps import ROW_TYPES, Step, decoder, rows_of
 from triton_steps import LIMITS, interpreted, poisoned_state
 
 from forerun import ir
-from forerun.codegen.triton import interpreter
-from forerun.codegen.triton.configs import candidates, first_config
 from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.lowering import Lowering
-from forerun.codegen.triton.sources import load
 from forerun.codegen.triton.step import Config, Source
+from forerun.execute.triton import interpreter
+from forerun.execute.triton.configs import candidates, first_config
+from forerun.execute.triton.sources import load
 from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, random_row, sample_token
 
@@ -50,7 +50,7 @@ def expected_draw(logits, rows, draws):
 
 def run(executable, rows, draws=None):
     """A step from poisoned memory."""
-    executable._arena.fill_(math.nan)
+    executable.launcher.arena.fill_(math.nan)
     return executable.run(WHOLE, poisoned_state(executable), rows, draws=draws)
 
 
@@ -172,7 +172,7 @@ def test_logits_are_not_written_unless_somebody_asks() -> None:
     result = run(executable, rows, [DRAWS[0], None])
     place = executable.step.returned[0]
     size = len(rows.outputs) * 331
-    written = executable._arena[place.place : place.place + size]
+    written = executable.launcher.arena[place.place : place.place + size]
     assert written.isnan().all()
     assert np.isfinite(result.candidate_logits).all()
     assert np.isfinite(result.logits).all()
@@ -267,6 +267,6 @@ def test_logits_that_the_step_reads_as_well_are_written_in_it() -> None:
     assert not any(kernel.asked for kernel in executable.step.kernels)
     run(executable, rows)
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
-    found, chosen, _, most = (executable.value(each, sizes) for each in executable.step.returned)
+    found, chosen, _, most = (executable.launcher.value(each, sizes) for each in executable.step.returned)
     assert np.array_equal(chosen, np.argsort(-found, 1, kind="stable")[:, :8])
     np.testing.assert_allclose(most[:, 0], np.exp(found.max(1)), rtol=1e-5)

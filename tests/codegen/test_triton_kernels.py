@@ -106,7 +106,7 @@ def test_tree_attention(heads, groups, key_dim, value_dim, options):
     state = poisoned_state(executable)
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     for rows in (prompt, tree):
-        executable._arena.fill_(math.nan)
+        executable.launcher.arena.fill_(math.nan)
         result = executable.run(WHOLE, state, rows).logits
         inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
         (expected,) = ir.evaluate(module, "step", inputs, environment)

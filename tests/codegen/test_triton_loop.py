@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.codegen.triton.loop import TritonLoop
-from forerun.codegen.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
-from forerun.codegen.triton.memory import InputLayout, new_state
-from forerun.codegen.triton.sources import overridden
 from forerun.codegen.triton.step import CacheShape
 from forerun.errors import InvalidOptionError
+from forerun.execute.triton.loop import TritonLoop
+from forerun.execute.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
+from forerun.execute.triton.memory import InputLayout, new_state
+from forerun.execute.triton.sources import overridden
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE, TokenRecycling
@@ -27,7 +27,7 @@ VOCABULARY, K, PATH, BLOCK, LENGTH = 13, 6, 12, 16, 4200
 
 
 class Surroundings(SimpleNamespace):
-    """What the loop asks of an executable, with a step that is not run."""
+    """What the loop asks of a launcher, with a step that is not run."""
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         return InputLayout(rows, outputs, PATH, self.step.tables)
@@ -44,16 +44,14 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, number="f32", drawn=None,
-        tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned,
+        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, cache_element="f32", drawn=None,
+        tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned, vocabulary=VOCABULARY, candidates=K,
+        max_length=LENGTH, max_rows=64, max_outputs=64,
     )  # fmt: skip
-    executable: Any = Surroundings(
-        step=step, device=device, interpreted=True, vocabulary=VOCABULARY, candidates=K, max_length=LENGTH,
-        max_rows=64, max_outputs=64,
-    )  # fmt: skip
+    launcher: Any = Surroundings(step=step, device=device, interpreted=True)
     state = new_state(step, 300, device)
     state.numbers.normal_(generator=torch.Generator().manual_seed(0))
-    return TritonLoop(executable, state, drafting, largest)
+    return TritonLoop(launcher, state, drafting, largest)
 
 
 def some_text(random: np.random.Generator, count: int) -> list[int]:
@@ -241,7 +239,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
         if random.random() < 0.5:
             drawn[tree.parent[row]] = tree.token[row]
     verdict = verify(tree, lambda row: int(drawn[row]))
-    ids, logits = loop.executable.step.returned[1:]
+    ids, logits = loop.launcher.step.returned[1:]
     candidates = np.stack([random.permutation(VOCABULARY)[:K] for _ in range(rows)]).astype(np.int32)
     candidates[:, 0] = drawn
     scores = -np.sort(-random.normal(0, 2, (rows, K)).astype(np.float32), axis=1)

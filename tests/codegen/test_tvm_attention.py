@@ -8,8 +8,10 @@ import torch
 from steps import ATTENTIONS, LENGTH, ROW_TYPES, attention_step, decoder, prompt_rows, rows_of, tree_rows
 
 from forerun import ir
-from forerun.codegen.tvm import TEMPLATES, compile_step, lowering
+from forerun.codegen.tvm import lowering
+from forerun.codegen.tvm.kernels import TEMPLATES
 from forerun.runtime.executable import WHOLE
+from tests.compiled import tvm_step
 
 
 @pytest.mark.parametrize(("heads", "groups", "key_dim", "value_dim", "options"), ATTENTIONS)
@@ -19,7 +21,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     table = [5, 2, 9, 0, 7]
     prompt = prompt_rows(generator.integers(0, LENGTH, 53), 0, table)
     tree = tree_rows(generator, table, 53, 17, 10 * 16)
-    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     state = executable.new_state(16)
     state.numbers.copy_(torch.randn(state.numbers.shape) * 1e3)
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
@@ -34,7 +36,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
 @pytest.fixture(scope="module")
 def compiled():
     module, weights = decoder()
-    return module, weights, compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    return module, weights, tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
 
 
 def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
@@ -105,7 +107,7 @@ def test_committed_slots_may_move(compiled):
 
 def test_thread_counts_give_the_same_bits(compiled):
     module, weights, executable = compiled
-    single = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
+    single = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, threads=1)
     rows = prompt_rows(np.arange(40), 0, [0, 1, 2])
     first = executable.run(WHOLE, executable.new_state(4), rows).logits.copy()
     assert np.array_equal(first, single.run(WHOLE, single.new_state(4), rows).logits)
@@ -117,7 +119,7 @@ def test_a_trace_has_every_kernel_and_a_planted_fault_shows_in_it(compiled):
     entries = executable.trace(executable.new_state(4), rows)
     assert [each.kernel.split("_")[0] for each in entries[:4]] == ["rows", "linear", "attention", "linear"]
     assert np.array_equal(entries[-3].value, executable.run(WHOLE, executable.new_state(4), rows).logits)
-    faulty = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
+    faulty = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, templates={"attention": _faulty})
     moved = faulty.trace(faulty.new_state(4), rows)
     different = [a.kernel for a, b in zip(entries, moved, strict=True) if not np.array_equal(a.value, b.value)]
     assert different[0] == "attention_2"
@@ -147,17 +149,17 @@ def test_compiled_code_is_found_again_and_a_broken_file_is_replaced(compiled, mo
     module, weights, executable = compiled
     monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
     compilations = []
-    compile_kernels = lowering.compile_kernels
-    monkeypatch.setattr(lowering, "compile_kernels", lambda *of: (compilations.append(of), compile_kernels(*of))[1])
+    build = lowering.build
+    monkeypatch.setattr(lowering, "build", lambda *of: (compilations.append(of), build(*of))[1])
     rows = prompt_rows(np.arange(20), 0, [0, 1])
     expected = executable.run(WHOLE, executable.new_state(4), rows).logits.copy()
-    compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     (file,) = tmp_path.glob("*.ll")
     whole = file.read_text()
-    again = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    again = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     assert len(compilations) == 1
     assert np.array_equal(again.run(WHOLE, again.new_state(4), rows).logits, expected)
     file.write_text(whole[: len(whole) // 2])
-    compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     assert len(compilations) == 2
     assert len(file.read_text().splitlines()) == len(whole.splitlines())

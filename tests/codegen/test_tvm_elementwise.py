@@ -8,14 +8,14 @@ import torch
 from steps import ROW_TYPES, Step, prompt_rows, rows_of
 
 from forerun import ir
-from forerun.codegen.tvm import compile_step
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import WHOLE
+from tests.compiled import tvm_step
 
 
 def evaluate(module, weights, rows, **options):
     """The results of `@step` from poisoned memory, and by the interpreter."""
-    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, **options)
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, **options)
     executable._arena.fill_(math.nan)
     state = executable.new_state(16)
     executable.run(WHOLE, state, rows)
@@ -139,7 +139,7 @@ def test_linears_of_any_size_match_and_rows_do_not_depend_on_their_number(featur
     results, expected = evaluate(module, step.weights, indices(64))
     for result, exact in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, exact, rtol=2e-5, atol=2e-4)
-    executable = compile_step(module, step.weights.__getitem__, max_rows=64, max_length=256)
+    executable = tvm_step(module, step.weights.__getitem__, max_rows=64, max_length=256)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
@@ -174,7 +174,7 @@ def test_an_unknown_operation_is_named():
     table = step.weight("table", 4, 4, tensor=torch.zeros(4, 4, dtype=torch.float64))
     module = step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
     with pytest.raises(UnsupportedOperationError, match="float32"):
-        compile_step(module, step.weights.__getitem__)
+        tvm_step(module, step.weights.__getitem__)
 
 
 def test_negative_indices_count_from_the_end_and_others_stop_at_the_rim():
@@ -244,7 +244,7 @@ def test_integers_that_may_leave_int32_are_refused_in_one_sentence(case):
     x = step.kernel([step.argument("tokens")], lambda b, t: b.cast(t, "i64"), "rows")
     module = step.finish(step.kernel([x], body, "rows"))
     with pytest.raises(UnsupportedOperationError) as caught:
-        compile_step(module, step.weights.__getitem__)
+        tvm_step(module, step.weights.__getitem__)
     assert named in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -257,7 +257,7 @@ def test_a_truth_value_has_no_sine():
 
     module = step.finish(step.kernel([step.argument("tokens")], body, "rows"))
     with pytest.raises(UnsupportedOperationError, match="sin on i1"):
-        compile_step(module, step.weights.__getitem__)
+        tvm_step(module, step.weights.__getitem__)
 
 
 def test_a_table_of_large_integers_is_refused():
@@ -265,7 +265,7 @@ def test_a_table_of_large_integers_is_refused():
     table = step.weight("table", tensor=torch.tensor([[1, 2], [3, 1 << 40]]))
     module = step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
     with pytest.raises(UnsupportedOperationError, match="the weight table holds 1099511627776"):
-        compile_step(module, step.weights.__getitem__)
+        tvm_step(module, step.weights.__getitem__)
 
 
 def test_rows_of_the_helper_are_int32():

@@ -10,11 +10,11 @@ from steps import Step, decoder, prompt_rows, stored
 from test_tvm_elementwise import evaluate, indices
 
 from forerun import ir
-from forerun.codegen.tvm import compile_step
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.certify import certify
 from forerun.runtime.executable import WHOLE
+from tests.compiled import tvm_step
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
 BLOCKS = [(96, 50), (32, 64), (64, 97)]
@@ -70,7 +70,7 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
     for result, same, close in zip(results, expected, meaning, strict=True):
         assert np.array_equal(result, same)
         np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-4)
-    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
         executable._arena.fill_(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
@@ -98,8 +98,8 @@ def test_a_decoder_with_stored_weights_is_certified_and_agrees_with_the_interpre
     module, weights = decoder()
     names = [name for name, each in weights.items() if each.dim() == 2 and name not in ("cos", "sin")]
     stored(module, "bf16", *names)
-    executable = compile_step(module, weights.__getitem__, max_rows=64, max_length=256)
-    full = compile_step(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    full = tvm_step(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
     assert executable.weights.numel() < 0.6 * full.weights.numel()
     report = certify(executable, cases=10, seed=1)
     assert report.exact, str(report)
@@ -112,4 +112,4 @@ def test_a_decoder_with_stored_weights_is_certified_and_agrees_with_the_interpre
 def test_float16_is_refused():
     module, weights = decoder(layers=1)
     with pytest.raises(UnsupportedOperationError, match="f16"):
-        compile_step(stored(module, "f16", "layer0.q"), weights.__getitem__)
+        tvm_step(stored(module, "f16", "layer0.q"), weights.__getitem__)

@@ -6,11 +6,11 @@ import torch
 from steps import ROW_TYPES
 
 from forerun import ir
-from forerun.codegen.triton.build import compile_step
-from forerun.codegen.triton.configs import first_config
-from forerun.codegen.triton.executable import TritonExecutable
 from forerun.codegen.triton.step import Config
+from forerun.execute.triton.configs import first_config
+from forerun.execute.triton.executable import TritonExecutable
 from forerun.runtime.executable import WHOLE
+from tests.compiled import triton_step
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 
@@ -23,8 +23,8 @@ def wide(executable, launch, rows, shared, pointers, sizes) -> Config:
 
 def interpreted(module, weights, storage: str = "f32", tuner=wide, **limits) -> TritonExecutable:
     """The step in Triton's interpreter."""
-    executable = compile_step(module, weights, storage=storage, device="cpu", **(LIMITS | limits))
-    executable._tuner = tuner
+    executable = triton_step(module, weights, storage=storage, device="cpu", **(LIMITS | limits))
+    executable.launcher.tuner = tuner
     return executable
 
 
@@ -38,11 +38,11 @@ def poisoned_state(executable: TritonExecutable, blocks: int = 16):
 def evaluate(module, weights, rows, storage: str = "f32"):
     """The results of `@step` from poisoned memory, and by the IR's interpreter."""
     executable = interpreted(module, weights.__getitem__, storage)
-    executable._arena.fill_(math.nan)
+    executable.launcher.arena.fill_(math.nan)
     result = executable.run(WHOLE, poisoned_state(executable), rows)
     assert result.logits is not None  # computed now that they are asked for
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
-    results = [executable.value(value, sizes) for value in executable.step.returned]
+    results = [executable.launcher.value(value, sizes) for value in executable.step.returned]
     environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     return results, [each.numpy() for each in ir.evaluate(module, "step", inputs, environment)]

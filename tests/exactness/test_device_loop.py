@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 import forerun
-from forerun.codegen.triton.build import compile_step
-from forerun.codegen.triton.configs import first_config
-from forerun.codegen.triton.executable import TritonExecutable
-from forerun.codegen.triton.loop import TritonLoop
 from forerun.codegen.triton.step import Config
 from forerun.compiler import STORAGES, lower
 from forerun.errors import TooLongError
+from forerun.execute.triton.configs import first_config
+from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.triton.loop import TritonLoop
 from forerun.progress import SilentProgress
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.certify_loop import certify_loop
@@ -29,6 +28,7 @@ from forerun.runtime.model import CompiledModel
 from forerun.runtime.round_size import MostTokens, Round, SameSize
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.strategies import STRATEGIES, Strategy, Target
+from tests.compiled import triton_step
 from tests.models import GPT, GROUPED, UNTIED, build
 
 LIMITS = {"max_rows": 32, "max_outputs": 32, "max_path": 8, "max_length": 96}
@@ -52,8 +52,8 @@ def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, si
 @cache
 def compiled(family: str = "llama", dtype: str = "float32") -> TritonExecutable:
     found = lower(MODELS[family](), dtype, LIMITS["max_length"], progress=SilentProgress())
-    executable = compile_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
-    executable._tuner = wide  # pyright: ignore[reportPrivateUsage]
+    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable.launcher.tuner = wide
     return executable
 
 
@@ -221,7 +221,8 @@ def test_certify_finds_a_planted_difference(kept: bool, monkeypatch: pytest.Monk
 
         def report(loop: TritonLoop) -> Round:
             true = told(loop)
-            return Round(true.rows, true.path, [*true.tokens[:-1], (true.tokens[-1] + 1) % loop.executable.vocabulary])
+            last = (true.tokens[-1] + 1) % loop.launcher.step.vocabulary
+            return Round(true.rows, true.path, [*true.tokens[:-1], last])
 
         monkeypatch.setattr(TritonLoop, "report", report)
     found = certify_loop(compiled(), texts=1, seed=1)

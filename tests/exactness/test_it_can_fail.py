@@ -8,9 +8,12 @@ from unittest.mock import patch
 
 import pytest
 
-from forerun.codegen.tvm import TEMPLATES, Lowering, TvmExecutable, compiled_code, linear
+from forerun.codegen.tvm import linear
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store
+from forerun.codegen.tvm.kernels import TEMPLATES
+from forerun.codegen.tvm.lowering import Lowering
 from forerun.compiler import lower
+from forerun.execute.tvm.executable import bind
 from forerun.runtime.certify import certify
 from tests.models import FAMILIES
 
@@ -65,7 +68,7 @@ def test_a_planted_row_dependent_reduction_is_found_and_named(lowered: Any, prod
     planted = Planted(product)
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 128}
     lowering = Lowering(lowered.module, templates=planted.templates, **limits)
-    executable = TvmExecutable(lowering.step, compiled_code(lowering), lowering.pack(lowered.weights))
+    executable = bind(lowering.program(lowered.weights))
     phases, place = planted.phases, planted.place
     names = [name.rsplit("_phase_")[0] for name in lowering.kernel_functions()]
     assert len(names) == phases

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 import forerun
-from forerun.codegen.triton.build import compile_step
-from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.step import Config
 from forerun.compiler import STORAGES, lower
 from forerun.errors import ForerunError, NotANumberError
+from forerun.execute.triton.configs import first_config
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify, likeliest
 from forerun.runtime.certify_loop import certify_loop
@@ -25,6 +24,7 @@ from forerun.runtime.executable import WHOLE, Draw, Rows
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.sampling import SamplingSettings, as_numbers, choose_token
 from forerun.strategies import STRATEGIES, Strategy, Target
+from tests.compiled import triton_step
 from tests.models import GROUPED, VOCABULARY, build
 
 LIMITS = {"max_rows": 32, "max_outputs": 32, "max_path": 8, "max_length": 96}
@@ -78,8 +78,8 @@ def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, si
 
 def triton(module: nn.Module, dtype: str = "float32") -> Any:
     found = lower(module, dtype, LIMITS["max_length"], progress=SilentProgress())
-    executable = compile_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
-    executable._tuner = wide  # pyright: ignore[reportPrivateUsage]
+    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable.launcher.tuner = wide
     return executable
 
 

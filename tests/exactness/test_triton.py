@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import forerun
-from forerun.codegen.triton.build import compile_step
-from forerun.codegen.triton.configs import candidates, first_config
-from forerun.codegen.triton.executable import TritonExecutable
 from forerun.codegen.triton.step import Config
 from forerun.compiler import STORAGES, Lowered, lower
 from forerun.errors import InvalidOptionError
+from forerun.execute.triton.configs import candidates, first_config
+from forerun.execute.triton.executable import TritonExecutable
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.engine import Engine
@@ -26,6 +25,7 @@ from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.strategies import Target
+from tests.compiled import triton_step
 from tests.models import GPT, GROUPED, UNTIED, build
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 16, "max_length": 160}
@@ -49,8 +49,8 @@ def lowered(family: str, dtype: str) -> Lowered:
 @cache
 def compiled(family: str, dtype: str = "float32") -> TritonExecutable:
     found = lowered(family, dtype)
-    executable = compile_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
-    executable._tuner = _wide  # pyright: ignore[reportPrivateUsage]
+    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable.launcher.tuner = _wide
     return executable
 
 
@@ -157,8 +157,8 @@ def test_certify_finds_a_planted_difference(tmp_path: Any, monkeypatch: pytest.M
     assert broken.count("N_rows") > 1
     (tmp_path / f"{name}.py").write_text(broken, encoding="utf-8")
     monkeypatch.setenv("FORERUN_KERNELS", str(tmp_path))
-    executable = compile_step(found.module, found.weights, device="cpu", **LIMITS)
-    executable._tuner = _wide  # pyright: ignore[reportPrivateUsage]
+    executable = triton_step(found.module, found.weights, device="cpu", **LIMITS)
+    executable.launcher.tuner = _wide
     report = certify(executable, cases=1, seed=3)
     assert not report.exact
     assert report.first is not None
@@ -210,7 +210,7 @@ def test_no_candidate_of_the_autotuner_changes_a_bit(dtype: str) -> None:
                 tried.add(f"{launch.source} {rows} {chosen}")
                 return chosen
 
-            other = TritonExecutable(executable.step, executable.weights, "cpu", choose)
+            other = TritonExecutable(executable.step, executable.launcher.weights, "cpu", choose)
             assert other.run(WHOLE, other.new_state(24), rows).logits.tobytes() == expected.tobytes()
     assert len(tried) > 30
 
@@ -223,7 +223,7 @@ def test_logits_stay_where_they_are_until_asked_for() -> None:
     assert "logits" in vars(result)
     assert all(kernel.asked == () for kernel in executable.step.kernels[:-1])
     assert executable.step.kernels[-1].asked
-    assert torch.is_tensor(executable.weights["model.lm_head.weight"])
+    assert torch.is_tensor(executable.launcher.weights["model.lm_head.weight"])
 
 
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 1.3, "seed": 2**64 - 1}])

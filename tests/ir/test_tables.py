@@ -13,9 +13,10 @@ from xdsl.irdl import operand_def, traits_def  # noqa: TID251
 from xdsl.traits import Pure  # noqa: TID251
 
 from forerun import ir
-from forerun.codegen import triton, tvm
+from forerun.codegen.triton.lowering import Lowering as TritonLowering
 from forerun.codegen.tvm.axes import source_axis
 from forerun.codegen.tvm.integers import Ranges
+from forerun.codegen.tvm.lowering import Lowering as TvmLowering
 from forerun.errors import UnsupportedOperationError
 from forerun.ir.operation import SpecOperation, Types, ValueOperation, operation
 from forerun.ir.properties import INTEGER, parameter
@@ -260,8 +261,8 @@ REFUSALS: dict[str, Callable[[], object]] = {
     "the interpreter": evaluated,
     "integer ranges": lambda: Ranges().check(lone()),
     "axes": lambda: source_axis(lone(), 0, lone().x),
-    "tvm": lambda: tvm.Lowering(kernel()),
-    "triton": lambda: triton.Lowering(kernel()),
+    "tvm": lambda: TvmLowering(kernel()),
+    "triton": lambda: TritonLowering(kernel()),
 }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.planned import PlannedStep
 from forerun.codegen.regions import regions, symbols
+from forerun.codegen.triton.assembly import assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
@@ -17,9 +21,20 @@ from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, Top
 from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
 from forerun.codegen.triton.rowwise import RowsLaunch
-from forerun.codegen.triton.sources import assemble, body_key
-from forerun.codegen.triton.step import CacheShape, Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
-from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice, emit_choice, emit_chunks
+from forerun.codegen.triton.step import (
+    LEAST_BLOCK,
+    CacheShape,
+    Config,
+    Grid,
+    Kernel,
+    Launch,
+    Operand,
+    Source,
+    TritonProgram,
+    TritonStep,
+    Value,
+)
+from forerun.codegen.triton.topk import CHUNK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 
 INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
@@ -200,8 +215,8 @@ class Lowering:
         _, _, path, length = self._limits
         split = split_size(length)
         splits = -(-length // split)
-        number = self._known.number
-        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._tables, path, number)
+        element = self._known.cache_element
+        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._tables, path, element)
         scratch = tuple(
             Stored(Slot("scratch", (f"{name} of {symbol}", dims)), dims, "f32", "f32")
             for name, dims in (("sums", ("N", heads, splits, value_dim)), ("totals", ("N", heads, splits, 2)))
@@ -264,8 +279,7 @@ class Lowering:
         return Launch(self._names[key], tuple(operands), grid, config, read)
 
     def _bytes(self, name: Any) -> int:
-        dims = [int(dim) for dim in self._declared[name].type.dims]
-        return math.prod(dims) * BYTES[self._known.storage[name]]
+        return _numbers(self._declared[name]) * BYTES[self._known.storage[name]]
 
     def _value(self, value: ir.SSAValue, name: str) -> Value:
         kind = ir.tensor_type(value)
@@ -283,7 +297,7 @@ class Lowering:
             drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
             weights=self._used,
             caches={name: CacheShape(each.heads, each.key_dim, each.value_dim) for name, each in caches.items()},
-            number=self._known.number,
+            cache_element=self._known.cache_element,
             arena=self._arena,
             stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
             branches=self._function.branches,
@@ -295,3 +309,16 @@ class Lowering:
             max_path=path,
             max_length=length,
         )
+
+    def program(self, weights: Callable[[str], torch.Tensor]) -> TritonProgram:
+        """The step, and the weights that it reads."""
+        return TritonProgram(self.step, weights, {name: _numbers(self._declared[name]) for name in self.step.weights})
+
+
+def _numbers(weight: ir.Weight) -> int:
+    return math.prod(int(dim) for dim in weight.type.dims)
+
+
+def emit(planned: PlannedStep) -> TritonProgram:
+    """The program of a planned `@step`."""
+    return Lowering(planned.module, storage=planned.storage, **planned.limits).program(planned.weights)

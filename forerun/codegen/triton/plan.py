@@ -49,7 +49,7 @@ class TopKLaunch:
     choice: Choice
 
 
-Launch = Products | RowsLaunch | AttentionLaunch | TopKLaunch
+LaunchPlan = Products | RowsLaunch | AttentionLaunch | TopKLaunch
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Surroundings:
     caches: Mapping[str, ir.Cache]
     block: int
     storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
-    number: str  # element type of the cache
+    cache_element: str  # element type of the cache
     candidates: ir.SSAValue | None = None  # the ids that the function returns: what they are chosen of is drawn from
 
 
@@ -68,12 +68,12 @@ class Plan:
     """A region's launches, and where its values lie."""
 
     region: Region
-    launches: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
-        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
+    launches: list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]] = field(
+        default_factory=list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]]
     )
     """Each with what lies in memory before it runs."""
-    asked: list[tuple[Launch, dict[ir.SSAValue, Stored]]] = field(
-        default_factory=list[tuple[Launch, dict[ir.SSAValue, Stored]]]
+    asked: list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]] = field(
+        default_factory=list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]]
     )
     """Those that run when somebody asks for the logits."""
     stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])

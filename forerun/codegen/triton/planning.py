@@ -13,11 +13,12 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
-from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, Launch, Output, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, LaunchPlan, Output, Plan, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
 from forerun.codegen.triton.rules import NO_TEMPLATE
-from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice
+from forerun.codegen.triton.step import LEAST_BLOCK
+from forerun.codegen.triton.topk import CHUNK, Choice
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
 
@@ -125,7 +126,7 @@ class Planner:
 
     # --- launches
 
-    def _append(self, launch: Launch) -> None:
+    def _append(self, launch: LaunchPlan) -> None:
         self.launches.append((launch, dict(self.plan.stored)))
 
     def _head(self) -> bool:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from forerun import dims as dimensions
-from forerun import ir
+from forerun.dims import Dim
+
+LEAST_BLOCK = 32
+"""The smallest tile of a head that may be chosen: more columns have no more tiles than that."""
+SIZES = 64
+"""Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
+DRAWING = 2
+"""Which of them says whether any row of the step draws."""
+WORDS = 6
+"""int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Grid:
     """
 
     kind: str
-    rows: tuple[tuple[ir.Dim, ...], ...]
+    rows: tuple[tuple[Dim, ...], ...]
     columns: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
     together: tuple[int, ...] = (1,)
@@ -96,7 +107,7 @@ class Value:
     """A value of the step in the arena."""
 
     name: str
-    dims: tuple[ir.Dim, ...]
+    dims: tuple[Dim, ...]
     dtype: str
     place: int  # in numbers of 4 bytes
     stream: int | None = None
@@ -150,7 +161,7 @@ class TritonStep:
     drawn: Value | None  # the drawn tokens [M]; None where none can be drawn
     weights: Mapping[str, str]  # name -> element type in memory
     caches: Mapping[str, CacheShape]
-    number: str  # element type of the caches
+    cache_element: str  # element type of the caches
     arena: int  # numbers of 4 bytes
     stream: tuple[int, ...]  # the two places in which the residual stream's values take turns, or none
     branches: tuple[tuple[int, str], ...]
@@ -163,5 +174,27 @@ class TritonStep:
     max_length: int
 
     @property
+    def vocabulary(self) -> int:
+        return int(self.returned[0].dims[-1]) if self.returned and self.returned[0].dims else 0
+
+    @property
+    def candidates(self) -> int:
+        return int(self.returned[1].dims[-1]) if len(self.returned) == 3 else 0
+
+    @property
     def launches(self) -> int:
         return sum(len(each.launches) for each in self.kernels)
+
+
+@dataclass(frozen=True)
+class TritonProgram:
+    """What code generation wrote down of a step, and the weights that it reads."""
+
+    step: TritonStep
+    weights: Callable[[str], torch.Tensor]  # each is read once
+    sizes: Mapping[str, int]  # how many numbers each has
+
+
+def function_name(shared: int) -> str:
+    """The name of a kernel's function; an attention has one for each number of tiles that share a load."""
+    return "kernel" if shared == 1 else f"kernel_{shared}"

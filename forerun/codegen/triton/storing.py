@@ -18,7 +18,7 @@ def cache_place(symbol: str, half: str, known: Any) -> Stored:
     """The keys [blocks, Hkv, P, D] of a cache, or its values [blocks, Hkv, P, Dv]."""
     cache: ir.Cache = known.caches[symbol]
     dim = cache.key_dim if half == "keys" else cache.value_dim
-    return Stored(Slot(half, symbol), (LARGE, cache.heads, known.block, dim), "f32", known.number)
+    return Stored(Slot(half, symbol), (LARGE, cache.heads, known.block, dim), "f32", known.cache_element)
 
 
 def store(context: Expressions, output: Any, index: Sequence[Index], value: Term, known: Any) -> None:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from forerun import ir
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored, Term
 from forerun.codegen.triton.index import Index, Lane, size_of
-from forerun.codegen.triton.memory import DRAWING, WORDS
+from forerun.codegen.triton.step import DRAWING, WORDS
 
 CHUNK = 1024
 """Ids of one program over logits in memory."""
-LEAST_BLOCK = 32
-"""The smallest tile of a head that `configs` allows: more columns have no more tiles than that."""
 NONE = 2147483647
 """The id of no candidate."""
 

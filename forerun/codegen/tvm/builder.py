@@ -20,7 +20,7 @@ Expr = Any
 Buffer = Any
 
 UNBOUNDED = 1 << 40
-REGIONS = {
+MEMORIES = {
     "weights": "float32",
     "tables": "int32",
     "numbers": "float32",
@@ -147,9 +147,9 @@ class Frame:
         self._names = list(sizes)
         self._sizes = T.decl_buffer((max(1, len(sizes)),), "int32", data=sizes_pointer)
         self._slots = T.decl_buffer((UNBOUNDED,), "int64", data=slots_pointer)
-        self.regions: dict[str, Buffer] = {
+        self.memories: dict[str, Buffer] = {
             name: T.decl_buffer((UNBOUNDED,), dtype, data=pointer)
-            for (name, dtype), pointer in zip(REGIONS.items(), pointers, strict=True)
+            for (name, dtype), pointer in zip(MEMORIES.items(), pointers, strict=True)
         }
         self._bound: dict[Any, Expr] = {}
         self.analyzer = Analyzer()
@@ -167,10 +167,10 @@ class Frame:
     def slot(self, index: int) -> Expr:
         return self._slots[integer(index, "int64")]
 
-    def window(self, region: str, offset: Expr) -> Buffer:
-        """The region from an int64 element offset on, indexed by int32."""
-        pointer = T.Bind(tirx.address_of(self.regions[region][offset]))
-        return T.decl_buffer((1 << 30,), REGIONS[region], data=pointer)
+    def window(self, memory: str, offset: Expr) -> Buffer:
+        """A memory from an int64 element offset on, indexed by int32."""
+        pointer = T.Bind(tirx.address_of(self.memories[memory][offset]))
+        return T.decl_buffer((1 << 30,), MEMORIES[memory], data=pointer)
 
     def simplify(self, expression: Expr | int) -> Expr | int:
         return expression if isinstance(expression, int) else self.analyzer.simplify(expression)
@@ -204,7 +204,7 @@ def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
         arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
         arguments.append(T.arg("sizes", T.handle("int32")))
         arguments.append(T.arg("slots", T.handle("int64")))
-        arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in REGIONS.items())
+        arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in MEMORIES.items())
         frame = Frame(arguments, sizes)
         frame.bind_sizes()
         body(frame)

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.planned import PlannedStep
 from forerun.codegen.regions import symbols
-from forerun.codegen.tvm.cache import compile_kernels, key_of, load
-from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
+from forerun.codegen.tvm.key import key_of
 from forerun.codegen.tvm.key_values import padded
 from forerun.codegen.tvm.memory import aligned, arena_layout, cache_layout, pack, weight_offsets
 from forerun.codegen.tvm.phases import AttentionPhase, Plan, ProductPhase, Slot
-from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
+from forerun.codegen.tvm.program import build, step_module
+from forerun.codegen.tvm.step import CompiledStep, Kernel, TvmProgram, Value
 from forerun.codegen.tvm.structure import plans, structure, surroundings
 from forerun.codegen.tvm.target import Machine
 from forerun.errors import InvalidOptionError
@@ -85,6 +86,18 @@ class Lowering:
         """The weights as the code reads them, float32 [step.packed] (`memory.pack`)."""
         step = self.step
         return pack(step.weights, step.packed, self._declared, self._known.formats, weights, blocks or {})
+
+    def program(
+        self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
+    ) -> TvmProgram:
+        """The step, with its code and its weights (as `pack` takes them), which are made on demand."""
+        return TvmProgram(
+            self.step,
+            lambda: build(step_module(self.kernel_functions()), self.machine.target),
+            lambda: self.pack(weights, blocks),
+            self.kernel_texts,
+            self.cacheable,
+        )
 
     # --- the step
 
@@ -240,28 +253,6 @@ def _history_numbers(plan: Plan) -> int:
     return sum(layer.heads * (layer.key_dim + padded(layer.value_dim)) for layer in layers)
 
 
-def compile_step(
-    module: ir.ModuleOp,
-    weights: Callable[[str], torch.Tensor],
-    *,
-    blocks: Mapping[str, torch.Tensor] | None = None,
-    threads: int | None = None,
-    cache: bool = True,
-    **options: Any,
-) -> TvmExecutable:
-    """A function of the IR, ready to run: `Lowering`, its code and its weights.
-
-    weights     name -> torch tensor; each is read once
-    blocks      name -> uint8 [out, in / 32, bytes], for weights whose storage is a file's quantized blocks
-    threads     how many threads share a step; the machine's cores by default
-    cache       keep and look for compiled code on disk
-    """
-    lowering = Lowering(module, **options)
-    return TvmExecutable(lowering.step, compiled_code(lowering, cache), lowering.pack(weights, blocks), threads)
-
-
-def compiled_code(lowering: Lowering, cache: bool = True) -> Any:
-    """The runtime module of a step's kernels, kept and looked for on disk unless `cache` is off."""
-    key = lowering.step.key if cache and lowering.cacheable else None
-    found = load(key) if key is not None else None
-    return found or compile_kernels(lowering.kernel_functions(), lowering.machine, key)
+def emit(planned: PlannedStep) -> TvmProgram:
+    """The program of a planned `@step`."""
+    return Lowering(planned.module, **planned.limits).program(planned.weights, planned.blocks)

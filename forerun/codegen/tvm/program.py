@@ -10,7 +10,7 @@ threads meet at a barrier after each call.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forerun.codegen.tvm.builder import REGIONS, integer
+from forerun.codegen.tvm.builder import MEMORIES, integer
 from forerun.codegen.tvm.step import ENTRY
 from forerun.codegen.tvm.untyped import IRBuilder, T, tirx, tvm, tvm_ir
 
@@ -20,18 +20,18 @@ def step_module(kernels: Mapping[str, Any]) -> Any:
     globals_ = [tvm_ir.GlobalVar(name) for name in kernels]
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"global_symbol": ENTRY})
-        names = ["program", "sizes", *REGIONS]
+        names = ["program", "sizes", *MEMORIES]
         handles = [T.arg(name, T.handle()) for name in names]
         first, last, parts = (T.arg(name, T.int32()) for name in ("first", "last", "parts"))
         columns = tirx.Var("columns", "int64")
         program = T.match_buffer(handles[0], (tirx.Var("calls", "int64"), columns), "int64")
         sizes = T.match_buffer(handles[1], (tirx.Var("sizes_size", "int64"),), "int32")
-        regions = [
+        memories = [
             T.match_buffer(handle, (tirx.Var(f"{name}_size", "int64"),), dtype)
-            for handle, (name, dtype) in zip(handles[2:], REGIONS.items(), strict=True)
+            for handle, (name, dtype) in zip(handles[2:], MEMORIES.items(), strict=True)
         ]
         pointers = [tirx.address_of(sizes[0])]
-        bases = [tirx.address_of(region[0]) for region in regions]
+        bases = [tirx.address_of(memory[0]) for memory in memories]
         with T.attr(0, "pragma_parallel_launch_point", 1), T.serial(first, last) as call:
             row = call.astype("int64")
             with T.attr(0, "pragma_parallel_barrier_when_finish", 1), T.parallel(parts) as part:

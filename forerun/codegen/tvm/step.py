@@ -3,14 +3,16 @@
 Everything here can be written down: names, sizes, and places in memory. Offsets and sizes are in numbers of 4 bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from forerun import dims as dimensions
-from forerun import ir
+from forerun.dims import Dim
 
 ENTRY = "run"
 """The function of the compiled code that walks a program."""
@@ -27,7 +29,7 @@ class Value:
     """A value of the step: an argument lies in the inputs, any other in the arena."""
 
     name: str
-    dims: tuple[ir.Dim, ...]
+    dims: tuple[Dim, ...]
     dtype: str
     offset: int
 
@@ -44,7 +46,7 @@ class Kernel:
     calls: tuple[int, int]  # [first, last) rows of the program
     results: tuple[Value, ...]
     weights: tuple[str, ...]  # of its linears: read whole, whatever the rows
-    moved: tuple[tuple[ir.Dim, ...], ...]  # the shapes of its inputs and results, each once
+    moved: tuple[tuple[Dim, ...], ...]  # the shapes of its inputs and results, each once
     history: int  # cached numbers that its attention reads for each position of a history
     branch: int | None  # the residual branch that it belongs to
     streams: tuple[tuple[int, int], ...]  # columns of the program that name a value of the stream, and which one
@@ -94,6 +96,17 @@ class CompiledStep:
         """What each weight takes, to the next one's offset."""
         ends = [*self.weights.values(), self.packed - SPARE]
         return {name: end - start for (name, start), end in zip(self.weights.items(), ends[1:], strict=True)}
+
+
+@dataclass(frozen=True)
+class TvmProgram:
+    """What code generation wrote down of a step; its code and its weights are made when they are asked for."""
+
+    step: CompiledStep
+    compile: Callable[[], Any]  # the runtime module of its kernels
+    pack: Callable[[], torch.Tensor]  # float32 [step.packed]: the weights as the code reads them
+    texts: Callable[[], dict[str, str]]  # the TIR script of every distinct kernel phase, by name
+    keeps_code: bool = True  # whether `step.key` names the code
 
 
 def bind(arguments: Sequence[Value], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -3,9 +3,6 @@
 import importlib
 from typing import Any
 
-from forerun.codegen.tvm.cores import size_pool
-
-size_pool()
 tvm: Any = importlib.import_module("tvm")
 tvm_ffi: Any = importlib.import_module("tvm_ffi")
 tirx: Any = importlib.import_module("tvm.tirx")

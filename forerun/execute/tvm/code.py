@@ -5,31 +5,24 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.tvm.program import build, step_module
-from forerun.codegen.tvm.target import Machine
-from forerun.codegen.tvm.untyped import tvm
+from forerun.codegen.tvm.step import TvmProgram
 from forerun.entries import remove
+from forerun.execute.tvm.library import tvm
 from forerun.storage import cache_directory, keeping, write_atomically
 
 log = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent
 
-
-def source_digest() -> str:
-    """A digest of the templates' own sources: a changed template is another key."""
-    digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def key_of(machine: Machine, parts: list[str]) -> str:
-    """The key of everything a compiled step depends on."""
-    digest = hashlib.sha256()
-    for text in (tvm.__version__, str(machine), source_digest(), *parts):
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:32]
+def compiled_code(program: TvmProgram, cache: bool = True) -> Any:
+    """The runtime module of a step's kernels, kept and looked for on disk unless `cache` is off."""
+    key = program.step.key if cache and program.keeps_code else None
+    found = load(key) if key is not None else None
+    if found is not None:
+        return found
+    made = program.compile()
+    if key is not None:
+        save(key, made)
+    return made
 
 
 def load(key: str) -> Any | None:
@@ -77,11 +70,3 @@ def save(key: str, module: Any) -> None:
         if path.is_dir():
             remove(path)
         write_atomically(path, f"{_checksum(text.encode())}\n{text}")
-
-
-def compile_kernels(kernels: dict[str, Any], machine: Machine, key: str | None) -> Any:
-    """Compile, and keep under the key where one is given."""
-    module = build(step_module(kernels), machine.target)
-    if key is not None:
-        save(key, module)
-    return module

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
-from forerun.codegen.triton.memory import InputLayout, State
+from forerun.execute.triton.launcher import Launcher
+from forerun.execute.triton.memory import InputLayout, State
 from forerun.runtime.executable import Float32, Int32, StepResult, nan_of
-
-if TYPE_CHECKING:
-    from forerun.codegen.triton.executable import TritonExecutable
 
 
 @dataclass(frozen=True)
 class Ran:
     """What a step has left on the device, until the next one."""
 
-    executable: TritonExecutable
+    launcher: Launcher
     state: State
     layout: InputLayout
     sizes: dict[str, int]
     evaluated: list[int]
-    inputs: torch.Tensor | None = None  # the executable's own
+    inputs: torch.Tensor | None = None  # the launcher's own
 
     def logits(self) -> Float32:
         """[M, V], computed from the head's input, which is still there."""
-        executable = self.executable
-        for kernel in executable.step.kernels:
-            executable.launch_each(kernel.asked, self.state, self.layout, self.evaluated, self.inputs)
-        return executable.value(executable.step.returned[0], self.sizes)
+        launcher = self.launcher
+        for kernel in launcher.step.kernels:
+            launcher.launch_each(kernel.asked, self.state, self.layout, self.evaluated, self.inputs)
+        return launcher.value(launcher.step.returned[0], self.sizes)
 
     def hidden(self) -> Float32:
         """[N, D]"""
-        places = self.executable.step.stream
-        return self.executable.stream(places[len(self.evaluated) % 2] if places else 0, self.sizes["N"])
+        places = self.launcher.step.stream
+        return self.launcher.stream(places[len(self.evaluated) % 2] if places else 0, self.sizes["N"])
 
 
 class DeviceStepResult(StepResult):

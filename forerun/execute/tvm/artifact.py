@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from forerun.available import require_memory
-from forerun.codegen.tvm import cache
-from forerun.codegen.tvm.executable import TvmExecutable
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError
+from forerun.execute.tvm import code
+from forerun.execute.tvm.executable import TvmExecutable
 
 STEP, ARRAYS, WEIGHTS = "step.json", "arrays.npz", "weights.bin"
 ARRAY_FIELDS = ("program", "words")
@@ -41,9 +41,9 @@ def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
     require_memory(step.needed_bytes())
     weights = torch.empty(step.packed)  # copied: memory of one's own has larger pages than a mapped file
     entry.read_into(WEIGHTS, weights.numpy().view(np.uint8).data)
-    if (code := cache.load(step.key)) is None:
+    if (found := code.load(step.key)) is None:
         raise CorruptFileError(f"the code of {entry.folder} is no longer kept: compile the model again.")
-    return TvmExecutable(step, code, weights, threads)
+    return TvmExecutable(step, found, weights, threads)
 
 
 def _step(entry: Entry) -> CompiledStep:

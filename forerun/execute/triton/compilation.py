@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from forerun.codegen.triton.configs import first_config
-from forerun.codegen.triton.executable import TritonExecutable
-from forerun.codegen.triton.loop_calls import WARPS, load_kernels
-from forerun.codegen.triton.sources import function_name, load
-from forerun.codegen.triton.step import Config, Source, TritonStep
-from forerun.codegen.triton.untyped import GPUTarget, compiler, triton
+from forerun.codegen.triton.step import Config, Source, TritonStep, function_name
+from forerun.execute.triton.configs import first_config
+from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.triton.loop_calls import WARPS, load_kernels
+from forerun.execute.triton.sources import load
+from forerun.execute.triton.untyped import GPUTarget, compiler, triton
 from forerun.runtime.device_loop import Drafting
 
 POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32", "f64": "*fp64"}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.codegen.branches import remaining, turn
 from forerun.codegen.tvm.step import CompiledStep
+from forerun.execute.branches import remaining, turn
 from forerun.runtime.executable import Part
 
 

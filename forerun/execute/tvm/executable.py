@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.branches import check_hidden
-from forerun.codegen.tvm.parts import PartProgram, part_program
-from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, Value, bind
-from forerun.codegen.tvm.timing import KernelTime, value_bytes
-from forerun.codegen.tvm.untyped import tvm, tvm_ffi
+from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value
+from forerun.codegen.tvm.step import bind as sizes_of
 from forerun.errors import InvalidOptionError, TooLongError
+from forerun.execute.branches import check_hidden
+from forerun.execute.tvm.code import compiled_code
+from forerun.execute.tvm.library import tvm, tvm_ffi
+from forerun.execute.tvm.parts import PartProgram, part_program
+from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 
@@ -204,7 +206,7 @@ class TvmExecutable:
             )
         arguments = self.step.arguments
         given: dict[str, Int32] = {each.name: getattr(rows, each.name) for each in arguments}
-        bindings = bind(arguments, {name: value.shape for name, value in given.items()})
+        bindings = sizes_of(arguments, {name: value.shape for name, value in given.items()})
         for argument in arguments:
             value, offset = given[argument.name], argument.offset
             if offset + value.size > len(self._inputs):
@@ -244,4 +246,12 @@ def _set_threads(threads: int | None) -> int:
     return min(threads, pool)
 
 
-__all__: Sequence[str] = ["KernelTime", "State", "TvmExecutable"]
+def bind(program: TvmProgram, threads: int | None = None, cache: bool = True) -> TvmExecutable:
+    """A program ready to run; DeviceMemoryError, before anything is packed, where the machine has not the room.
+
+    threads     how many threads share a step; the machine's cores by default
+    cache       keep and look for compiled code on disk
+    """
+    require_memory(program.step.needed_bytes())
+    weights = program.pack()
+    return TvmExecutable(program.step, compiled_code(program, cache), weights, threads)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.codegen.triton.untyped import language, standard
+from forerun.execute.triton.untyped import language, standard
 
 runtime: Any = importlib.import_module("triton.runtime.interpreter")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from forerun.codegen.triton.executable import TritonExecutable
-from forerun.codegen.triton.memory import State
+from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.triton.memory import State
 from forerun.runtime.executable import Rows
 
 COLD = 1 << 28

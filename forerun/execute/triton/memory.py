@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.step import CacheShape, TritonStep
+from forerun.codegen.triton.step import DRAWING, SIZES, WORDS, CacheShape, TritonStep
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import Draw, Int32, Rows
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
 ALIGNMENT = 64
 """Numbers that every place is a multiple of."""
-SIZES = 64
-"""Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
-DRAWING = 2
-"""Which of them says whether any row of the step draws."""
-WORDS = 6
-"""int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
 
 
 def aligned(count: int) -> int:
@@ -71,7 +65,7 @@ class State:
 def new_state(step: TritonStep, blocks: int, device: torch.device) -> State:
     """A cache of `blocks * P` slots, all zero."""
     total = sum(record(shape, step.block) for shape in step.caches.values()) * blocks
-    numbers = torch.zeros(max(1, total), dtype=TORCH[step.number], device=device)
+    numbers = torch.zeros(max(1, total), dtype=TORCH[step.cache_element], device=device)
     parts: dict[tuple[str, str], torch.Tensor] = {}
     columns: list[np.ndarray[Any, Any]] = []
     start = 0
@@ -151,7 +145,7 @@ def inputs_size(step: TritonStep) -> int:
 
 
 def state_bytes(step: TritonStep, blocks: int) -> int:
-    return sum(record(each, step.block) for each in step.caches.values()) * blocks * TORCH[step.number].itemsize
+    return sum(record(each, step.block) for each in step.caches.values()) * blocks * TORCH[step.cache_element].itemsize
 
 
 def buffer_bytes(step: TritonStep) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.triton.configs import candidates, tuned_rows
 from forerun.codegen.triton.step import Config, Launch, Source
-from forerun.codegen.triton.untyped import OutOfResources, testing, triton
 from forerun.entries import remove
+from forerun.execute.triton.configs import candidates, tuned_rows
+from forerun.execute.triton.untyped import OutOfResources, testing, triton
 from forerun.storage import cache_directory, keeping, write_atomically
 
 
@@ -89,22 +89,22 @@ class Autotuner:
         self.gpu = gpu
         self.chosen = read_choices(gpu)
 
-    def __call__(self, executable: Any, launch: Launch, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
-        source: Source = executable.sources[launch.source]
+    def __call__(self, launcher: Any, launch: Launch, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
+        source: Source = launcher.sources[launch.source]
         key = choice_key(source, rows, shared)
         if key not in self.chosen:
             options = candidates(launch, rows, shared)
-            times = {each: self._measure(executable, launch, pointers, sizes, each) for each in options}
+            times = {each: self._measure(launcher, launch, pointers, sizes, each) for each in options}
             self.chosen[key] = min(options, key=lambda each: times[each])
             write_choices(self.gpu, self.chosen | read_choices(self.gpu))
         return self.chosen[key]
 
     @staticmethod
-    def _measure(executable: Any, launch: Launch, pointers: Any, sizes: Any, config: Config) -> float:
+    def _measure(launcher: Any, launch: Launch, pointers: Any, sizes: Any, config: Config) -> float:
         """Milliseconds, the median, weights not in the cache; infinite where the GPU has not the room."""
         try:
             return testing.do_bench(
-                lambda: executable.launch(launch, pointers, sizes, config), warmup=5, rep=20, return_mode="median"
+                lambda: launcher.launch(launch, pointers, sizes, config), warmup=5, rep=20, return_mode="median"
             )
         except OutOfResources:
             return float("inf")

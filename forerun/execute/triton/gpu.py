@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from math import prod
 
 import torch
 
-from forerun import ir
-from forerun.codegen.triton.memory import TORCH, buffer_bytes, state_bytes
-from forerun.codegen.triton.step import TritonStep
+from forerun.codegen.triton.step import TritonProgram, TritonStep
 from forerun.errors import DeviceError, DeviceMemoryError
+from forerun.execute.triton.memory import TORCH, buffer_bytes, state_bytes
 from forerun.forking import gpu_of_parent
 
 CAPABILITY = (8, 0)
@@ -55,13 +53,11 @@ def require_triton() -> None:
         )
 
 
-def needed_bytes(step: TritonStep, declared: Mapping[str, ir.Weight], blocks: int) -> dict[str, int]:
+def needed_bytes(program: TritonProgram) -> dict[str, int]:
     """What a compiled model takes on the GPU: weights, the cache of one sequence, buffers."""
-    weights = sum(
-        prod(int(dim) for dim in declared[name].type.dims) * TORCH[element].itemsize
-        for name, element in step.weights.items()
-    )
-    return {"weights": weights, "cache": state_bytes(step, blocks), "buffers": buffer_bytes(step)}
+    step = program.step
+    weights = sum(program.sizes[name] * TORCH[element].itemsize for name, element in step.weights.items())
+    return {"weights": weights, "cache": state_bytes(step, cache_blocks(step)), "buffers": buffer_bytes(step)}
 
 
 def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:

@@ -6,8 +6,7 @@ instruction has 16), `stages` is how far loads run ahead. Blocks of features and
 
 from __future__ import annotations
 
-from forerun.codegen.triton.step import Config, Launch
-from forerun.codegen.triton.topk import LEAST_BLOCK
+from forerun.codegen.triton.step import LEAST_BLOCK, Config, Launch
 
 FILLED = 128
 """Programs that a launch should have at least: about one a multiprocessor."""

@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from forerun.codegen.triton.loop_calls import RING, WARPS, Call, Calls, Knowledge, Size, Text, load_kernels
-from forerun.codegen.triton.memory import State
-from forerun.codegen.triton.result import Ran
 from forerun.errors import InvalidOptionError
+from forerun.execute.triton.launcher import Launcher
+from forerun.execute.triton.loop_calls import RING, WARPS, Call, Calls, Knowledge, Size, Text, load_kernels
+from forerun.execute.triton.memory import State
+from forerun.execute.triton.result import Ran
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting
-from forerun.runtime.executable import WHOLE, Draw, Float32, Int32, Rows
+from forerun.runtime.executable import Draw, Float32, Int32, Rows
 from forerun.runtime.round_size import Round
-
-if TYPE_CHECKING:
-    from forerun.codegen.triton.executable import TritonExecutable
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,17 @@ class Enqueued:
 class TritonLoop:
     """Rounds over one cache (`runtime.device_loop.DeviceLoop`), of at most `largest` rows."""
 
-    def __init__(self, executable: TritonExecutable, state: State, drafting: Drafting, largest: int) -> None:
-        most = min(executable.max_rows, executable.max_outputs, LARGEST)
+    def __init__(self, launcher: Launcher, state: State, drafting: Drafting, largest: int) -> None:
+        step = launcher.step
+        most = min(step.max_rows, step.max_outputs, LARGEST)
         if not 1 <= largest <= most:
             raise InvalidOptionError(f"a round on the device has 1 to {most} rows, not {largest}")
-        self.executable, self.state, self.largest = executable, state, largest
-        self.prepares = not executable.interpreted
-        self.known = Knowledge.fresh(executable.vocabulary, drafting, executable.device)
-        self.text = Text(executable, drafting.places)
-        self.calls = Calls(executable, state, drafting, self.known, self.text)
-        self._kernels = load_kernels(executable.interpreted)
+        self.launcher, self.state, self.largest = launcher, state, largest
+        self.prepares = not launcher.interpreted
+        self.known = Knowledge.fresh(step.vocabulary, drafting, launcher.device)
+        self.text = Text(launcher, drafting.places)
+        self.calls = Calls(launcher, state, drafting, self.known, self.text)
+        self._kernels = load_kernels(launcher.interpreted)
         self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=self.prepares)
         self._sizes: dict[int, Size] = {}
         self._blocks: Int32 = np.zeros(0, np.int32)
@@ -62,7 +61,8 @@ class TritonLoop:
         return len(self._enqueued)
 
     def prepare(self, rows: int, trial: Rows) -> None:
-        self.executable.run(WHOLE, self.state, trial)  # kernels are measured on as many rows as they will have
+        layout, _ = self.launcher.load(trial)  # kernels are measured on as many rows as they will have
+        self.launcher.launch_step(self.state, layout)
         self.text.begin([0, 0], 0, np.zeros(0, np.int32))  # behind its last position: nothing is written
         size = self.size(rows)
         self._launch(size)
@@ -105,13 +105,13 @@ class TritonLoop:
         assert size is not None
         assert not self._enqueued, "logits of a round that others have followed"
         count = max(rows) + 1
-        every = list(range(len(self.executable.step.branches)))
-        ran = Ran(self.executable, self.state, size.layout, {"N": count, "M": count}, every, size.inputs)
+        every = list(range(len(self.launcher.step.branches)))
+        ran = Ran(self.launcher, self.state, size.layout, {"N": count, "M": count}, every, size.inputs)
         return ran.logits()[list(rows)]
 
     def end(self) -> None:
         if self.prepares:
-            torch.cuda.current_stream(self.executable.device).synchronize()
+            torch.cuda.current_stream(self.launcher.device).synchronize()
         self._enqueued.clear()
 
     def size(self, rows: int) -> Size:
@@ -119,16 +119,16 @@ class TritonLoop:
         if not 1 <= rows <= self.largest:
             raise InvalidOptionError(f"a round of this loop has 1 to {self.largest} rows, not {rows}")
         if rows not in self._sizes:
-            layout = self.executable.layout(rows, rows)
-            numbers = layout.places["block_tables"] + self.executable.step.tables
-            inputs = torch.zeros(numbers, dtype=torch.int32, device=self.executable.device)
+            layout = self.launcher.layout(rows, rows)
+            numbers = layout.places["block_tables"] + self.launcher.step.tables
+            inputs = torch.zeros(numbers, dtype=torch.int32, device=self.launcher.device)
             self._sizes[rows] = Size(rows, layout, inputs)
             self._sizes[rows].begin(self._blocks, self._draw)
         return self._sizes[rows]
 
     def _capture(self, size: Size) -> None:
         """The launches of a round as a graph; they ran once before, so that everything is compiled and tuned."""
-        torch.cuda.current_stream(self.executable.device).synchronize()
+        torch.cuda.current_stream(self.launcher.device).synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._launch(size)
@@ -137,7 +137,7 @@ class TritonLoop:
     def _launch(self, size: Size) -> None:
         for call in self.calls.before(size):
             self.run(call)
-        self.executable.launch_step(self.state, size.layout, size.inputs)
+        self.launcher.launch_step(self.state, size.layout, size.inputs)
         for call in self.calls.after(size):
             self.run(call)
 
@@ -145,8 +145,8 @@ class TritonLoop:
         """One kernel, by itself."""
         function = getattr(self._kernels, call.kernel)
         constants = call.constants_of(function)
-        if self.executable.interpreted:
-            from forerun.codegen.triton import interpreter
+        if self.launcher.interpreted:
+            from forerun.execute.triton import interpreter
 
             ordered = [call.arguments[name] for name in function.arg_names if name in call.arguments]
             interpreter.run(function, call.grid, ordered, constants)

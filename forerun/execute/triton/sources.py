@@ -1,7 +1,6 @@
-"""Kernels as files: assembled from bodies, written to a folder, replaced by a user's, and loaded.
+"""Kernels as files: replaced by a user's, kept, and loaded.
 
-A file stands alone: it imports Triton and holds the device functions that it calls, so that it can be read, edited and
-run again. A folder of replacements is named by `$FORERUN_KERNELS`; a file there takes the place of the generated one of
+A folder of replacements is named by `$FORERUN_KERNELS`; a file there takes the place of the generated one of
 the same name.
 """
 
@@ -20,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.triton.expressions import Expressions
-from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.step import Source
 from forerun.entries import remove
 from forerun.errors import InvalidOptionError
@@ -31,37 +28,6 @@ from forerun.storage import cache_directory, keeping, write_atomically
 INTERPRET = "TRITON_INTERPRET"
 OVERRIDES = "FORERUN_KERNELS"
 _environment = Turn("loading a kernel")
-
-
-def function_name(shared: int) -> str:
-    """The name of a kernel's function; an attention has one for each number of tiles that share a load."""
-    return "kernel" if shared == 1 else f"kernel_{shared}"
-
-
-def _body(context: Expressions) -> str:
-    sizes = [f"    {name} = tl.load(sizes + {place})" for name, place in (("N", 0), ("M", 1)) if name in context.sizes]
-    return "\n".join([*sizes, *("    " + line for line in context.scopes[0].lines)])
-
-
-def body_key(kind: str, variants: Mapping[int, Expressions]) -> str:
-    """A text that is equal for kernels of one structure."""
-    first = next(iter(variants.values()))
-    return "\n".join([kind, str(list(first.elements.values())), *map(_body, variants.values())])
-
-
-def assemble(name: str, words: str, variants: Mapping[int, Expressions]) -> str:
-    """The file of a kernel."""
-    first = next(iter(variants.values()))
-    names = ", ".join(first.arguments.values())
-    pointers = "\n".join(f"    {text:<14} {first.elements[slot]}" for slot, text in first.arguments.items())
-    bodies = {shared: _body(context) for shared, context in variants.items()}
-    said = f"{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"
-    parts = [f'"""{said}"""\n\nimport triton\nimport triton.language as tl\n']
-    parts.extend(used_functions("\n".join(bodies.values())))
-    for shared, body in bodies.items():
-        head = f"def {function_name(shared)}(sizes, {names}, BLOCK: tl.constexpr, ROWS: tl.constexpr):"
-        parts.append(f"@triton.jit\n{head}\n{body}\n")
-    return "\n\n".join(parts)
 
 
 def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dict[str, Source]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from forerun.codegen.triton.memory import DRAWING, WORDS, InputLayout, State, draw_words
-from forerun.codegen.triton.sources import load, overridden
-from forerun.codegen.triton.step import Source
+from forerun.codegen.triton.step import DRAWING, WORDS, Source
 from forerun.errors import InvalidOptionError
+from forerun.execute.triton.launcher import Launcher
+from forerun.execute.triton.memory import InputLayout, State, draw_words
+from forerun.execute.triton.sources import load, overridden
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
-
-if TYPE_CHECKING:
-    from forerun.codegen.triton.executable import TritonExecutable
 
 CHUNK = 2048
 """Positions of a program that looks a text's end up."""
@@ -97,15 +95,17 @@ class Knowledge:
 class Text:
     """The text that is decoded, and the tree of the round that runs, on the device."""
 
-    def __init__(self, executable: TritonExecutable, places: int) -> None:
+    def __init__(self, launcher: Launcher, places: int) -> None:
+        step = launcher.step
+
         def numbers(*sizes: int) -> torch.Tensor:
-            return torch.zeros(sizes, dtype=torch.int32, device=executable.device)
+            return torch.zeros(sizes, dtype=torch.int32, device=launcher.device)
 
         self.state = numbers(3)  # LENGTH, LAST, ROUND
-        self.tokens = numbers(executable.max_length + LARGEST + 2)
-        self.chunks = -(-executable.max_length // CHUNK)
+        self.tokens = numbers(step.max_length + LARGEST + 2)
+        self.chunks = -(-step.max_length // CHUNK)
         self.finds = numbers(self.chunks * max(1, places))
-        self.spare = numbers(executable.max_rows)
+        self.spare = numbers(step.max_rows)
         self.parents, self.depths, self.features, self.path = (numbers(LARGEST) for _ in range(4))
         self.moves = numbers(2, LARGEST)
         self.report = numbers(RING, 2 + 2 * LARGEST)
@@ -145,7 +145,7 @@ class Size:
 class Calls:
     """The calls of rounds over one cache."""
 
-    executable: TritonExecutable
+    launcher: Launcher
     state: State
     drafting: Drafting
     known: Knowledge
@@ -153,7 +153,7 @@ class Calls:
 
     def before(self, size: Size) -> list[Call]:
         """The tree, as the step's inputs."""
-        step, text, known, drafting = self.executable.step, self.text, self.known, self.drafting
+        step, text, known, drafting = self.launcher.step, self.text, self.known, self.drafting
         places = max(1, drafting.places)
         shared = {"state": text.state, "tokens": text.tokens, "finds": text.finds}
         looking = {"CHUNK": CHUNK, "PLACES": places, "LONGEST": drafting.longest}
@@ -174,11 +174,11 @@ class Calls:
 
     def after(self, size: Size) -> list[Call]:
         """What the step decided, and what it taught."""
-        step, text, known = self.executable.step, self.text, self.known
-        _, ids, logits = (self.executable.place(value) for value in step.returned)
-        rows, candidates = {"ROWS": self._lanes(size)}, self.executable.candidates
+        step, text, known = self.launcher.step, self.text, self.known
+        _, ids, logits = (self.launcher.place(value) for value in step.returned)
+        rows, candidates = {"ROWS": self._lanes(size)}, step.candidates
         # Where no step draws, the likeliest candidate is taken, the first of each row.
-        drawn, stride = (ids, candidates) if step.drawn is None else (self.executable.place(step.drawn), 1)
+        drawn, stride = (ids, candidates) if step.drawn is None else (self.launcher.place(step.drawn), 1)
         inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
         names = ("state", "tokens", "parents", "depths", "features", "path", "report", "moves")
         verify = Call(

@@ -1,0 +1,31 @@
+"""What a code generator is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+
+from forerun.ir import ModuleOp
+
+
+class StepLimits(TypedDict):
+    """How large a step may be (`forerun.runtime.executable`)."""
+
+    max_rows: int
+    max_outputs: int
+    max_path: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A planned step that is to become a program, and the weights that it reads."""
+
+    module: ModuleOp
+    weights: Callable[[str], torch.Tensor]  # each is read once
+    limits: StepLimits
+    storage: str = "f32"  # element type of matrices and of the cache, for whom keeps them alike
+    blocks: Mapping[str, torch.Tensor] | None = None  # uint8 [out, in / 32, bytes]: a file's quantized blocks

@@ -1,0 +1,64 @@
+"""From a program to something that runs, or to files that show what would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forerun.codegen.triton.step import TritonProgram
+from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
+from forerun.execute.triton.loop_calls import loop_source
+from forerun.execute.triton.memory import load_weights
+from forerun.execute.triton.sources import overridden
+
+TUNE = "FORERUN_TUNE"
+
+
+def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None) -> TritonExecutable:
+    """A program on a GPU, ready to run; `device="cpu"` runs its kernels in Triton's interpreter.
+
+    `tune` measures how launches are best divided, the first time each is met; unless `$FORERUN_TUNE` is 0, by default.
+    Nothing is allocated before the GPU and its memory are known to fit.
+    """
+    if device != "cpu":
+        require_gpu()
+        require_memory(needed_bytes(program))
+    step = program.step
+    kept = load_weights(step, program.weights, torch.device(device))
+    tuner = None
+    if device != "cpu" and (os.environ.get(TUNE, "1") != "0" if tune is None else tune):
+        from forerun.execute.triton.tuning import Autotuner
+
+        tuner = Autotuner(torch.cuda.get_device_name())
+    return TritonExecutable(step, kept, device, tuner)
+
+
+def texts(program: TritonProgram) -> dict[str, str]:
+    """The file of every kernel, those replaced by the user's included, as it would run."""
+    return {name: each.text for name, each in overridden({**program.step.sources, "loop": loop_source()}).items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `forerun dump --target cuda` lists."""
+
+    resources: list[dict[str, Any]]
+    choices: dict[str, str]  # by GPU and kernel: what the autotuner chose
+
+
+def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
+    """Every kernel compiled ahead of time, and what was measured on the GPUs that this machine has met."""
+    from forerun.execute.triton import compilation
+    from forerun.execute.triton.tuning import known_choices
+
+    step = program.step
+    sources = overridden(step.sources)
+    found = [*compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
+    if len(step.returned) == 3:
+        found += compilation.compile_loop(step, rows, compilation.CAPABILITIES)
+    return Report([each.to_dict() for each in found], known_choices(sources))

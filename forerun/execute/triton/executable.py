@@ -1,0 +1,175 @@
+"""A Triton step with its weights on a device: one copy in, one graph launch, one wait.
+
+On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
+candidates and drawn tokens back to the host at its end. Logits are computed when they are asked for. On the CPU the
+same launches run one by one in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forerun.codegen.triton.step import Kernel, TritonStep, Value
+from forerun.execute.branches import check_hidden, remaining
+from forerun.execute.triton.launcher import Launcher, Tuner
+from forerun.execute.triton.loop import TritonLoop
+from forerun.execute.triton.memory import InputLayout, State, new_state
+from forerun.execute.triton.result import DeviceStepResult, Ran
+from forerun.forking import with_live_threads
+from forerun.runtime.device_loop import Drafting
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+
+
+class TritonExecutable:
+    """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
+
+    step        what was lowered
+    weights     name -> tensor on the device (`memory.load_weights`)
+    device      a CUDA device; "cpu" runs the kernels in Triton's interpreter
+    tuner       chooses each launch's division; unmeasured by default
+    """
+
+    def __init__(
+        self,
+        step: TritonStep,
+        weights: Mapping[str, torch.Tensor],
+        device: str | torch.device = "cuda",
+        tuner: Tuner | None = None,
+    ) -> None:
+        self.step = step
+        self.launcher = Launcher(step, weights, torch.device(device), tuner)
+        self.block = step.block
+        self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
+        self.max_path, self.max_length = step.max_path, step.max_length
+        self.vocabulary, self.candidates = step.vocabulary, step.candidates
+        self.width = step.width
+        self.draws = step.drawn is not None
+        self._answers = self._copied_back()
+        most, pinned = {"N": step.max_rows, "M": step.max_rows}, not self.launcher.interpreted
+        types = (torch.float32 if each.dtype == "f32" else torch.int32 for each in self._answers)
+        self._found = [
+            torch.zeros(each.sizes(most), dtype=dtype, pin_memory=pinned).view(-1)
+            for each, dtype in zip(self._answers, types, strict=True)
+        ]
+        late = any(kernel.begins for kernel in step.kernels)  # else no part could be entered behind branch 0
+        found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
+        self.branches = tuple(found) if late else ()
+        self.head_bytes = self._read(None) if late else self.weight_bytes
+
+    def _read(self, branch: int | None) -> int:
+        return sum(each.weight_bytes for each in self.step.kernels if each.branch == branch)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a step reads of its weights: those of its linears."""
+        return sum(each.weight_bytes for each in self.step.kernels)
+
+    @with_live_threads
+    def new_state(self, blocks: int, requests: int = 1) -> State:
+        """A cache of `blocks * P` slots, all zero."""
+        self.launcher.require_process()
+        return new_state(self.step, max(1, blocks), self.launcher.device)
+
+    def _copied_back(self) -> list[Value]:
+        """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
+        none."""
+        answers = [*self.step.returned[1:]] if self.candidates else []
+        return [*answers, self.step.drawn] if self.step.drawn is not None else answers
+
+    @with_live_threads
+    def run(
+        self,
+        part: Part,
+        state: State,
+        rows: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult:
+        """One step, or a part of it. The result is valid until the next step."""
+        kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
+        check_hidden(part, hidden is not None)
+        drawing = draws if self.draws and draws is not None else ()
+        layout, sizes = self.launcher.load(rows, drawing)
+        if hidden is not None:
+            self.launcher.give_stream(hidden)
+        if self.launcher.interpreted or not self._answers:
+            self.launcher.launch_all(state, layout, kernels, evaluated)
+            found: list[Any] = [self.launcher.value(each, sizes) for each in self._answers]
+        else:
+            found = self._replay(state, layout, kernels, evaluated, sizes["M"])
+        none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
+        ids, best = found[:2] if self.candidates else none
+        chosen: Any = found[2] if self.draws else None
+        drawn = chosen if drawing else np.zeros(0, np.int32)
+        return DeviceStepResult(Ran(self.launcher, state, layout, sizes, evaluated), ids, best, drawn, chosen)
+
+    def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
+        """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
+        layout, _ = self.launcher.load(rows)
+        chosen = [each for each in self.step.kernels if each.name in kernels]
+        every = list(range(len(self.step.branches)))
+        return lambda: self.launcher.launch_all(state, layout, chosen, every)
+
+    @with_live_threads
+    def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
+        """One step, kernel by kernel, with a copy of every kernel's results in order."""
+        layout, sizes = self.launcher.load(rows)
+        entries: list[KernelOutput] = []
+        every = list(range(len(self.step.branches)))
+        for kernel in self.step.kernels:
+            self.launcher.launch_all(state, layout, [kernel], every)
+            self.launcher.launch_each(kernel.asked, state, layout, every)
+            for result in kernel.results:
+                axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
+                along = None if axis is None else str(result.dims[axis])
+                value = self.launcher.value(result, sizes)
+                moved = np.moveaxis(value, axis or 0, 0) if result.dims else value
+                entries.append(KernelOutput(kernel.name, result.name, moved.copy(), along))
+        return entries
+
+    def loop(self, state: State, drafting: Drafting, largest: int) -> TritonLoop:
+        """Decoding that goes on on the device (`runtime.device_loop.Loops`)."""
+        return TritonLoop(self.launcher, state, drafting, largest)
+
+    @with_live_threads
+    def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
+        """Copy what is cached at each source slot to its destination; all reads happen before all writes.
+
+        On a GPU this is enqueued behind the step, and nobody waits for it.
+        """
+        if len(source) == 0:
+            return
+        both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
+        whole = both.to(self.launcher.device, non_blocking=True)
+        first, block, lane = state.places
+        places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
+        state.numbers[places[len(source) :]] = state.numbers[places[: len(source)]]
+
+    def _replay(
+        self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
+    ) -> list[NDArray[Any]]:
+        """Launch the graph of this shape, captured the first time, and wait for what it copies back."""
+        key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
+        sizes = {"N": layout.rows, "M": layout.outputs}
+        stream = torch.cuda.current_stream(self.launcher.device)
+        if key not in state.graphs:
+            self.launcher.launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside of the capture
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.launcher.launch_all(state, layout, kernels, evaluated)
+                for host, value in zip(self._found, self._answers, strict=True):
+                    count = prod(value.sizes(sizes))
+                    host[:count].copy_(self.launcher.place(value)[:count], non_blocking=True)
+            state.graphs[key] = graph
+        state.graphs[key].replay()
+        stream.synchronize()
+        shapes = [value.sizes(sizes) for value in self._answers]
+        pairs = zip(self._found, shapes, strict=True)
+        return [host.numpy()[: prod(shape)].reshape(shape)[:outputs] for host, shape in pairs]

@@ -1,0 +1,205 @@
+"""The launches of a step's kernels, and what they work on: its inputs, its arena and its weights on a device.
+
+On the CPU the kernels run in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value, function_name
+from forerun.errors import TooLongError
+from forerun.execute.branches import turn
+from forerun.execute.triton.configs import first_config
+from forerun.execute.triton.memory import InputLayout, State, inputs_size
+from forerun.execute.triton.sources import load, overridden
+from forerun.forking import require_process
+from forerun.runtime.executable import Draw, Float32, Rows
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Row counts of a graph; rows beyond a step's own do nothing."""
+
+
+class Tuner(Protocol):
+    """Chooses how a launch of so many rows is divided (`tuning`)."""
+
+    def __call__(
+        self,
+        launcher: Launcher,
+        launch: Launch,
+        rows: int,
+        shared: int,
+        pointers: list[torch.Tensor],
+        sizes: Mapping[str, int],
+    ) -> Config: ...
+
+
+class Launcher:
+    """Launches kernels of a step.
+
+    step        what was lowered
+    weights     name -> tensor on the device (`memory.load_weights`)
+    device      a CUDA device; "cpu" runs the kernels in Triton's interpreter
+    tuner       chooses each launch's division; unmeasured by default
+    """
+
+    def __init__(
+        self, step: TritonStep, weights: Mapping[str, torch.Tensor], device: torch.device, tuner: Tuner | None = None
+    ) -> None:
+        self.step, self.weights, self.device = step, weights, device
+        self._process = os.getpid()
+        self.interpreted = self.device.type == "cpu"
+        self.sources = overridden(step.sources)
+        self.choices: dict[tuple[str, int, int], Config] = {}
+        """By kernel, rows and tiles that share a load."""
+        self.tuner = tuner
+        self._modules: dict[str, Any] = {}
+        self.arena = torch.zeros(step.arena, device=self.device)
+        self._views = {"i32": self.arena.view(torch.int32), "f64": self.arena.view(torch.float64)}
+        self._inputs = torch.zeros(inputs_size(step), dtype=torch.int32, device=self.device)
+        self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=not self.interpreted)
+        self._staged = self._staging.numpy()
+
+    # --- memory
+
+    def require_process(self) -> None:
+        """ForkError in a process that was forked from the one that made this."""
+        if not self.interpreted:
+            require_process(self._process)
+
+    def load(self, rows: Rows, draws: Sequence[Draw | None] = ()) -> tuple[InputLayout, dict[str, int]]:
+        """Put a step's inputs in their place; where they lie, and the numbers of rows and outputs."""
+        self.require_process()
+        count, path = rows.paths.shape
+        outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
+        if count > self.step.max_rows or outputs > self.step.max_outputs or path > self.step.max_path:
+            raise TooLongError(
+                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
+                f"{self.step.max_rows} rows, {self.step.max_outputs} outputs, {self.step.max_path} slots."
+            )
+        if blocks > self.step.tables or sequences > self.step.max_rows:
+            raise TooLongError(
+                f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.step.max_rows} "
+                f"sequences of {self.step.tables} blocks."
+            )
+        layout = self.layout(count, outputs)
+        used = layout.fill(self._staged, rows, draws)
+        self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
+        return layout, {"N": count, "M": outputs}
+
+    def layout(self, rows: int, outputs: int) -> InputLayout:
+        """Where the inputs of a step of so many rows and outputs lie."""
+        buckets = bucket(rows, self.step.max_rows), bucket(outputs, self.step.max_outputs)
+        return InputLayout(*buckets, self.step.max_path, self.step.tables)
+
+    def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
+        """A value of the arena, on the host."""
+        shape = value.sizes(sizes)
+        return self.place(value)[: int(np.prod(shape))].reshape(shape).cpu().numpy()
+
+    def stream(self, place: int, rows: int) -> Float32:
+        """[N, D]"""
+        return self.arena[place : place + rows * self.step.width].reshape(rows, self.step.width).cpu().numpy()
+
+    def give_stream(self, hidden: Float32) -> None:
+        """Put the stream's values [N, D] where a part that enters late begins with them."""
+        place, count = self.step.stream[0], hidden.size
+        self.arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
+
+    def place(self, value: Value) -> torch.Tensor:
+        """What begins with a value of the arena."""
+        return (self.arena if value.dtype == "f32" else self._views["i32"])[value.place :]
+
+    def _pointer(
+        self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], evaluated: list[int]
+    ) -> torch.Tensor:
+        match operand.kind:
+            case "input":
+                return inputs[places[str(operand.key)] :]
+            case "weight":
+                return self.weights[str(operand.key)]
+            case "keys" | "values":
+                return state.parts[operand.kind, str(operand.key)]
+            case _:
+                place = int(operand.key)
+                if operand.stream is not None:
+                    place = self.step.stream[turn(evaluated, operand.stream)]
+                if operand.element == "f64":
+                    return self._views["f64"][place // 2 :]
+                return (self._views["i32"] if operand.element == "i32" else self.arena)[place:]
+
+    # --- launches
+
+    def launch_step(self, state: State, layout: InputLayout, inputs: torch.Tensor | None = None) -> None:
+        """The launches of a whole step; its inputs may lie elsewhere."""
+        self.launch_all(state, layout, self.step.kernels, list(range(len(self.step.branches))), inputs)
+
+    def launch_all(
+        self,
+        state: State,
+        layout: InputLayout,
+        kernels: Sequence[Kernel],
+        evaluated: list[int],
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        """The launches of some kernels of a step."""
+        for kernel in kernels:
+            self.launch_each(kernel.launches, state, layout, evaluated, inputs)
+
+    def launch_each(
+        self,
+        launches: Sequence[Launch],
+        state: State,
+        layout: InputLayout,
+        evaluated: list[int],
+        inputs: torch.Tensor | None = None,
+    ) -> None:
+        """Launches of a step one after another; the inputs are in place."""
+        inputs = self._inputs if inputs is None else inputs
+        places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
+        for launch in launches:
+            operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
+            pointers = [inputs, *operands]
+            self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
+
+    def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
+        """How a launch is divided."""
+        rows, shared = launch.grid.count(sizes), launch.grid.shared(sizes)
+        key = (launch.source, rows, shared)
+        if key not in self.choices:
+            if self.tuner is None:
+                self.choices[key] = first_config(launch, rows, shared)
+            else:
+                self.choices[key] = self.tuner(self, launch, rows, shared, pointers, sizes)
+        return self.choices[key]
+
+    def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
+        """Run one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off."""
+        if launch.source not in self._modules:
+            self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
+        shared = launch.grid.shared(sizes)
+        grid = launch.grid.programs(sizes, config, shared)
+        function = getattr(self._modules[launch.source], function_name(shared))
+        constants = {"BLOCK": config.block, "ROWS": config.rows}
+        if self.interpreted:
+            from forerun.execute.triton import interpreter
+
+            interpreter.run(function, grid, pointers, constants)
+            return
+        function[grid](*pointers, **constants, **compile_options(config))
+
+
+def bucket(count: int, most: int) -> int:
+    """The row count of the graph that runs so many rows, where a step has at most `most`."""
+    return min(next((each for each in BUCKETS if each >= count), most), most)
+
+
+def compile_options(config: Config) -> dict[str, Any]:
+    """What Triton is told of a kernel beside its constants."""
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}

@@ -1,0 +1,39 @@
+"""Modules compiled without `forerun.compile`: what code generation wrote down, bound to run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from forerun import ir
+from forerun.codegen.triton import lowering as triton_lowering
+from forerun.codegen.tvm import lowering as tvm_lowering
+from forerun.execute.triton import build as triton_build
+from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.tvm import executable as tvm_executable
+from forerun.execute.tvm.executable import TvmExecutable
+
+
+def tvm_step(
+    module: ir.ModuleOp,
+    weights: Callable[[str], torch.Tensor],
+    *,
+    blocks: Mapping[str, torch.Tensor] | None = None,
+    threads: int | None = None,
+    cache: bool = True,
+    **options: Any,
+) -> TvmExecutable:
+    """A module on the CPU; `options` are those of `Lowering`."""
+    return tvm_executable.bind(tvm_lowering.Lowering(module, **options).program(weights, blocks), threads, cache)
+
+
+def triton_step(
+    module: ir.ModuleOp,
+    weights: Callable[[str], torch.Tensor],
+    *,
+    device: str = "cuda",
+    tune: bool | None = None,
+    **options: Any,
+) -> TritonExecutable:
+    """A module on a GPU, or in Triton's interpreter; `options` are those of `Lowering`."""
+    return triton_build.bind(triton_lowering.Lowering(module, **options).program(weights), device, tune)
