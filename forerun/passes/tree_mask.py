@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forerun.ir import Context, ModuleOp, TensorType, TreeAttention
+from forerun.ir import Context, ModuleOp, Recurrence, TensorType, TreeAttention
 from forerun.passes.base import Needs, Pass, function_named
 from forerun.passes.canonicalize import clean
 
@@ -26,7 +26,7 @@ class TreeMask(Pass):
         paths = step.block.insert_arg(TensorType.of(("N", "D"), "i32"), at + 1)
         bases.name_hint, paths.name_hint = "bases", "paths"
         for operation in step.body:
-            if isinstance(operation, TreeAttention):
+            if isinstance(operation, TreeAttention | Recurrence):
                 operation.replace_operand("bases", bases)
                 operation.replace_operand("paths", paths)
         clean(step)

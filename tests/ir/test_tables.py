@@ -33,7 +33,7 @@ from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import StoreWeights
 from tests.ir.build import function, no_weights, tensor
 
-STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.Cache, ir.Return, ir.Yield}
+STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.State, ir.Return, ir.Yield}
 """What holds operations together: it gives no values by itself."""
 
 
