@@ -124,7 +124,8 @@ def _run_recurrence(recurrence: Recurrence, inputs: Sequence[torch.Tensor], envi
     parents = parent_slots(positions, sequences, bases, paths, tables, recurrence.block)
     named = list(zip(recurrence.of_rows().items(), given, strict=True))
     result = torch.empty(len(positions), *records.shape[1:], dtype=records.dtype)
-    for row in order.tolist():
+    rows: list[int] = order.tolist()  # pyright: ignore[reportUnknownMemberType]
+    for row in rows:
         before = records[parents[row]] if parents[row] >= 0 else torch.zeros_like(records[0])
         values: Values = {recurrence.before: before}
         values.update((inner, tensor[row] if by_row else tensor) for (inner, (_, by_row)), tensor in named)
