@@ -26,6 +26,7 @@ HIDDEN = f"!spec.tensor<[N, {WIDTH}], f32>"
 RECORD = f"!spec.tensor<[{WIDTH}], f32>"
 SPLIT = f"!spec.tensor<[N, {HEADS}, {HEAD}], f32>"
 TABLE = f"!spec.tensor<[{VOCABULARY}, {WIDTH}], f32>"
+BEST = "!spec.tensor<[M, 8], f32>, !spec.tensor<[M, 8], i32>"
 SQUARE = f"!spec.tensor<[{WIDTH}, {WIDTH}], f32>"
 WEIGHTS = {"table": (VOCABULARY, WIDTH), "head": (VOCABULARY, WIDTH)} | dict.fromkeys("qkvo", (WIDTH, WIDTH))
 
@@ -72,7 +73,7 @@ DECODED = f"""
   %wanted = spec.gather(%stream, %outputs) -> !spec.tensor<[M, {WIDTH}], f32>{
     _linear("logits", "wanted", "head", f"!spec.tensor<[M, {VOCABULARY}], f32>", TABLE)
 }
-  %best, %ids = spec.topk(%logits) {{k = 8, index_dtype = "i32"}} -> !spec.tensor<[M, 8], f32>, !spec.tensor<[M, 8], i32>
+  %best, %ids = spec.topk(%logits) {{k = 8, index_dtype = "i32"}} -> {BEST}
   spec.return(%logits, %ids, %best)
 }}
 """

@@ -34,7 +34,6 @@ from forerun.ir import (
     StateWrite,
     Symbol,
     TakeAlong,
-    TensorType,
     TreeAttention,
     each_of,
     neighbourhood,
@@ -42,13 +41,15 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.ir import dims as dimensions
-from forerun.passes.base import Needs, Pass, function_named, option
+from forerun.passes.base import Needs, Pass, function_named, option, step_argument
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.substitute import clone_with
 from forerun.passes.transfer import sequence_axes
+from forerun.signature import STEP
 
 ROWS = "N"
+ARGUMENTS = ("tokens", "positions", "sequences", "slots", "block_tables")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,8 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        rows = TensorType.of((ROWS,), "i32")
-        tables = TensorType.of(("S", "B"), "i32")
-        arguments = [(name, rows) for name in ("tokens", "positions", "sequences", "slots")]
-        step = Function.of("step", [*arguments, ("block_tables", tables)])
+        arguments = [(name, step_argument(name)) for name in ARGUMENTS]
+        step = Function.of(STEP, arguments)
         op.body.block.add_op(step)
         _Step(op, forward, step, self.block).build_body()
         clean(step)

@@ -9,17 +9,10 @@ import torch
 from forerun import ir
 from forerun.ir.builder import Builder
 from forerun.runtime.executable import Rows
+from forerun.signature import STEP_ARGUMENTS
 
-ROW_TYPES = {
-    "tokens": (("N",), "i32"),
-    "positions": (("N",), "i32"),
-    "sequences": (("N",), "i32"),
-    "slots": (("N",), "i32"),
-    "bases": (("N",), "i32"),
-    "paths": (("N", "D"), "i32"),
-    "block_tables": (("S", "B"), "i32"),
-    "outputs": (("M",), "i32"),
-}
+NAMES = ("tokens", "positions", "sequences", "slots", "bases", "paths", "block_tables", "outputs")
+ROW_TYPES = {name: (STEP_ARGUMENTS[name].dims, STEP_ARGUMENTS[name].dtype) for name in NAMES}
 
 
 @dataclass
