@@ -1,12 +1,14 @@
-"""The reference target: `@step` by the IR interpreter. Slow; it shows what a step means, kernel by kernel."""
+"""The reference target: entries by the IR interpreter. Slow; it shows what a step means, kernel by kernel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forerun.available import require_memory
 from forerun.errors import InvalidOptionError
@@ -16,25 +18,27 @@ from forerun.ir import (
     Kernel,
     Linear,
     ModuleOp,
+    Recurrence,
     TreeAttention,
-    caches,
     called,
+    entries,
+    evaluate,
     functions,
-    new_caches,
+    new_states,
     run_body,
+    states,
     tensor_type,
     walk,
     with_derived,
 )
 from forerun.ir import weights as weights_of
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, Part, Rows, StepResult, bound
+from forerun.signature import STEP
 
 NUMBER = 4
 """Bytes of a float32."""
 
-State = dict[str, tuple[torch.Tensor, torch.Tensor]]
-
-ARGUMENTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "block_tables", "outputs")
+State = dict[str, torch.Tensor]
 
 
 class ReferenceExecutable:
@@ -53,14 +57,15 @@ class ReferenceExecutable:
         max_length: int,
     ) -> None:
         step = functions(module)["step"]
-        attentions = [each for each in walk(step.body) if isinstance(each, TreeAttention)]
+        blocks = [each.block for each in walk(step.body) if isinstance(each, TreeAttention | Recurrence)]
         self.module = module
         # Copies: the model that they come from may be trained on.
         stored = [name for name, each in weights_of(module).items() if each.derived is None]
         self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
-        numbers = sum(each.heads * (each.key_dim + each.value_dim) for each in caches(module).values())
-        self._slot_bytes = numbers * NUMBER
-        self.block: int = attentions[0].block if attentions else 1
+        self._functions = entries(module)
+        self.entries = {name: each.signature for name, each in self._functions.items()}
+        self._states = states(module)
+        self.block: int = blocks[0] if blocks else 1
         self.max_rows = max_rows
         self.max_outputs = max_outputs
         self.max_path = max_path
@@ -79,22 +84,49 @@ class ReferenceExecutable:
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots; DeviceMemoryError where the machine has not the room."""
-        require_memory({f"a cache of {blocks * self.block} positions": blocks * self.block * self._slot_bytes})
-        return new_caches(self.module, blocks * self.block)
+        slots = blocks * self.block
+        needed = sum(
+            math.prod(each.shape) * NUMBER * (requests if each.per == "request" else slots)
+            for each in self._states.values()
+        )
+        require_memory({f"a cache of {slots} positions": needed})
+        return new_states(self.module, slots, requests)
 
+    @overload
+    def run(
+        self,
+        entry: Part,
+        state: State,
+        inputs: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
     def run(
         self,
-        part: Part,
+        entry: Part | str,
         state: State,
-        rows: Rows,
+        inputs: Rows | Inputs,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult:
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        if isinstance(entry, str):
+            assert not isinstance(inputs, Rows)
+            given = bound(self.entries, entry, inputs)
+            values = [torch.from_numpy(each.copy()) for each in given]
+            found = evaluate(self.module, entry, values, Environment(self.weights, state))
+            return tuple(each.numpy() for each in found)
+        assert isinstance(inputs, Rows)
+        return self._step(entry, state, inputs, hidden)
+
+    def _step(self, part: Part, state: State, rows: Rows, hidden: Float32 | None) -> StepResult:
         evaluated = part.branches(len(self.branches))
         if (hidden is None) == (part.enter > 0):
             raise InvalidOptionError(f"a part that enters at branch {part.enter} and hidden {hidden is not None}")
-        inputs = [torch.from_numpy(np.ascontiguousarray(getattr(rows, name))) for name in ARGUMENTS]
+        names = [each.name for each in self.entries[STEP].arguments]
+        inputs = [torch.from_numpy(np.ascontiguousarray(getattr(rows, name))) for name in names]
         values, environment = called(self.module, self.step, inputs, Environment(self.weights, state))
         stream = torch.zeros(len(rows.tokens), 0) if hidden is None else torch.from_numpy(hidden.copy())
         for operation in self.step.body:
@@ -121,5 +153,6 @@ class ReferenceExecutable:
 
     @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
-        for keys, values in state.values():
-            keys[destination], values[destination] = keys[source], values[source]
+        for name, records in state.items():
+            if self._states[name].per != "request":
+                records[destination] = records[source]

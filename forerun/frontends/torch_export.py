@@ -18,6 +18,7 @@ from torch.utils._sympy.functions import Max, Min
 from forerun import dims as dimensions
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
+from forerun.frontends.weights import program_weights
 from forerun.ir import (
     Builder,
     Dim,
@@ -38,8 +39,11 @@ from forerun.ir import (
     tensor_type,
 )
 
+FORWARD = "forward"
 SEQUENCE = "T"
 """The name of the sequence dimension in `@forward`."""
+SOURCE = "S"
+"""The name of the first dynamic dimension in another function."""
 
 LONGEST = 2**31
 """Where a program gives no bound, sequences are shorter than this."""
@@ -55,47 +59,111 @@ def import_program(program: ExportedProgram) -> ModuleOp:
     The program takes token ids `[1, T]` with T dynamic and gives logits `[1, T, V]`. Raises TraceError for another
     signature, UnsupportedOperationError for an operator without a rule (naming it and its source line).
     """
-    signature = program.graph_signature
-    kinds = {spec.arg.name: spec for spec in signature.input_specs}
-    results = [spec for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    return import_programs({FORWARD: program})[0]
+
+
+def import_programs(programs: Mapping[str, ExportedProgram]) -> tuple[ModuleOp, dict[str, torch.Tensor]]:
+    """One module with a function for each program, and its weights by symbol; a tensor is one `spec.weight`, however
+    many functions use it.
+
+    `@forward` is as in `import_program`. Any other takes tensors under the names of the traced arguments, and gives
+    one result or several; its dynamic dimensions are called S, S1, ... in the order in which they are met. Raises
+    TraceError and UnsupportedOperationError likewise.
+    """
+    shared = _Weights(ModuleOp([]))
+    for name, program in programs.items():
+        shared.module.body.block.add_op(_function(name, program, shared))
+    return shared.module, shared.tensors
+
+
+def _function(name: str, program: ExportedProgram, shared: _Weights) -> Function:
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    results = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     inputs = [node for node in placeholders if kinds[node.name].kind == InputKind.USER_INPUT]
-    if len(inputs) != 1 or len(results) != 1:
-        shown = f"{len(inputs)} inputs and {len(results)} outputs"
+    names = _sequence(inputs, len(results)) if name == FORWARD else _dimensions(inputs)
+    called = ["input_ids"] if name == FORWARD else [str(node.name) for node in inputs]
+    typed = [_type_of(node.meta["val"], names) for node in inputs]
+    function = Function.of(name, list(zip(called, typed, strict=True)))
+    bounds = {
+        str(symbol): (int(each.lower), int(min(each.upper, LONGEST)))
+        for symbol, each in program.range_constraints.items()
+        if str(symbol) in names
+    }
+    importer = _Importer(function, names, bounds)
+    importer.values.update(zip(inputs, function.block.args, strict=True))
+    importer.kept.update(each for each in placeholders if kinds[each.name].kind in WEIGHT_KINDS)
+    weights = program_weights(program)
+    used: dict[str, torch.Tensor] = {}
+    for node in placeholders:
+        spec = kinds[node.name]
+        if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
+            number = program.constants[str(spec.target)]  # in the source code: patterns must be able to read it
+            assert isinstance(number, torch.Tensor)
+            build = Builder(function.block, hint=_hint(node))
+            constant = build.constant(number.item(), dtype_name(number.dtype))
+            importer.values[node] = build.reshape(constant, tuple(number.shape))
+        elif spec.kind in WEIGHT_KINDS and node.users:
+            tensor = weights[str(spec.target)]
+            kind = _type_of(node.meta["val"], names)
+            weight = shared.weight(str(spec.target), tensor, kind, name)
+            used[weight["symbol"]] = tensor
+            importer.values[node] = Builder(function.block, hint=_hint(node)).add(Parameter, **weight)
+    returned = importer.run(program.graph)
+    Builder(function.block).emit(Return.make(*returned))
+    shared.tensors.update(used)
+    return function
+
+
+def _sequence(inputs: Sequence[Node], results: int) -> dict[str, str]:
+    """The name of the sequence dimension of `@forward`; TraceError where it is no map of token ids to logits."""
+    if len(inputs) != 1 or results != 1:
+        shown = f"{len(inputs)} inputs and {results} outputs"
         raise TraceError(f"The traced program has {shown}; trace a module that maps input_ids [1, T] to logits.")
     tokens = inputs[0].meta["val"]
     if tokens.dim() != 2 or isinstance(tokens.shape[1], int):
         raise TraceError(
             f"The traced program takes token ids of shape {tuple(tokens.shape)}; trace [1, T] with a dynamic T."
         )
-    names = {str(tokens.shape[1].node.expr): SEQUENCE}
-    module = ModuleOp([])
-    forward = Function.of("forward", [("input_ids", _type_of(tokens, names))])
-    bounds = {
-        str(symbol): (int(each.lower), int(min(each.upper, LONGEST)))
-        for symbol, each in program.range_constraints.items()
-        if str(symbol) in names
-    }
-    importer = _Importer(forward, names, bounds)
-    importer.values[inputs[0]] = forward.block.args[0]
-    importer.kept.update(each for each in placeholders if kinds[each.name].kind in WEIGHT_KINDS)
-    for node in placeholders:
-        spec = kinds[node.name]
-        if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
-            number = program.constants[str(spec.target)]  # in the source code: patterns must be able to read it
-            assert isinstance(number, torch.Tensor)
-            build = Builder(forward.block, hint=_hint(node))
-            constant = build.constant(number.item(), dtype_name(number.dtype))
-            importer.values[node] = build.reshape(constant, tuple(number.shape))
-        elif spec.kind in WEIGHT_KINDS and node.users:
-            kind = _type_of(node.meta["val"], names)
-            weight = {"symbol": Symbol(spec.target), "shape": kind.dims, "dtype": kind.dtype}
-            module.body.block.add_op(Weight.make(**weight))
-            importer.values[node] = Builder(forward.block, hint=_hint(node)).add(Parameter, **weight)
-    (returned,) = importer.run(program.graph)
-    Builder(forward.block).emit(Return.make(returned))
-    module.body.block.add_op(forward)
-    return module
+    return {str(tokens.shape[1].node.expr): SEQUENCE}
+
+
+def _dimensions(inputs: Sequence[Node]) -> dict[str, str]:
+    """Names for the dynamic dimensions of a function's inputs."""
+    found: dict[str, str] = {}
+    for node in inputs:
+        for size in node.meta["val"].shape:
+            if isinstance(size, torch.SymInt) and (symbol := str(size.node.expr)).isidentifier():
+                found.setdefault(symbol, f"{SOURCE}{len(found) or ''}")
+    return found
+
+
+class _Weights:
+    """The weights of a module, each under one symbol for all functions that use the tensor."""
+
+    def __init__(self, module: ModuleOp) -> None:
+        self.module = module
+        self.tensors: dict[str, torch.Tensor] = {}
+        """Those of the functions before, by symbol."""
+
+    def weight(self, target: str, tensor: torch.Tensor, kind: TensorType, function: str) -> dict[str, Any]:
+        """The parameters of the tensor's symbol, which is declared if no function before has used it."""
+        symbol = next((name for name, each in self.tensors.items() if _same(each, tensor)), None)
+        given = {"shape": kind.dims, "dtype": kind.dtype}
+        if symbol is not None:
+            return {"symbol": Symbol(symbol), **given}
+        own = Symbol(f"{function}.{target}" if target in self.tensors else target)
+        self.module.body.block.add_op(Weight.make(symbol=own, **given))
+        return {"symbol": own, **given}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same numbers in memory."""
+    return one is other or (
+        one.numel() > 0
+        and (one.data_ptr(), one.dtype, one.shape, one.stride())
+        == (other.data_ptr(), other.dtype, other.shape, other.stride())
+    )
 
 
 class _Importer:

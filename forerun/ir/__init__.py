@@ -17,27 +17,29 @@ from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
 from forerun.dims import Dim
 from forerun.ir.builder import Builder
-from forerun.ir.decoder import Attention, CacheWrite, Rotary, TreeAttention
+from forerun.ir.decoder import Attention, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, context, load_dialects
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
-from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_caches, run_body, with_derived
+from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
 from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
 from forerun.ir.properties import Symbol, encode
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
+from forerun.ir.states import Recurrence, StateRead, StateWrite
 from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
-    Cache,
     Function,
     Kernel,
     Return,
+    State,
     Weight,
     Yield,
     backward_slice,
-    caches,
+    entries,
     functions,
     operations,
+    states,
     walk,
     weights,
 )
@@ -60,8 +62,6 @@ __all__ = [
     "Block",
     "Broadcast",
     "Builder",
-    "Cache",
-    "CacheWrite",
     "Cast",
     "Concat",
     "Constant",
@@ -91,6 +91,7 @@ __all__ = [
     "PatternRewriteWalker",
     "PatternRewriter",
     "RMSNorm",
+    "Recurrence",
     "Reduce",
     "ReductionTable",
     "Refusal",
@@ -105,6 +106,9 @@ __all__ = [
     "Slice",
     "Softmax",
     "SpecOperation",
+    "State",
+    "StateRead",
+    "StateWrite",
     "StringAttr",
     "Symbol",
     "TakeAlong",
@@ -119,18 +123,18 @@ __all__ = [
     "as_stored",
     "backward_slice",
     "broadcast_dims",
-    "caches",
     "called",
     "context",
     "dtype_name",
     "each_of",
     "encode",
+    "entries",
     "evaluate",
     "functions",
     "is_pure",
     "load_dialects",
     "neighbourhood",
-    "new_caches",
+    "new_states",
     "only_reads",
     "op_type_rewrite_pattern",
     "operations",
@@ -139,6 +143,7 @@ __all__ = [
     "print_ir",
     "refused",
     "run_body",
+    "states",
     "tensor_type",
     "torch_dtype",
     "verify",

@@ -1,4 +1,4 @@
-"""The decoder's own operations: rotary embedding, attention over a sequence and over a tree, cache writes."""
+"""The decoder's own operations: rotary embedding, attention over a sequence and over a tree."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def, traits_def
-from xdsl.traits import MemoryReadEffect, MemoryWriteEffect, Pure
+from xdsl.traits import MemoryReadEffect, Pure
 
 from forerun.dims import Dim
 from forerun.ir.elementwise import broadcast_dims
-from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import FLAG, INTEGER, NUMBER, SYMBOL, TEXT, Symbol, default, optional, parameter
 from forerun.ir.types import TensorType
 
@@ -168,36 +168,10 @@ class Attention(ValueOperation):
 
 
 @operation
-class CacheWrite(SpecOperation):
-    """Write the rows' keys [N, Hkv, D] and values [N, Hkv, Dv] to their slots [N] of a cache."""
-
-    name = "spec.cache_write"
-    traits = traits_def(MemoryWriteEffect())
-
-    keys = operand_def(TensorType)
-    values = operand_def(TensorType)
-    slots = operand_def(TensorType)
-    symbol: Symbol = parameter(SYMBOL)
-
-    @classmethod
-    def infer(cls, keys: TensorType, values: TensorType, slots: TensorType, *, symbol: Symbol) -> Types:
-        fits = keys.rank == values.rank == 3 and keys.dims[:2] == values.dims[:2] and slots.dims == keys.dims[:1]
-        require(fits, f"{keys}, {values} and {slots} are not keys, values and slots of the same rows")
-        require(slots.dtype in ("i64", "i32"), "slots are i64 or i32")
-        return []
-
-    def evaluate(
-        self, environment: Environment, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        for cached, rows in zip(environment.caches[self.symbol], (keys, values), strict=True):
-            cached[slots.long()] = rows.to(cached.dtype)
-        return ()
-
-
-@operation
 class TreeAttention(ValueOperation):
     """Attention of every row over its own history (`runtime.executable` says where a history's slots are).
 
+    It reads the keys [Hkv, D] of state `symbol` and the values [Hkv, Dv] of state `values`, both per position.
     q [N, H, D], positions [N], sequences [N], bases [N], paths [N, D], block_tables [S, B] -> [N, H, Dv]; `block` P,
     `scale`, optional `softcap`. Further operands: `first` [N], `bias` [H or 1, L] with `bias_by`, `sinks` [H], as for
     `spec.attention`.
@@ -217,11 +191,16 @@ class TreeAttention(ValueOperation):
     bias = opt_operand_def(TensorType)
     sinks = opt_operand_def(TensorType)
     symbol: Symbol = parameter(SYMBOL)
+    values: Symbol = parameter(SYMBOL)
     block: int = parameter(INTEGER)
     value_dim: int = parameter(INTEGER)
     scale: float = parameter(NUMBER)
     softcap: float | None = optional(NUMBER)
     bias_by: str | None = optional(TEXT)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.symbol, self.values)
 
     @classmethod
     def infer(
@@ -237,6 +216,7 @@ class TreeAttention(ValueOperation):
         sinks: TensorType | None = None,
         *,
         symbol: Symbol,
+        values: Symbol,
         block: int,
         value_dim: int,
         scale: float,
@@ -268,7 +248,7 @@ class TreeAttention(ValueOperation):
         bias: torch.Tensor | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        keys, values = environment.caches[self.symbol]
+        keys, values = environment.states[self.symbol], environment.states[self.values]
         block, scale, softcap = self.block, self.scale, self.softcap
         results: list[torch.Tensor] = []
         for row in range(len(positions)):

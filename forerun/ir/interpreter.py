@@ -13,8 +13,10 @@ from forerun import dims as dimensions
 from forerun.errors import InvalidOptionError
 from forerun.ir.elementwise import Parameter
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
+from forerun.ir.states import Recurrence, parent_slots
 from forerun.ir.storage import as_stored
-from forerun.ir.structure import Function, Kernel, backward_slice, caches, functions, weights
+from forerun.ir.structure import Function, Kernel, State, backward_slice, functions, states, weights
+from forerun.ir.types import torch_dtype
 from forerun.ir.views import Gather, TakeAlong
 
 Values = dict[SSAValue, torch.Tensor]
@@ -31,7 +33,7 @@ class OutsideTableError(IndexError):
 def evaluate(
     module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment
 ) -> list[torch.Tensor]:
-    """Evaluate a function. Its dimension names take their values from the inputs' sizes; caches change in place.
+    """Evaluate a function. Its dimension names take their values from the inputs' sizes; states change in place.
     Weights have the values that their storage leaves them.
 
     Raises ValueError where the inputs do not fit the function's arguments.
@@ -50,7 +52,7 @@ def called(
     bindings = dict(environment.bindings)
     for argument, tensor in zip(function.block.args, inputs, strict=True):
         dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
-    inner = Environment(as_stored(module, environment.weights), environment.caches, bindings)
+    inner = Environment(as_stored(module, environment.weights), environment.states, bindings)
     return dict(zip(function.block.args, inputs, strict=True)), inner
 
 
@@ -67,6 +69,8 @@ def run_body(
         inputs = [values[each] for each in operation.operands]
         if isinstance(operation, Kernel):
             results = _run_kernel(operation, inputs, environment)
+        elif isinstance(operation, Recurrence):
+            results = _run_recurrence(operation, inputs, environment)
         else:
             try:
                 results = operation.evaluate(environment, *operation.placed(inputs))
@@ -113,6 +117,23 @@ def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Env
     return tuple(values[each] for each in yielded)
 
 
+def _run_recurrence(recurrence: Recurrence, inputs: Sequence[torch.Tensor], environment: Environment) -> torch.Tensor:
+    """Row by row, parents first."""
+    records = environment.states[recurrence.symbol]
+    positions, sequences, bases, paths, tables, slots, order, *given = inputs
+    parents = parent_slots(positions, sequences, bases, paths, tables, recurrence.block)
+    named = list(zip(recurrence.of_rows().items(), given, strict=True))
+    result = torch.empty(len(positions), *records.shape[1:], dtype=records.dtype)
+    rows: list[int] = order.tolist()  # pyright: ignore[reportUnknownMemberType]
+    for row in rows:
+        before = records[parents[row]] if parents[row] >= 0 else torch.zeros_like(records[0])
+        values: Values = {recurrence.before: before}
+        values.update((inner, tensor[row] if by_row else tensor) for (inner, (_, by_row)), tensor in named)
+        run_body(recurrence.body, values, environment, keep={recurrence.after})
+        records[slots[row].long()] = result[row] = values[recurrence.after].to(records.dtype)
+    return result
+
+
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
     """All weights of a module: the stored ones, and those that `@constants` derives, evaluated whenever asked for.
 
@@ -137,18 +158,12 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
     return weight
 
 
-def new_caches(
-    module: ModuleOp, slots: int, dtype: torch.dtype = torch.float32
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Caches of `slots` slots for every cache symbol, filled with NaN: what is read was written before."""
+def new_states(module: ModuleOp, slots: int, requests: int = 1) -> dict[str, torch.Tensor]:
+    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN: what is read
+    was written before."""
 
-    def cache(heads: int, dim: int) -> torch.Tensor:
-        return torch.full((slots, heads, dim), torch.nan, dtype=dtype)
+    def records(state: State) -> torch.Tensor:
+        count = requests if state.per == "request" else slots
+        return torch.full((count, *state.shape), torch.nan, dtype=torch_dtype(state.dtype))
 
-    return {
-        name: (
-            cache(each.heads, each.key_dim),
-            cache(each.heads, each.value_dim),
-        )
-        for name, each in caches(module).items()
-    }
+    return {name: records(each) for name, each in states(module).items()}

@@ -51,12 +51,10 @@ Defined = TypeVar("Defined", bound="SpecOperation")
 
 @dataclass
 class Environment:
-    """What evaluation may look at besides operands: weights, caches, and the values of dimension names."""
+    """What evaluation may look at besides operands: weights, states, and the values of dimension names."""
 
     weights: Callable[[str], torch.Tensor]
-    caches: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict[str, tuple[torch.Tensor, torch.Tensor]]
-    )
+    states: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])  # [slots, *shape]
     bindings: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -155,6 +153,16 @@ class SpecOperation(IRDLOperation):
             there = zip(self.OPERANDS, self.there(), strict=False)
             return tuple(name for name, count in there if count and name in self.OPTIONAL)
         return self.OPTIONAL[: len(self.operands) - (len(self.OPERANDS) - len(self.OPTIONAL))]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The states whose records it reads."""
+        return ()
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The states whose records it writes."""
+        return ()
 
     @property
     def ends_body(self) -> bool:

@@ -35,7 +35,7 @@ B = TypeVar("B")
 
 
 class Symbol(str):
-    """The name of a weight, a cache or a function: printed `@name`."""
+    """The name of a weight, a state or a function: printed `@name`."""
 
 
 @dataclass(frozen=True, eq=False)

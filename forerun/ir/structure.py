@@ -1,4 +1,4 @@
-"""What holds operations together: functions, kernels, and the symbols of weights and caches."""
+"""What holds operations together: functions, kernels, and the symbols of weights and states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, RecursiveMemoryEf
 
 from forerun.dims import Dim
 from forerun.ir.form import shown_parameters
-from forerun.ir.operation import SpecOperation, Types, operation, require
+from forerun.ir.operation import SpecOperation, Types, operation, require, tensor_type
 from forerun.ir.properties import (
     DIMENSIONS,
     INTEGER,
@@ -30,6 +30,10 @@ from forerun.ir.properties import (
     several,
 )
 from forerun.ir.types import TensorType
+from forerun.signature import STEP, Argument, Signature
+
+NOT_RUN = ("constants", "forward")
+"""Functions that are no entries: the derived weights, and the traced forward pass."""
 
 
 class _Declaration(SpecOperation):
@@ -75,20 +79,35 @@ class Weight(_Declaration):
         return []
 
 
+PER = ("position", "row", "request")
+"""What a state has a record for."""
+
+
 @operation
-class Cache(_Declaration):
-    """The cached keys and values of one attention: `heads`, `key_dim`, `value_dim` numbers a slot."""
+class State(_Declaration):
+    """What a step leaves behind for later ones: records of `shape` numbers of `dtype`, one for each slot.
 
-    name = "spec.cache"
+    per = "position"   read through a row's history: committed blocks, then the row's own path (keys and values);
+    per = "row"        a row reads its parent's record, and leaves its own;
+    per = "request"    constant for a request, once an entry has written it; its slots are a numbering of their own.
+    """
 
-    heads: int = parameter(INTEGER)
-    key_dim: int = parameter(INTEGER)
-    value_dim: int = parameter(INTEGER)
+    name = "spec.state"
+
+    per: str = parameter(TEXT)
+    shape: tuple[int, ...] = parameter(INTEGERS)
+    dtype: str = parameter(TEXT)
+
+    @property
+    def type(self) -> TensorType:
+        """The type of one record."""
+        return TensorType.of(self.shape, self.dtype)
 
     @classmethod
-    def infer(cls, *, symbol: Symbol, heads: int, key_dim: int, value_dim: int) -> Types:
-        for name, size in (("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
-            require(size >= 1, f"{name} is 1 or more, not {size}")
+    def infer(cls, *, symbol: Symbol, per: str, shape: Sequence[int], dtype: str) -> Types:
+        require(per in PER, f"has a record per position, row or request, not per {per!r}")
+        require(all(size >= 1 for size in shape), f"every size of a record is 1 or more, not {list(shape)}")
+        TensorType.of(shape, dtype)
         return []
 
 
@@ -108,7 +127,7 @@ class Return(SpecOperation):
 
 @operation
 class Yield(SpecOperation):
-    """The results of a kernel."""
+    """The results of a kernel, or of the body of a recurrence."""
 
     name = "spec.yield"
     traits = traits_def(IsTerminator(), Pure())
@@ -216,6 +235,13 @@ class Function(SpecOperation):
                 return each
         raise KeyError(name)
 
+    @property
+    def signature(self) -> Signature:
+        """Its arguments and results, as plain data; results without a name are numbered."""
+        arguments = [_argument(each, f"argument_{index}") for index, each in enumerate(self.block.args)]
+        results = [_argument(each, f"result_{index}") for index, each in enumerate(self.returned)]
+        return Signature(self.symbol, tuple(arguments), tuple(results))
+
     def print(self, printer: Printer) -> None:
         printer.print_string(f" @{self.symbol}(")
         printer.print_list(self.block.args, lambda argument: _print_argument(printer, argument))
@@ -232,6 +258,11 @@ class Function(SpecOperation):
         properties = {"symbol": SYMBOL.encode(Symbol(symbol.data)), **({} if given is None else given.data)}
         body = parser.parse_region(arguments)
         return cls.create(properties=properties, regions=[body])
+
+
+def _argument(value: SSAValue, name: str) -> Argument:
+    kind = tensor_type(value)
+    return Argument(value.name_hint or name, tuple(kind.dims), kind.dtype)
 
 
 def _print_argument(printer: Printer, argument: SSAValue) -> None:
@@ -256,9 +287,15 @@ def weights(module: ModuleOp) -> dict[str, Weight]:
     return {each.symbol: each for each in module.ops if isinstance(each, Weight)}
 
 
-def caches(module: ModuleOp) -> dict[str, Cache]:
-    """The cache symbols of a module by name."""
-    return {each.symbol: each for each in module.ops if isinstance(each, Cache)}
+def states(module: ModuleOp) -> dict[str, State]:
+    """The state symbols of a module by name."""
+    return {each.symbol: each for each in module.ops if isinstance(each, State)}
+
+
+def entries(module: ModuleOp) -> dict[str, Function]:
+    """The functions that can be compiled and run, `@step` first: all but `@constants` and `@forward` as traced."""
+    found = {name: each for name, each in functions(module).items() if name not in NOT_RUN}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != STEP)}
 
 
 def walk(body: Iterable[SpecOperation]) -> Iterable[SpecOperation]:

@@ -1,34 +1,61 @@
 """The module verifier: what must hold across operations, checked before and after passes.
 
 Operations check themselves by their shape rules. Here: values are used after their definition, inside their function,
-symbols exist with the declared type, a named dimension means one size within a function, functions and kernels end in
-their terminator and return what they declare.
+symbols exist with the declared type, states are read and written as what they are, a named dimension means one size
+within a function, functions and kernels end in their terminator and return what they declare.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from forerun import dims as dimensions
+from forerun.dims import Dim
 from forerun.errors import VerificationError
-from forerun.ir.decoder import CacheWrite, TreeAttention
+from forerun.ir.decoder import TreeAttention
 from forerun.ir.elementwise import Parameter
 from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
+from forerun.ir.states import Recurrence, StateRead, StateWrite
 from forerun.ir.storage import STORAGES
-from forerun.ir.structure import Cache, Function, Kernel, Return, Weight, Yield, caches, functions, operations, weights
+from forerun.ir.structure import (
+    Function,
+    Kernel,
+    Return,
+    State,
+    Weight,
+    Yield,
+    functions,
+    operations,
+    states,
+    walk,
+    weights,
+)
 from forerun.ir.text import print_ir
+from forerun.ir.types import TensorType
+from forerun.signature import STEP, STEP_ARGUMENTS
 
 NEIGHBOURHOOD = 3
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The symbols of a module."""
+
+    weights: dict[str, Weight]
+    states: dict[str, State]
 
 
 def verify(module: ModuleOp) -> None:
     """Raise VerificationError at the first rule the module breaks, with the IR around it."""
     seen: set[str] = set()
     for operation in module.ops:
-        if not isinstance(operation, Function | Weight | Cache):
+        if not isinstance(operation, Function | Weight | State):
             raise VerificationError(f"{operation.name} cannot stand at the top of a module; put it into a spec.func.")
         if operation.symbol in seen:
             raise VerificationError(f"the symbol @{operation.symbol} is defined twice; rename one.")
@@ -39,16 +66,18 @@ def verify(module: ModuleOp) -> None:
             raise VerificationError(f"@{operation.symbol} {wrong}.")
         elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
             raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
-    declared_weights, declared_caches = weights(module), caches(module)
-    _check_derived(module, declared_weights)
-    _check_stored(declared_weights)
+    declared = Declared(weights(module), states(module))
+    _check_derived(module, declared.weights)
+    _check_stored(declared.weights)
     for function in functions(module).values():
         if not isinstance(function.block.last_op, Return):
             raise VerificationError(f"@{function.symbol} does not end in spec.return; add one.")
         names = {dimensions.symbol(dim) for each in function.block.args for dim in tensor_type(each).dims} - {""}
         visible: set[SSAValue] = set(function.block.args)
         for operation in function.body:
-            _check(operation, visible, names, declared_weights, declared_caches)
+            _check(operation, visible, names, declared)
+        _check_signature(function)
+        _check_order(function)
 
 
 def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
@@ -81,8 +110,7 @@ def _check(
     operation: SpecOperation,
     visible: set[SSAValue],
     names: set[str],
-    declared_weights: dict[str, Weight],
-    declared_caches: dict[str, Cache],
+    declared: Declared,
 ) -> None:
     for operand in operation.operands:
         if operand not in visible:
@@ -94,19 +122,21 @@ def _check(
             raise _fault(operation, f"has the dimension {sorted(unknown)[0]}, which no argument of its function has")
     if isinstance(operation, Parameter):
         symbol = operation.symbol
-        if symbol not in declared_weights:
+        if symbol not in declared.weights:
             raise _fault(operation, f"reads the weight @{symbol}, which the module does not declare")
-        if declared_weights[symbol].type != operation.result.type:
+        if declared.weights[symbol].type != operation.result.type:
             raise _fault(
-                operation, f"reads @{symbol} as {operation.result.type}, declared {declared_weights[symbol].type}"
+                operation, f"reads @{symbol} as {operation.result.type}, declared {declared.weights[symbol].type}"
             )
-    if isinstance(operation, CacheWrite | TreeAttention):
-        symbol = operation.symbol
-        if symbol not in declared_caches:
-            raise _fault(operation, f"uses the cache @{symbol}, which the module does not declare")
-        _check_cache(operation, declared_caches[symbol])
+    for symbol in (*operation.reads, *operation.writes):
+        if symbol not in declared.states:
+            raise _fault(operation, f"uses the state @{symbol}, which the module does not declare")
+    if wrong := _state_misfit(operation, declared.states):
+        raise _fault(operation, wrong)
+    if isinstance(operation, Recurrence):
+        _check_recurrence(operation, declared)
     if isinstance(operation, Kernel):
-        _check_kernel(operation, names, declared_weights, declared_caches)
+        _check_kernel(operation, names, declared)
     visible.update(operation.results)
 
 
@@ -117,25 +147,91 @@ def _check_alone(operation: SpecOperation) -> None:
         raise _fault(operation, str(error)) from error
 
 
-def _check_cache(operation: CacheWrite | TreeAttention, cache: Cache) -> None:
-    """Heads and numbers a head are those of the cache; a query's heads share them evenly."""
-    heads, key_dim, value_dim = cache.heads, cache.key_dim, cache.value_dim
-    if isinstance(operation, CacheWrite):
-        keys, values = tensor_type(operation.keys).dims, tensor_type(operation.values).dims
-        fits = keys[1:] == (heads, key_dim) and values[1:] == (heads, value_dim)
-    else:
-        _, queries, dim = tensor_type(operation.query).dims
-        shares = isinstance(queries, int) and queries % heads == 0
-        fits = shares and dim == key_dim and operation.value_dim == value_dim
-    if not fits:
-        raise _fault(
-            operation, f"does not fit the cache @{cache.symbol} of {heads} heads with {key_dim} and {value_dim} numbers"
-        )
+def _state_misfit(operation: SpecOperation, declared: dict[str, State]) -> str | None:
+    """What does not fit the states that an operation reads and writes: what they are per, their sizes, their dtype."""
+    match operation:
+        case StateWrite():
+            state, kind = declared[operation.symbol], tensor_type(operation.value)
+            if state.per == "row":
+                return f"writes @{state.symbol}, a state per row; spec.recurrence leaves its records"
+            return _record_misfit(state, kind.dims[1:], kind.dtype)
+        case StateRead():
+            state, kind = declared[operation.symbol], tensor_type(operation.result)
+            if state.per != "request":
+                return f"reads @{state.symbol}, a state per {state.per}; it reads those per request"
+            return _record_misfit(state, kind.dims[1:], kind.dtype)
+        case Recurrence():
+            state, kind = declared[operation.symbol], tensor_type(operation.before)
+            if state.per != "row":
+                return f"uses @{state.symbol}, a state per {state.per}; a recurrence has one per row"
+            return _record_misfit(state, kind.dims, kind.dtype)
+        case TreeAttention():
+            return _attention_misfit(operation, declared[operation.symbol], declared[operation.values])
+        case _:
+            return None
 
 
-def _check_kernel(
-    kernel: Kernel, names: set[str], declared_weights: dict[str, Weight], declared_caches: dict[str, Cache]
-) -> None:
+def _record_misfit(state: State, dims: Sequence[Dim], dtype: str) -> str | None:
+    if tuple(dims) == state.shape and dtype == state.dtype:
+        return None
+    return f"does not fit the state @{state.symbol}, whose records are {state.type}"
+
+
+def _attention_misfit(operation: TreeAttention, keys: State, values: State) -> str | None:
+    """Keys [Hkv, D] and values [Hkv, Dv], both per position; a query's heads share those of the keys evenly."""
+    for state in (keys, values):
+        if state.per != "position":
+            return f"reads @{state.symbol}, a state per {state.per}; attention reads those per position"
+        if len(state.shape) != 2:
+            return f"reads @{state.symbol}, whose records are {state.type}; keys and values have two dimensions"
+    _, queries, dim = tensor_type(operation.query).dims
+    heads, key_dim = keys.shape
+    shares = isinstance(queries, int) and queries % heads == 0
+    if shares and dim == key_dim and values.shape == (heads, operation.value_dim):
+        return None
+    return f"does not fit the states @{keys.symbol} of {keys.type} and @{values.symbol} of {values.type}"
+
+
+def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
+    """The body computes with its own arguments alone."""
+    visible: set[SSAValue] = set(recurrence.region.block.args)
+    for operation in recurrence.body:
+        if operation.reads or operation.writes or operation.regions:
+            raise _fault(operation, "stands in the body of a recurrence, which computes values alone")
+        _check(operation, visible, set(), declared)
+    if recurrence.after not in visible:
+        raise _fault(recurrence, "yields a value of another body")
+
+
+def _check_signature(function: Function) -> None:
+    """An argument of `@step` that is called as one that the runtime gives has its dimensions and its dtype."""
+    if function.symbol != STEP:
+        return
+    for given in function.signature.arguments:
+        known = STEP_ARGUMENTS.get(given.name)
+        if known is not None and given != known:
+            types = [TensorType.of(each.dims, each.dtype) for each in (given, known)]
+            raise VerificationError(f"@{STEP} has the argument %{given.name} of {types[0]}; give it {types[1]}.")
+
+
+def _check_order(function: Function) -> None:
+    """A state per row has one recurrence in a function, and a function does not write the request state it reads."""
+    written: dict[str, SpecOperation] = {}
+    read: set[str] = set()
+    for operation in walk(function.body):
+        if isinstance(operation, Recurrence):
+            if operation.symbol in written:
+                raise _fault(operation, f"is the second recurrence of @{operation.symbol} in @{function.symbol}")
+            written[operation.symbol] = operation
+        elif isinstance(operation, StateRead):
+            read.update(operation.reads)
+        elif isinstance(operation, StateWrite):
+            written.setdefault(operation.symbol, operation)
+    for symbol in sorted(read & {*written}):
+        raise _fault(written[symbol], f"writes @{symbol}, which @{function.symbol} reads; use an entry of its own")
+
+
+def _check_kernel(kernel: Kernel, names: set[str], declared: Declared) -> None:
     block = kernel.region.block
     if not isinstance(block.last_op, Yield):
         raise _fault(kernel, "does not end in spec.yield")
@@ -145,7 +241,7 @@ def _check_kernel(
         raise _fault(kernel, "has results that are not what it yields")
     visible: set[SSAValue] = set(block.args)
     for operation in operations(block):
-        _check(operation, visible, names, declared_weights, declared_caches)
+        _check(operation, visible, names, declared)
 
 
 def _fault(operation: SpecOperation, message: str) -> VerificationError:

@@ -21,10 +21,12 @@ from forerun.ir import (
     RewritePattern,
     SpecOperation,
     SSAValue,
+    TensorType,
     functions,
     load_dialects,
     tensor_type,
 )
+from forerun.signature import STEP_ARGUMENTS
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Pass(ModulePass):
             if least is not None and not least <= value <= each.metadata["most"]:
                 span = f"from {least} to {each.metadata['most']}"
                 raise InvalidOptionError(f"{self.name} takes a {each.name} {span}, not {value}.")
+
+
+def step_argument(name: str) -> TensorType:
+    """The type of an argument of `@step`."""
+    known = STEP_ARGUMENTS[name]
+    return TensorType.of(known.dims, known.dtype)
 
 
 def no_weights(name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How values flow through a step: by operands and results, and through the caches that operations write and read.
+"""How values flow through a step: by operands and results, and through the states that operations write and read.
 
 What an operation does beside giving results decides which operations depend on which, and whether two are equal. The
 table is closed: an operation that is not in it is refused by name.
@@ -16,8 +16,9 @@ class Flow(Enum):
     """What an operation's results are a function of, and what it changes."""
 
     VALUES = auto()  # of its operands and parameters alone
-    READS = auto()  # of what was written to its cache as well
-    WRITES = auto()  # gives no results, and changes its cache
+    READS = auto()  # of what was written to its states as well
+    WRITES = auto()  # gives no results, and changes its states
+    UPDATES = auto()  # of what was written to its state as well, which it changes
     ENDS = auto()  # returns its operands
 
 
@@ -27,11 +28,12 @@ FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
         **each_of(Flow.VALUES, ir.Parameter, ir.Constant, ir.Iota, ir.Map, ir.Cast, ir.Reduce, ir.Scan, ir.Softmax),
         **each_of(Flow.VALUES, ir.TopK, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Concat, ir.Gather),
         **each_of(Flow.VALUES, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary),
-        ir.TreeAttention: Flow.READS,
-        ir.CacheWrite: Flow.WRITES,
+        **each_of(Flow.READS, ir.TreeAttention, ir.StateRead),
+        ir.StateWrite: Flow.WRITES,
+        ir.Recurrence: Flow.UPDATES,
         ir.Return: Flow.ENDS,
         ir.Attention: refused("attends over a whole sequence, not over the rows of a step; run insert-kv-cache first"),
         **each_of(refused("hides how values flow; look before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
     },
 )

@@ -1,9 +1,10 @@
 """fuse_kernels: groups the operations of `@step` into `spec.kernel` regions: what one launch computes.
 
     linear      a norm in front, linear layers that share their input, and what follows them row by row:
-                activation, residual, rotary embedding, cache write
+                activation, residual, rotary embedding, writes to states
     head        a linear kernel and the choice of candidates among its results, which then need not meet in memory
     attention   one tree attention
+    recurrence  one recurrence
     topk        the choice of candidates, where no linear gives what is chosen from
     row_wise    everything else (embedding look-up, first norm, ...)
 
@@ -41,6 +42,7 @@ from forerun.ir import (
     SSAValue,
     Yield,
     each_of,
+    entries,
     refused,
     tensor_type,
 )
@@ -57,6 +59,7 @@ class Role(Enum):
     LOOKUP = auto()  # likewise in a positional table; else it is row-wise
     LINEAR = auto()
     ATTENTION = auto()
+    RECURRENCE = auto()
     CHOICE = auto()
     NORM = auto()  # stands in front of the linears that read it, where nothing else does
     ROW_WISE = auto()
@@ -73,11 +76,12 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
         ir.TopK: Role.CHOICE,
         **each_of(Role.NORM, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
         **each_of(Role.ROW_WISE, ir.Map, ir.Cast, ir.Iota, ir.Reduce, ir.Scan, ir.Concat, ir.TakeAlong, ir.MatMul),
-        **each_of(Role.ROW_WISE, ir.Rotary, ir.CacheWrite),
+        **each_of(Role.ROW_WISE, ir.Rotary, ir.StateWrite, ir.StateRead),
+        ir.Recurrence: Role.RECURRENCE,
         Return: Role.END,
         ir.Attention: refused("attends over a whole sequence; run insert-kv-cache before fuse-kernels"),
         **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
-        **each_of(refused("stands in no function"), Function, ir.Weight, ir.Cache),
+        **each_of(refused("stands in no function"), Function, ir.Weight, ir.State),
     },
 )
 
@@ -93,7 +97,7 @@ class Group:
 
 @dataclass(frozen=True)
 class FuseKernels(Pass):
-    """Every operation of `@step` ends up in a kernel."""
+    """Every operation of `@step`, and of the module's other entries, ends up in a kernel."""
 
     name: ClassVar[str] = "fuse-kernels"
     needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
@@ -106,9 +110,10 @@ class FuseKernels(Pass):
         if found.branches:
             step.branches = tuple((each.layer, each.kind) for each in found.branches)
         pass_context(ctx).note(f"residual branches: {counted}" if counted else "no residual stream")
-        groups = group(step, found)
-        _Emitter(step, groups, found).emit()
-        clean(step)
+        for entry in entries(op).values():
+            stream = found if entry is step else Residual((), ())
+            _Emitter(entry, group(entry, stream), stream).emit()
+            clean(entry)
 
 
 def group(step: Function, found: Residual) -> list[Group]:
@@ -149,6 +154,8 @@ def group(step: Function, found: Residual) -> list[Group]:
             join(linear_on[x], operation)
         elif role is Role.ATTENTION:
             start("attention", operation)
+        elif role is Role.RECURRENCE:
+            start("recurrence", operation)
         elif role is Role.CHOICE:
             index = latest(operation)
             if index >= 0 and groups[index].kind == "linear" and groups[index].branch == branch_of.get(operation):

@@ -16,8 +16,6 @@ from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
     Attention,
     Builder,
-    Cache,
-    CacheWrite,
     Cast,
     Concat,
     Context,
@@ -33,22 +31,25 @@ from forerun.ir import (
     Softmax,
     SpecOperation,
     SSAValue,
+    State,
+    StateWrite,
     Symbol,
     TakeAlong,
-    TensorType,
     TreeAttention,
     each_of,
     neighbourhood,
     refused,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, option
+from forerun.passes.base import Needs, Pass, function_named, option, step_argument
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.substitute import clone_with
 from forerun.passes.transfer import sequence_axes
+from forerun.signature import STEP
 
 ROWS = "N"
+ARGUMENTS = ("tokens", "positions", "sequences", "slots", "block_tables")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,8 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        rows = TensorType.of((ROWS,), "i32")
-        tables = TensorType.of(("S", "B"), "i32")
-        arguments = [(name, rows) for name in ("tokens", "positions", "sequences", "slots")]
-        step = Function.of("step", [*arguments, ("block_tables", tables)])
+        arguments = [(name, step_argument(name)) for name in ARGUMENTS]
+        step = Function.of(STEP, arguments)
         op.body.block.add_op(step)
         _Step(op, forward, step, self.block).build_body()
         clean(step)
@@ -121,13 +120,9 @@ class _Step:
         self.build.location = operation.location
         given = (operation.query, operation.key, operation.value)
         query, key, value = (self.rows_first(self.values[each]) for each in given)
-        symbol = Symbol(f"attention.{self.count}")
+        keys, values = (self.state(name, each) for name, each in (("keys", key), ("values", value)))
         self.count += 1
-        heads, key_dim = tensor_type(key).dims[1:]
-        value_dim = tensor_type(value).dims[-1]
-        self.declarations.emit(Cache.make(symbol=symbol, heads=heads, key_dim=key_dim, value_dim=value_dim))
         argument = self.step.argument
-        self.build.emit(CacheWrite.make(key, value, argument("slots"), symbol=symbol))
         one = self.build.constant(1, "i32")
         bases = self.build.map("add", argument("positions"), one)
         no_path = self.build.full((ROWS, 0), 0, "i32")
@@ -137,15 +132,23 @@ class _Step:
             TreeAttention,
             query,
             *history,
-            symbol=symbol,
+            symbol=keys,
+            values=values,
             block=self.block,
-            value_dim=value_dim,
+            value_dim=tensor_type(value).dims[-1],
             scale=operation.scale,
             softcap=operation.softcap,
             **{name: self.values[each] for name, each in optional.items() if each is not None},
             bias_by=operation.bias_by,
         )
         self.values[operation.result] = self.sequence_first(attended, operation.result)
+
+    def state(self, name: str, value: SSAValue) -> Symbol:
+        """A state per position, in which the rows leave a value."""
+        symbol, kind = Symbol(f"attention.{self.count}.{name}"), tensor_type(value)
+        self.declarations.emit(State.make(symbol=symbol, per="position", shape=kind.dims[1:], dtype="f32"))
+        self.build.emit(StateWrite.make(value, self.step.argument("slots"), symbol=symbol))
+        return symbol
 
     def rows_first(self, value: SSAValue) -> SSAValue:
         """[..., H, N, D] as [N, H, D]."""
@@ -194,9 +197,10 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
         Iota: _Step.positions,
         Attention: _Step.attention,
         Return: _Step.returns,
-        **each_of(refused("works on rows already; @forward has a sequence"), TreeAttention, CacheWrite),
+        **each_of(refused("works on rows already; @forward has a sequence"), TreeAttention, StateWrite, ir.StateRead),
+        ir.Recurrence: refused("works on rows already; @forward has a sequence"),
         **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), Function, ir.Weight, Cache),
+        **each_of(refused("stands in no function"), Function, ir.Weight, State),
     },
 )
 """How each operation of `@forward` becomes one of `@step`."""

@@ -112,7 +112,8 @@ RESTRICTIONS: ir.OperationTable[Restriction] = ir.OperationTable(
         Gather: _gather,
         **each_of(leaf, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
         **each_of(leaf, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.CacheWrite, ir.Kernel),
-        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.StateWrite, ir.Kernel),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.StateRead, ir.Recurrence),
+        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -325,7 +325,8 @@ BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | 
         **each_of(Pairs.bound_ends, Broadcast, Reshape, ir.Transpose, Slice),
         **each_of(NO_BOUNDS, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
         **each_of(NO_BOUNDS, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.CacheWrite, ir.Kernel),
-        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.StateWrite, ir.Kernel),
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.StateRead, ir.Recurrence),
+        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },
 )

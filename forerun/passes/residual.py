@@ -1,7 +1,7 @@
 """The residual stream of a step, found in its graph: v[i + 1] = v[i] + f[i](v[i]).
 
 Every path from the tokens to the logits runs through each stream value, so that they are dominators of the logits on
-the graph of definitions, uses and cache writes (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001,
+the graph of definitions, uses and states (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001,
 by networkx). Among those, a value that is a sum with the last stream value as an addend is the next one. What lies
 between two of them is a branch: it can be left out, and then v[i + 1] is v[i].
 """
@@ -17,7 +17,6 @@ import networkx as nx
 
 from forerun.ir import (
     Block,
-    CacheWrite,
     Function,
     Kernel,
     Linear,
@@ -148,7 +147,7 @@ def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
 
 
 def _flow(step: Function) -> Graph:
-    """What depends on the tokens: definition to use, cache write to attention. The function is the root."""
+    """What depends on the tokens: definition to use, write to read of a state. The function is the root."""
     graph: Graph = {step: []}
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
@@ -156,12 +155,10 @@ def _flow(step: Function) -> Graph:
         flow = FLOWS.of(operation)
         sources: list[Node] = [step for each in operation.operands if each is tokens]
         sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
-        if isinstance(operation, TreeAttention) and (write := writes.get(operation.symbol)):
-            sources.append(write)
+        sources += [writes[symbol] for symbol in operation.reads if symbol in writes]
         if sources and flow is not Flow.ENDS:
             graph[operation] = sources
-            if isinstance(operation, CacheWrite):
-                writes[operation.symbol] = operation
+            writes.update(dict.fromkeys(operation.writes, operation))
     return graph
 
 

@@ -1,9 +1,9 @@
 """reuse_kv_cache: what `@draft` has computed bit for bit as `@step` would is not computed again in verification.
 
 Both functions are numbered together: two values have one number if they are the same operation on operands of the same
-numbers, and an attention if the same keys and values were written to its cache as well. By row determinism equal
+numbers, and what reads a state if the same was written to it as well. By row determinism equal
 numbers are equal bits. `@resume` is `@step` from where the numbers part: the last equal values that it needs become
-its arguments, and the cache writes behind which they stand have been done.
+its arguments, and the writes to states behind which they stand have been done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import (
-    CacheWrite,
     Context,
     Function,
     Linear,
@@ -22,7 +21,6 @@ from forerun.ir import (
     Rewriter,
     SpecOperation,
     SSAValue,
-    TreeAttention,
     functions,
     tensor_type,
 )
@@ -78,12 +76,13 @@ def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperat
         if FLOWS.of(operation) is Flow.ENDS:
             continue
         properties = tuple(sorted((name, str(each)) for name, each in operation.properties.items()))
-        seen = written.get(operation.symbol, ()) if isinstance(operation, TreeAttention) else ()
-        own = of((operation.name, properties, tuple(values[each] for each in operation.operands), seen))
+        seen = tuple(written.get(symbol, ()) for symbol in operation.reads)
+        bodies = tuple(map(str, operation.regions))
+        own = of((operation.name, properties, bodies, tuple(values[each] for each in operation.operands), seen))
         numbers[operation] = own
         values.update((result, (own, index)) for index, result in enumerate(operation.results))
-        if isinstance(operation, CacheWrite):
-            written[operation.symbol] = (*written.get(operation.symbol, ()), own)
+        for symbol in operation.writes:
+            written[symbol] = (*written.get(symbol, ()), own)
     return numbers
 
 
@@ -91,7 +90,7 @@ def on_tokens(function: Function) -> set[SSAValue]:
     """The values that depend on the tokens: those of positions alone cost nothing to have again."""
     found: set[SSAValue] = {function.argument("tokens")}
     for operation in function.body:
-        if found.intersection(operation.operands) or isinstance(operation, TreeAttention):
+        if found.intersection(operation.operands) or operation.reads:
             found.update(operation.results)
     return found
 
@@ -106,7 +105,7 @@ def _enter(resume: Function, done: set[SpecOperation], dependent: set[SSAValue])
             argument = resume.block.insert_arg(tensor_type(value), len(resume.block.args))
             argument.name_hint = value.name_hint or "hidden"
             value.replace_all_uses_with(argument)
-        if isinstance(operation, CacheWrite):
+        if operation.writes:
             Rewriter.erase_op(operation)
     clean(resume)
 

@@ -26,11 +26,10 @@ from forerun.ir import (
     RMSNorm,
     SpecOperation,
     SSAValue,
-    TensorType,
     TopK,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, option
+from forerun.passes.base import Needs, Pass, function_named, option, step_argument
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import symbols, used_once
 from forerun.passes.substitute import clone_with
@@ -52,7 +51,7 @@ class SelectOutputs(Pass):
         found = tensor_type(step.returned[0])
         if found.rank != 2 or found.dims[0] != "N" or not isinstance(found.dims[1], int):
             raise PassError(f"select-outputs works on a @step that returns logits [N, V], not {found}.")
-        outputs = step.block.insert_arg(TensorType.of(("M",), "i32"), len(step.block.args))
+        outputs = step.block.insert_arg(step_argument("outputs"), len(step.block.args))
         outputs.name_hint = "outputs"
         last = step.block.last_op
         assert isinstance(last, Return)

@@ -1,4 +1,4 @@
-"""skip_layers: derives `@draft` from `@step` by leaving out residual branches; weights and caches are shared.
+"""skip_layers: derives `@draft` from `@step` by leaving out residual branches; weights and states are shared.
 
 After Zhang et al., "Draft & Verify" (arXiv 2309.08168): a model drafts for itself with some of its attentions and
 feed-forward parts skipped. Which ones is the caller's choice.
@@ -13,7 +13,6 @@ from typing import ClassVar
 from forerun.errors import InvalidOptionError
 from forerun.ir import (
     Builder,
-    CacheWrite,
     Context,
     Function,
     InsertPoint,
@@ -57,9 +56,10 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
         raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and none of number {wrong[0]}.")
     for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use
         _replace(found.stream[number + 1], found.stream[number])
-        for operation in found.branches[number].operations:
-            if isinstance(operation, CacheWrite):
-                Rewriter.erase_op(operation)
+    left_out = {each for number in skipped for each in found.branches[number].operations if each.writes}
+    clean(draft)  # what read a recurrence that is left out is gone
+    for operation in [each for each in draft.body if each in left_out]:
+        Rewriter.erase_op(operation)
     module.body.block.insert_op_after(draft, step)
     clean(draft)
     context.note(f"@draft leaves out {len(skipped)} of {len(found.branches)} residual branches")

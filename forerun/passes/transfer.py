@@ -228,8 +228,9 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         Rotary: Transfer(_aligned),
         Attention: Transfer(_attention, lambda operation, kind: Kind.CAUSAL),
         ir.Return: Transfer(no_fault),
-        **each_of(refused("works on rows; analyse before insert-kv-cache"), ir.CacheWrite, ir.TreeAttention),
+        **each_of(refused("works on rows; analyse before insert-kv-cache"), ir.StateWrite, ir.TreeAttention),
+        **each_of(refused("works on rows; analyse before insert-kv-cache"), ir.StateRead, ir.Recurrence),
         **each_of(refused("hides its operations; analyse before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
     },
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forerun.ir import Context, ModuleOp, TensorType, TreeAttention
-from forerun.passes.base import Needs, Pass, function_named
+from forerun.ir import Context, ModuleOp, Recurrence, TreeAttention
+from forerun.passes.base import Needs, Pass, function_named, step_argument
 from forerun.passes.canonicalize import clean
 
 
@@ -22,11 +22,12 @@ class TreeMask(Pass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
         at = len(step.block.args) - 1
-        bases = step.block.insert_arg(TensorType.of(("N",), "i32"), at)
-        paths = step.block.insert_arg(TensorType.of(("N", "D"), "i32"), at + 1)
+        bases, paths = (
+            step.block.insert_arg(step_argument(name), at + index) for index, name in enumerate(("bases", "paths"))
+        )
         bases.name_hint, paths.name_hint = "bases", "paths"
         for operation in step.body:
-            if isinstance(operation, TreeAttention):
+            if isinstance(operation, TreeAttention | Recurrence):
                 operation.replace_operand("bases", bases)
                 operation.replace_operand("paths", paths)
         clean(step)

@@ -196,6 +196,7 @@ class CompiledModel:
                 for prompt, tree in zip(tokens, trees, strict=True)
             ]
             for sequence, prompt in zip(sequences, tokens, strict=True):
+                self.engine.begin(sequence, {})
                 self.engine.prefill(sequence, np.array(prompt[:-1], np.int32))
             results = self.engine.step(sequences, trees)
             return [np.stack([result.logits(row) for row in range(len(result.tree))]) for result in results]

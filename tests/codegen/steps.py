@@ -9,17 +9,10 @@ import torch
 from forerun import ir
 from forerun.ir.builder import Builder
 from forerun.runtime.executable import Rows
+from forerun.signature import STEP_ARGUMENTS
 
-ROW_TYPES = {
-    "tokens": (("N",), "i32"),
-    "positions": (("N",), "i32"),
-    "sequences": (("N",), "i32"),
-    "slots": (("N",), "i32"),
-    "bases": (("N",), "i32"),
-    "paths": (("N", "D"), "i32"),
-    "block_tables": (("S", "B"), "i32"),
-    "outputs": (("M",), "i32"),
-}
+NAMES = ("tokens", "positions", "sequences", "slots", "bases", "paths", "block_tables", "outputs")
+ROW_TYPES = {name: (STEP_ARGUMENTS[name].dims, STEP_ARGUMENTS[name].dtype) for name in NAMES}
 
 
 @dataclass
@@ -51,7 +44,9 @@ class Step:
         )
 
     def cache(self, name: str, heads: int, key_dim: int, value_dim: int):
-        self.symbols.append(ir.Cache.make(symbol=ir.Symbol(name), heads=heads, key_dim=key_dim, value_dim=value_dim))
+        for half, dim in (("keys", key_dim), ("values", value_dim)):
+            symbol = ir.Symbol(f"{name}.{half}")
+            self.symbols.append(ir.State.make(symbol=symbol, per="position", shape=(heads, dim), dtype="f32"))
 
     def kernel(self, inputs: Sequence, body: Callable, kind: str):
         block = ir.Block(arg_types=[each.type for each in inputs])
@@ -89,29 +84,31 @@ def decoder(
     for layer in range(layers):
         name = f"layer{layer}."
         step.cache(name + "cache", groups, key_dim, key_dim)
-        symbol = ir.Symbol(name + "cache")
+        halves = ir.Symbol(name + "cache.keys"), ir.Symbol(name + "cache.values")
         norm = step.weight(name + "norm", hidden)
         q, k, v = (
             step.weight(name + each, count * key_dim, hidden, scale=hidden**-0.5)
             for each, count in (("q", heads), ("k", groups), ("v", groups))
         )
 
-        def project(b, x, norm, q, k, v, cos, sin, positions, slots, symbol=symbol):
+        def project(b, x, norm, q, k, v, cos, sin, positions, slots, halves=halves):
             y = b.add(ir.RMSNorm, x, norm, eps=1e-5)
             query = rotated(b, b.add(ir.Linear, y, q), heads, cos, sin, positions)
             key = rotated(b, b.add(ir.Linear, y, k), groups, cos, sin, positions)
             value = b.reshape(b.add(ir.Linear, y, v), ("N", groups, key_dim))
-            b.emit(ir.CacheWrite.make(key, value, slots, symbol=symbol))
+            for each, symbol in zip((key, value), halves, strict=True):
+                b.emit(ir.StateWrite.make(each, slots, symbol=symbol))
             return query
 
         inputs = [x, norm, q, k, v, cos, sin, arguments["positions"], arguments["slots"]]
         query = step.kernel(inputs, project, "linear")
 
-        def attend(b, q, positions, sequences, bases, paths, tables, symbol=symbol):
+        def attend(b, q, positions, sequences, bases, paths, tables, halves=halves):
             return b.add(
                 ir.TreeAttention,
                 *(q, positions, sequences, bases, paths, tables),
-                symbol=symbol,
+                symbol=halves[0],
+                values=halves[1],
                 block=block,
                 scale=key_dim**-0.5,
                 value_dim=key_dim,
@@ -179,7 +176,7 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
         for name, count, dim in (("q", heads, key_dim), ("k", groups, key_dim), ("v", groups, value_dim))
     ]
     step.cache("cache", groups, key_dim, value_dim)
-    symbol = ir.Symbol("cache")
+    halves = ir.Symbol("cache.keys"), ir.Symbol("cache.values")
     arguments = {name: step.argument(name) for name in ROW_TYPES}
 
     def write(b, q, k, v, tokens, slots):
@@ -187,7 +184,8 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
             b.reshape(b.add(ir.Gather, each, tokens), ("N", count, dim))
             for each, count, dim in ((q, heads, key_dim), (k, groups, key_dim), (v, groups, value_dim))
         )
-        b.emit(ir.CacheWrite.make(key, value, slots, symbol=symbol))
+        for each, symbol in zip((key, value), halves, strict=True):
+            b.emit(ir.StateWrite.make(each, slots, symbol=symbol))
         return query
 
     query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "rows")
@@ -205,7 +203,8 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
             ir.TreeAttention,
             *(q, positions, sequences, bases, paths, table),
             **named,
-            symbol=symbol,
+            symbol=halves[0],
+            values=halves[1],
             block=16,
             scale=0.3,
             softcap=options.get("softcap"),

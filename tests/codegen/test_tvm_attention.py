@@ -24,7 +24,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     state = executable.new_state(16)
     state.numbers.copy_(torch.randn(state.numbers.shape) * 1e3)
-    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     for rows in (prompt, tree):
         executable._arena.fill_(math.nan)
         result = executable.run(WHOLE, state, rows).logits
@@ -51,7 +51,7 @@ def test_a_step_matches_the_interpreter(compiled):
     rows = prompt_rows(np.random.default_rng(1).integers(0, 331, 45), 0, [4, 2, 7])
     executable._arena.fill_(math.nan)
     result = executable.run(WHOLE, executable.new_state(16), rows)
-    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     logits, ids, values = ir.evaluate(module, "step", inputs, environment)
     np.testing.assert_allclose(result.logits, logits.numpy(), rtol=1e-3, atol=1e-4)

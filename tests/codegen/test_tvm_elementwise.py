@@ -20,7 +20,7 @@ def evaluate(module, weights, rows, **options):
     state = executable.new_state(16)
     executable.run(WHOLE, state, rows)
     results = [executable._view(value).copy() for value in executable.step.returned]
-    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     return results, [each.numpy() for each in ir.evaluate(module, "step", inputs, environment)]
 

@@ -43,6 +43,6 @@ def evaluate(module, weights, rows, storage: str = "f32"):
     assert result.logits is not None  # computed now that they are asked for
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
     results = [executable.launcher.value(value, sizes) for value in executable.step.returned]
-    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     return results, [each.numpy() for each in ir.evaluate(module, "step", inputs, environment)]

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from forerun import ir
-from forerun.errors import TraceError, UnsupportedOperationError
+from forerun.codegen import tvm
+from forerun.errors import TooLongError, TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES
-from forerun.frontends.torch_export import import_program, operator_name
+from forerun.frontends.torch_export import import_program, import_programs, operator_name
 from forerun.frontends.weights import program_weights
+from forerun.passes.base import PassContext
+from forerun.passes.pipeline import run_pipeline, step_pipeline
 
 aten = torch.ops.aten
 VOCABULARY, WIDTH = 32, 8
@@ -503,3 +507,78 @@ def test_a_fixed_length_is_refused() -> None:
     program = torch.export.export(Expression(lambda v: v.x), (torch.arange(11)[None],))
     with pytest.raises(TraceError, match=r"token ids of shape \(1, 11\); trace \[1, T\] with a dynamic T"):
         import_program(program)
+
+
+# --- several programs in one module -----------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """The mean embedding of a source text, by a decoder's own table."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = table
+        self.mix = nn.Linear(table.embedding_dim, table.embedding_dim)
+
+    def forward(self, source: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.mix(self.embedding(source))
+        return x.mean(1) * scale, x.sum(1)
+
+
+class Decoder(nn.Module):
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+        self.mix = nn.Linear(table.embedding_dim, table.num_embeddings)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.mix(self.table(input_ids))
+
+
+def test_functions_of_one_module_share_weights() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(11, 6)
+    decoder, encoder = Decoder(table).eval(), Encoder(table).eval()
+    length = torch.export.Dim("length", min=2, max=64)
+    tokens, source, scale = torch.randint(11, (1, 5)), torch.randint(11, (1, 7)), torch.randn(6)
+    programs = {
+        "forward": torch.export.export(decoder, (tokens,), dynamic_shapes=({1: length},)),
+        "encode": torch.export.export(encoder, (source, scale), dynamic_shapes=({1: length}, None)),
+    }
+    module, weights = import_programs(programs)
+    ir.verify(module)
+    assert sorted(weights) == ["encode.mix.bias", "encode.mix.weight", "mix.bias", "mix.weight", "table.weight"]
+    assert weights.keys() == ir.weights(module).keys()
+    encode = ir.functions(module)["encode"].signature
+    assert [(each.name, each.dims, each.dtype) for each in encode.arguments] == [
+        ("source", (1, "S"), "i64"),
+        ("scale", (6,), "f32"),
+    ]
+    environment = ir.Environment(weights.__getitem__)
+    found = ir.evaluate(module, "encode", [source, scale], environment)
+    for one, other in zip(found, encoder(source, scale), strict=True):
+        torch.testing.assert_close(one, other)
+    (logits,) = ir.evaluate(module, "forward", [tokens], environment)
+    torch.testing.assert_close(logits, decoder(tokens))
+
+
+def test_another_function_of_a_module_is_an_entry_of_the_executable() -> None:
+    torch.manual_seed(1)
+    table = nn.Embedding(11, 6)
+    length = torch.export.Dim("length", min=2, max=64)
+    decoder, encoder = Decoder(table).eval(), Encoder(table).eval()
+    source, scale = torch.randint(11, (1, 9)), torch.randn(6)
+    module, weights = import_programs(
+        {
+            "forward": torch.export.export(decoder, (source,), dynamic_shapes=({1: length},)),
+            "encode": torch.export.export(encoder, (source, scale), dynamic_shapes=({1: length}, None)),
+        }
+    )
+    run_pipeline(module, step_pipeline(16, 8, 16, 4), PassContext(weights.__getitem__, 64))
+    executable = tvm.compile_step(module, weights.__getitem__, max_rows=16, max_outputs=8, max_length=64)
+    state = executable.new_state(2)
+    found = executable.run("encode", state, {"source": source.numpy(), "scale": scale.numpy()})
+    for one, other in zip(found, encoder(source, scale), strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other.detach())
+    with pytest.raises(TooLongError, match="S = 65 exceeds max_length 64"):
+        executable.run("encode", state, {"source": np.zeros((1, 65), np.int32), "scale": scale.numpy()})

@@ -37,11 +37,11 @@ def run(
     operation: type[ir.SpecOperation],
     *inputs: torch.Tensor,
     bindings: dict[str, int] | None = None,
-    caches: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    states: dict[str, torch.Tensor] | None = None,
     **parameters: object,
 ) -> tuple[torch.Tensor, ...]:
     """Evaluate one operation on tensors, after checking that its shape rule foresees what it gives."""
-    environment = ir.Environment(no_weights, caches or {}, bindings or {})
+    environment = ir.Environment(no_weights, states or {}, bindings or {})
     named = {name: each for name, each in parameters.items() if isinstance(each, torch.Tensor)}
     block = ir.Block(arg_types=[tensor(each.shape, DTYPES[each.dtype]) for each in (*inputs, *named.values())])
     operands = block.args[: len(inputs)]

@@ -307,9 +307,9 @@ def test_tree_attention_is_attention_along_each_path(seed: int) -> None:
     first = torch.tensor([max(0, position - 3) for position in positions])
     bias = torch.randn(HEADS, 32, generator=generator)
     history = (*(torch.tensor(each, dtype=torch.int32) for each in (positions, owners, bases)), padded)
-    parameters = {"symbol": ir.Symbol("c"), "block": block, "value_dim": WIDTH, "scale": 0.4}
+    parameters = {"symbol": ir.Symbol("k"), "values": ir.Symbol("v"), "block": block, "value_dim": WIDTH, "scale": 0.4}
     inputs = (q, *history, torch.from_numpy(tables), first, bias)
-    extra = {"bias_by": "distance", "caches": {"c": (caches[0], caches[1])}}
+    extra = {"bias_by": "distance", "states": {"k": caches[0], "v": caches[1]}}
     (result,) = run(ir.TreeAttention, *inputs, **parameters, **extra)
     for row, slots in enumerate(histories):
         key, value = (each[[int(slot) for slot in slots]].transpose(0, 1)[None] for each in caches)
@@ -319,14 +319,19 @@ def test_tree_attention_is_attention_along_each_path(seed: int) -> None:
         close(result[row], expected[0, :, 0])
 
 
-def test_cache_writes_reach_their_slots() -> None:
-    keys, values = torch.zeros(6, 1, 2), torch.zeros(6, 1, 3)
-    rows, more = numbers(2, 1, 2), numbers(2, 1, 3)
+def test_writes_to_states_reach_their_slots() -> None:
+    records, rows = torch.zeros(6, 1, 2), numbers(2, 1, 2)
     slots = torch.tensor([4, 1], dtype=torch.int32)
-    assert run(ir.CacheWrite, rows, more, slots, symbol=ir.Symbol("c"), caches={"c": (keys, values)}) == ()
-    assert torch.equal(keys[[4, 1]], rows)
-    assert torch.equal(values[[4, 1]], more)
-    assert not keys[[0, 2, 3, 5]].any()
+    assert run(ir.StateWrite, rows, slots, symbol=ir.Symbol("s"), states={"s": records}) == ()
+    assert torch.equal(records[[4, 1]], rows)
+    assert not records[[0, 2, 3, 5]].any()
+
+
+def test_reads_of_states_give_their_slots() -> None:
+    records, slots = numbers(4, 3), torch.tensor([2, 0, 2], dtype=torch.int32)
+    parameters = {"symbol": ir.Symbol("s"), "shape": (3,), "dtype": "f32"}
+    (read,) = run(ir.StateRead, slots, states={"s": records}, **parameters)
+    assert torch.equal(read, records[[2, 0, 2]])
 
 
 # --- functions --------------------------------------------------------------------------------------------------------

@@ -48,22 +48,23 @@ ACCEPTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], Types]] = [
     (ir.LayerNorm, [t("N", 8), t(8), t(8)], {"eps": 1e-6}, [t("N", 8)]),
     (ir.Rotary, [t(1, 2, "T", 8), t("T", 8), t("T", 8)], {}, [t(1, 2, "T", 8)]),
     (ir.Attention, [t(4, "T", 8), t(2, "T", 8), t(2, "T", 6)], {"scale": 1.0}, [t(4, "T", 6)]),
-    (ir.CacheWrite, [t("N", 2, 8), t("N", 2, 6), i("N")], {"symbol": ir.Symbol("c")}, []),
+    (ir.StateWrite, [t("N", 2, 8), i("N")], {"symbol": ir.Symbol("s")}, []),
+    (ir.StateRead, [i("N")], {"symbol": ir.Symbol("s"), "shape": (2, 8), "dtype": "f32"}, [t("N", 2, 8)]),
     (
         ir.TreeAttention,
         [t("N", 4, 8), i("N"), i("N"), i("N"), i("N", "D"), i("S", "B")],
-        {"symbol": ir.Symbol("c"), "value_dim": 6, "block": 16, "scale": 1.0},
+        {"symbol": ir.Symbol("k"), "values": ir.Symbol("v"), "value_dim": 6, "block": 16, "scale": 1.0},
         [t("N", 4, 6)],
     ),
     (ir.Return, [t("N")], {}, []),
     (ir.Yield, [t("N")], {}, []),
     (ir.Weight, [], {"symbol": ir.Symbol("w"), "shape": (3,), "dtype": "f32"}, []),
-    (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 1, "key_dim": 2, "value_dim": 3}, []),
+    (ir.State, [], {"symbol": ir.Symbol("s"), "per": "row", "shape": (2, 3), "dtype": "f32"}, []),
 ]
 
 ATTENDED = [t(4, "T", 8), t(2, "T", 8), t(2, "T", 6)]
 ROWS = [t("N", 4, 8), i("N"), i("N"), i("N"), i("N", "D"), i("S", "B")]
-TREE = {"symbol": ir.Symbol("c"), "value_dim": 6, "block": 16, "scale": 1.0}
+TREE = {"symbol": ir.Symbol("k"), "values": ir.Symbol("v"), "value_dim": 6, "block": 16, "scale": 1.0}
 
 REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Map, [t(8)], {"function": "cosh"}, "no function 'cosh'"),
@@ -102,8 +103,9 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Attention, [t(3, "T", 8), t(2, "T", 8), t(2, "T", 8)], {"scale": 1.0}, "3 over 2"),
     (ir.Attention, [t(2, "T", 8), t(2, "T", 6), t(2, "T", 8)], {"scale": 1.0}, "spec.tensor"),
     (ir.Attention, [t("T", 8), t("T", 8), t("T", 8)], {"scale": 1.0}, "attention over"),
-    (ir.CacheWrite, [t("N", 2, 8), t("N", 1, 8), i("N")], {"symbol": ir.Symbol("c")}, "of the same rows"),
-    (ir.CacheWrite, [t("N", 2, 8), t("N", 2, 8), i("M")], {"symbol": ir.Symbol("c")}, "of the same rows"),
+    (ir.StateWrite, [t("N", 2, 8), i("M")], {"symbol": ir.Symbol("s")}, "not one record for each slot"),
+    (ir.StateWrite, [t("N", 2, 8), t("N")], {"symbol": ir.Symbol("s")}, "slots are i64 or i32"),
+    (ir.StateRead, [i("N", 2)], {"symbol": ir.Symbol("s"), "shape": (8,), "dtype": "f32"}, "slots are \\[N\\]"),
     (ir.Softmax, [t(2, "T")], {"dim": 2}, "no dimension 2"),
     (ir.Softmax, [t(2, "T")], {"dim": -1}, "no dimension -1"),
     (ir.Scan, [t(2, "T")], {"dim": 7}, "no dimension 7"),
@@ -122,7 +124,8 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.TopK, [t("M", 100)], {"k": 101}, "not 101 elements"),
     (ir.TopK, [t("M", 100)], {"k": 0}, "k is 1 or more"),
     (ir.TopK, [t()], {"k": 1}, "no last dimension"),
-    (ir.Cache, [], {"symbol": ir.Symbol("c"), "heads": 0, "key_dim": 2, "value_dim": 3}, "heads is 1 or more"),
+    (ir.State, [], {"symbol": ir.Symbol("s"), "per": "row", "shape": (0, 2), "dtype": "f32"}, "record is 1 or more"),
+    (ir.State, [], {"symbol": ir.Symbol("s"), "per": "token", "shape": (2,), "dtype": "f32"}, "not per 'token'"),
     (ir.Attention, ATTENDED, {"scale": 1.0, "mask": t("T", 3)}, "do(es)? not (fit|broadcast)"),
     (ir.Attention, ATTENDED, {"scale": 1.0, "mask": t(2, 4, "T", "T")}, "does not fit scores"),
     (ir.Attention, ATTENDED, {"scale": 1.0, "first": i(1, "T")}, "no position of a row"),
@@ -232,7 +235,7 @@ def test_an_optional_operand_is_given_by_name_or_place() -> None:
 
 
 def test_every_operation_is_accepted_once() -> None:
-    bodies = {ir.Function, ir.Kernel}
+    bodies = {ir.Function, ir.Kernel, ir.Recurrence}
     assert {case[0] for case in ACCEPTED} == set(ir.OPERATIONS) - bodies
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 from xdsl.irdl import operand_def, traits_def  # noqa: TID251
-from xdsl.traits import Pure  # noqa: TID251
+from xdsl.traits import MemoryReadEffect, MemoryWriteEffect, Pure  # noqa: TID251
 
 from forerun import ir
 from forerun.codegen.triton.lowering import Lowering as TritonLowering
@@ -34,8 +34,10 @@ from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import StoreWeights
 from tests.ir.build import function, no_weights, tensor
 
-STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.Cache, ir.Return, ir.Yield}
+STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.State, ir.Return, ir.Yield}
 """What holds operations together: it gives no values by itself."""
+BODIES = {ir.Function, ir.Kernel, ir.Recurrence}
+"""What has operations inside; the interpreter runs them, and the results follow from what they yield."""
 
 
 @operation
@@ -152,11 +154,19 @@ def test_there_is_no_open_table_over_operations() -> None:
 
 
 def test_every_value_has_a_meaning() -> None:
-    assert {kind for kind in ALL if kind.evaluate is SpecOperation.evaluate} == STRUCTURE
+    assert {kind for kind in ALL if kind.evaluate is SpecOperation.evaluate} == STRUCTURE | BODIES
 
 
 def test_every_operation_has_a_shape_rule() -> None:
-    assert {kind for kind in ALL if kind.infer.__func__ is SpecOperation.infer.__func__} == {ir.Function, ir.Kernel}
+    assert {kind for kind in ALL if kind.infer.__func__ is SpecOperation.infer.__func__} == BODIES
+
+
+def test_what_reads_or_writes_states_says_which() -> None:
+    for name, effect in (("reads", MemoryReadEffect), ("writes", MemoryWriteEffect)):
+        base = getattr(SpecOperation, name)
+        assert {kind for kind in ALL if getattr(kind, name) is not base} == {
+            kind for kind in ALL if kind.has_trait(effect)
+        }
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Stepper:
         self.tables = order[: sequences * per_sequence].reshape(sequences, per_sequence)
         self.loose = (order[sequences * per_sequence :, None] * BLOCK + np.arange(BLOCK)).ravel().tolist()
         self.weights = ir.with_derived(program.module, program.weights.__getitem__)
-        self.caches = ir.new_caches(program.module, blocks * BLOCK)
+        self.states = ir.new_states(program.module, blocks * BLOCK)
 
     @property
     def takes_paths(self) -> bool:
@@ -84,7 +84,7 @@ class Stepper:
 
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
         """The logits of every row."""
-        environment = ir.Environment(self.weights, self.caches)
+        environment = ir.Environment(self.weights, self.states)
         return ir.evaluate(self.program.module, "step", self.inputs(rows), environment)[0]
 
     def inputs(self, rows: Sequence[Row]) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from forerun import ir
-from forerun.codegen.reference import ARGUMENTS, ReferenceExecutable
+from forerun.codegen.reference import ReferenceExecutable
 from forerun.passes.base import PassContext
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.pipeline import step_pipeline
@@ -46,10 +46,15 @@ def rows() -> Rows:
     )
 
 
+def step_inputs(module: ir.ModuleOp) -> list[torch.Tensor]:
+    arguments = ir.functions(module)["step"].signature.arguments
+    return [torch.from_numpy(getattr(rows(), each.name)) for each in arguments]
+
+
 def evaluated(module: ir.ModuleOp, context: PassContext, name: str, *more: torch.Tensor) -> list[torch.Tensor]:
-    inputs = [torch.from_numpy(getattr(rows(), each)) for each in ARGUMENTS]
+    inputs = step_inputs(module)
     weights = ir.with_derived(module, context.weights)
-    environment = ir.Environment(weights, ir.new_caches(module, 4 * BLOCK))
+    environment = ir.Environment(weights, ir.new_states(module, 4 * BLOCK))
     return ir.evaluate(module, name, [*inputs, *more], environment)
 
 
@@ -81,10 +86,10 @@ def test_resuming_after_an_early_exit_is_the_step(family: str) -> None:
     step = ir.functions(module)["step"]
     (hidden,) = resume.block.args[len(step.block.args) :]
     exit_value = stream.stream[sum(each.layer < 1 for each in stream.branches)]
-    inputs = [torch.from_numpy(getattr(rows(), each)) for each in ARGUMENTS]
-    environment = ir.Environment(ir.with_derived(module, context.weights), ir.new_caches(module, 4 * BLOCK))
-    writes = [each for each in ir.functions(module)["draft"].body if isinstance(each, ir.CacheWrite)]
-    assert len(writes) == 1
+    inputs = step_inputs(module)
+    environment = ir.Environment(ir.with_derived(module, context.weights), ir.new_states(module, 4 * BLOCK))
+    writes = [each for each in ir.functions(module)["draft"].body if isinstance(each, ir.StateWrite)]
+    assert len(writes) == 2
     ir.evaluate(module, "draft", inputs, environment)  # writes the keys and values that the slice below reads
     values, inner = ir.called(module, step, inputs, environment)
     ir.run_body(ir.backward_slice(exit_value), values, inner, keep={exit_value})

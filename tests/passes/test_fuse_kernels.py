@@ -66,17 +66,15 @@ def test_operations_keep_their_order_within_a_kernel(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cache_is_written_before_it_is_read(family: str) -> None:
+def test_a_state_is_written_before_it_is_read(family: str) -> None:
     writes: dict[str, int] = {}
     reads: dict[str, int] = {}
     for index, kernel in enumerate(kernels(fused(family)[1])):
         for each in kernel.body:
-            if isinstance(each, ir.CacheWrite):
-                writes[each.symbol] = index
-            if isinstance(each, ir.TreeAttention):
-                reads[each.symbol] = index
+            writes.update(dict.fromkeys(each.writes, index))
+            reads.update(dict.fromkeys(each.reads, index))
     assert writes.keys() == reads.keys() != set()
-    assert all(writes[cache] < reads[cache] for cache in reads)
+    assert all(writes[each] < reads[each] for each in reads)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

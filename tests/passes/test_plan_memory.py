@@ -77,7 +77,7 @@ def test_a_step_that_lives_in_its_arena_gives_the_same_logits(family: str) -> No
         return arena[places[value] : places[value] + size].view(dtype).view(shape)
 
     values = dict(zip(step.block.args, stepper.inputs(rows), strict=True))
-    environment = ir.Environment(stepper.weights, stepper.caches, bindings)
+    environment = ir.Environment(stepper.weights, stepper.states, bindings)
     for kernel in kernels:
         inner = {
             argument: seen(value) if value in places else values[value]

@@ -29,7 +29,7 @@ from forerun.codegen.tvm.builder import (
 )
 from forerun.codegen.tvm.expressions import Expressions, Stored
 from forerun.codegen.tvm.functions import exp, tanh
-from forerun.codegen.tvm.key_values import Layer, layer_window, padded
+from forerun.codegen.tvm.records import Layer, Records, padded
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -157,21 +157,21 @@ class _Unit:
 
     # --- a span that the row sees and has committed as a whole
 
-    def _committed(self, begin: Expr) -> list[Buffer]:
+    def _committed(self, records: Records, begin: Expr) -> list[Buffer]:
         """The cached blocks of the span."""
         first = let(tirx.truncdiv(begin, integer(self.layer.block)))
         tables = self.operation.block_tables
         numbers = [self.context.element(tables, [self.sequence, first + integer(b)]) for b in range(self.blocks)]
-        return [layer_window(self.context, self.layer, let(each)) for each in numbers]
+        return [records.window(self.context, let(each)) for each in numbers]
 
     def _scores_of_whole(self, begin: Expr) -> None:
         start = let(self.layer.key_place(self.key_head, integer(0), integer(0)))
-        self._scores([(window, start) for window in self._committed(begin)], integer(0))
+        self._scores([(window, start) for window in self._committed(self.layer.keys, begin)], integer(0))
 
     def _values_of_whole(self, begin: Expr) -> None:
         start = let(self.layer.value_place(self.key_head, integer(0), integer(0)))
         block = self.layer.block
-        for number_, window in enumerate(self._committed(begin)):
+        for number_, window in enumerate(self._committed(self.layer.values, begin)):
             with self.context.frame.serial(0, block // TURN) as turn:
                 for part in range(TURN):
                     lane = let(turn * integer(TURN) + integer(part))
@@ -179,15 +179,19 @@ class _Unit:
 
     def _prefetch(self, begin: Expr) -> None:
         """Ask for the keys and values of a span; the first row does, for the others find them in the cache."""
-        layer, zero = self.layer, integer(0)
-        sources = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
-        sizes = layer.key_dim * layer.block, layer.block * padded(layer.value_dim)
-        for window in self._committed(begin):
-            for source, size in zip(sources, sizes, strict=True):
-                origin = let(source)
+        for records, source, size in self._halves():
+            origin = let(source)
+            for window in self._committed(records, begin):
                 with self.context.frame.serial(0, size // LANES) as line:
                     place = tirx.address_of(window[origin + line * integer(LANES)])
                     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", place, 0, 2, 1))
+
+    def _halves(self) -> list[tuple[Records, Expr, int]]:
+        """Keys and values, each with where those of the head begin in a block, and the numbers of a block."""
+        layer, zero = self.layer, integer(0)
+        keys, values = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
+        sizes = layer.key_dim * layer.block, layer.block * padded(layer.value_dim)
+        return [(layer.keys, keys, sizes[0]), (layer.values, values, sizes[1])]
 
     # --- a span block by block
 
@@ -221,7 +225,7 @@ class _Unit:
             home = let(tirx.truncdiv(origin, integer(layer.block)))
             store(self.homes, home, block, 1)
             start = let(layer.key_place(self.key_head, zero, zero))
-            self._scores([(layer_window(self.context, layer, home), start)], block)
+            self._scores([(layer.keys.window(self.context, home), start)], block)
 
         def gathered() -> None:
             store(self.homes, integer(-1), block, 1)
@@ -254,12 +258,8 @@ class _Unit:
 
     def _copy_block(self, block: Expr, home: Expr) -> None:
         """A cached block's keys and values to the gathered ones."""
-        layer, zero = self.layer, integer(0)
-        window = layer_window(self.context, layer, home)
-        sources = layer.key_place(self.key_head, zero, zero), layer.value_place(self.key_head, zero, zero)
-        sizes = layer.key_dim * layer.block, layer.block * padded(layer.value_dim)
-        for target, source, size in zip((self.keys, self.values), sources, sizes, strict=True):
-            origin = let(source)
+        for target, (records, source, size) in zip((self.keys, self.values), self._halves(), strict=True):
+            origin, window = let(source), records.window(self.context, home)
             with self.context.frame.serial(0, size // LANES) as chunk:
                 there = block * integer(size) + chunk * integer(LANES)
                 store(target, load(window, origin + chunk * integer(LANES)), there)
@@ -267,15 +267,15 @@ class _Unit:
     def _copy_lane(self, block: Expr, lane: Expr, slot: Expr) -> None:
         """A cached slot's key and value to a lane of the gathered ones."""
         layer = self.layer
-        window = layer_window(self.context, layer, let(tirx.truncdiv(slot, integer(layer.block))))
-        own = let(tirx.truncmod(slot, integer(layer.block)))
+        home, own = layer.keys.home(slot)
+        keys, values = (each.window(self.context, home) for each in (layer.keys, layer.values))
         with self.context.frame.serial(0, layer.key_dim) as dim:
             place = (block * integer(layer.key_dim) + dim) * integer(layer.block) + lane
-            store(self.keys, window[layer.key_place(self.key_head, dim, own)], place, 1)
+            store(self.keys, keys[layer.key_place(self.key_head, dim, own)], place, 1)
         for vector in range(self.vectors):
             column = integer(vector * LANES)
             place = (block * integer(layer.block) + lane) * integer(padded(layer.value_dim)) + column
-            store(self.values, load(window, layer.value_place(self.key_head, own, column)), place)
+            store(self.values, load(values, layer.value_place(self.key_head, own, column)), place)
 
     def _values_of_part(self, begin: Expr) -> None:
         layer, zero = self.layer, integer(0)
@@ -288,7 +288,7 @@ class _Unit:
             low, high = self._visible(begin, block)
 
             def in_place(block: Expr = block, low: Expr = low, high: Expr = high) -> None:
-                window = layer_window(self.context, layer, let(self.homes[block]))
+                window = layer.values.window(self.context, let(self.homes[block]))
                 add(window, let(layer.value_place(self.key_head, zero, zero)), block, low, high)
 
             def gathered(block: Expr = block, low: Expr = low, high: Expr = high) -> None:

@@ -74,6 +74,11 @@ def _outer_axes(
     return None if last else _aligned(operation, axis, operand)
 
 
+def _rows_of_states(operation: ir.StateRead | ir.Recurrence, axis: int, operand: ir.SSAValue) -> int | None:
+    """A record is read at its own row's slot; a recurrence reads other rows."""
+    return 0 if axis == 0 and isinstance(operation, ir.StateRead) else None
+
+
 SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
     "axes of operands in the tvm target",
     {
@@ -85,8 +90,9 @@ SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.MatMul: _matmul,
         **each_of(_outer_axes, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.TopK),
         **each_of(_aligned, ir.Map, ir.Cast, ir.Broadcast, ir.TreeAttention, ir.Parameter, ir.Constant, ir.Iota),
+        **each_of(_rows_of_states, ir.StateRead, ir.Recurrence),
         ir.Gather: refused("reads its table at other indices; the planner asks for its indices"),
-        **each_of(refused("has no axes in the tvm target"), ir.Attention, ir.CacheWrite, ir.Kernel),
-        **each_of(refused("has no axes in the tvm target"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("has no axes in the tvm target"), ir.Attention, ir.StateWrite, ir.Kernel),
+        **each_of(refused("has no axes in the tvm target"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

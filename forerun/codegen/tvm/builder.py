@@ -2,11 +2,11 @@
 
 A kernel's function is called once for each part of the work:
 
-    kernel(part, parts, sizes, slots, weights, tables, numbers, indices, state, inputs)
+    kernel(part, parts, sizes, slots, weights, tables, numbers, indices, state, requests, inputs)
 
 `sizes` are the values of the dimension names, `slots` the offsets of the kernel's operands and results (its row of the
 step's program), `weights` and `tables` the packed weights as float32 and as int32, `numbers` and `indices` the arena
-likewise, `inputs` the step's int32 arguments.
+likewise, `state` the records of blocks, `requests` those of requests, `inputs` the int32 arguments.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -26,6 +26,7 @@ MEMORIES = {
     "numbers": "float32",
     "indices": "int32",
     "state": "float32",
+    "requests": "float32",
     "inputs": "int32",
 }
 

@@ -5,7 +5,7 @@ to values that lie in memory. Integers of any width are computed as int32 (`inte
 values are kept in memory as int32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,12 @@ def region_of(dtype: str) -> str:
 class Expressions:
     """Elements of values within one kernel function."""
 
-    def __init__(self, frame: Frame, stored: dict[ir.SSAValue, Stored]) -> None:
+    def __init__(
+        self, frame: Frame, stored: dict[ir.SSAValue, Stored], records: Mapping[str, Any] | None = None
+    ) -> None:
         self.frame = frame
         self.stored = stored
+        self.records = records or {}
         self.computed: dict[ir.SSAValue, Callable[[Sequence[Index]], Expr]] = {}
         self._windows: dict[tuple[str, int], Buffer] = {}
 
@@ -267,6 +270,14 @@ def _rotary(context: Expressions, operation: ir.Rotary, index: list[Index]) -> E
     return fma(turned, context.operand(operation.sin, index), straight)
 
 
+def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index]) -> Expr:
+    """A number of a request's record."""
+    records = context.records[operation.symbol]
+    slot = let(context.element(operation.slots, index[:1]))
+    at = records.place([_expression(each) for each in index[1:]], integer(0)).astype("int64")
+    return context.frame.regions[records.form.region][records.origin(context, slot) + at]
+
+
 IN_MEMORY = refused("has no element of the tvm target: its result is written to memory first")
 
 ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = ir.OperationTable(
@@ -283,11 +294,12 @@ ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = i
         ir.Gather: _gather,
         ir.TakeAlong: _take_along,
         ir.Rotary: _rotary,
+        ir.StateRead: _state_read,
         ir.Parameter: refused("has no element of the tvm target: a weight lies in memory"),
         **each_of(IN_MEMORY, ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul, ir.Linear),
-        **each_of(IN_MEMORY, ir.TreeAttention, ir.TopK, ir.Kernel),
+        **each_of(IN_MEMORY, ir.TreeAttention, ir.Recurrence, ir.TopK, ir.Kernel),
         ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
-        **each_of(refused("has no elements"), ir.CacheWrite, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("has no elements"), ir.StateWrite, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 

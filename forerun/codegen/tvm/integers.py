@@ -45,8 +45,10 @@ class Ranges:
         if dtype not in BOUNDS:
             return None
         if isinstance(operation, ir.Block):
-            kernel = operation.parent_op()
-            return self.of(kernel.operands[operation.args.index(value)]) if isinstance(kernel, ir.Kernel) else INPUTS
+            outer, index = operation.parent_op(), operation.args.index(value)
+            if isinstance(outer, ir.Kernel):
+                return self.of(outer.operands[index])
+            return self.of(outer.inputs[index - 1]) if isinstance(outer, ir.Recurrence) and index else INPUTS
         assert isinstance(operation, ir.SpecOperation)
         found = self._result(operation, operation.results.index(value), dtype)
         least, most = BOUNDS[dtype]
@@ -111,7 +113,7 @@ class Ranges:
         given = [self.of(each) for each in operation.inputs]
         return FUNCTIONS[operation.function](operation, given, dtype)
 
-    def no_result(self, operation: ir.CacheWrite, index: int, dtype: str) -> Range | None:
+    def no_result(self, operation: ir.StateWrite, index: int, dtype: str) -> Range | None:
         return None
 
     def float_product(self, operation: ir.SpecOperation, index: int, dtype: str) -> NoReturn:
@@ -253,8 +255,8 @@ RANGES: ir.OperationTable[Callable[[Ranges, Any, int, str], Range | None]] = ir.
         ir.Scan: Ranges.scan,
         **each_of(OF_FIRST, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
         **each_of(FLOATS, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Softmax),
-        **each_of(FLOATS, ir.Attention, ir.TreeAttention),
-        ir.CacheWrite: Ranges.no_result,
-        **each_of(refused("gives no integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(FLOATS, ir.Attention, ir.TreeAttention, ir.StateRead, ir.Recurrence),
+        ir.StateWrite: Ranges.no_result,
+        **each_of(refused("gives no integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -7,9 +7,10 @@ from forerun import ir
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function, integer, when
 from forerun.codegen.tvm.expressions import Expressions, Index, Stored
-from forerun.codegen.tvm.key_values import Layer, emit_cache_write
 from forerun.codegen.tvm.linear import emit_linear
-from forerun.codegen.tvm.phases import AttentionPhase, Phase, Plan, ProductPhase, RowPhase, TopKPhase
+from forerun.codegen.tvm.phases import AttentionPhase, Phase, Plan, ProductPhase, RecurrencePhase, RowPhase, TopKPhase
+from forerun.codegen.tvm.records import Records, emit_write
+from forerun.codegen.tvm.recurrence import emit_recurrence
 from forerun.codegen.tvm.rowwise import Rows
 from forerun.codegen.tvm.target import Machine
 from forerun.codegen.tvm.topk import emit_maxima, emit_topk
@@ -32,9 +33,9 @@ def rows_template(context: Expressions, phase: RowPhase, machine: Machine) -> No
 
     def emit(row: Any) -> None:
         for what, where in phase.items:
-            if isinstance(what, ir.CacheWrite):
-                assert isinstance(where, Layer)
-                emit_cache_write(context, where, list(what.operands), row)
+            if isinstance(what, ir.StateWrite):
+                assert isinstance(where, Records)
+                emit_write(context, where, what, row)
             else:
                 assert isinstance(where, Stored)
                 rows.write(what, where, row)
@@ -58,6 +59,11 @@ def attention_template(context: Expressions, phase: AttentionPhase, machine: Mac
     emit_attention(context, phase.attention, phase.result)
 
 
+def recurrence_template(context: Expressions, phase: RecurrencePhase, machine: Machine) -> None:
+    """The rows of a state, parents first."""
+    emit_recurrence(context, phase)
+
+
 def topk_template(context: Expressions, phase: TopKPhase, machine: Machine) -> None:
     """The k largest."""
     rows = _count(context, phase.logits.dims[:-1])
@@ -71,6 +77,7 @@ TEMPLATES: dict[str, Template] = {
     "rows": rows_template,
     "products": products_template,
     "attention": attention_template,
+    "recurrence": recurrence_template,
     "topk": topk_template,
 }
 
@@ -84,6 +91,8 @@ def kind_of_phase(phase: Phase) -> str:
             return "products"
         case AttentionPhase():
             return "attention"
+        case RecurrencePhase():
+            return "recurrence"
         case TopKPhase():
             return "topk"
 
@@ -94,7 +103,7 @@ def phase_function(
     """The function of one phase."""
 
     def body(frame: Frame) -> None:
-        context = Expressions(frame, dict(plan.stored))
+        context = Expressions(frame, dict(plan.stored), plan.records)
         for inner, outer in plan.region.arguments.items():
             if isinstance(outer.owner, ir.Constant) and inner is not outer:
                 context.computed[inner] = lambda index, outer=outer: context.element(outer, index)
@@ -111,6 +120,8 @@ def _places(phase: Phase) -> list[Stored]:
             return [where for _, where in phase.items if isinstance(where, Stored)]
         case TopKPhase():
             return [phase.maxima]
+        case RecurrencePhase():
+            return [phase.result, *(where for _, where in phase.kept)]
         case _:
             return []
 

@@ -1,7 +1,7 @@
 """From a function of the IR to a compiled step: its kernels, its program, and where everything lies."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,30 +14,28 @@ from forerun.codegen.planned import PlannedStep
 from forerun.codegen.regions import symbols
 from forerun.codegen.tvm.kernels import TEMPLATES, Template, phase_function
 from forerun.codegen.tvm.key import key_of
-from forerun.codegen.tvm.key_values import padded
-from forerun.codegen.tvm.memory import aligned, arena_layout, cache_layout, pack, weight_offsets
+from forerun.codegen.tvm.memory import ArenaLayout, aligned, arena_layout, pack, state_layout, weight_offsets
 from forerun.codegen.tvm.phases import AttentionPhase, Plan, ProductPhase, Slot
 from forerun.codegen.tvm.program import build, step_module
-from forerun.codegen.tvm.step import CompiledStep, Kernel, TvmProgram, Value
+from forerun.codegen.tvm.records import padded
+from forerun.codegen.tvm.step import CompiledStep, Entry, Kernel, TvmProgram, Value
 from forerun.codegen.tvm.structure import plans, structure, surroundings
 from forerun.codegen.tvm.target import Machine
 from forerun.errors import InvalidOptionError
-
-ROW_INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
-"""The fields of `Rows`; the block tables, which may grow, come last."""
+from forerun.signature import STEP, STEP_ARGUMENTS
 
 GROWTH = 4096
 """Numbers for the block tables, before they grow."""
 
 
 class Lowering:
-    """A function's kernels, and the step that they make.
+    """The kernels of a module's entries, and the step that they make.
 
-    module      IR with the function `function`; its arguments are named as the fields of `Rows`
+    module      IR with `@step`, whose arguments are named as the fields of `Rows`
     max_rows    the largest N; memory for values grows with it
     max_outputs the largest M, `max_rows` by default
     max_path    the largest D
-    max_length  positions a sequence may have
+    max_length  positions a sequence may have, and the most that a named dimension of another entry counts
     templates   replacements for `kernels.TEMPLATES`, by name: a test's way to plant a fault. Their code is not kept
 
     Raises UnsupportedOperationError for an operation without a rule here.
@@ -47,18 +45,22 @@ class Lowering:
         self,
         module: ir.ModuleOp,
         *,
-        function: str = "step",
         max_rows: int = 512,
         max_outputs: int | None = None,
         max_path: int = 64,
         max_length: int = 2048,
         templates: Mapping[str, Template] | None = None,
     ) -> None:
-        self._function = ir.functions(module)[function]
-        self._known = surroundings(module, self._function)
+        self._entries = ir.entries(module)
+        self._function = self._entries[STEP]
+        self._known = surroundings(module)
         self._declared = ir.weights(module)
-        self._plans = plans(self._function, self._known)
-        self._symbols = symbols(self._function)
+        self._entry_plans = {name: plans(each, self._known) for name, each in self._entries.items()}
+        for name, found in self._entry_plans.items():
+            for plan in found if name != STEP else ():
+                plan.region.name = f"{name}_{plan.region.name}"
+        self._plans = [plan for found in self._entry_plans.values() for plan in found]
+        self._symbols = list(dict.fromkeys(name for each in self._entries.values() for name in symbols(each)))
         self._templates = {**TEMPLATES, **(templates or {})}
         self.cacheable = not templates
         self._texts = [structure(plan, self._known) for plan in self._plans]
@@ -107,20 +109,29 @@ class Lowering:
             most = planned[name]
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
-        layout = cache_layout(self._known)
+        layout = state_layout(self._known)
         tables = -(-max_length // layout.block)
         limits = {"paths": [max_rows, max_path], "block_tables": [max_rows, tables], "outputs": [max_outputs]}
-        capacity = dict.fromkeys(self._symbols, 1)
+        capacity = dict.fromkeys(self._symbols, max_length)
         for argument in self._function.block.args:
             kind = ir.tensor_type(argument)
             sizes = limits.get(str(argument.name_hint), [max_rows] * kind.rank)
             names = map(dimensions.symbol, kind.dims)
             capacity.update((name, size) for name, size in zip(names, sizes, strict=True) if name)
-        arena = arena_layout(self._function, self._plans, capacity)
-        arguments, inputs = self._arguments(capacity)
+        arenas = {
+            name: arena_layout(each, self._entry_plans[name], self._capacity(name, capacity, max_length))
+            for name, each in self._entries.items()
+        }
         names = [slot.key for plan in self._plans for slot in plan.slots if slot.kind == "weight"]
         weights, packed = weight_offsets(names, self._declared, self._known.formats)
-        offsets = {value: each.offset for value, each in arguments.items()} | arena.values
+        arguments: dict[str, dict[ir.SSAValue, Value]] = {}
+        inputs = 0
+        offsets: dict[ir.SSAValue, int] = {}
+        for name in self._entries:
+            arguments[name], size = self._arguments(name, self._capacity(name, capacity, max_length), arenas[name])
+            inputs = max(inputs, size)
+            offsets |= {value: each.offset for value, each in arguments[name].items()} | arenas[name].values
+        scratch = [own for arena in arenas.values() for own in arena.scratch]
 
         def place(number: int, index: int, slot: Slot) -> int:
             match slot.kind:
@@ -128,41 +139,42 @@ class Lowering:
                     return offsets[slot.key]
                 case "weight":
                     return weights[slot.key]
-                case "cache":
+                case "state":
                     return layout.offsets[slot.key]
                 case "record":
-                    return layout.record
+                    return layout.sizes[slot.key]
                 case _:
-                    return arena.scratch[number][index]
+                    return scratch[number][index]
 
         places = [
             [place(number, index, slot) for index, slot in enumerate(plan.slots)]
             for number, plan in enumerate(self._plans)
         ]
         program, spans = self._program(places)
-        stream = {
-            plan.region.results[0][1]: plan.region.stream for plan in self._plans if plan.region.stream is not None
-        }
+        own = self._entry_plans[STEP]
+        stream = {plan.region.results[0][1]: plan.region.stream for plan in own if plan.region.stream is not None}
         first = next(iter(stream), None)
         kernels = [
             self._kernel(plan, self._structures[text], span, offsets, stream)
-            for plan, text, span in zip(self._plans, self._texts, spans, strict=True)
+            for plan, text, span in zip(own, self._texts, spans, strict=False)
         ]
         return CompiledStep(
             key=key_of(self.machine, [",".join(self._symbols), *self._structures]),
             symbols=tuple(self._symbols),
-            arguments=tuple(arguments.values()),
-            returned=tuple(_value(value, str(value.name_hint), offsets) for value in self._function.returned),
+            arguments=tuple(arguments[STEP].values()),
+            returned=self._returned(STEP, offsets),
             kernels=tuple(kernels),
             program=program,
             weights=weights,
             packed=packed,
-            arena=arena.size,
+            arena=max(each.size for each in arenas.values()),
             inputs=inputs,
             branches=self._function.branches,
             stream=tuple({number % 2: offsets[value] for value, number in stream.items()}.values()),
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
-            record=layout.record,
+            entries=self._others(arguments, offsets, spans),
+            record=layout.sizes["state"],
+            request=layout.sizes["requests"],
             words=layout.words,
             block=layout.block,
             max_rows=max_rows,
@@ -171,20 +183,52 @@ class Lowering:
             max_length=max_length,
         )
 
-    def _arguments(self, capacity: Mapping[str, int]) -> tuple[dict[ir.SSAValue, Value], int]:
-        """The arguments with their places in the inputs, in the order of `ROW_INPUTS`, and the inputs' size."""
-        for argument in self._function.block.args:
-            if argument.name_hint not in ROW_INPUTS:
-                raise InvalidOptionError(
-                    f"@{self._function.symbol} has an argument {argument.name_hint} that no step gives."
-                )
+    def _capacity(self, name: str, step: Mapping[str, int], max_length: int) -> Mapping[str, int]:
+        """The most that each named dimension of an entry counts."""
+        return step if name == STEP else dict.fromkeys(self._symbols, max_length)
+
+    def _arguments(
+        self, name: str, capacity: Mapping[str, int], arena: ArenaLayout
+    ) -> tuple[dict[ir.SSAValue, Value], int]:
+        """An entry's arguments with their places, those of a step in the order of `STEP_ARGUMENTS`, and the inputs'
+        size; the block tables, which may grow, come last."""
+        arguments = list(self._entries[name].block.args)
+        if name == STEP:
+            for argument in arguments:
+                if argument.name_hint not in STEP_ARGUMENTS:
+                    raise InvalidOptionError(f"@{STEP} has an argument {argument.name_hint} that no step gives.")
+            arguments.sort(key=lambda each: [*STEP_ARGUMENTS].index(str(each.name_hint)))
+        names = [each.name for each in self._entries[name].signature.arguments]
         found: dict[ir.SSAValue, Value] = {}
         total = 0
-        for argument in sorted(self._function.block.args, key=lambda each: ROW_INPUTS.index(str(each.name_hint))):
-            found[argument] = _value(argument, str(argument.name_hint), {argument: total})
-            if argument.name_hint != "block_tables":
+        for argument in arguments:
+            where = arena.values.get(argument, total)
+            found[argument] = _value(argument, names[argument.index], {argument: where})
+            if argument.name_hint != "block_tables" and argument not in arena.values:
                 total += aligned(math.prod(ir.tensor_type(argument).sizes(capacity)))
         return found, total + GROWTH
+
+    def _returned(self, name: str, offsets: Mapping[ir.SSAValue, int]) -> tuple[Value, ...]:
+        entry = self._entries[name]
+        named = zip(entry.returned, entry.signature.results, strict=True)
+        return tuple(_value(value, each.name, offsets) for value, each in named)
+
+    def _others(
+        self,
+        arguments: Mapping[str, Mapping[ir.SSAValue, Value]],
+        offsets: Mapping[ir.SSAValue, int],
+        spans: Sequence[tuple[int, int]],
+    ) -> tuple[Entry, ...]:
+        """The entries beside the step, whose calls stand behind its own in the program."""
+        found: list[Entry] = []
+        at = 0
+        for name, own in self._entry_plans.items():
+            calls = spans[at : at + len(own)]
+            at += len(own)
+            if name != STEP:
+                span = (calls[0][0], calls[-1][1]) if calls else (0, 0)
+                found.append(Entry(name, tuple(arguments[name].values()), self._returned(name, offsets), span))
+        return tuple(found)
 
     def _program(self, places: list[list[int]]) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
         """The calls in order, and those of each kernel."""

@@ -1,4 +1,4 @@
-"""Where everything lies: weights in one packed buffer, values in one arena, the cache as one record a block."""
+"""Where everything lies: weights in one packed buffer, values in one arena, states as one record a block."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.tvm.expressions import kind_of
 from forerun.codegen.tvm.formats import WeightFormat
-from forerun.codegen.tvm.key_values import padded, words_of
 from forerun.codegen.tvm.phases import Plan, Surroundings
+from forerun.codegen.tvm.records import Form
 from forerun.codegen.tvm.step import NUMBER, SPARE
 from forerun.codegen.tvm.target import OUTPUTS
 from forerun.errors import UnsupportedOperationError
@@ -86,34 +87,40 @@ def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class CacheLayout:
-    """One record of numbers a block: layer after layer, keys [Hkv, D, P], then values [Hkv, P, Dv]."""
+class StateLayout:
+    """Where the records of states lie: one of numbers for each block of slots, and one for each request."""
 
-    offsets: dict[str, int]
-    record: int
-    words: NDArray[np.int64]  # [P, w]: the places in a record of what is cached at a lane
+    offsets: dict[str, int]  # of each state in its region's record
+    sizes: dict[str, int]  # of a region's record
+    words: NDArray[np.int64]  # [P, w]: the places in a block's record of what is kept at a lane
     block: int
 
 
-def cache_layout(known: Surroundings) -> CacheLayout:
-    """The layout of all caches of a module."""
+def state_layout(known: Surroundings) -> StateLayout:
+    """The layout of all states of a module."""
     offsets: dict[str, int] = {}
+    sizes = {"state": 0, "requests": 0}
     places: list[torch.Tensor] = []
-    total, block = 0, next(iter(known.blocks.values()), ALIGNMENT)
-    lanes = torch.arange(block)[:, None, None]
-    for name, cache in known.caches.items():
-        heads, key_dim, value_dim = cache.heads, cache.key_dim, cache.value_dim
-        offsets[name] = total
-        keys = torch.arange(heads * key_dim).view(1, heads, key_dim) * block + lanes
-        width = padded(value_dim)
-        head, dim = torch.arange(heads)[None, :, None], torch.arange(value_dim)[None, None, :]
-        values = heads * key_dim * block + (head * block + lanes) * width + dim
-        places.extend(total + each.reshape(block, -1) for each in (keys, values))
-        total += aligned(words_of(heads, key_dim, value_dim, block))
+    for name, form in known.states.items():
+        offsets[name] = sizes[form.region]
+        if form.region == "state":
+            places.append(offsets[name] + _words(form))
+        sizes[form.region] += aligned(form.words)
     # An odd number of cache lines a record: blocks of one layer fall into different cache sets.
-    record = total + ALIGNMENT if (total // ALIGNMENT) % 2 == 0 else total
-    words = torch.cat(places, 1) if places else torch.zeros((block, 0), dtype=torch.int64)
-    return CacheLayout(offsets, record, words.numpy(), block)
+    sizes["state"] += ALIGNMENT if (sizes["state"] // ALIGNMENT) % 2 == 0 else 0
+    words = torch.cat(places, 1) if places else torch.zeros((known.block, 0), dtype=torch.int64)
+    return StateLayout(offsets, sizes, words.numpy(), known.block)
+
+
+def _words(form: Form) -> torch.Tensor:
+    """[P, numbers]: where the numbers of a record lie, for each lane of a block."""
+    lanes = torch.arange(form.block)[:, None, None]
+    lead, last = torch.arange(math.prod(form.lead))[None, :, None], torch.arange(form.last)[None, None, :]
+    if form.side_by_side:
+        found = (lead * form.last + last) * form.block + lanes
+    else:
+        found = (lead * form.block + lanes) * form.width + last
+    return found.reshape(form.block, -1)
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,18 @@ class ArenaLayout:
 def arena_layout(function: ir.Function, plans: Sequence[Plan], capacity: Mapping[str, int]) -> ArenaLayout:
     """The plan that the IR carries (plan-memory), and every region's scratch behind it, where regions take turns.
 
-    A value that the IR has no place for, in a function that was not planned, gets memory of its own.
+    A value that the IR has no place for, in a function that was not planned, gets memory of its own, and so does an
+    argument that is a float: the inputs hold integers.
     """
     values: dict[ir.SSAValue, int] = {}
     for operation in function.body:
         offsets = operation.offsets if isinstance(operation, ir.Kernel) else ()
         values.update((value, offset // NUMBER) for value, offset in zip(operation.results, offsets, strict=False))
     end = (function.arena or 0) // NUMBER
+    for argument in function.block.args:
+        if kind_of(ir.tensor_type(argument).dtype) == "number":
+            values[argument] = end
+            end += _volume(ir.tensor_type(argument).dims, capacity)
     for plan in plans:
         for _, outer in plan.region.results:
             if outer not in values:

@@ -8,14 +8,14 @@ from forerun.codegen.regions import Region
 from forerun.codegen.tvm.attention import Attention
 from forerun.codegen.tvm.expressions import Stored
 from forerun.codegen.tvm.formats import WeightFormat
-from forerun.codegen.tvm.key_values import Layer
 from forerun.codegen.tvm.linear import Bundle
+from forerun.codegen.tvm.records import Form, Records
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a slot of a program row holds: the offset of a `value` of the function, a `weight`, a `cache`, the `scratch`
-    of some dims, or the size of a cache `record`."""
+    """What a slot of a program row holds: the offset of a `value` of the function, a `weight`, a `state`, the `scratch`
+    of some dims, or the size of a `record` of all states in a region."""
 
     kind: str
     key: Any = None
@@ -23,10 +23,10 @@ class Slot:
 
 @dataclass
 class RowPhase:
-    """Values and cache writes, row by row; `rows` is the dimension that is divided among threads, 1 for none."""
+    """Values and writes to states, row by row; `rows` is the dimension that is divided among threads, 1 for none."""
 
     rows: ir.Dim
-    items: list[tuple[ir.SSAValue, Stored] | tuple[ir.CacheWrite, Layer]]
+    items: list[tuple[ir.SSAValue, Stored] | tuple[ir.StateWrite, Records]]
 
 
 @dataclass
@@ -43,6 +43,16 @@ class AttentionPhase:
 
 
 @dataclass
+class RecurrencePhase:
+    """The rows in order, one after another; `kept` are the body's values that are computed in memory."""
+
+    operation: ir.Recurrence
+    records: Records
+    result: Stored
+    kept: list[tuple[ir.SSAValue, Stored]]
+
+
+@dataclass
 class TopKPhase:
     """`stage` 0: the chunks' maxima; 1: the choice."""
 
@@ -53,7 +63,7 @@ class TopKPhase:
     ids: Stored
 
 
-Phase = RowPhase | ProductPhase | AttentionPhase | TopKPhase
+Phase = RowPhase | ProductPhase | AttentionPhase | RecurrencePhase | TopKPhase
 
 
 @dataclass
@@ -64,12 +74,14 @@ class Plan:
     phases: list[Phase] = field(default_factory=list[Phase])
     slots: list[Slot] = field(default_factory=list[Slot])
     stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
+    records: dict[str, Records] = field(default_factory=dict[str, Records])
+    """Of the states that it reads or writes."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What planning needs to know of the module."""
 
-    caches: dict[str, ir.Cache]
-    blocks: dict[str, int]  # positions a block, of each cache
+    states: dict[str, Form]
+    block: int  # positions
     formats: dict[str, WeightFormat]  # of the matrices that linears read, and of those with a storage

@@ -13,18 +13,19 @@ from forerun.codegen.tvm.attention import Attention
 from forerun.codegen.tvm.axes import right_aligned, source_axis
 from forerun.codegen.tvm.expressions import INLINE, Stored, kind_of, region_of
 from forerun.codegen.tvm.integers import Ranges
-from forerun.codegen.tvm.key_values import Layer
 from forerun.codegen.tvm.linear import Bundle, Product
 from forerun.codegen.tvm.loops import row_axis
 from forerun.codegen.tvm.phases import (
     AttentionPhase,
     Plan,
     ProductPhase,
+    RecurrencePhase,
     RowPhase,
     Slot,
     Surroundings,
     TopKPhase,
 )
+from forerun.codegen.tvm.records import Layer, Records
 from forerun.codegen.tvm.rowwise import ROWWISE
 from forerun.codegen.tvm.topk import chunks_of
 from forerun.errors import UnsupportedOperationError
@@ -50,6 +51,8 @@ class Planner:
         ranges = Ranges()
         for operation in self.region.operations:
             ranges.check(operation)
+            for each in operation.body if isinstance(operation, ir.Recurrence) else ():
+                ranges.check(each)
         for inner, outer in self.region.arguments.items():
             self._argument(inner, outer)
         for inner, outer in self.region.results:
@@ -85,7 +88,8 @@ class Planner:
         elif isinstance(owner, ir.Constant):
             return
         else:
-            region = "inputs" if isinstance(owner, ir.Block) else region_of(kind.dtype)
+            given = isinstance(owner, ir.Block) and kind_of(kind.dtype) != "number"
+            region = "inputs" if given else region_of(kind.dtype)
             self.plan.stored[inner] = Stored(region, self._slot("value", outer), kind.dims, kind.dtype)
 
     def weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
@@ -104,7 +108,7 @@ class Planner:
         source = value
         while isinstance(source.owner, ir.Reshape):
             source = source.owner.x
-        writes = isinstance(source.owner, ir.Linear | ir.TreeAttention) or type(source.owner) in ROWWISE
+        writes = isinstance(source.owner, ir.Linear | ir.TreeAttention | ir.Recurrence) or type(source.owner) in ROWWISE
         if (
             source is not value
             and writes
@@ -307,20 +311,44 @@ class Planner:
             first.epilogues.extend(bundle.epilogues)
         return merged
 
-    def _layer(self, symbol: str) -> Layer:
-        cache, block = self.surroundings.caches[symbol], self.surroundings.blocks[symbol]
-        slots = self._slot("cache", symbol), self._slot("record")
-        return Layer(cache.heads, cache.key_dim, cache.value_dim, block, *slots)
+    def _records(self, symbol: str) -> Records:
+        if symbol not in self.plan.records:
+            form = self.surroundings.states[symbol]
+            slots = self._slot("state", symbol), self._slot("record", form.region)
+            self.plan.records[symbol] = Records(form, *slots)
+        return self.plan.records[symbol]
 
-    def cache_write(self, operation: ir.CacheWrite) -> None:
-        keys = ir.tensor_type(operation.keys)
-        layer = self._layer(operation.symbol)
-        phase = self._row_phase(keys.dims[0], [(each, 0) for each in operation.operands])
-        phase.items.append((operation, layer))
+    def state_write(self, operation: ir.StateWrite) -> None:
+        rows = ir.tensor_type(operation.value).dims[0]
+        phase = self._row_phase(rows, [(each, 0) for each in operation.operands])
+        phase.items.append((operation, self._records(operation.symbol)))
         self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
 
+    def state_read(self, operation: ir.StateRead) -> None:
+        self._records(operation.symbol)
+        self.inline(operation)
+
+    def recurrence(self, operation: ir.Recurrence) -> None:
+        """A phase of its own; the body's values that are no elements of others are kept in memory."""
+        kind = ir.tensor_type(operation.result)
+        result = self.destinations.get(operation.result) or self._scratch(kind.dims, kind.dtype)
+        kept: list[tuple[ir.SSAValue, Stored]] = []
+        for inner in operation.body:
+            if isinstance(inner, ir.Parameter):
+                self.weight(inner.result, inner)
+            elif type(inner) in ROWWISE:
+                own = ir.tensor_type(inner.results[0])
+                kept.append((inner.results[0], self._scratch(own.dims, own.dtype)))
+            elif type(inner) not in INLINE:
+                raise UnsupportedOperationError(
+                    f"the tvm target has no kernel for {inner.name} in the body of a recurrence; compute it outside."
+                )
+        self.plan.phases.append(RecurrencePhase(operation, self._records(operation.symbol), result, kept))
+        self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
+        self.plan.stored[operation.result] = result
+
     def attention(self, operation: ir.TreeAttention) -> None:
-        layer = self._layer(operation.symbol)
+        layer = Layer(self._records(operation.symbol), self._records(operation.values))
         kind = ir.tensor_type(operation.result)
         heads = kind.dims[1]
         assert isinstance(heads, int)
@@ -353,12 +381,14 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
         ir.Parameter: lambda planner, operation: planner.weight(operation.result, operation),
         ir.Linear: Planner.linear,
         ir.TreeAttention: Planner.attention,
-        ir.CacheWrite: Planner.cache_write,
+        ir.StateWrite: Planner.state_write,
+        ir.StateRead: Planner.state_read,
+        ir.Recurrence: Planner.recurrence,
         ir.TopK: Planner.topk,
         **each_of(Planner.row_wise, ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul),
         **each_of(Planner.inline, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast),
         **each_of(Planner.inline, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary),
         ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
-        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

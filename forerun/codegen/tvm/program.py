@@ -1,10 +1,10 @@
 """One packed function that runs a step: it walks a program of kernel calls in one parallel launch.
 
 The program is an int64 array [calls, 1 + slots]: the number of the kernel's function, then its offsets. Layers that
-differ by their weights and caches alone share functions, so code size and compile time do not grow with depth. All
+differ by their weights and states alone share functions, so code size and compile time do not grow with depth. All
 threads meet at a barrier after each call.
 
-    run(program, sizes, weights, tables, numbers, indices, state, inputs, first, last, parts)
+    run(program, sizes, weights, tables, numbers, indices, state, requests, inputs, first, last, parts)
 """
 
 from collections.abc import Mapping, Sequence

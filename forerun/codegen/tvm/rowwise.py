@@ -27,6 +27,8 @@ from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
 
+ROWS = ("N", "M")
+"""The rows of a step, and those whose logits are wanted."""
 LOWEST = -3.4028234663852886e38
 
 
@@ -179,7 +181,7 @@ class Rows:
         source, over = ir.tensor_type(x), set(operation.dims)
         lanes = LANE_REDUCTIONS[operation.function]
         kept = [axis for axis in range(source.rank) if axis not in over]
-        if row_axis(source.dims) in over:
+        if any(dimensions.symbol(source.dims[axis]) in ROWS for axis in over):
             raise UnsupportedOperationError(
                 "spec.reduce over the rows of a step would mix rows; it cannot be compiled."
             )
@@ -342,10 +344,11 @@ WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]]
         **each_of(
             INLINED, ir.Constant, ir.Parameter, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast
         ),
-        **each_of(INLINED, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary),
-        **each_of(refused("has a phase of its own in the tvm target"), ir.TreeAttention, ir.TopK, ir.CacheWrite),
+        **each_of(INLINED, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary, ir.StateRead),
+        **each_of(refused("has a phase of its own in the tvm target"), ir.TreeAttention, ir.TopK, ir.StateWrite),
+        ir.Recurrence: refused("has a phase of its own in the tvm target"),
         ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
-        **each_of(refused("is no value of rows"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("is no value of rows"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 

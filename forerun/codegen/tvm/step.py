@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
+from forerun.signature import STEP, Argument, Signature
 
 ENTRY = "run"
 """The function of the compiled code that walks a program."""
@@ -26,7 +27,7 @@ SPARE = 1 << 14
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the step: an argument lies in the inputs, any other in the arena."""
+    """A value of an entry: an argument of integers lies in the inputs, any other value in the arena."""
 
     name: str
     dims: tuple[Dim, ...]
@@ -54,8 +55,18 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Another entry of the module: some consecutive calls of the program."""
+
+    name: str
+    arguments: tuple[Value, ...]
+    returned: tuple[Value, ...]
+    calls: tuple[int, int]  # [first, last) rows of the program
+
+
+@dataclass(frozen=True)
 class CompiledStep:
-    """A step, but for its code and its weights."""
+    """A step and the module's other entries, but for their code and their weights."""
 
     key: str  # of the code
     symbols: tuple[str, ...]  # names of dimensions, in the order in which the code takes their sizes
@@ -70,13 +81,21 @@ class CompiledStep:
     branches: tuple[tuple[int, str], ...]  # the layer and the kind of each residual branch
     stream: tuple[int, ...]  # the two buffers in which the residual stream's values take turns, or none
     width: int  # features of the stream
-    record: int  # the cache of one block
-    words: NDArray[np.int64]  # [P, w] the places in a record of what is cached at a lane
+    entries: tuple[Entry, ...]  # beside the step
+    record: int  # the states of one block
+    request: int  # the states of one request
+    words: NDArray[np.int64]  # [P, w] the places in a block's record of what is kept at a lane
     block: int
     max_rows: int
     max_outputs: int
     max_path: int
     max_length: int
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """The entries, the step first."""
+        others = {each.name: _signature(each.name, each.arguments, each.returned) for each in self.entries}
+        return {STEP: _signature(STEP, self.arguments, self.returned), **others}
 
     @property
     def vocabulary(self) -> int:
@@ -96,6 +115,13 @@ class CompiledStep:
         """What each weight takes, to the next one's offset."""
         ends = [*self.weights.values(), self.packed - SPARE]
         return {name: end - start for (name, start), end in zip(self.weights.items(), ends[1:], strict=True)}
+
+
+def _signature(name: str, arguments: Sequence[Value], results: Sequence[Value]) -> Signature:
+    def plain(values: Sequence[Value]) -> tuple[Argument, ...]:
+        return tuple(Argument(each.name, each.dims, each.dtype) for each in values)
+
+    return Signature(name, plain(arguments), plain(results))
 
 
 @dataclass(frozen=True)

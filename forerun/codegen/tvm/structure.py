@@ -6,12 +6,14 @@ from forerun.codegen.tvm.formats import FLOAT32, WeightFormat
 from forerun.codegen.tvm.phases import Plan, Slot, Surroundings
 from forerun.codegen.tvm.planning import Planner
 from forerun.codegen.tvm.quantized import FORMATS
+from forerun.codegen.tvm.records import Form
 from forerun.errors import UnsupportedOperationError
 
 
-def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
-    """What planning a function's regions needs to know of the module."""
-    blocks: dict[str, int] = {}
+def surroundings(module: ir.ModuleOp) -> Surroundings:
+    """What planning the regions of a module's entries needs to know of it."""
+    blocks: dict[int, None] = {}
+    keys: set[str] = set()
     declared = ir.weights(module)
     formats: dict[str, WeightFormat] = {}
     for name, weight in declared.items():
@@ -20,19 +22,32 @@ def surroundings(module: ir.ModuleOp, function: ir.Function) -> Surroundings:
                 raise UnsupportedOperationError(f"the tvm target has no kernels for weights kept as {storage}.")
             formats[name] = FORMATS[storage]
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
-    for operation in ir.walk(function.body):
+    for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
         if isinstance(operation, ir.Kernel):
             outer.update(zip(operation.region.block.args, operation.operands, strict=True))
-        elif isinstance(operation, ir.TreeAttention):
-            blocks[operation.symbol] = operation.block
+        elif isinstance(operation, ir.TreeAttention | ir.Recurrence):
+            blocks[operation.block] = None
+            if isinstance(operation, ir.TreeAttention):
+                keys.add(operation.symbol)
         elif isinstance(operation, ir.Linear):
             weight = operation.weight
             owner = outer.get(weight, weight).owner
             if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
                 formats.setdefault(owner.symbol, FLOAT32)
-    default = next(iter(blocks.values()), 16)
-    caches = ir.caches(module)
-    return Surroundings(caches, {name: blocks.get(name, default) for name in caches}, formats)
+    if len(blocks) > 1:
+        raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
+    block = next(iter(blocks), 16)
+    forms = {name: _form(state, block, name in keys) for name, state in ir.states(module).items()}
+    return Surroundings(forms, block, formats)
+
+
+def _form(state: ir.State, block: int, keys: bool) -> Form:
+    if state.dtype != "f32":
+        raise UnsupportedOperationError(
+            f"the tvm target keeps states as f32, and @{state.symbol} is {state.dtype}; declare it as f32."
+        )
+    request = state.per == "request"
+    return Form(state.shape, 1 if request else block, keys, "requests" if request else "state")
 
 
 def plans(function: ir.Function, known: Surroundings) -> list[Plan]:
@@ -41,7 +56,7 @@ def plans(function: ir.Function, known: Surroundings) -> list[Plan]:
 
 
 def structure(plan: Plan, known: Surroundings) -> str:
-    """A text that is equal for kernels that differ only in which weights, caches and values they work on."""
+    """A text that is equal for kernels that differ only in which weights, states and values they work on."""
     names: dict[ir.SSAValue, str] = {}
     lines: list[str] = []
     for inner, outer in plan.region.arguments.items():
@@ -56,19 +71,32 @@ def structure(plan: Plan, known: Surroundings) -> str:
         for value in operation.results:
             names[value] = f"v{len(names)}"
         results = ", ".join(f"{names[value]}: {value.type}" for value in operation.results)
-        cache = ""
-        if isinstance(operation, ir.CacheWrite | ir.TreeAttention):
-            cache = f" {_parameters(known.caches[operation.symbol])} {known.blocks[operation.symbol]}"
+        forms = [str(known.states[name]) for name in dict.fromkeys((*operation.reads, *operation.writes))]
         place = "" if not isinstance(operation, ir.Parameter) else f" {plan.stored[operation.result]}"
-        lines.append(f"{results} = {operation.name}({operands}) {_parameters(operation)}{cache}{place}")
+        lines.append(" ".join([f"{results} = {operation.name}({operands}) {_parameters(operation)}", *forms]) + place)
+        if isinstance(operation, ir.Recurrence):
+            lines.extend(_body(operation))
     lines.append("yield " + ", ".join(names[inner] for inner, _ in plan.region.results))
     lines.append("slots " + ", ".join(_slot(slot) for slot in plan.slots))
     return "\n".join(lines)
 
 
+def _body(recurrence: ir.Recurrence) -> list[str]:
+    names: dict[ir.SSAValue, str] = {value: f"b{index}" for index, value in enumerate(recurrence.region.block.args)}
+    lines: list[str] = []
+    for operation in recurrence.body:
+        operands = ", ".join(names[each] for each in operation.operands)
+        names.update((value, f"b{len(names)}") for value in operation.results)
+        results = ", ".join(f"{names[value]}: {value.type}" for value in operation.results)
+        symbol = operation.symbol if isinstance(operation, ir.Parameter) else ""
+        lines.append(f"  {results} = {operation.name}({operands}) {_parameters(operation)} {symbol}")
+    return [*lines, f"  yield {names[recurrence.after]}"]
+
+
 def _parameters(operation: ir.SpecOperation) -> str:
     extra = {"extra": names} if operation.SEGMENTED and (names := operation.extra()) else {}
-    return str({name: each for name, each in sorted({**operation.decoded(), **extra}.items()) if name != "symbol"})
+    shown = sorted({**operation.decoded(), **extra}.items())
+    return str({name: each for name, each in shown if name not in ("symbol", "values")})
 
 
 def _slot(slot: Slot) -> str:

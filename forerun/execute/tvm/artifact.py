@@ -15,6 +15,7 @@ import torch
 
 from forerun.available import require_memory
 from forerun.codegen.tvm.step import CompiledStep, Kernel, Value
+from forerun.codegen.tvm.step import Entry as CompiledEntry
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError
 from forerun.execute.tvm import code
@@ -53,6 +54,7 @@ def _step(entry: Entry) -> CompiledStep:
             read |= {name: arrays[name] for name in ARRAY_FIELDS}
         read["symbols"], read["stream"] = tuple(read["symbols"]), tuple(read["stream"])
         read["arguments"], read["returned"] = _values(read["arguments"]), _values(read["returned"])
+        read["entries"] = tuple(map(_entry, read["entries"]))
         read["kernels"] = tuple(map(_kernel, read["kernels"]))
         read["branches"] = tuple((layer, kind) for layer, kind in read["branches"])
         return CompiledStep(**read)
@@ -62,6 +64,11 @@ def _step(entry: Entry) -> CompiledStep:
 
 def _values(read: list[dict[str, Any]]) -> tuple[Value, ...]:
     return tuple(Value(each["name"], tuple(each["dims"]), each["dtype"], each["offset"]) for each in read)
+
+
+def _entry(read: dict[str, Any]) -> CompiledEntry:
+    first, last = read["calls"]
+    return CompiledEntry(read["name"], _values(read["arguments"]), _values(read["returned"]), (first, last))
 
 
 def _kernel(read: dict[str, Any]) -> Kernel:

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from forerun.execute.tvm.library import tvm, tvm_ffi
 from forerun.execute.tvm.parts import PartProgram, part_program
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
 
 PARTS_KEPT = 1024
 """Programs of parts that are kept for the next time."""
@@ -29,14 +29,15 @@ PARTS_KEPT = 1024
 
 @dataclass
 class State:
-    """The cache: one record of `record` float32 numbers for each block."""
+    """One record of `record` float32 numbers for each block, and one of `request` for each request."""
 
     numbers: torch.Tensor  # [blocks * record]
-    shared: Any  # the same memory as TVM sees it
+    requests: torch.Tensor  # [requests * request]
+    shared: tuple[Any, Any]  # the same memory as TVM sees it
 
     @property
     def bytes(self) -> int:
-        return self.numbers.nbytes
+        return self.numbers.nbytes + self.requests.nbytes
 
 
 class TvmExecutable:
@@ -52,6 +53,7 @@ class TvmExecutable:
 
     def __init__(self, step: CompiledStep, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
         self.step = step
+        self.entries = step.signatures
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
@@ -89,20 +91,44 @@ class TvmExecutable:
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero; DeviceMemoryError where the machine has not the room."""
-        count = max(1, blocks) * self.step.record
-        require_memory({f"a cache of {blocks * self.block} positions": count * NUMBER})
-        numbers = torch.zeros(count)
-        return State(numbers, tvm_ffi.from_dlpack(numbers))
+        count, more = max(1, blocks) * self.step.record, max(1, requests * self.step.request)
+        require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
+        numbers, constants = torch.zeros(count), torch.zeros(more)
+        return State(numbers, constants, (tvm_ffi.from_dlpack(numbers), tvm_ffi.from_dlpack(constants)))
 
+    @overload
     def run(
         self,
-        part: Part,
+        entry: Part,
         state: State,
-        rows: Rows,
+        inputs: Rows,
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult:
-        """One step, or a part of it. The arrays of the result are views, valid until the next step."""
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
+    def run(
+        self,
+        entry: Part | str,
+        state: State,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        """Run an entry. The arrays of the result are views, valid until the next run."""
+        if isinstance(entry, Part):
+            assert isinstance(inputs, Rows)
+            return self._run_part(entry, state, inputs, hidden)
+        assert not isinstance(inputs, Rows)
+        given = bound(self.entries, entry, inputs)
+        chosen = next(each for each in self.step.entries if each.name == entry)
+        self._fill(chosen.arguments, {each.name: value for each, value in zip(chosen.arguments, given, strict=True)})
+        if large := [f"{name} = {size}" for name, size in self._bindings.items() if size > self.max_length]:
+            raise TooLongError(f"@{entry} with {large[0]} exceeds max_length {self.max_length}: give less.")
+        self._call(state, *chosen.calls)
+        return tuple(self._view(value) for value in chosen.returned)
+
+    def _run_part(self, part: Part, state: State, rows: Rows, hidden: Float32 | None) -> StepResult:
         program, shared = self._part(part)
         check_hidden(part, hidden is not None)
         self._load(rows)
@@ -205,16 +231,22 @@ class TvmExecutable:
                 f"{self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
             )
         arguments = self.step.arguments
-        given: dict[str, Int32] = {each.name: getattr(rows, each.name) for each in arguments}
+        self._fill(arguments, {each.name: getattr(rows, each.name) for each in arguments})
+
+    def _fill(self, arguments: Sequence[Value], given: Mapping[str, NDArray[Any]]) -> None:
+        """Put an entry's arguments where its kernels find them, and the sizes of its dimensions."""
         bindings = sizes_of(arguments, {name: value.shape for name, value in given.items()})
         for argument in arguments:
             value, offset = given[argument.name], argument.offset
+            if argument.dtype == "f32":
+                self._arena_numbers[offset : offset + value.size] = value.reshape(-1)
+                continue
             if offset + value.size > len(self._inputs):
                 self._inputs = np.concatenate([self._inputs, np.zeros(2 * value.size, np.int32)])
                 self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
             self._inputs[offset : offset + value.size] = value.reshape(-1)
         for index, name in enumerate(self.step.symbols):
-            self._sizes[index] = bindings[name]
+            self._sizes[index] = bindings.get(name, 0)
         self._bindings = bindings
 
     @with_live_threads
@@ -223,7 +255,7 @@ class TvmExecutable:
             program or self._shared_program,
             self._shared_sizes,
             *self._shared,
-            state.shared,
+            *state.shared,
             self._shared_inputs,
             first,
             last,

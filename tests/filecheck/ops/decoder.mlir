@@ -3,7 +3,7 @@
 // RUN: forerun-opt %s --generic | forerun-opt - | filecheck %s
 // RUN: forerun-opt %s --generic | filecheck %s --check-prefix GENERIC
 
-// The decoder's own operations, weights, caches and a kernel.
+// The decoder's own operations, weights, states and a kernel.
 
 builtin.module {
 // CHECK: builtin.module {
@@ -11,8 +11,10 @@ builtin.module {
   // CHECK-NEXT: spec.weight @model.norm.weight {shape = [8], dtype = "f32"}
   spec.weight @derived.0 {shape = [32], dtype = "i64", derived = 0}
   // CHECK-NEXT: spec.weight @derived.0 {shape = [32], dtype = "i64", derived = 0}
-  spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
-  // CHECK-NEXT: spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+  spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+  spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
+  // CHECK-NEXT: spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+  // CHECK-NEXT: spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
   spec.func @constants() {
   // CHECK-NEXT: spec.func @constants() {
     %positions = spec.iota() {size = 32} -> !spec.tensor<[32], i64>
@@ -35,10 +37,12 @@ builtin.module {
   // CHECK-NEXT: }
   spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %k: !spec.tensor<[N, 1, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) attributes {arena = 4096} {
   // CHECK-NEXT: spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %k: !spec.tensor<[N, 1, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) attributes {arena = 4096} {
-    spec.cache_write @attention.0(%k, %k, %rows)
-    // CHECK-NEXT: spec.cache_write @attention.0(%k, %k, %rows)
-    %attended = spec.tree_attention @attention.0(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
-    // CHECK-NEXT: %attended = spec.tree_attention @attention.0(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+    spec.state_write @attention.0.keys(%k, %rows)
+    spec.state_write @attention.0.values(%k, %rows)
+    // CHECK-NEXT: spec.state_write @attention.0.keys(%k, %rows)
+    // CHECK-NEXT: spec.state_write @attention.0.values(%k, %rows)
+    %attended = spec.tree_attention @attention.0.keys(%q, %rows, %rows, %rows, %paths, %tables) {values = @attention.0.values, block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+    // CHECK-NEXT: %attended = spec.tree_attention @attention.0.keys(%q, %rows, %rows, %rows, %paths, %tables) {values = @attention.0.values, block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
     %flat = spec.reshape(%attended) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
     // CHECK-NEXT: %flat = spec.reshape(%attended) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
     %weight = spec.parameter @model.norm.weight() {shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
@@ -61,5 +65,5 @@ builtin.module {
 // CHECK-NEXT: }
 // GENERIC: "spec.weight"() <{symbol = @model.norm.weight, shape = [8 : i64], dtype = "f32"}> : () -> ()
 // GENERIC: "spec.attention"(%turned, %k, %k, %first, %sinks) <{scale = 5.000000e-01 : f64, softcap = 3.000000e+01 : f64, causal = true, operandSegmentSizes = array<i32: 1, 1, 1, 0, 1, 0, 1>}> :
-// GENERIC: "spec.cache_write"(%k, %k, %rows) <{symbol = @attention.0}> : 
+// GENERIC: "spec.state_write"(%k, %rows) <{symbol = @attention.0.keys}> : 
 // GENERIC: "spec.kernel"(%flat, %weight) <{kind = "row_wise", offsets = [64 : i64]}> ({

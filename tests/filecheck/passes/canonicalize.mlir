@@ -145,21 +145,25 @@ spec.func @forward(%i: !spec.tensor<[1, T], i32>, %table: !spec.tensor<[16, 4], 
 
 // -----
 
-// What is computed twice is computed once, what nobody reads goes, and a cache write stays.
+// What is computed twice is computed once, what nobody reads goes, and a write to a state stays.
 
-spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
 spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>) {
   %a = spec.map(%k) {function = "exp"} -> !spec.tensor<[N, 1, 4], f32>
   %b = spec.map(%k) {function = "exp"} -> !spec.tensor<[N, 1, 4], f32>
   %unused = spec.map(%b) {function = "sin"} -> !spec.tensor<[N, 1, 4], f32>
-  spec.cache_write @attention.0(%a, %b, %slots)
+  spec.state_write @attention.0.keys(%a, %slots)
+  spec.state_write @attention.0.values(%b, %slots)
   %y = spec.map(%a, %b) {function = "sub"} -> !spec.tensor<[N, 1, 4], f32>
   spec.return(%y)
 }
-// CHECK: spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+// CHECK: spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+// CHECK: spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
 // CHECK-NEXT: spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>) {
 // CHECK-NEXT: %a = spec.map(%k) {function = "exp"} -> !spec.tensor<[N, 1, 4], f32>
-// CHECK-NEXT: spec.cache_write @attention.0(%a, %a, %slots)
+// CHECK-NEXT: spec.state_write @attention.0.keys(%a, %slots)
+// CHECK-NEXT: spec.state_write @attention.0.values(%a, %slots)
 // CHECK-NEXT: %y = spec.map(%a, %a) {function = "sub"} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: spec.return(%y)
 // CHECK-NEXT: }

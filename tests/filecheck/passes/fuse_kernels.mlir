@@ -1,11 +1,12 @@
 // RUN: forerun-opt %s -p fuse-kernels | filecheck %s
 
-// A look-up, then norm + linear layers + cache write, attention, linear + residual, head + candidates.
+// A look-up, then norm + linear layers + writes to states, attention, linear + residual, head + candidates.
 
 spec.weight @table {shape = [16, 4], dtype = "f32"}
 spec.weight @query {shape = [4, 4], dtype = "f32"}
 spec.weight @key {shape = [4, 4], dtype = "f32"}
-spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
 spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %block_tables: !spec.tensor<[S, B], i32>) {
   %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
   %x = spec.gather(%table, %tokens) -> !spec.tensor<[N, 4], f32>
@@ -16,8 +17,9 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
   %k = spec.linear(%normed, %wk) -> !spec.tensor<[N, 4], f32>
   %queries = spec.reshape(%q) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
   %keys = spec.reshape(%k) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-  spec.cache_write @attention.0(%keys, %keys, %slots)
-  %attended = spec.tree_attention @attention.0(%queries, %positions, %sequences, %bases, %paths, %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
+  spec.state_write @attention.0.keys(%keys, %slots)
+  spec.state_write @attention.0.values(%keys, %slots)
+  %attended = spec.tree_attention @attention.0.keys(%queries, %positions, %sequences, %bases, %paths, %block_tables) {values = @attention.0.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
   %flat = spec.reshape(%attended) {shape = ["N", 4]} -> !spec.tensor<[N, 4], f32>
   %out = spec.linear(%flat, %wq) -> !spec.tensor<[N, 4], f32>
   %sum = spec.map(%x, %out) {function = "add"} -> !spec.tensor<[N, 4], f32>
@@ -28,7 +30,8 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK: spec.weight @table {shape = [16, 4], dtype = "f32"}
 // CHECK-NEXT: spec.weight @query {shape = [4, 4], dtype = "f32"}
 // CHECK-NEXT: spec.weight @key {shape = [4, 4], dtype = "f32"}
-// CHECK-NEXT: spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
+// CHECK-NEXT: spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+// CHECK-NEXT: spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
 // CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %block_tables: !spec.tensor<[S, B], i32>) attributes {branches = [[0, "attention"]]} {
 // CHECK-NEXT: %x = spec.kernel(%tokens) {kind = "row_wise", stream = 0} {
 // CHECK-NEXT: ^bb0(%tokens_1: !spec.tensor<[N], i32>):
@@ -44,13 +47,14 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: %q_1 = spec.linear(%normed, %wq) -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %k = spec.linear(%normed, %wk) -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %keys = spec.reshape(%k) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-// CHECK-NEXT: spec.cache_write @attention.0(%keys, %keys, %slots_1)
+// CHECK-NEXT: spec.state_write @attention.0.keys(%keys, %slots_1)
+// CHECK-NEXT: spec.state_write @attention.0.values(%keys, %slots_1)
 // CHECK-NEXT: spec.yield(%q_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %attended = spec.kernel(%q, %positions, %sequences, %bases, %paths, %block_tables) {kind = "attention", branch = 0} {
 // CHECK-NEXT: ^bb0(%q_2: !spec.tensor<[N, 4], f32>, %positions_1: !spec.tensor<[N], i32>, %sequences_1: !spec.tensor<[N], i32>, %bases_1: !spec.tensor<[N], i32>, %paths_1: !spec.tensor<[N, D], i32>, %block_tables_1: !spec.tensor<[S, B], i32>):
 // CHECK-NEXT: %queries = spec.reshape(%q_2) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-// CHECK-NEXT: %attended_1 = spec.tree_attention @attention.0(%queries, %positions_1, %sequences_1, %bases_1, %paths_1, %block_tables_1) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
+// CHECK-NEXT: %attended_1 = spec.tree_attention @attention.0.keys(%queries, %positions_1, %sequences_1, %bases_1, %paths_1, %block_tables_1) {values = @attention.0.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: spec.yield(%attended_1)
 // CHECK-NEXT: } -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: %sum = spec.kernel(%attended, %x) {kind = "linear", branch = 0, stream = 1} {

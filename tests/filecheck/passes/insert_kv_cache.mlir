@@ -17,7 +17,8 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
   spec.return(%y)
 }
 // CHECK: spec.weight @table {shape = [16, 8], dtype = "f32"}
-// CHECK-NEXT: spec.cache @attention.0 {heads = 2, key_dim = 4, value_dim = 4}
+// CHECK-NEXT: spec.state @attention.0.keys {per = "position", shape = [2, 4], dtype = "f32"}
+// CHECK-NEXT: spec.state @attention.0.values {per = "position", shape = [2, 4], dtype = "f32"}
 // CHECK-NEXT: spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 // CHECK-NEXT: %table = spec.parameter @table() {shape = [16, 8], dtype = "f32"} -> !spec.tensor<[16, 8], f32>
 // CHECK-NEXT: %x = spec.gather(%table, %input_ids) -> !spec.tensor<[1, T, 8], f32>
@@ -43,12 +44,13 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 // CHECK-NEXT: %heads = spec.transpose(%split) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, N, 4], f32>
 // CHECK-NEXT: [[S3:%[0-9]+]] = spec.transpose(%heads) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, N, 2, 4], f32>
 // CHECK-NEXT: [[S4:%[0-9]+]] = spec.reshape([[S3]]) {shape = ["N", 2, 4]} -> !spec.tensor<[N, 2, 4], f32>
-// CHECK-NEXT: spec.cache_write @attention.0([[S4]], [[S4]], %slots)
+// CHECK-NEXT: spec.state_write @attention.0.keys([[S4]], %slots)
+// CHECK-NEXT: spec.state_write @attention.0.values([[S4]], %slots)
 // CHECK-NEXT: [[S5:%[0-9]+]] = spec.constant() {value = 1, dtype = "i32"} -> !spec.tensor<[], i32>
 // CHECK-NEXT: [[S6:%[0-9]+]] = spec.map(%positions, [[S5]]) {function = "add"} -> !spec.tensor<[N], i32>
 // CHECK-NEXT: [[S7:%[0-9]+]] = spec.constant() {value = 0, dtype = "i32"} -> !spec.tensor<[], i32>
 // CHECK-NEXT: [[S8:%[0-9]+]] = spec.broadcast([[S7]]) {shape = ["N", 0]} -> !spec.tensor<[N, 0], i32>
-// CHECK-NEXT: [[S9:%[0-9]+]] = spec.tree_attention @attention.0([[S4]], %positions, %sequences, [[S6]], [[S8]], %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+// CHECK-NEXT: [[S9:%[0-9]+]] = spec.tree_attention @attention.0.keys([[S4]], %positions, %sequences, [[S6]], [[S8]], %block_tables) {values = @attention.0.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
 // CHECK-NEXT: [[S10:%[0-9]+]] = spec.reshape([[S9]]) {shape = [1, "N", 2, 4]} -> !spec.tensor<[1, N, 2, 4], f32>
 // CHECK-NEXT: [[S11:%[0-9]+]] = spec.transpose([[S10]]) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, 2, N, 4], f32>
 // CHECK-NEXT: %back = spec.transpose([[S11]]) {permutation = [0, 2, 1, 3]} -> !spec.tensor<[1, N, 2, 4], f32>

@@ -1,23 +1,26 @@
 // RUN: forerun-opt %s -p skip-layers{branches=1,2} | filecheck %s
 // RUN: not forerun-opt %s -p skip-layers{branches=4} 2>&1 | filecheck %s --check-prefix ERROR
 
-// The feed-forward part of the first layer and the attention of the second are left out; weights and caches are shared.
+// The feed-forward part of the first layer and the attention of the second are left out; weights and states are shared.
 
 spec.weight @embedding {shape = [8, 4], dtype = "f32"}
 spec.weight @w0 {shape = [4, 4], dtype = "f32"}
 spec.weight @u0 {shape = [4, 4], dtype = "f32"}
 spec.weight @w1 {shape = [4, 4], dtype = "f32"}
 spec.weight @u1 {shape = [4, 4], dtype = "f32"}
-spec.cache @attention.0 {heads = 1, key_dim = 4, value_dim = 4}
-spec.cache @attention.1 {heads = 1, key_dim = 4, value_dim = 4}
+spec.state @attention.0.keys {per = "position", shape = [1, 4], dtype = "f32"}
+spec.state @attention.0.values {per = "position", shape = [1, 4], dtype = "f32"}
+spec.state @attention.1.keys {per = "position", shape = [1, 4], dtype = "f32"}
+spec.state @attention.1.values {per = "position", shape = [1, 4], dtype = "f32"}
 spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %block_tables: !spec.tensor<[S, B], i32>) {
   %table = spec.parameter @embedding() {shape = [8, 4], dtype = "f32"} -> !spec.tensor<[8, 4], f32>
   %x0 = spec.gather(%table, %tokens) -> !spec.tensor<[N, 4], f32>
   %w0 = spec.parameter @w0() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
   %q0 = spec.linear(%x0, %w0) -> !spec.tensor<[N, 4], f32>
   %k0 = spec.reshape(%q0) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-  spec.cache_write @attention.0(%k0, %k0, %slots)
-  %y0 = spec.tree_attention @attention.0(%k0, %positions, %sequences, %bases, %paths, %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
+  spec.state_write @attention.0.keys(%k0, %slots)
+  spec.state_write @attention.0.values(%k0, %slots)
+  %y0 = spec.tree_attention @attention.0.keys(%k0, %positions, %sequences, %bases, %paths, %block_tables) {values = @attention.0.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
   %a0 = spec.reshape(%y0) {shape = ["N", 4]} -> !spec.tensor<[N, 4], f32>
   %x1 = spec.map(%x0, %a0) {function = "add"} -> !spec.tensor<[N, 4], f32>
   %u0 = spec.parameter @u0() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
@@ -26,8 +29,9 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
   %w1 = spec.parameter @w1() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
   %q1 = spec.linear(%x2, %w1) -> !spec.tensor<[N, 4], f32>
   %k1 = spec.reshape(%q1) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-  spec.cache_write @attention.1(%k1, %k1, %slots)
-  %y1 = spec.tree_attention @attention.1(%k1, %positions, %sequences, %bases, %paths, %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
+  spec.state_write @attention.1.keys(%k1, %slots)
+  spec.state_write @attention.1.values(%k1, %slots)
+  %y1 = spec.tree_attention @attention.1.keys(%k1, %positions, %sequences, %bases, %paths, %block_tables) {values = @attention.1.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
   %a1 = spec.reshape(%y1) {shape = ["N", 4]} -> !spec.tensor<[N, 4], f32>
   %x3 = spec.map(%x2, %a1) {function = "add"} -> !spec.tensor<[N, 4], f32>
   %u1 = spec.parameter @u1() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
@@ -42,8 +46,9 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: %w0 = spec.parameter @w0() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>
 // CHECK-NEXT: %q0 = spec.linear(%x0, %w0) -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %k0 = spec.reshape(%q0) {shape = ["N", 1, 4]} -> !spec.tensor<[N, 1, 4], f32>
-// CHECK-NEXT: spec.cache_write @attention.0(%k0, %k0, %slots)
-// CHECK-NEXT: %y0 = spec.tree_attention @attention.0(%k0, %positions, %sequences, %bases, %paths, %block_tables) {block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
+// CHECK-NEXT: spec.state_write @attention.0.keys(%k0, %slots)
+// CHECK-NEXT: spec.state_write @attention.0.values(%k0, %slots)
+// CHECK-NEXT: %y0 = spec.tree_attention @attention.0.keys(%k0, %positions, %sequences, %bases, %paths, %block_tables) {values = @attention.0.values, block = 8, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: %a0 = spec.reshape(%y0) {shape = ["N", 4]} -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %x1 = spec.map(%x0, %a0) {function = "add"} -> !spec.tensor<[N, 4], f32>
 // CHECK-NEXT: %u1 = spec.parameter @u1() {shape = [4, 4], dtype = "f32"} -> !spec.tensor<[4, 4], f32>

@@ -84,26 +84,84 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
 
 // -----
 
-// CHECK: spec.cache needs the parameter 'value_dim':
+// CHECK: spec.state needs the parameter 'dtype':
 
-spec.cache @c {heads = 2, key_dim = 4}
+spec.state @s {per = "row", shape = [2, 4]}
 
 // -----
 
-// CHECK: spec.cache_write does not fit the cache @c of 2 heads with 4 and 6 numbers:
+// CHECK: spec.state has a record per position, row or request, not per 'token':
 
-spec.cache @c {heads = 2, key_dim = 4, value_dim = 6}
+spec.state @s {per = "token", shape = [2, 4], dtype = "f32"}
+
+// -----
+
+// CHECK: spec.state_write does not fit the state @s, whose records are !spec.tensor<[2, 6], f32>:
+
+spec.state @s {per = "position", shape = [2, 6], dtype = "f32"}
 spec.func @step(%k: !spec.tensor<[N, 2, 4], f32>, %slots: !spec.tensor<[N], i32>) {
-  spec.cache_write @c(%k, %k, %slots)
+  spec.state_write @s(%k, %slots)
   spec.return()
 }
 
 // -----
 
-// CHECK: spec.tree_attention does not fit the cache @c of 2 heads with 4 and 6 numbers:
+// CHECK: spec.state_write writes @s, a state per row; spec.recurrence leaves its records:
 
-spec.cache @c {heads = 2, key_dim = 4, value_dim = 6}
+spec.state @s {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%k: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
+  spec.state_write @s(%k, %slots)
+  spec.return()
+}
+
+// -----
+
+// CHECK: spec.state_read reads @s, a state per position; it reads those per request:
+
+spec.state @s {per = "position", shape = [4], dtype = "f32"}
+spec.func @step(%slots: !spec.tensor<[N], i32>) {
+  %x = spec.state_read @s(%slots) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.state_read does not fit the state @s, whose records are !spec.tensor<[8], f32>:
+
+spec.state @s {per = "request", shape = [8], dtype = "f32"}
+spec.func @step(%slots: !spec.tensor<[N], i32>) {
+  %x = spec.state_read @s(%slots) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.state_write writes @s, which @step reads; use an entry of its own:
+
+spec.state @s {per = "request", shape = [4], dtype = "f32"}
+spec.func @step(%slots: !spec.tensor<[N], i32>) {
+  %x = spec.state_read @s(%slots) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
+  spec.state_write @s(%x, %slots)
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.tree_attention reads @s, a state per row; attention reads those per position:
+
+spec.state @s {per = "row", shape = [2, 4], dtype = "f32"}
+spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) {
+  %y = spec.tree_attention @s(%q, %rows, %rows, %rows, %paths, %tables) {values = @s, block = 16, value_dim = 4, scale = 0.5} -> !spec.tensor<[N, 2, 4], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.tree_attention does not fit the states @c.keys of !spec.tensor<[2, 4], f32> and @c.values of !spec.tensor<[2, 6], f32>:
+
+spec.state @c.keys {per = "position", shape = [2, 4], dtype = "f32"}
+spec.state @c.values {per = "position", shape = [2, 6], dtype = "f32"}
 spec.func @step(%q: !spec.tensor<[N, 3, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) {
-  %y = spec.tree_attention @c(%q, %rows, %rows, %rows, %paths, %tables) {block = 16, value_dim = 6, scale = 0.5} -> !spec.tensor<[N, 3, 6], f32>
+  %y = spec.tree_attention @c.keys(%q, %rows, %rows, %rows, %paths, %tables) {values = @c.values, block = 16, value_dim = 6, scale = 0.5} -> !spec.tensor<[N, 3, 6], f32>
   spec.return(%y)
 }

@@ -20,11 +20,11 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
 
 // -----
 
-// CHECK: spec.cache_write uses the cache @attention.0, which the module does not declare:
-// CHECK-NEXT: > spec.cache_write @attention.0(%k, %k, %slots)
+// CHECK: spec.state_write uses the state @attention.0.keys, which the module does not declare:
+// CHECK-NEXT: > spec.state_write @attention.0.keys(%k, %slots)
 
 spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>) {
-  spec.cache_write @attention.0(%k, %k, %slots)
+  spec.state_write @attention.0.keys(%k, %slots)
   spec.return(%k)
 }
 
@@ -33,7 +33,7 @@ spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>
 // CHECK: the symbol @w is defined twice; rename one.
 
 spec.weight @w {shape = [9], dtype = "f32"}
-spec.cache @w {heads = 1, key_dim = 4, value_dim = 4}
+spec.state @w {per = "position", shape = [1, 4], dtype = "f32"}
 
 // -----
 

@@ -1,0 +1,163 @@
+// RUN: not forerun-opt %s --split-input-file 2>&1 | filecheck %s
+
+// CHECK: spec.recurrence uses @sum, a state per position; a recurrence has one per row:
+
+spec.state @sum {per = "position", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence does not fit the state @sum, whose records are !spec.tensor<[8], f32>:
+
+spec.state @sum {per = "row", shape = [8], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence has a body of (!spec.tensor<[4], f32>) where its record and inputs are (!spec.tensor<[4], f32>, !spec.tensor<[4], f32>):
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>):
+    spec.yield(%before)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence has a body of (!spec.tensor<[4], f32>, !spec.tensor<[N, 4], f32>) where its record and inputs are
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[N, 4], f32>):
+    spec.yield(%before)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence has a body over the dimension D; a row's values have sizes:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %paths) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[D], i32>):
+    spec.yield(%before)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence gives !spec.tensor<[N, 4], f32>, not !spec.tensor<[N, 5], f32>:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 5], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence a block has 1 position or more, not 0:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 0} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: are not [N]
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %block_tables, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.map uses a value before its definition, or of another function
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %x) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.state_write stands in the body of a recurrence, which computes values alone:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %whole = spec.cast(%x) {dtype = "i32"} -> !spec.tensor<[N, 4], i32>
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %whole) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], i32>):
+    spec.state_write @sum(%before, %own)
+    spec.yield(%before)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: spec.recurrence is the second recurrence of @sum in @step:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %first = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%p: !spec.tensor<[4], f32>, %o: !spec.tensor<[4], f32>):
+    spec.yield(%o)
+  } -> !spec.tensor<[N, 4], f32>
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: @step has the argument %order of !spec.tensor<[M], i32>; give it !spec.tensor<[N], i32>.
+
+spec.func @step(%tokens: !spec.tensor<[N], i32>, %order: !spec.tensor<[M], i32>) {
+  spec.return(%tokens)
+}
