@@ -17,8 +17,11 @@ import forerun
 from benchmarks.common import Prompt
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun import ir
-from forerun.compiler import STORAGES, limits_of, lower, with_strategy
-from forerun.execute.triton.build import TUNE, compile_step
+from forerun.build import limits_of, lower
+from forerun.codegen.backends import WEIGHT_DTYPES
+from forerun.codegen.triton.lowering import Lowering
+from forerun.compiler import with_strategy
+from forerun.execute.triton.build import TUNE, bind
 from forerun.execute.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.ir.builder import Builder
 from forerun.progress import SilentProgress
@@ -66,7 +69,7 @@ def random_model(settings: dict[str, Any], layers: int, dtype: str, max_length: 
             return torch.ones(shape)
         return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16) * shape[1] ** -0.5
 
-    return compile_step(lowered.module, weight, storage=STORAGES[dtype], **limits_of(lowered))
+    return bind(Lowering(lowered.module, storage=WEIGHT_DTYPES[dtype], **limits_of(lowered)).program(weight))
 
 
 def tree_rows(count: int, committed: int, tables: int, vocabulary: int) -> Rows:
@@ -139,7 +142,7 @@ def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) ->
         "weight_bytes": executable.weight_bytes,
         "launches": executable.step.launches, "fraction": fraction,
         "kernels": [vars(each) for each in kernels],
-        "choices": {str(key): str(each) for key, each in executable.choices.items()},
+        "choices": {str(key): str(each) for key, each in executable.launcher.choices.items()},
     }  # fmt: skip
     return lines, told
 
@@ -181,9 +184,8 @@ def attention_step(length: int) -> Any:
     ])  # fmt: skip
     ir.verify(module)
     weights = {"q": torch.randn(64, numbers)}
-    return compile_step(
-        module, weights.__getitem__, storage="bf16", max_rows=32, max_outputs=32, max_path=64, max_length=length
-    )
+    lowering = Lowering(module, storage="bf16", max_rows=32, max_outputs=32, max_path=64, max_length=length)
+    return bind(lowering.program(weights.__getitem__))
 
 
 def tree_attention(length: int, bandwidth: float) -> tuple[list[Line], dict[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 
 from forerun.codegen.tvm.builder import Expr, each, integer, load, local, splat, store
 from forerun.codegen.tvm.target import LANES, Machine
-from forerun.codegen.tvm.untyped import IRBuilder, T, tvm, tvm_ffi
+from forerun.codegen.tvm.untyped import IRBuilder, T
+from forerun.execute.tvm.library import tvm, tvm_ffi
 
 STREAMS = 8
 """Vectors that one turn of the read loop adds up, each to a sum of its own: a power of two."""

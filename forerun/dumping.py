@@ -1,4 +1,4 @@
-"""Parts of `forerun dump`: derived drafts, Triton sources, and the tables that it prints."""
+"""Parts of `forerun dump`: derived drafts, kernels, and the tables that it prints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from forerun.codegen import triton
-from forerun.compiler import STORAGES, Lowered, limits_of
+from forerun.build import Lowered, emit, write_texts
+from forerun.codegen.backends import BACKENDS, Report, named
 from forerun.errors import InvalidOptionError
 from forerun.ir import ModuleOp
 from forerun.passes.base import Pass
@@ -32,12 +32,19 @@ def draft_passes(text: str | None) -> list[Pass]:
     return [*passes, ReuseKVCache()]
 
 
-def dump_triton(lowered: Lowered, dtype: str, folder: Path, progress: Progress) -> triton.Report:
-    """Write the Triton sources, and compile them ahead of time; no GPU is needed."""
+def require_kernels(target: str) -> None:
+    """A `ForerunError` where `dump_kernels` lacks a tool on this machine."""
+    if (ahead := BACKENDS[target].ahead) is not None:
+        named(ahead.probe)()
+
+
+def dump_kernels(lowered: Lowered, target: str, dtype: str, folder: Path, progress: Progress) -> Report | None:
+    """Write the kernels' texts; what a back end reports that compiles them ahead of time, else None."""
     with progress.stage("kernels"):
-        step = triton.Lowering(lowered.module, storage=STORAGES[dtype], **limits_of(lowered)).step
-        triton.write_sources(step, folder / "kernels")
-        return triton.report(step)
+        program = emit(lowered, target, dtype)
+        write_texts(program, target, folder)
+        ahead = BACKENDS[target].ahead
+        return None if ahead is None else named(ahead.report)(program)
 
 
 def print_passes(lowered: Lowered, console: Console) -> None:
@@ -49,7 +56,7 @@ def print_passes(lowered: Lowered, console: Console) -> None:
     console.print(table)
 
 
-def print_triton(kernels: triton.Report, console: Console) -> None:
+def print_kernels(kernels: Report, console: Console) -> None:
     """A line for each kernel and architecture, and the autotuner's choices."""
     table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
     for each in kernels.resources:

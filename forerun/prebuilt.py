@@ -21,6 +21,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from forerun import entries
+from forerun.codegen.backends import Kept, named
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError, InvalidOptionError
 from forerun.frontends.kept_tokenizer import can_keep, read_tokenizer, save_tokenizer
@@ -52,7 +53,7 @@ class Built:
     eos_token_ids: tuple[int, ...]
 
 
-def folder_for(path: Path, options: Mapping[str, object]) -> Path | None:
+def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | None:
     """Where the model of a path is kept, if under these options it is; None where nothing is to be kept.
 
     The name is equal only where all options and all bytes of the model's files are.
@@ -67,19 +68,17 @@ def folder_for(path: Path, options: Mapping[str, object]) -> Path | None:
     if files is None:
         return None
     digest = hashlib.sha256()
-    for text in [told, *_surroundings(), *_sources(), *files]:
+    for text in [told, str(named(kept.machine)()), *_surroundings(), *_sources(), *files]:
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return directory / "models" / digest.hexdigest()[:32]
 
 
-def load(folder: Path) -> Built | None:
+def load(folder: Path, kept: Kept) -> Built | None:
     """What was kept in a folder; None where there is none, or none that is as it was written."""
-    from forerun.codegen.tvm import artifact
-
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
-        executable = artifact.load(entry)
+        executable = named(kept.load)(entry)
         files = entry.under(TOKENIZER)
         entry.check(files)
         tokenizer = read_tokenizer(folder / TOKENIZER) if files else None
@@ -91,17 +90,14 @@ def load(folder: Path) -> Built | None:
     return Built(executable, tokenizer, ends)
 
 
-def save(folder: Path, built: Built) -> None:
+def save(folder: Path, built: Built, kept: Kept) -> None:
     """Keep a model for the next start, where it can be kept (`storage.keeping`)."""
-    from forerun.codegen.tvm import TvmExecutable, artifact
-
-    assert isinstance(built.executable, TvmExecutable)
     if built.tokenizer is not None and not can_keep(built.tokenizer):
         return
-    if not _make_room(folder.parent, built.executable.weight_bytes):
+    if not _make_room(folder.parent, named(kept.size)(built.executable)):
         return
     with keeping("compiled model"), entries.new_entry(folder) as unfinished:
-        artifact.save(unfinished, built.executable)
+        named(kept.save)(unfinished, built.executable)
         if built.tokenizer is not None:
             save_tokenizer(built.tokenizer, unfinished / TOKENIZER)
         (unfinished / MODEL).write_text(json.dumps({"eos_token_ids": built.eos_token_ids}), encoding="utf-8")
@@ -126,10 +122,7 @@ def _told(options: Mapping[str, object]) -> str | None:
 
 
 def _surroundings() -> Iterable[str]:
-    """The machine, the libraries, and the environment as far as it changes what is compiled."""
-    from forerun.codegen.tvm.target import Machine  # TVM takes seconds to import: only this target needs it
-
-    yield str(Machine.host())
+    """The libraries, and the environment as far as it changes what is compiled."""
     yield sys.version
     for name in LIBRARIES:
         try:
@@ -164,9 +157,9 @@ def _make_room(models: Path, needed: int) -> bool:
     names: list[str] = []
     with contextlib.suppress(OSError):  # none yet
         names = [each for each in os.listdir(models) if not each.startswith(".")]
-    kept = sorted((*_used(models / each), models / each) for each in names)
-    total = needed + sum(size for _, size, _ in kept)
-    for _, size, folder in kept:
+    present = sorted((*_used(models / each), models / each) for each in names)
+    total = needed + sum(size for _, size, _ in present)
+    for _, size, folder in present:
         if total <= room:
             break
         with contextlib.suppress(OSError):

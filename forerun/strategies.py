@@ -5,7 +5,7 @@ Drafters and policies are described here by value and built for one compiled tar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
@@ -185,11 +185,20 @@ class DraftModel(Checked):
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
             return Target(engine, None, self.source.tokenizer, target.progress)
-        from forerun.compiler import build, resolve_target  # which itself needs the strategies
+        from forerun.build import build  # with torch and transformers, which a strategy by value does not wait for
+        from forerun.compile_options import resolve_target
 
         length = target.executable.max_length
         built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, target.progress)
         return Target(Engine(built.executable), None, built.tokenizer, target.progress)
+
+
+def draft_sources(drafters: Iterable[DrafterSpec]) -> Iterable[Any]:
+    """The sources of the models that draft, those that draft for them included."""
+    for each in drafters:
+        if isinstance(each, DraftModel):
+            yield each.source
+            yield from draft_sources(() if each.drafter is None else (each.drafter,))
 
 
 def _weight_bytes(executable: Executable) -> int:

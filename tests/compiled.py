@@ -6,8 +6,11 @@ from typing import Any
 import torch
 
 from forerun import ir
+from forerun.codegen import reference
+from forerun.codegen.planned import PlannedStep, StepLimits
 from forerun.codegen.triton import lowering as triton_lowering
 from forerun.codegen.tvm import lowering as tvm_lowering
+from forerun.execute.reference import ReferenceExecutable
 from forerun.execute.triton import build as triton_build
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.tvm import executable as tvm_executable
@@ -37,3 +40,8 @@ def triton_step(
 ) -> TritonExecutable:
     """A module on a GPU, or in Triton's interpreter; `options` are those of `Lowering`."""
     return triton_build.bind(triton_lowering.Lowering(module, **options).program(weights), device, tune)
+
+
+def reference_step(module: ir.ModuleOp, weights: Callable[[str], torch.Tensor], **limits: Any) -> ReferenceExecutable:
+    """A module in the IR's interpreter."""
+    return ReferenceExecutable(reference.emit(PlannedStep(module, weights, StepLimits(**limits))))

@@ -19,8 +19,10 @@ from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import forerun
-from forerun import compiler, entries, prebuilt, storage
-from forerun.compiler import build
+from forerun import build as building
+from forerun import entries, prebuilt, storage
+from forerun.build import build
+from forerun.codegen.backends import BACKENDS
 from forerun.errors import InvalidOptionError
 from forerun.execute.tvm import code as kept_code
 from forerun.prebuilt import Built
@@ -28,6 +30,8 @@ from forerun.progress import SilentProgress
 from tests.models import FAMILIES
 
 TOKENIZER = prebuilt.TOKENIZER
+KEPT = BACKENDS["cpu"].kept
+assert KEPT is not None
 PROMPT = [5, 9, 200, 13, 5, 9]
 
 
@@ -136,24 +140,24 @@ def test_no_damaged_file_is_read(source: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     names = [each.relative_to(copy) for each in copy.rglob("*") if each.is_file()]
     assert len(names) >= 7
-    assert prebuilt.load(folder).tokenizer.encode("two") == [2]
+    assert prebuilt.load(folder, KEPT).tokenizer.encode("two") == [2]
     for kind, damage in DAMAGES.items():
         for name in names:
             if kind == "longer" and name.name == entries.CHECKSUMS:
                 continue  # space behind JSON
             damage(folder / name)
-            assert prebuilt.load(folder) is None, (damage, name)
+            assert prebuilt.load(folder, KEPT) is None, (damage, name)
             shutil.rmtree(folder)
             shutil.copytree(copy, folder)
         if damage is linked:
             continue  # code behind a link is whole
         whole = code.read_bytes()
         damage(code)
-        assert prebuilt.load(folder) is None, (damage, code)
+        assert prebuilt.load(folder, KEPT) is None, (damage, code)
         shutil.rmtree(code) if code.is_dir() else code.unlink(missing_ok=True)
         code.write_bytes(whole)
     (folder / TOKENIZER / "added_tokens.json").write_text('{"two": 9}')
-    assert prebuilt.load(folder) is None
+    assert prebuilt.load(folder, KEPT) is None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "a folder"])
@@ -168,7 +172,7 @@ def test_what_is_damaged_is_made_again(source: Path, damage: str) -> None:
     assert again == tokens
     assert np.array_equal(same, logits)
     assert "trace" not in compiled(source)[0]
-    assert prebuilt.load(folder).tokenizer.encode("two") == [2]
+    assert prebuilt.load(folder, KEPT).tokenizer.encode("two") == [2]
 
 
 def test_two_files_of_one_size_time_and_ends_are_two_models(source: Path) -> None:
@@ -190,42 +194,42 @@ def test_two_files_of_one_size_time_and_ends_are_two_models(source: Path) -> Non
 
 def test_whatever_the_text_depends_on_makes_another_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"dtype": "float32", "max_length": 64}
-    names = [prebuilt.folder_for(source, options)]
+    names = [prebuilt.folder_for(source, options, KEPT)]
     for name in ("generation_config.json", "modeling_own.py", "chat_template.jinja", "sub/part.py"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
-        names.append(prebuilt.folder_for(source, options))
+        names.append(prebuilt.folder_for(source, options, KEPT))
     monkeypatch.setenv("TVM_SOMETHING", "1")
-    names.append(prebuilt.folder_for(source, options))
-    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=True)}))
-    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=False)}))
-    names.append(prebuilt.folder_for(source, options | {"trust_remote_code": True}))
+    names.append(prebuilt.folder_for(source, options, KEPT))
+    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=True)}, KEPT))
+    names.append(prebuilt.folder_for(source, options | {"generation_config": GenerationConfig(do_sample=False)}, KEPT))
+    names.append(prebuilt.folder_for(source, options | {"trust_remote_code": True}, KEPT))
     assert None not in names
     assert len(set(names)) == len(names)
-    assert prebuilt.folder_for(source, options | {"hook": print}) is None  # nobody can tell what it does
+    assert prebuilt.folder_for(source, options | {"hook": print}, KEPT) is None  # nobody can tell what it does
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "config.json"])
 def test_a_model_whose_text_depends_on_another_place_is_not_kept(source: Path, name: str) -> None:
     (source / name).write_text('{"auto_map": {"AutoModel": "owner/other--modeling.Own"}}')
-    assert prebuilt.folder_for(source, {}) is None
+    assert prebuilt.folder_for(source, {}, KEPT) is None
 
 
 def test_every_argument_that_shapes_the_text_is_in_the_key(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     asked: list[Mapping[str, object]] = []
-    monkeypatch.setattr(prebuilt, "folder_for", lambda path, options: asked.append(options))
+    monkeypatch.setattr(prebuilt, "folder_for", lambda path, options, kept: asked.append(options))
     compiled(source)
     assert {*asked[0]} == {*inspect.signature(build).parameters} - {"source", "dump_dir", "progress"}
 
 
 def test_a_model_that_changes_while_it_is_compiled_is_not_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = compiler.generate_code
+    original = building.generate_code
 
     def changing(*arguments: Any) -> Any:
         (source / "config.json").write_text((source / "config.json").read_text() + " ")
         return original(*arguments)
 
-    monkeypatch.setattr(compiler, "generate_code", changing)
+    monkeypatch.setattr(building, "generate_code", changing)
     compiled(source)
     assert folders(source) == []
 
@@ -263,11 +267,11 @@ def test_no_unusable_cache_is_an_error(
         monkeypatch.setenv("FORERUN_CACHE_DIR", place)
         monkeypatch.setattr(storage, "_said", set())
         caplog.clear()
-        folder = prebuilt.folder_for(source, {})
+        folder = prebuilt.folder_for(source, {}, KEPT)
         assert (folder is None) == place.startswith("~")
         if folder is not None:
-            assert prebuilt.load(folder) is None
-            prebuilt.save(folder, built)
+            assert prebuilt.load(folder, KEPT) is None
+            prebuilt.save(folder, built, KEPT)
         assert kept_code.load("key") is None
         kept_code.save("key", executable._code)
         assert any("kept for the next start" in each for each in said(caplog)), place

@@ -1,14 +1,15 @@
-"""What a code generator is given."""
+"""What a code generator is given. Importing this does not import the IR."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from forerun.ir import ModuleOp
+if TYPE_CHECKING:
+    from forerun.ir import ModuleOp
 
 
 class StepLimits(TypedDict):

@@ -9,7 +9,7 @@ import torch
 
 import forerun
 from forerun import available
-from forerun.compiler import MAX_ROWS, limits_of, lower
+from forerun.build import MAX_ROWS, limits_of, lower
 from forerun.errors import DeviceMemoryError
 from tests.compiled import triton_step
 from tests.models import FAMILIES

@@ -10,9 +10,10 @@ import os
 import pytest
 
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
+from forerun.build import lower
 from forerun.cli import main
+from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.lowering import Lowering
-from forerun.compiler import STORAGES, lower
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton import compilation
 from forerun.execute.triton.compilation import compile_loop, compile_step
@@ -33,7 +34,7 @@ MODELS = {
 def step_of(name: str, length: int = 4096):
     settings, dtype = MODELS[name]
     lowered = lower(shaped_llama(settings), dtype, length, progress=SilentProgress())
-    return Lowering(lowered.module, storage=STORAGES[dtype], max_length=length).step
+    return Lowering(lowered.module, storage=WEIGHT_DTYPES[dtype], max_length=length).step
 
 
 @pytest.mark.parametrize("capability", [80, 90])

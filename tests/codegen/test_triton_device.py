@@ -13,7 +13,7 @@ from forerun import ir
 from forerun.cli import main
 from forerun.codegen.triton.lowering import Lowering
 from forerun.codegen.triton.step import Config
-from forerun.compiler import resolve_target
+from forerun.compile_options import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.execute.triton import build, gpu, tuning
 from forerun.execute.triton.launcher import bucket

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import forerun
+from forerun.build import lower
+from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.step import Config
-from forerun.compiler import STORAGES, lower
 from forerun.errors import TooLongError
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
@@ -52,7 +53,7 @@ def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, si
 @cache
 def compiled(family: str = "llama", dtype: str = "float32") -> TritonExecutable:
     found = lower(MODELS[family](), dtype, LIMITS["max_length"], progress=SilentProgress())
-    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable = triton_step(found.module, found.weights, storage=WEIGHT_DTYPES[dtype], device="cpu", **LIMITS)
     executable.launcher.tuner = wide
     return executable
 

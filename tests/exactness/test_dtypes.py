@@ -8,13 +8,13 @@ import torch
 
 import forerun
 from forerun import ir
-from forerun.codegen.reference import ReferenceExecutable
-from forerun.compiler import lower
+from forerun.build import lower
 from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.tree import chain
+from tests.compiled import reference_step
 from tests.models import FAMILIES
 
 PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
@@ -51,7 +51,7 @@ def test_the_interpreter_rounds_the_same_weights(family: tuple[Any, forerun.Comp
     stored = [each for each in ir.weights(lowered.module).values() if each.storage == "bf16"]
     assert stored
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
-    reference = CompiledModel(ReferenceExecutable(lowered.module, lowered.weights, **limits))
+    reference = CompiledModel(reference_step(lowered.module, lowered.weights, **limits))
     tree = chain(PROMPT[-1], [5, 99, 31, 7])
     (meaning,), (result,) = (each.evaluate_trees([PROMPT], [tree]) for each in (reference, compiled))
     assert np.abs(result - meaning).max() < 1e-4 * max(1.0, np.abs(meaning).max())

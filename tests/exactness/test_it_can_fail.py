@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import pytest
 
+from forerun.build import lower
 from forerun.codegen.tvm import linear
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store
 from forerun.codegen.tvm.kernels import TEMPLATES
 from forerun.codegen.tvm.lowering import Lowering
-from forerun.compiler import lower
 from forerun.execute.tvm.executable import bind
 from forerun.runtime.certify import certify
 from tests.models import FAMILIES

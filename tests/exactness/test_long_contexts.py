@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import forerun
-from forerun.compiler import lower
+from forerun.build import lower
 from forerun.errors import DeviceMemoryError
 from tests.models import FAMILIES, VOCABULARY
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import forerun
+from forerun.build import lower
+from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.step import Config
-from forerun.compiler import STORAGES, lower
 from forerun.errors import ForerunError, NotANumberError
 from forerun.execute.triton.configs import first_config
 from forerun.progress import SilentProgress
@@ -78,7 +79,7 @@ def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, si
 
 def triton(module: nn.Module, dtype: str = "float32") -> Any:
     found = lower(module, dtype, LIMITS["max_length"], progress=SilentProgress())
-    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable = triton_step(found.module, found.weights, storage=WEIGHT_DTYPES[dtype], device="cpu", **LIMITS)
     executable.launcher.tuner = wide
     return executable
 

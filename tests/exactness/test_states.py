@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.codegen import tvm
-from forerun.codegen.reference import ReferenceExecutable
 from forerun.errors import InvalidOptionError
 from forerun.runtime.certify import certify
 from forerun.runtime.drafters.merged import Merged
@@ -22,6 +20,7 @@ from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.sampling import SamplingSettings
 from tests.codegen.triton_steps import interpreted
+from tests.compiled import reference_step, tvm_step
 from tests.state_models import LIMITS, MODELS, VOCABULARY, planned, source, weights
 
 TARGETS = ("reference", "cpu", "triton")
@@ -33,9 +32,9 @@ PROMPT = [3, 17, 3, 40, 17, 3, 40]
 def executable(name: str, target: str) -> Executable:
     module = planned(MODELS[name][0])
     if target == "reference":
-        return ReferenceExecutable(module, weights().__getitem__, **LIMITS)
+        return reference_step(module, weights().__getitem__, **LIMITS)
     if target == "cpu":
-        return tvm.compile_step(module, weights().__getitem__, **LIMITS)
+        return tvm_step(module, weights().__getitem__, **LIMITS)
     return interpreted(module, weights().__getitem__, **LIMITS)
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import forerun
+from forerun.build import Lowered, lower
+from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.step import Config
-from forerun.compiler import STORAGES, Lowered, lower
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.configs import candidates, first_config
 from forerun.execute.triton.executable import TritonExecutable
@@ -49,7 +50,7 @@ def lowered(family: str, dtype: str) -> Lowered:
 @cache
 def compiled(family: str, dtype: str = "float32") -> TritonExecutable:
     found = lowered(family, dtype)
-    executable = triton_step(found.module, found.weights, storage=STORAGES[dtype], device="cpu", **LIMITS)
+    executable = triton_step(found.module, found.weights, storage=WEIGHT_DTYPES[dtype], device="cpu", **LIMITS)
     executable.launcher.tuner = _wide
     return executable
 

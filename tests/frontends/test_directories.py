@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 import forerun
-from forerun.compiler import LengthWarning
+from forerun.build import LengthWarning
 from forerun.errors import (
     CorruptFileError,
     ForerunError,

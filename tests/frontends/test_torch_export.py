@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from forerun import ir
-from forerun.codegen import tvm
 from forerun.errors import TooLongError, TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES
 from forerun.frontends.torch_export import import_program, import_programs, operator_name
 from forerun.frontends.weights import program_weights
 from forerun.passes.base import PassContext
 from forerun.passes.pipeline import run_pipeline, step_pipeline
+from tests.compiled import tvm_step
 
 aten = torch.ops.aten
 VOCABULARY, WIDTH = 32, 8
@@ -575,7 +575,7 @@ def test_another_function_of_a_module_is_an_entry_of_the_executable() -> None:
         }
     )
     run_pipeline(module, step_pipeline(16, 8, 16, 4), PassContext(weights.__getitem__, 64))
-    executable = tvm.compile_step(module, weights.__getitem__, max_rows=16, max_outputs=8, max_length=64)
+    executable = tvm_step(module, weights.__getitem__, max_rows=16, max_outputs=8, max_length=64)
     state = executable.new_state(2)
     found = executable.run("encode", state, {"source": source.numpy(), "scale": scale.numpy()})
     for one, other in zip(found, encoder(source, scale), strict=True):

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from forerun import ir
-from forerun.codegen.reference import ReferenceExecutable
 from forerun.passes.base import PassContext
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.pipeline import step_pipeline
@@ -13,6 +12,7 @@ from forerun.passes.residual import residual
 from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.skip_layers import SkipLayers
 from forerun.runtime.executable import Part, Rows
+from tests.compiled import reference_step
 from tests.passes.programs import BLOCK, LENGTH, program
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "bloom")
@@ -61,7 +61,7 @@ def evaluated(module: ir.ModuleOp, context: PassContext, name: str, *more: torch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_draft_is_the_part_of_the_step(family: str) -> None:
     planned, context = lowered(family, fused=True)
-    executable = ReferenceExecutable(
+    executable = reference_step(
         planned, ir.with_derived(planned, context.weights), max_rows=16, max_outputs=8, max_path=8, max_length=LENGTH
     )
     count = len(executable.branches)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import forerun
-from forerun.compiler import STORAGES, TARGETS, resolve_target
+from forerun.codegen.backends import WEIGHT_DTYPES
+from forerun.compile_options import resolve_target, targets
 from forerun.errors import ForerunError, InvalidOptionError
 from forerun.runtime import policy
 from forerun.runtime.calibration import CostModel
@@ -153,7 +154,7 @@ def test_dtypes_have_names(given: Any, name: Any) -> None:
 
 
 def test_dtypes_of_a_draft_are_those_of_the_compiler() -> None:
-    assert set(DTYPES) == set(STORAGES) == {each for own in TARGETS.values() for each in own}
+    assert set(DTYPES) == set(WEIGHT_DTYPES) == {each for own in targets().values() for each in own}
     assert resolve_target("cpu", dtype_name(torch.float32)) == "cpu"
     with pytest.raises(InvalidOptionError, match="no kernels for dtype 'float64'"):
         forerun.compile(torch.nn.Embedding(4, 4), dtype=torch.float64, target="cpu")

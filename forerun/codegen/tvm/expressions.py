@@ -275,7 +275,7 @@ def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index
     records = context.records[operation.symbol]
     slot = let(context.element(operation.slots, index[:1]))
     at = records.place([_expression(each) for each in index[1:]], integer(0)).astype("int64")
-    return context.frame.regions[records.form.region][records.origin(context, slot) + at]
+    return context.frame.memories[records.form.region][records.origin(context, slot) + at]
 
 
 IN_MEMORY = refused("has no element of the tvm target: its result is written to memory first")

@@ -300,3 +300,8 @@ def _history_numbers(plan: Plan) -> int:
 def emit(planned: PlannedStep) -> TvmProgram:
     """The program of a planned `@step`."""
     return Lowering(planned.module, **planned.limits).program(planned.weights, planned.blocks)
+
+
+def texts(program: TvmProgram) -> dict[str, str]:
+    """The TIR script of every distinct kernel phase, by name."""
+    return program.texts()

@@ -26,7 +26,7 @@ def emit_recurrence(context: Expressions, phase: RecurrencePhase) -> None:
 def _row(context: Expressions, phase: RecurrencePhase, row: Expr) -> None:
     operation, records, form = phase.operation, phase.records, phase.records.form
     position = let(context.element(operation.positions, [row]))
-    memory = context.frame.regions[form.region]  # one name for all blocks: a row reads what an earlier one has written
+    memory = context.frame.memories[form.region]  # one name for all blocks: a row reads what an earlier one has written
     block, lane = records.home(_parent(context, operation, row, let(tirx.max(position - integer(1), integer(0)))))
     origin = let(records.origin(context, block))
 

@@ -4,7 +4,6 @@ import importlib
 from typing import Any
 
 tvm: Any = importlib.import_module("tvm")
-tvm_ffi: Any = importlib.import_module("tvm_ffi")
 tirx: Any = importlib.import_module("tvm.tirx")
 tvm_ir: Any = importlib.import_module("tvm.ir")
 T: Any = importlib.import_module("tvm.tirx.script.builder")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from forerun.codegen.backends import Report
 from forerun.codegen.triton.step import TritonProgram
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
@@ -41,14 +40,6 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
 def texts(program: TritonProgram) -> dict[str, str]:
     """The file of every kernel, those replaced by the user's included, as it would run."""
     return {name: each.text for name, each in overridden({**program.step.sources, "loop": loop_source()}).items()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `forerun dump --target cuda` lists."""
-
-    resources: list[dict[str, Any]]
-    choices: dict[str, str]  # by GPU and kernel: what the autotuner chose
 
 
 def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:

@@ -19,13 +19,6 @@ RESERVE = 0.5e9
 """Bytes for the CUDA context, compiled kernels and graphs."""
 
 
-def usable() -> bool:
-    """Whether `target="auto"` may choose the GPU."""
-    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= CAPABILITY
-
-
 def require_gpu() -> None:
     """DeviceError where there is no GPU, or one that is too old, or no Triton; ForkError where a parent uses it."""
     if getattr(torch.cuda, "_is_in_bad_fork", bool)():
@@ -35,11 +28,11 @@ def require_gpu() -> None:
             'target="cuda" needs an NVIDIA GPU, and torch finds none; use target="cpu", or install torch with CUDA and '
             "Triton (the extra cuda)."
         )
-    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    capability = torch.cuda.get_device_capability()
     if capability < CAPABILITY:
         raise DeviceError(
-            f'The GPU {name} has compute capability {capability[0]}.{capability[1]}, and target="cuda" needs '
-            f'{CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere); use target="cpu".'
+            f"The GPU {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, and "
+            f'target="cuda" needs {CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere); use target="cpu".'
         )
     require_triton()
 

@@ -35,6 +35,11 @@ def save(folder: Path, executable: TvmExecutable) -> None:
     executable.weights.numpy().tofile(folder / WEIGHTS)
 
 
+def size(executable: TvmExecutable) -> int:
+    """Bytes that a compiled step takes on disk, but for its few names and numbers."""
+    return executable.weight_bytes
+
+
 def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
     """The step of an entry, ready to run. Raises `CorruptFileError` where it is not whole, or its code gone, and
     `DeviceMemoryError`."""

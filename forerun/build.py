@@ -1,0 +1,184 @@
+"""What `compile` builds from a source, or finds on disk: a front half, to a planned step, and a back half behind it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forerun import prebuilt
+from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES, named
+from forerun.codegen.planned import PlannedStep, StepLimits
+from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target
+from forerun.forking import one_at_a_time, with_live_threads
+from forerun.frontends.directory import existing
+from forerun.frontends.generation_config import Given
+from forerun.prebuilt import Built
+from forerun.progress import Progress, open_progress
+from forerun.runtime.executable import Executable
+from forerun.storage import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+    from forerun.frontends.rotary_scaling import LengthLimit
+    from forerun.frontends.source import Source
+    from forerun.ir import ModuleOp
+    from forerun.passes.base import Pass
+    from forerun.passes.pipeline import PassRecord
+
+MAX_ROWS = 256
+"""Rows of the largest step: a chunk of a prompt."""
+MAX_OUTPUTS = 64
+"""Rows whose logits a step can give: the largest tree."""
+TEXTLESS = ("source", "dump_dir", "progress")
+"""Arguments of `build` that say nothing of the text: a kept model is found by all others, and by its files' bytes."""
+BLOCK = 16
+CANDIDATES = 8
+
+
+class LengthWarning(UserWarning):
+    """A model was compiled for fewer positions than were asked for."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opening a source may depend on beside the source."""
+
+    generation_config: Given = "model"
+    trust_remote_code: bool = False
+
+
+OPENING = Opening()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model as IR with a planned `@step`, and what the passes did."""
+
+    source: Source
+    module: ModuleOp
+    weights: Callable[[str], torch.Tensor]
+    max_length: int
+    records: list[PassRecord]
+
+
+@with_live_threads
+@one_at_a_time
+def build(
+    source: Any,
+    dtype: str,
+    target: str,
+    max_length: int | None,
+    dump_dir: str | os.PathLike[str] | None,
+    progress: Progress,
+    opening: Opening = OPENING,
+) -> Built:
+    """Front half and back half; what they make of a path is kept on disk and found there the next time."""
+    options = {name: value for name, value in locals().items() if name not in TEXTLESS}
+    kept = BACKENDS[target].kept if dump_dir is None else None
+    source = located(source)
+    path = existing(source) if kept is not None and isinstance(source, Path) else None
+    folder = None if kept is None or path is None else prebuilt.folder_for(path, options, kept)
+    if kept is not None and folder is not None:
+        with progress.stage("read compiled model"):
+            found = prebuilt.load(folder, kept)
+        if found is not None:
+            return found
+    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, BACKENDS[target].cache_in_memory)
+    executable = generate_code(lowered, target, dump_dir, progress, dtype)
+    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
+    if kept is not None and path is not None and folder is not None:
+        with progress.stage("keep compiled model"):
+            if folder == prebuilt.folder_for(path, options, kept):  # the files are still those that were read
+                prebuilt.save(folder, built, kept)
+    return built
+
+
+@with_live_threads
+@one_at_a_time
+def lower(
+    source: Any,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    draft: Sequence[Pass] = (),
+    opening: Opening = OPENING,
+    cache_in_memory: bool = True,
+) -> Lowered:
+    """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
+    # The front half is imported here alone: a start that finds a kept model waits for neither xDSL nor torch.export.
+    from forerun.frontends.source import open_source
+    from forerun.frontends.torch_export import import_program
+    from forerun.frontends.weights import program_weights
+    from forerun.ir import verify, with_derived
+    from forerun.passes.base import PassContext
+    from forerun.passes.pipeline import run_pipeline, step_pipeline
+
+    progress = progress or open_progress()
+    require_target(AUTO, dtype)
+    max_length = require_length(max_length)
+    opened = open_source(
+        located(source), "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
+    )
+    max_length = length_within(opened.limit, max_length)
+    with progress.stage("trace"):
+        program = opened.trace(max_length)
+    with progress.stage("import"):
+        module = import_program(program)
+        verify(module)
+    stored = program_weights(program)
+    native = opened.native
+    storages = None if native is None else native.storages
+    context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft)
+    with progress.stage("passes"):
+        records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
+    return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)
+
+
+def generate_code(
+    lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress, dtype: str = "float32"
+) -> Executable:
+    """The back half: a program from the back end's code generator, bound to this machine."""
+    with progress.stage("kernels"):
+        program = emit(lowered, target, dtype)
+        executable = named(BACKENDS[target].bind)(program)
+    if dump_dir is not None:
+        write_texts(program, target, dump_dir)
+    return executable
+
+
+def emit(lowered: Lowered, target: str, dtype: str = "float32") -> Any:
+    """The program of a lowered model: what the back end's `bind` takes."""
+    native = lowered.source.native
+    blocks = None if native is None else native.blocks
+    limits = limits_of(lowered)
+    planned = PlannedStep(lowered.module, lowered.weights, limits, WEIGHT_DTYPES[dtype], blocks)
+    return named(BACKENDS[target].emit)(planned)
+
+
+def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> None:
+    """Write the text of every kernel to `kernels/`, where the back end has texts."""
+    texts = BACKENDS[target].texts
+    for name, text in () if texts is None else named(texts)(program).items():
+        write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)
+
+
+def length_within(limit: LengthLimit | None, asked: int | None) -> int:
+    """The positions to compile for; a `LengthWarning` where the model has fewer than were asked for."""
+    if limit is None or (asked or DEFAULT_LENGTH) <= limit.positions:
+        return asked or DEFAULT_LENGTH
+    if asked is not None:
+        message = f"max_length={asked} was capped at {limit.positions}: {limit.reason}"
+        warnings.warn(message, LengthWarning, stacklevel=2)
+    return limit.positions
+
+
+def limits_of(lowered: Lowered) -> StepLimits:
+    """How large the steps of a lowered model are."""
+    return StepLimits(max_rows=MAX_ROWS, max_outputs=MAX_OUTPUTS, max_path=MAX_OUTPUTS, max_length=lowered.max_length)

@@ -1,0 +1,47 @@
+"""The reference back end's program: sizes, and functions of tensors that evaluate a module operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from forerun.signature import Signature
+
+State = dict[str, torch.Tensor]
+
+
+class EvaluateStep(Protocol):
+    """Evaluates `@step` where some residual branches are left out."""
+
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What the step returns, and the stream behind the last of the branches `evaluated`; `stream` [N, D] is what a
+        part that enters late begins with."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReferenceProgram:
+    """What code generation makes of a module; its functions hold the weights."""
+
+    entries: Mapping[str, Signature]
+    new_states: Callable[[int, int], State]  # for so many slots and requests
+    step: EvaluateStep
+    evaluate: Callable[[str, Sequence[torch.Tensor], State], Sequence[torch.Tensor]]  # another entry, by its name
+    slot_bytes: int  # of the states of a slot
+    request_bytes: int  # of the states of a request
+    of_requests: frozenset[str]  # the states that are constant for a request
+    branches: tuple[tuple[int, str, int], ...]  # layer, kind and bytes of weights of each residual branch
+    head_bytes: int
+    width: int
+    vocabulary: int
+    candidates: int
+    block: int
+    max_rows: int
+    max_outputs: int
+    max_path: int
+    max_length: int

@@ -1,0 +1,87 @@
+"""The reference back end: entries evaluated operation by operation. Slow; it shows what a step means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forerun.available import require_memory
+from forerun.codegen.reference_step import ReferenceProgram, State
+from forerun.errors import InvalidOptionError
+from forerun.forking import with_live_threads
+from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, Part, Rows, StepResult, bound
+from forerun.signature import STEP
+
+
+class ReferenceExecutable:
+    """A step evaluated operation by operation. Its bits are torch's, so the exactness contract does not hold for it."""
+
+    draws = False
+
+    def __init__(self, program: ReferenceProgram) -> None:
+        self.program = program
+        self.entries = program.entries
+        self.block = program.block
+        self.max_rows, self.max_outputs = program.max_rows, program.max_outputs
+        self.max_path, self.max_length = program.max_path, program.max_length
+        self.vocabulary, self.candidates = program.vocabulary, program.candidates
+        self.branches = tuple(Branch(*each) for each in program.branches)
+        self.head_bytes, self.width = program.head_bytes, program.width
+
+    @with_live_threads
+    def new_state(self, blocks: int, requests: int = 1) -> State:
+        """A cache of `blocks * P` slots; DeviceMemoryError where the machine has not the room."""
+        slots = blocks * self.block
+        needed = slots * self.program.slot_bytes + requests * self.program.request_bytes
+        require_memory({f"a cache of {slots} positions": needed})
+        return self.program.new_states(slots, requests)
+
+    @overload
+    def run(
+        self,
+        entry: Part,
+        state: State,
+        inputs: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
+    @with_live_threads
+    def run(
+        self,
+        entry: Part | str,
+        state: State,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        if isinstance(entry, str):
+            assert not isinstance(inputs, Rows)
+            given = bound(self.entries, entry, inputs)
+            values = [torch.from_numpy(each.copy()) for each in given]
+            found = self.program.evaluate(entry, values, state)
+            return tuple(each.numpy() for each in found)
+        assert isinstance(inputs, Rows)
+        return self._step(entry, state, inputs, hidden)
+
+    def _step(self, part: Part, state: State, rows: Rows, hidden: Float32 | None) -> StepResult:
+        evaluated = part.branches(len(self.branches))
+        if (hidden is None) == (part.enter > 0):
+            raise InvalidOptionError(f"a part that enters at branch {part.enter} and hidden {hidden is not None}")
+        names = [each.name for each in self.entries[STEP].arguments]
+        inputs = [torch.from_numpy(np.ascontiguousarray(getattr(rows, name))) for name in names]
+        stream = None if hidden is None else torch.from_numpy(hidden.copy())
+        values, left = self.program.step(inputs, state, evaluated, stream)
+        logits, candidates, best = (each.numpy() for each in values)
+        return StepResult(logits, candidates, best, left.reshape(len(rows.tokens), self.width).numpy())
+
+    @with_live_threads
+    def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
+        for name, records in state.items():
+            if name not in self.program.of_requests:
+                records[destination] = records[source]
