@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from forerun.frontends.demo import demo_model
-from forerun.frontends.huggingface import encode_chat
+from forerun.frontends.tokenizer import encode_chat
 from forerun.storage import write_atomically
 
 

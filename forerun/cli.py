@@ -311,7 +311,7 @@ def _console() -> Any:
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
-    from forerun.frontends.huggingface import encode_chat
+    from forerun.frontends.tokenizer import encode_chat
 
     if model.tokenizer is None:
         raise InvalidOptionError("The model has no tokenizer; give the prompt as --token-ids.")

@@ -16,6 +16,8 @@ TOKENIZER_FILES = (
     *("spiece.model", "sentencepiece.bpe.model", "tekken.json", "added_tokens.json", "special_tokens_map.json"),
 )
 """By these a directory is known to hold a tokenizer."""
+TRUST = "trust_remote_code"
+"""How transformers says that it would have to run a model's own code."""
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
@@ -110,3 +112,13 @@ def code_file(path: Path) -> str | None:
             if isinstance(first, str):
                 return f"{first.rpartition('--')[2].rpartition('.')[0].replace('.', '/')}.py"
     return None
+
+
+def require_no_code(path: Path, error: Exception, trusted: bool) -> None:
+    """`NotAModelError` where a directory cannot be loaded because its own code was not run."""
+    file = None if trusted or TRUST not in str(error) else code_file(path)
+    if file is not None:
+        raise NotAModelError(
+            f"{path} needs its own code in {file}, which forerun does not run unasked: read that file, and pass "
+            f"trust_remote_code=True (--trust-remote-code) if you trust it."
+        ) from error

@@ -1,4 +1,4 @@
-"""transformers models: directories, model objects, tokenizers and chat templates."""
+"""transformers models: directories and model objects."""
 
 import pickle
 from collections.abc import Mapping
@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.errors import CorruptFileError, NotAModelError, PromptError
+from forerun.errors import CorruptFileError, NotAModelError
 from forerun.forking import BUILDING
-from forerun.frontends.directory import check_directory, code_file, tokenizer_files
+from forerun.frontends.directory import check_directory, require_no_code
 from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 PREFERRED_ATTENTION = "sdpa"
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError)  # from damaged weights
-TRUST = "trust_remote_code"  # how transformers says that it would have to run a model's own code
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
@@ -38,7 +37,7 @@ def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = Fal
             f"the weights in {path} cannot be read ({first_sentence(error)}): download or save the model again."
         ) from error
     except Exception as error:
-        _require_no_code(path, error, trust_remote_code)
+        require_no_code(path, error, trust_remote_code)
         raise NotAModelError(
             f"transformers cannot load a causal language model from {path} ({first_sentence(error)}): "
             f"give a directory written by save_pretrained of a decoder model."
@@ -46,16 +45,6 @@ def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = Fal
     model, report = loaded
     check_complete(report, str(path))
     return model
-
-
-def _require_no_code(path: Path, error: Exception, trusted: bool) -> None:
-    """`NotAModelError` where a directory cannot be loaded because its own code was not run."""
-    file = None if trusted or TRUST not in str(error) else code_file(path)
-    if file is not None:
-        raise NotAModelError(
-            f"{path} needs its own code in {file}, which forerun does not run unasked: read that file, and pass "
-            f"trust_remote_code=True (--trust-remote-code) if you trust it."
-        ) from error
 
 
 def check_complete(report: Mapping[str, Any], name: str) -> None:
@@ -90,29 +79,6 @@ def prefer_attention(model: nn.Module) -> None:
     model.config.use_cache = False
 
 
-def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, or None where there is none. Raises `CorruptFileError` for one that is damaged."""
-    path = Path(path)
-    files = tokenizer_files(path)
-    if not files:
-        return None
-    try:
-        with quiet_libraries():
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        _require_no_code(path, error, trust_remote_code)
-        raise CorruptFileError(
-            f"the tokenizer in {path} cannot be read ({first_sentence(error)}): restore {files[0].name}, or remove the "
-            f"tokenizer's files to go on without one."
-        ) from error
-
-
-def object_tokenizer(model: nn.Module, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the directory a model object was loaded from, or None."""
-    origin = str(getattr(model, "name_or_path", "") or "")
-    return load_tokenizer(origin, trust_remote_code) if origin and Path(origin).is_dir() else None
-
-
 def eos_token_ids(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, generation: Any = None
 ) -> tuple[int, ...]:
@@ -136,19 +102,3 @@ def position_limit(model: nn.Module) -> int | None:
 def text_config(config: Any) -> Any:
     """The text part of a config, or the config itself."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt as a user's turn, ready for the answer; plain text where there is no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer.encode(prompt))
-    turns = [{"role": "user", "content": prompt}]
-    try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template is a program of the model's author
-        raise PromptError(
-            f"the model's chat template fails on this prompt ({first_sentence(error)}): encode the text without it "
-            "(--raw)."
-        ) from error
-    # The template writes the special tokens itself.
-    return list(tokenizer.encode(str(text), add_special_tokens=False))

@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from forerun.errors import CorruptFileError
-from forerun.frontends.huggingface import load_tokenizer
 from forerun.frontends.quiet import quiet_libraries
+from forerun.frontends.tokenizer import load_tokenizer
 
 
 def can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:

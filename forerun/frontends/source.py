@@ -19,12 +19,11 @@ from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import (
     eos_token_ids,
     load_directory,
-    load_tokenizer,
-    object_tokenizer,
     position_limit,
     prefer_attention,
 )
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
+from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.tracing import TokenLogits, check_program, trace_module
 from forerun.frontends.weights import floating_dtypes, module_weights, private_copy, program_weights
 from forerun.progress import Progress, SilentProgress

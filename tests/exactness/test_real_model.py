@@ -8,8 +8,8 @@ import torch
 import forerun
 from forerun.cli import main
 from forerun.frontends.demo import demo_model
-from forerun.frontends.huggingface import encode_chat
 from forerun.frontends.source import open_source
+from forerun.frontends.tokenizer import encode_chat
 from forerun.runtime.certify import certify
 
 QUESTIONS = (

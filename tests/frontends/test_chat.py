@@ -1,6 +1,6 @@
 """A prompt as a chat's turn."""
 
-from forerun.frontends.huggingface import encode_chat
+from forerun.frontends.tokenizer import encode_chat
 
 
 def test_chat_template_or_plain_text():

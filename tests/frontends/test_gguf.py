@@ -23,8 +23,8 @@ from forerun.errors import (
 from forerun.frontends.demo import demo_model
 from forerun.frontends.gguf_cache import cache_directory
 from forerun.frontends.gguf_header import read_header
-from forerun.frontends.huggingface import encode_chat
 from forerun.frontends.source import open_source
+from forerun.frontends.tokenizer import encode_chat
 from tests.models import HEADS, HIDDEN, INNER, LAYERS, POSITIONS, VOCABULARY, build
 
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
