@@ -6,6 +6,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Callable, Mapping
@@ -78,6 +80,51 @@ def test_the_second_start_reads_what_the_first_left(source: Path) -> None:
     assert "trace" not in stages
     assert again == tokens
     assert np.array_equal(same, logits)
+
+
+START = """
+import json, sys
+import forerun
+model = forerun.compile({source!r}, {strategy}, max_length=64)
+model.generate([5, 9, 200], 4)
+print(json.dumps(sorted(sys.modules)))
+"""
+BARE = "import json, sys, torch, transformers, tvm; print(json.dumps(sorted(sys.modules)))"
+FRONT_HALF = ("xdsl", "forerun.ir", "forerun.passes", "forerun.frontends.source", "forerun.frontends.torch_export")
+CODE_GENERATORS = ("forerun.codegen.tvm.lowering", "forerun.codegen.triton.lowering", "forerun.codegen.reference")
+TRACERS = ("torch.export", "torch._export", "torch._dynamo", "torch._inductor", "transformers.modeling_utils")
+
+
+def modules(program: str) -> set[str]:
+    """What is imported when a program ends, in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def bare() -> set[str]:
+    """What the libraries import by themselves."""
+    return modules(BARE)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["'autoregressive'", "forerun.TreeSpec()", "forerun.TreeSpec(drafters=(forerun.DraftModel({source!r}),))"],
+)
+def test_the_second_start_imports_no_compiler(source: Path, bare: set[str], strategy: str) -> None:
+    """Neither xDSL, nor what traces a model, nor a code generator: what is kept is read and run."""
+    word_tokenizer().save_pretrained(source)
+    stages, _, _ = compiled(source)
+    assert "trace" in stages
+    program = START.format(source=str(source), strategy=strategy.format(source=str(source)))
+    imported = modules(program)
+    assert "forerun.execute.tvm.executable" in imported, "the model runs"
+    for name in (*FRONT_HALF, *CODE_GENERATORS):
+        assert not [each for each in imported if each == name or each.startswith(f"{name}.")]
+    for name in TRACERS:
+        new = [each for each in imported - bare if each == name or each.startswith(f"{name}.")]
+        assert not new, "a library may bring these by itself; forerun does not ask for more"
 
 
 def test_parts_and_limits_survive(source: Path) -> None:
