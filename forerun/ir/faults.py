@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from xdsl.utils.exceptions import VerifyException
 
-from forerun.ir.form import SEGMENTS
+from forerun.ir.declared import SEGMENTS, DeclaredOperation
 from forerun.ir.properties import attribute_text
 
-if TYPE_CHECKING:
-    from forerun.ir.operation import SpecOperation
 
-
-def misfit(operation: SpecOperation, found: VerifyException) -> str:
+def misfit(operation: DeclaredOperation, found: VerifyException) -> str:
     """What xDSL found wrong with the names, kinds and counts of an operation, as a sentence about it."""
     if wrong := wrong_parameter(operation):
         return wrong
@@ -29,7 +24,7 @@ def misfit(operation: SpecOperation, found: VerifyException) -> str:
     return str(found)
 
 
-def wrong_parameter(operation: SpecOperation) -> str | None:
+def wrong_parameter(operation: DeclaredOperation) -> str | None:
     """The first parameter that is missing, unknown or of another kind, as a sentence about the operation."""
     for name in operation.PARAMETERS:
         if name in operation.REQUIRED and name not in operation.properties:
@@ -45,7 +40,7 @@ def wrong_parameter(operation: SpecOperation) -> str | None:
     return None
 
 
-def signature(kind: type[SpecOperation]) -> list[str]:
+def signature(kind: type[DeclaredOperation]) -> list[str]:
     """The names of the operands, `name?` where one may be left out, `name...` for any number of them."""
     names = [f"{name}?" if name in kind.OPTIONAL else name for name in kind.OPERANDS]
     return [*names[:-1], f"{names[-1]}..."] if kind.VARIADIC else names

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, StringAttr, SymbolRefAttr, i32
 from xdsl.ir import Attribute, SSAValue
-from xdsl.irdl import AttrSizedOperandSegments
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 
+from forerun.ir.declared import SEGMENTS, DeclaredOperation
 from forerun.ir.properties import items_of, parameter_text
 
-if TYPE_CHECKING:
-    from forerun.ir.operation import SpecOperation
-
-SEGMENTS = AttrSizedOperandSegments.attribute_name
-"""The property that says which optional operands there are, where an operation has several."""
 EXTRA = "extra"
 """What lists their names in the text instead."""
 
 Properties = dict[str, Attribute]
-Made = TypeVar("Made", bound="SpecOperation")
+Made = TypeVar("Made", bound=DeclaredOperation)
 
 
 def segments(there: Sequence[bool]) -> Attribute:
@@ -30,7 +25,7 @@ def segments(there: Sequence[bool]) -> Attribute:
     return DenseArrayBase.from_list(i32, [int(each) for each in there])
 
 
-def print_operation(operation: SpecOperation, printer: Printer) -> None:
+def print_operation(operation: DeclaredOperation, printer: Printer) -> None:
     shown = shown_parameters(operation)
     symbol = shown.get("symbol")
     if isinstance(symbol, SymbolRefAttr):
@@ -49,7 +44,7 @@ def print_operation(operation: SpecOperation, printer: Printer) -> None:
         printer.print_list(operation.results, lambda value: printer.print_attribute(value.type))
 
 
-def shown_parameters(operation: SpecOperation) -> Properties:
+def shown_parameters(operation: DeclaredOperation) -> Properties:
     """What the text shows in braces: parameters, and the names of the optional operands that are there."""
     shown: Properties = {}
     for name, attribute in {**operation.properties, **operation.attributes}.items():
@@ -87,7 +82,7 @@ def _parse_defined(parser: Parser) -> SSAValue:
 
 
 def _segmented(
-    kind: type[SpecOperation], parser: Parser, operands: list[SSAValue], properties: Properties
+    kind: type[DeclaredOperation], parser: Parser, operands: list[SSAValue], properties: Properties
 ) -> tuple[list[SSAValue], Properties]:
     """Operands in the declared order, and properties with `SEGMENTS` in the place of the text's list of names."""
     fixed = len(kind.OPERANDS) - len(kind.OPTIONAL)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from xdsl.dialects.builtin import DenseArrayBase
 from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import (
-    IRDLOperation,
     OptOperandDef,
     OptPropertyDef,
     VarOperandDef,
@@ -33,8 +31,9 @@ from xdsl.utils.exceptions import VerifyException
 from forerun.dims import Dim
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import form
+from forerun.ir.declared import SEGMENTS, DeclaredOperation
 from forerun.ir.faults import misfit
-from forerun.ir.form import SEGMENTS, segments
+from forerun.ir.form import segments
 from forerun.ir.properties import Accessor, Kind
 from forerun.ir.types import TensorType
 
@@ -58,23 +57,8 @@ class Environment:
     bindings: dict[str, int] = field(default_factory=dict[str, int])
 
 
-class SpecOperation(IRDLOperation):
+class SpecOperation(DeclaredOperation):
     """An operation on tensors. `spec.name @symbol(%operands) {parameters} -> types`."""
-
-    PARAMETERS: ClassVar[Mapping[str, Kind[Any]]]
-    """The kinds of its parameters, by name."""
-    REQUIRED: ClassVar[frozenset[str]]
-    """The parameters that cannot be left out."""
-    OPERANDS: ClassVar[tuple[str, ...]]
-    """The names of its operands, in order."""
-    OPTIONAL: ClassVar[tuple[str, ...]]
-    """Those that may be left out; they are the last."""
-    VARIADIC: ClassVar[bool]
-    """Whether the last operand stands for any number of them."""
-    SEGMENTED: ClassVar[bool]
-    """Whether it has several optional operands, and `SEGMENTS` says which are there."""
-    LISTED: ClassVar[bool] = True
-    """Whether the text lists the names of optional operands; else they are filled in order."""
 
     @classmethod
     def make(cls, *inputs: SSAValue | None, **given: Any) -> Self:
@@ -142,18 +126,6 @@ class SpecOperation(IRDLOperation):
         there = self.there() if self.SEGMENTED else [1] * len(self.operands)
         self.operands[sum(there[: self.OPERANDS.index(name)])] = value
 
-    def there(self) -> Sequence[int]:
-        """For each operand, how many there are; of operations that have several optional ones."""
-        sizes: Any = self.properties.get(SEGMENTS)
-        return sizes.get_values() if isinstance(sizes, DenseArrayBase) else ()
-
-    def extra(self) -> tuple[str, ...]:
-        """The names of the optional operands that are there."""
-        if self.SEGMENTED:
-            there = zip(self.OPERANDS, self.there(), strict=False)
-            return tuple(name for name, count in there if count and name in self.OPTIONAL)
-        return self.OPTIONAL[: len(self.operands) - (len(self.OPERANDS) - len(self.OPTIONAL))]
-
     @property
     def reads(self) -> tuple[str, ...]:
         """The states whose records it reads."""
@@ -191,11 +163,6 @@ class SpecOperation(IRDLOperation):
         kinds = self.PARAMETERS
         sized = [name for name in self.properties if name != SEGMENTS and kinds[name].of_dims]
         return {name: kinds[name].to_value(self.properties[name]) for name in sized}
-
-    @classmethod
-    def unknown(cls, name: str) -> str:
-        known = [*cls.PARAMETERS, *cls.OPTIONAL]
-        return f"has no parameter {name!r}" + (f", only {', '.join(known)}" if known else "")
 
     # --- verification -------------------------------------------------------------------------------------------------
 
