@@ -55,7 +55,7 @@ def require_target(target: object, dtype: object) -> None:
 def resolve_target(target: str, dtype: str = "float32") -> str:
     """The back end's own name, checked to have the dtype; "auto" is the first that has it and is usable here."""
     require_target(target, dtype)
-    if target == AUTO:
+    if target not in BACKENDS:
         having = (name for name, each in BACKENDS.items() if dtype in each.weight_dtypes and each.usable())
         target = next(having, None) or next(name for name, each in BACKENDS.items() if each.usable())
         require_target(target, dtype)  # where none has it, this says what there is instead

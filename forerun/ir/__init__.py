@@ -18,7 +18,7 @@ from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 from forerun.dims import Dim
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, Rotary, TreeAttention
-from forerun.ir.dialect import OPERATIONS, context, load_dialects
+from forerun.ir.dialect import OPERATIONS, load_dialects
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
@@ -38,12 +38,11 @@ from forerun.ir.structure import (
     backward_slice,
     entries,
     functions,
-    operations,
     states,
     walk,
     weights,
 )
-from forerun.ir.tables import FunctionTable, OperationTable, ReductionTable, Refusal, each_of, refused
+from forerun.ir.tables import FunctionTable, OperationTable, ReductionTable, each_of, refused
 from forerun.ir.text import parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
@@ -94,7 +93,6 @@ __all__ = [
     "Recurrence",
     "Reduce",
     "ReductionTable",
-    "Refusal",
     "Region",
     "Reshape",
     "Return",
@@ -124,7 +122,6 @@ __all__ = [
     "backward_slice",
     "broadcast_dims",
     "called",
-    "context",
     "dtype_name",
     "each_of",
     "encode",
@@ -137,7 +134,6 @@ __all__ = [
     "new_states",
     "only_reads",
     "op_type_rewrite_pattern",
-    "operations",
     "parse_ir",
     "parse_pipeline",
     "print_ir",

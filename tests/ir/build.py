@@ -23,12 +23,6 @@ def tensor(dims: Sequence[Dim], dtype: str = "f32") -> ir.TensorType:
     return ir.TensorType.of(dims, dtype)
 
 
-def text_module(text: str) -> ir.ModuleOp:
-    module = ir.parse_ir(text)
-    ir.verify(module)
-    return module
-
-
 def no_weights(name: str) -> torch.Tensor:
     raise AssertionError(f"weight {name} was read")
 
