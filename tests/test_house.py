@@ -2,13 +2,17 @@
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
-from importlib import import_module
+from inspect import unwrap
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+import forerun
 from forerun.codegen.backends import BACKENDS, named
+from tests.models import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
@@ -64,11 +68,10 @@ def test_no_name_leads_nowhere() -> None:
     for module in FILES.keys() - faces:
         for word in words(TREES[module]):
             used[word] = used.get(word, 0) + 1
-    public = set(import_module("forerun").__all__)
     dead: list[str] = []
     for module in FILES.keys() - faces:
         for name, statement in defined(TREES[module]):
-            looked_for = name.startswith(("test_", "Test", "__")) or name in ("pytestmark", *public)
+            looked_for = name.startswith(("test_", "Test", "__")) or name in ("pytestmark", *forerun.__all__)
             if not looked_for and used.get(name, 0) <= sum(word == name for word in words(statement)):
                 dead.append(f"{module}.{name}")
     assert dead == []
@@ -86,10 +89,23 @@ def test_what_an_entry_of_the_registry_names_is_there(backend: str) -> None:
 
 
 def test_compile_can_be_followed_to_the_first_kernel() -> None:
-    """docs/architecture.md lists the functions, which are there under these names."""
+    """The functions that docs/architecture.md lists are entered in this order."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = text.partition("<!-- followed -->")[2].partition("<!-- /followed -->")[0]
-    names = re.findall(r"^\d+\. `([\w.]+):([\w.]+)`", listed, re.MULTILINE)
+    names = re.findall(r"^\d+\. `([\w.]+:[\w.]+)`", listed, re.MULTILINE)
     assert 0 < len(names) <= FOLLOWED
-    for module, name in names:
-        assert callable(named(f"forerun.{module}:{name}")), name
+    codes = {unwrap(named(f"forerun.{name}")).__code__: name for name in names}
+    entered: dict[str, None] = {}
+
+    def follow(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in codes:
+            entered.setdefault(codes[frame.f_code])
+
+    model = FAMILIES["llama"]()
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        forerun.compile(model, "autoregressive", target="cpu", max_length=64).generate([5, 9, 200], 2)
+    finally:
+        sys.setprofile(before)
+    assert list(entered) == names

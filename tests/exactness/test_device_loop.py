@@ -1,6 +1,6 @@
 """The contract of decoding on the device: whatever is drafted there, texts and logits are plain decoding's on the host.
 
-In Triton's interpreter; `codegen/triton/interpreter.py` says what this shows and what only a GPU can.
+In Triton's interpreter; `execute/triton/interpreter.py` says what this shows and what only a GPU can.
 """
 
 from collections.abc import Generator

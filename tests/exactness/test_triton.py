@@ -1,6 +1,6 @@
 """The contract on Triton kernels, in the interpreter: a row's bits are its own, whoever shares its launches.
 
-`codegen/triton/interpreter.py` says what this shows and what only a GPU can.
+`execute/triton/interpreter.py` says what this shows and what only a GPU can.
 """
 
 from dataclasses import replace

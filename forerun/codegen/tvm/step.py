@@ -135,7 +135,7 @@ class TvmProgram:
     keeps_code: bool = True  # whether `step.key` names the code
 
 
-def bind(arguments: Sequence[Value], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def sizes_of(arguments: Sequence[Value], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The sizes of the dimensions' names, from the shapes of the arguments; ValueError where they contradict."""
     bindings: dict[str, int] = {}
     for argument in arguments:

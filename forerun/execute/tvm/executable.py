@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value
-from forerun.codegen.tvm.step import bind as sizes_of
+from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value, sizes_of
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.execute.branches import check_hidden
 from forerun.execute.tvm.code import compiled_code
