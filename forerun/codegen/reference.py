@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -33,7 +33,7 @@ from forerun.ir import (
 )
 from forerun.ir import weights as weights_of
 from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, Part, Rows, StepResult, bound
-from forerun.signature import STEP
+from forerun.signature import STEP, Signature
 
 NUMBER = 4
 """Bytes of a float32."""
@@ -63,7 +63,7 @@ class ReferenceExecutable:
         stored = [name for name, each in weights_of(module).items() if each.derived is None]
         self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
         self._functions = entries(module)
-        self.entries = {name: each.signature for name, each in self._functions.items()}
+        self.entries: Mapping[str, Signature] = {name: each.signature for name, each in self._functions.items()}
         self._states = states(module)
         self.block: int = blocks[0] if blocks else 1
         self.max_rows = max_rows

@@ -13,7 +13,7 @@ from forerun.codegen.triton.loop import TritonLoop
 from forerun.codegen.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
 from forerun.codegen.triton.memory import InputLayout, new_state
 from forerun.codegen.triton.sources import overridden
-from forerun.codegen.triton.step import CacheShape
+from forerun.codegen.triton.step import StateShape
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
@@ -24,6 +24,9 @@ from forerun.runtime.verify import verify
 
 VOCABULARY, K, PATH, BLOCK, LENGTH = 13, 6, 12, 16, 4200
 """A small vocabulary, so that texts repeat themselves; more positions than two programs look up."""
+
+
+STATES = {"one.keys": (2, 4), "one.values": (2, 3), "two.keys": (1, 5), "two.values": (1, 5)}
 
 
 class Surroundings(SimpleNamespace):
@@ -44,7 +47,7 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, number="f32", drawn=None,
+        states={name: StateShape("position", shape, "f32") for name, shape in STATES.items()}, block=BLOCK, drawn=None,
         tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned,
     )  # fmt: skip
     executable: Any = Surroundings(

@@ -10,6 +10,7 @@ import torch
 
 from forerun.codegen import tvm
 from forerun.codegen.reference import ReferenceExecutable
+from forerun.codegen.triton.build import compile_step
 from forerun.errors import InvalidOptionError
 from forerun.runtime.certify import certify
 from forerun.runtime.drafters.merged import Merged
@@ -21,7 +22,7 @@ from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.sampling import SamplingSettings
-from tests.codegen.triton_steps import interpreted
+from tests.exactness.test_nan import wide
 from tests.state_models import LIMITS, MODELS, VOCABULARY, planned, source, weights
 
 TARGETS = ("reference", "cpu", "triton")
@@ -36,7 +37,9 @@ def executable(name: str, target: str) -> Executable:
         return ReferenceExecutable(module, weights().__getitem__, **LIMITS)
     if target == "cpu":
         return tvm.compile_step(module, weights().__getitem__, **LIMITS)
-    return interpreted(module, weights().__getitem__, **LIMITS)
+    compiled = compile_step(module, weights().__getitem__, device="cpu", **LIMITS)
+    compiled._tuner = wide
+    return compiled
 
 
 def inputs(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonS
 from forerun.errors import TooLongError
 from forerun.forking import require_process, with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
+from forerun.signature import STEP, Signature
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -65,6 +66,10 @@ class TritonExecutable:
         tuner: Tuner | None = None,
     ) -> None:
         self.step, self.weights, self.device = step, weights, torch.device(device)
+        self.entries: Mapping[str, Signature] = {
+            STEP: step.signature,
+            **{each.name: each.signature for each in step.entries},
+        }
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
@@ -107,7 +112,7 @@ class TritonExecutable:
     def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero."""
         self._require_process()
-        return new_state(self.step, max(1, blocks), self.device)
+        return new_state(self.step, max(1, blocks), self.device, requests)
 
     def _copied_back(self) -> list[Value]:
         """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
@@ -115,16 +120,59 @@ class TritonExecutable:
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
+    @overload
+    def run(
+        self,
+        entry: Part,
+        state: State,
+        inputs: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
     def run(
+        self,
+        entry: Part | str,
+        state: State,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        """Run an entry. The result is valid until the next run."""
+        if isinstance(entry, Part):
+            assert isinstance(inputs, Rows)
+            return self._run_part(entry, state, inputs, hidden, draws)
+        assert not isinstance(inputs, Rows)
+        return self._run_entry(entry, state, inputs)
+
+    def _run_entry(self, name: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]:
+        given = bound(self.entries, name, inputs)
+        entry = next(each for each in self.step.entries if each.name == name)
+        self._require_process()
+        sizes: dict[str, int] = {}
+        for argument, value in zip(entry.signature.arguments, given, strict=True):
+            pairs = zip(argument.dims, value.shape, strict=True)
+            sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str))
+            at = entry.places[argument.name]
+            self._staged[at : at + value.size] = value.reshape(-1).view(np.int32)
+        if large := [f"{each} = {size}" for each, size in sizes.items() if size > self.max_length]:
+            raise TooLongError(f"@{name} with {large[0]} exceeds max_length {self.max_length}: give less.")
+        self._staged[: len(entry.sizes)] = [sizes[each] for each in entry.sizes]
+        self._inputs[: entry.inputs].copy_(self._staging[: entry.inputs], non_blocking=True)
+        for kernel in entry.kernels:
+            self._launch_on([*kernel.launches, *kernel.asked], state, entry.places, sizes, [], self._inputs)
+        return tuple(self.value(each, sizes) for each in entry.returned)
+
+    def _run_part(
         self,
         part: Part,
         state: State,
         rows: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
+        hidden: Float32 | None,
+        draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        """One step, or a part of it. The result is valid until the next step."""
         kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
         check_hidden(part, hidden is not None)
         drawing = draws if self.draws and draws is not None else ()
@@ -183,9 +231,9 @@ class TritonExecutable:
             return
         both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
         whole = both.to(self.device, non_blocking=True)
-        first, block, lane = state.places
-        places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
-        state.numbers[places[len(source) :]] = state.numbers[places[: len(source)]]
+        for numbers, known in ((state.numbers, state.places), (state.records, state.record_places)):
+            places = known.of(whole, self.block)
+            numbers[places[len(source) :]] = numbers[places[: len(source)]]
 
     # --- memory
 
@@ -228,7 +276,7 @@ class TritonExecutable:
     def layout(self, rows: int, outputs: int) -> InputLayout:
         """Where the inputs of a step of so many rows and outputs lie."""
         buckets = bucket(rows, self.max_rows), bucket(outputs, self.max_outputs)
-        return InputLayout(*buckets, self.max_path, self.step.tables)
+        return InputLayout(*buckets, self.max_path, self.step.tables, self.step.extra)
 
     def place(self, value: Value) -> torch.Tensor:
         """What begins with a value of the arena."""
@@ -239,11 +287,12 @@ class TritonExecutable:
     ) -> torch.Tensor:
         match operand.kind:
             case "input":
-                return inputs[places[str(operand.key)] :]
+                found = inputs[places[str(operand.key)] :]
+                return found.view(torch.float32) if operand.element == "f32" else found
             case "weight":
                 return self.weights[str(operand.key)]
-            case "keys" | "values":
-                return state.parts[operand.kind, str(operand.key)]
+            case "state":
+                return state.parts[str(operand.key)]
             case _:
                 place = int(operand.key)
                 if operand.stream is not None:
@@ -278,8 +327,18 @@ class TritonExecutable:
         inputs: torch.Tensor | None = None,
     ) -> None:
         """Launches of a step one after another; the inputs are in place."""
-        inputs = self._inputs if inputs is None else inputs
-        places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
+        sizes = {"N": layout.rows, "M": layout.outputs}
+        self._launch_on(launches, state, layout.places, sizes, evaluated, self._inputs if inputs is None else inputs)
+
+    def _launch_on(
+        self,
+        launches: Sequence[Launch],
+        state: State,
+        places: Mapping[str, int],
+        sizes: Mapping[str, int],
+        evaluated: list[int],
+        inputs: torch.Tensor,
+    ) -> None:
         for launch in launches:
             operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
             pointers = [inputs, *operands]

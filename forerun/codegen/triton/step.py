@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from forerun import ir
 from forerun.ir import dims as dimensions
+from forerun.signature import Signature
+
+SIZES = 64
+"""Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Config:
 class Operand:
     """What a pointer argument of a kernel points to.
 
-    `kind` is input, value, weight, keys, values, scratch or drawn; `key` the name of an input, a weight or a cache, or
-    the place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
+    `kind` is input, value, weight, state, scratch or drawn; `key` the name of an input, a weight or a state, or the
+    place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
     """
 
     kind: str
@@ -42,7 +46,7 @@ class Grid:
     """The programs of a launch.
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
-             groups, row tiles); combine: (rows, heads); chunks: (rows, tiles); choice: (rows)
+             groups, row tiles); combine: (rows, heads); recurrence: (1); chunks: (rows, tiles); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
@@ -74,6 +78,8 @@ class Grid:
             case "attention":
                 own = -(-rows // self.tile[0]) * self.tile[1]
                 return self.columns[0], self.columns[1], own if shared == 1 else own + -(-own // shared)
+            case "recurrence":
+                return 1, 1, 1
             case "combine":
                 return rows, self.columns[0], 1
             case _:
@@ -119,12 +125,21 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class CacheShape:
-    """Keys [blocks, Hkv, P, D] and values [blocks, Hkv, P, Dv] of one attention."""
+class StateShape:
+    """Records of a state: [blocks, *lead, P, last] in `element` numbers, [requests, *shape] for a state per request."""
 
-    heads: int
-    key_dim: int
-    value_dim: int
+    per: str  # "position", "row" or "request"
+    shape: tuple[int, ...]
+    element: str
+
+    @property
+    def last(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def numbers(self) -> int:
+        """Of a record."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -141,16 +156,30 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Another entry of the module: its arguments are where the inputs of a step lie, each at its place in numbers."""
+
+    name: str
+    signature: Signature
+    places: Mapping[str, int]
+    sizes: tuple[str, ...]  # names of dimensions, in front of the inputs in this order
+    inputs: int  # numbers that the inputs take
+    kernels: tuple[Kernel, ...]
+    returned: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class TritonStep:
-    """A step, but for its weights."""
+    """A step and the module's other entries, but for their weights."""
 
     sources: Mapping[str, Source]
     kernels: tuple[Kernel, ...]
     returned: tuple[Value, ...]  # logits, and the candidates' ids and logits
     drawn: Value | None  # the drawn tokens [M]; None where none can be drawn
     weights: Mapping[str, str]  # name -> element type in memory
-    caches: Mapping[str, CacheShape]
-    number: str  # element type of the caches
+    states: Mapping[str, StateShape]
+    signature: Signature
+    entries: tuple[Entry, ...]  # beside the step
     arena: int  # numbers of 4 bytes
     stream: tuple[int, ...]  # the two places in which the residual stream's values take turns, or none
     branches: tuple[tuple[int, str], ...]
@@ -161,6 +190,12 @@ class TritonStep:
     max_outputs: int
     max_path: int
     max_length: int
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The inputs that a step takes only where its states ask for them."""
+        names = [each.name for each in self.signature.arguments]
+        return tuple(each for each in ("order", "requests") if each in names)
 
     @property
     def launches(self) -> int:
