@@ -79,7 +79,7 @@ def stand(engine: Engine) -> StandLoop:
     shape = (LARGEST, limits.candidates)
     names = ("vocabulary", "candidates", "max_length", "max_rows", "max_outputs")
     step: Any = SimpleNamespace(
-        caches={}, block=limits.block, cache_element="f32", tables=-(-limits.max_length // limits.block),
+        states={}, block=limits.block, tables=-(-limits.max_length // limits.block),
         max_path=limits.max_path,
         returned=(torch.zeros(0), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)), drawn=None,
         **{name: getattr(limits, name) for name in names},

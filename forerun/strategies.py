@@ -14,7 +14,7 @@ from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, OnDevice
+from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, OnDevice, fills_inputs
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
 from forerun.runtime.drafters import vocabulary as vocabularies
 from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
@@ -267,6 +267,8 @@ class Strategy(Checked):
         executable = target.executable
         if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
             return None
+        if not fills_inputs(executable):
+            return None  # states per row and per request ask for more than the loop knows
         if not executable.draws:
             return None  # drawn tokens alone tell a loop of NaN
         drafting = drafting_on_device(self.drafters)

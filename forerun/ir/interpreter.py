@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from xdsl.dialects.builtin import ModuleOp
@@ -124,7 +125,7 @@ def _run_recurrence(recurrence: Recurrence, inputs: Sequence[torch.Tensor], envi
     parents = parent_slots(positions, sequences, bases, paths, tables, recurrence.block)
     named = list(zip(recurrence.of_rows().items(), given, strict=True))
     result = torch.empty(len(positions), *records.shape[1:], dtype=records.dtype)
-    rows: list[int] = order.tolist()  # pyright: ignore[reportUnknownMemberType]
+    rows: list[int] = cast(Any, order).tolist()
     for row in rows:
         before = records[parents[row]] if parents[row] >= 0 else torch.zeros_like(records[0])
         values: Values = {recurrence.before: before}

@@ -21,11 +21,14 @@ from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
 from forerun.runtime.generation import Request, Step, drawn_by
 from forerun.runtime.round_size import Round, RoundSize
 from forerun.runtime.tree import Float64
+from forerun.signature import ENCODE, STEP
 
 AHEAD = 2
 """Rounds that are enqueued while the host waits for one."""
 RANKS = (1.0, 0.4, 0.2)
 """What a continuation is worth at first beside its siblings: the first, the second, any later one."""
+FILLED = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
+"""Arguments of a step that a loop on the device fills in."""
 LARGEST = 64
 """Rows of a round at most."""
 PLACES = 24
@@ -114,6 +117,12 @@ class Loops(Protocol):
     def loop(self, state: object, drafting: Drafting, largest: int) -> DeviceLoop:
         """A loop over a cache, of rounds of at most `largest` rows."""
         ...
+
+
+def fills_inputs(executable: Executable) -> bool:
+    """Whether a loop on the device fills in all that a step takes, and a session needs nothing else to begin."""
+    arguments = executable.entries[STEP].arguments
+    return ENCODE not in executable.entries and all(each.name in FILLED for each in arguments)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.codegen.triton.step import CacheShape
+from forerun.codegen.triton.step import StateShape
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.loop import TritonLoop
 from forerun.execute.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
@@ -24,6 +24,9 @@ from forerun.runtime.verify import verify
 
 VOCABULARY, K, PATH, BLOCK, LENGTH = 13, 6, 12, 16, 4200
 """A small vocabulary, so that texts repeat themselves; more positions than two programs look up."""
+
+
+STATES = {"one.keys": (2, 4), "one.values": (2, 3), "two.keys": (1, 5), "two.values": (1, 5)}
 
 
 class Surroundings(SimpleNamespace):
@@ -44,7 +47,7 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, cache_element="f32", drawn=None,
+        states={name: StateShape("position", shape, "f32") for name, shape in STATES.items()}, block=BLOCK, drawn=None,
         tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned, vocabulary=VOCABULARY, candidates=K,
         max_length=LENGTH, max_rows=64, max_outputs=64,
     )  # fmt: skip

@@ -6,31 +6,32 @@ run again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from forerun.codegen.triton.expressions import Expressions
 from forerun.codegen.triton.functions import used_functions
-from forerun.codegen.triton.step import function_name
+from forerun.codegen.triton.step import STEP_SIZES, function_name
 
 
-def _body(context: Expressions) -> str:
-    sizes = [f"    {name} = tl.load(sizes + {place})" for name, place in (("N", 0), ("M", 1)) if name in context.sizes]
+def _body(context: Expressions, names: Sequence[str]) -> str:
+    sizes = [f"    {name} = tl.load(sizes + {place})" for place, name in enumerate(names) if name in context.sizes]
     return "\n".join([*sizes, *("    " + line for line in context.scopes[0].lines)])
 
 
-def body_key(kind: str, variants: Mapping[int, Expressions]) -> str:
-    """A text that is equal for kernels of one structure."""
+def body_key(kind: str, variants: Mapping[int, Expressions], names: Sequence[str]) -> str:
+    """A text that is equal for kernels of one structure; `names` are the dimensions that `sizes` points to."""
     first = next(iter(variants.values()))
-    return "\n".join([kind, str(list(first.elements.values())), *map(_body, variants.values())])
+    return "\n".join([kind, str(list(first.elements.values())), *(_body(each, names) for each in variants.values())])
 
 
-def assemble(name: str, words: str, variants: Mapping[int, Expressions]) -> str:
+def assemble(name: str, words: str, variants: Mapping[int, Expressions], sizes: Sequence[str]) -> str:
     """The file of a kernel."""
     first = next(iter(variants.values()))
     names = ", ".join(first.arguments.values())
     pointers = "\n".join(f"    {text:<14} {first.elements[slot]}" for slot, text in first.arguments.items())
-    bodies = {shared: _body(context) for shared, context in variants.items()}
-    said = f"{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"
+    bodies = {shared: _body(context, sizes) for shared, context in variants.items()}
+    listed = "the numbers of rows, N and M" if sizes == STEP_SIZES else ", ".join(["the sizes", *sizes])
+    said = f"{name}: {words}.\n\n`sizes` points to {listed}; the others to numbers of\n{pointers}\n"
     parts = [f'"""{said}"""\n\nimport triton\nimport triton.language as tl\n']
     parts.extend(used_functions("\n".join(bodies.values())))
     for shared, body in bodies.items():

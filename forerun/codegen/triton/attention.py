@@ -18,7 +18,7 @@ from forerun.codegen.triton.attention_shape import LANES, Shape, padded
 from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, Slot, Stored
 from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.rules import literal
-from forerun.codegen.triton.storing import cache_place
+from forerun.codegen.triton.storing import state_place
 
 
 class AttentionText:
@@ -213,16 +213,16 @@ class AttentionText:
         )
         context.line(f"slot = tl.where(at < own_base, block * {shape.block} + at % {shape.block}, slot)")
 
-    def _record(self, half: str, dim: int) -> str:
+    def _record(self, dim: int) -> str:
         shape = self.shape
         block = f"((slot // {shape.block}).to(tl.int64) * {shape.groups} + group)"
         return f"({block} * {shape.block} + slot % {shape.block}) * {dim}"
 
     def _load_keys(self, context: Expressions) -> None:
         """key_i [features of the part, keys]"""
-        place = cache_place(self.operation.symbol, "keys", self.known)
+        place = state_place(self.operation.symbol, self.known)
         name, size = context.argument(place.slot, place.element), self.shape.key_dim
-        context.line(f"record = {self._record('keys', size)}")
+        context.line(f"record = {self._record(size)}")
         for number, (start, count) in enumerate(self.shape.parts):
             context.line(f"part = {start} + tl.arange(0, {count})[:, None]")
             inside = f" & (part < {size})" if start + count > size else ""
@@ -237,10 +237,10 @@ class AttentionText:
 
     def _load_values(self, context: Expressions) -> None:
         """value [KEYS, Dv]"""
-        place = cache_place(self.operation.symbol, "values", self.known)
+        place = state_place(self.operation.values, self.known)
         name, size = context.argument(place.slot, place.element), self.shape.value_dim
         context.line(f"number = tl.arange(0, {padded(size)})[None, :]")
-        context.line(f"line = tl.reshape({self._record('values', size)}, [{self.shape.keys}, 1])")
+        context.line(f"line = tl.reshape({self._record(size)}, [{self.shape.keys}, 1])")
         inside = f" & (number < {size})" if padded(size) != size else ""
         context.line(f"there_line = tl.reshape(there, [{self.shape.keys}, 1])")
         context.line(f"value = tl.load({name} + line + number, mask=there_line{inside}, other=0.0)")

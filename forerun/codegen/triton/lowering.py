@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,28 +18,31 @@ from forerun.codegen.triton.assembly import assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape, split_size
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
-from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import AttentionLaunch, Plan, RecurrenceLaunch, Surroundings, TopKLaunch
 from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
+from forerun.codegen.triton.recurrence import emit_recurrence, width_of
 from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.step import (
     LEAST_BLOCK,
-    CacheShape,
+    SIZES,
+    STEP_SIZES,
     Config,
+    Entry,
     Grid,
     Kernel,
     Launch,
     Operand,
     Source,
+    StateShape,
     TritonProgram,
     TritonStep,
     Value,
 )
 from forerun.codegen.triton.topk import CHUNK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
+from forerun.signature import STEP, STEP_ARGUMENTS
 
-INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
-"""The fields of `Rows`, in the order in which they lie in the inputs."""
 ELEMENTS = {"bf16": "bf16", "f16": "f16"}
 NUMBER = 4
 """Bytes of a number in the arena."""
@@ -48,10 +52,11 @@ BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2}
 
 
 class Lowering:
-    """A function's launches, and the step that they make.
+    """The launches of a module's entries, and the step that they make.
 
-    module      IR with the function `function`; its arguments are named as the fields of `Rows`
-    storage     how matrices and the cache are kept: "f32", "bf16" or "f16"
+    module      IR with `@step`, whose arguments are named as the fields of `Rows`
+    storage     how matrices and the states per position are kept: "f32", "bf16" or "f16"
+    max_length  positions a sequence may have, and the most that a named dimension of another entry counts
 
     Raises UnsupportedOperationError for an operation without a template.
     """
@@ -61,29 +66,64 @@ class Lowering:
         module: ir.ModuleOp,
         *,
         storage: str = "f32",
-        function: str = "step",
         max_rows: int = 256,
         max_outputs: int = 64,
         max_path: int = 64,
         max_length: int = 2048,
     ) -> None:
-        self._function = ir.functions(module)[function]
+        entries = ir.entries(module)
+        self._function = entries[STEP]
         self._declared = ir.weights(module)
         self._limits = (max_rows, max_outputs, max_path, max_length)
+        self._block = self._block_size(module)
+        self._tables = -(-max_length // self._block)
         self._known = self._surroundings(module, storage)
-        self._tables = -(-max_length // self._known.block)
         self._check(max_rows, max_outputs)
+        self._sources: dict[str, Source] = {}
+        self._names: dict[str, str] = {}
+        self._used: dict[str, str] = {}
+        kernels = self._kernels()
+        step = self._step(kernels)
+        others = [self._entry(each, step) for each in entries.values() if each is not entries[STEP]]
+        arena = max([step.arena, *(size for _, size in others)])
+        self.step = replace(step, entries=tuple(each for each, _ in others), arena=arena)
+
+    def _kernels(self) -> tuple[Kernel, ...]:
+        """The kernels of the function at hand."""
         found = regions(self._function)
         plans = [Planner(region, self._known, last=region is found[-1]).run() for region in found]
         self._places, self._arena = self._arena_places(plans)
         self._stream = {
             plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
         }
-        self._sources: dict[str, Source] = {}
-        self._names: dict[str, str] = {}
-        self._used: dict[str, str] = {}
-        kernels = tuple(self._kernel(plan) for plan in plans)
-        self.step = self._step(kernels)
+        return tuple(self._kernel(plan) for plan in plans)
+
+    def _entry(self, function: ir.Function, step: TritonStep) -> tuple[Entry, int]:
+        """Another entry than the step, and the numbers of its arena."""
+        self._function = function
+        kernels = self._kernels()
+        signature = function.signature
+        places: dict[str, int] = {}
+        at = SIZES
+        for argument in signature.arguments:
+            places[argument.name] = at
+            at += self._volume(argument.dims)
+        named = zip(function.returned, signature.results, strict=True)
+        returned = tuple(self._value(value, each.name) for value, each in named)
+        return Entry(function.symbol, signature, places, self._sizes, at, kernels, returned), self._arena
+
+    @property
+    def _sizes(self) -> tuple[str, ...]:
+        """The dimensions whose sizes stand in front of the inputs."""
+        return STEP_SIZES if self._function.symbol == STEP else tuple(symbols(self._function))
+
+    @staticmethod
+    def _block_size(module: ir.ModuleOp) -> int:
+        operations = (each for entry in ir.entries(module).values() for each in ir.walk(entry.body))
+        blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention | ir.Recurrence)}
+        if len(blocks) > 1:
+            raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
+        return next(iter(blocks), 16)
 
     def _surroundings(self, module: ir.ModuleOp, storage: str) -> Surroundings:
         kept: dict[str, str] = {}
@@ -95,10 +135,15 @@ class Lowering:
                     "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
-        blocks = {each.block for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)}
+        states = ir.states(module)
+        for each in states.values():
+            if each.dtype != "f32":
+                raise UnsupportedOperationError(
+                    f"the cuda target computes states in f32, and @{each.symbol} is {each.dtype}; declare it as f32."
+                )
         returned = self._function.returned
         candidates = returned[1] if len(returned) == 3 else None
-        return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage, candidates)
+        return Surroundings(states, self._block, self._tables, self._limits[2], kept, storage, candidates)
 
     def _check(self, max_rows: int, max_outputs: int) -> None:
         planned = {"max_rows": self._function.max_rows, "max_outputs": self._function.max_outputs}
@@ -107,14 +152,16 @@ class Lowering:
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         for argument in self._function.block.args:
-            if argument.name_hint not in INPUTS:
+            if argument.name_hint not in STEP_ARGUMENTS:
                 raise InvalidOptionError(f"@step has an argument {argument.name_hint} that no step gives.")
 
     # --- memory
 
     @property
     def _capacity(self) -> dict[str, int]:
-        rows, outputs, path, _ = self._limits
+        rows, outputs, path, length = self._limits
+        if self._function.symbol != STEP:
+            return {"M": 1, **dict.fromkeys(symbols(self._function), length)}
         found = dict.fromkeys(symbols(self._function), 1)
         return found | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._tables}
 
@@ -198,6 +245,13 @@ class Lowering:
                 return [("rows", [context], grid, config, planned.describe())]
             case AttentionLaunch():
                 return self._attention(planned)
+            case RecurrenceLaunch():
+                context = self._context()
+                emit_recurrence(context, planned, self._known)
+                width = width_of(planned.operation)
+                config = Config(width, 1, min(8, max(1, width // 128)), 1)
+                words = f"a recurrence over {list(ir.tensor_type(planned.operation.result).dims)}"
+                return [("recurrence", [context], Grid("recurrence", (("N",),)), config, words)]
             case _:
                 assert isinstance(planned, TopKLaunch)
                 return self._topk(planned)
@@ -205,9 +259,9 @@ class Lowering:
     def _attention(self, planned: AttentionLaunch) -> list[Any]:
         operation = planned.operation
         symbol = operation.symbol
-        cache = self._known.caches[symbol]
-        heads, groups = int(ir.tensor_type(operation.query).dims[1]), cache.heads
-        dim, value_dim = cache.key_dim, cache.value_dim
+        heads = int(ir.tensor_type(operation.query).dims[1])
+        groups, dim = self._known.states[symbol].shape
+        value_dim = operation.value_dim
         if heads % groups:
             raise UnsupportedOperationError(
                 f"the cuda target has no Triton template for {heads} heads over {groups} of keys."
@@ -215,7 +269,7 @@ class Lowering:
         _, _, path, length = self._limits
         split = split_size(length)
         splits = -(-length // split)
-        element = self._known.cache_element
+        element = self._known.position_element
         shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._tables, path, element)
         scratch = tuple(
             Stored(Slot("scratch", (f"{name} of {symbol}", dims)), dims, "f32", "f32")
@@ -254,16 +308,17 @@ class Lowering:
             for slot in other.arguments:
                 first.argument(slot, other.elements[slot])
         variants = dict(zip(grid.together, bodies, strict=True))
-        key = body_key(kind, variants)
+        key = body_key(kind, variants, self._sizes)
         if key not in self._names:
-            base = f"{plan.region.name}_{kind}"
+            name = plan.region.name if self._function.symbol == STEP else f"{self._function.symbol}_{plan.region.name}"
+            base = f"{name}_{kind}"
             name, number = base, 1
             while name in self._sources:
                 number += 1
                 name = f"{base}_{number}"
             self._names[key] = name
             elements = tuple(first.elements[slot] for slot in first.arguments)
-            text = assemble(name, words, variants)
+            text = assemble(name, words, variants, self._sizes)
             self._sources[name] = Source(name, text, kind, elements, words, grid.together)
         operands: list[Operand] = []
         for slot in first.arguments:
@@ -289,15 +344,15 @@ class Lowering:
         rows, outputs, path, length = self._limits
         first = next(iter(self._stream), None)
         operands = [each for kernel in kernels for launch in kernel.launches for each in launch.operands]
-        caches: Mapping[str, ir.Cache] = self._known.caches
         return TritonStep(
             sources=self._sources,
             kernels=kernels,
             returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
             drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
             weights=self._used,
-            caches={name: CacheShape(each.heads, each.key_dim, each.value_dim) for name, each in caches.items()},
-            cache_element=self._known.cache_element,
+            states={name: self._shape(each) for name, each in self._known.states.items()},
+            signature=self._function.signature,
+            entries=(),
             arena=self._arena,
             stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
             branches=self._function.branches,
@@ -309,6 +364,9 @@ class Lowering:
             max_path=path,
             max_length=length,
         )
+
+    def _shape(self, state: ir.State) -> StateShape:
+        return StateShape(state.per, state.shape, self._known.position_element if state.per == "position" else "f32")
 
     def program(self, weights: Callable[[str], torch.Tensor]) -> TritonProgram:
         """The step, and the weights that it reads."""

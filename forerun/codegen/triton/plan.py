@@ -14,23 +14,11 @@ from forerun.codegen.triton.topk import Choice
 
 
 @dataclass(frozen=True)
-class CacheHalf:
-    """The keys or the values that a cache write writes."""
-
-    write: ir.CacheWrite
-    half: str  # "keys" or "values"
-
-    @property
-    def value(self) -> ir.SSAValue:
-        return self.write.keys if self.half == "keys" else self.write.values
-
-
-@dataclass(frozen=True)
 class Output:
-    """A value and where it goes: memory, the cache, or the candidates that are chosen among it."""
+    """A value and where it goes: memory, a state, or the candidates that are chosen among it."""
 
     value: ir.SSAValue
-    place: Stored | CacheHalf | Choice
+    place: Stored | ir.StateWrite | Choice
 
 
 @dataclass
@@ -42,6 +30,14 @@ class AttentionLaunch:
 
 
 @dataclass
+class RecurrenceLaunch:
+    """The rows of a state, one after another."""
+
+    operation: ir.Recurrence
+    result: Stored
+
+
+@dataclass
 class TopKLaunch:
     """A choice among logits in memory."""
 
@@ -49,17 +45,19 @@ class TopKLaunch:
     choice: Choice
 
 
-LaunchPlan = Products | RowsLaunch | AttentionLaunch | TopKLaunch
+LaunchPlan = Products | RowsLaunch | AttentionLaunch | RecurrenceLaunch | TopKLaunch
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What planning needs to know of the module."""
 
-    caches: Mapping[str, ir.Cache]
+    states: Mapping[str, ir.State]
     block: int
+    tables: int  # the width of the block tables
+    path: int  # the width of the paths
     storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
-    cache_element: str  # element type of the cache
+    position_element: str  # element type of states per position
     candidates: ir.SSAValue | None = None  # the ids that the function returns: what they are chosen of is drawn from
 
 

@@ -1,4 +1,4 @@
-"""A region as launches: products with what follows them in one tile, rows, attention, the choice of tokens.
+"""A region as launches: products with what follows them in one tile, rows, attention, recurrences, and choices.
 
 A linear takes along whatever is computed from it at its own column, or, for a rotary embedding, at the two columns of a
 pair, if a tile holds both. What does not fit becomes a launch over rows behind it, which reads the product from memory.
@@ -13,14 +13,26 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
-from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, LaunchPlan, Output, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import (
+    AttentionLaunch,
+    LaunchPlan,
+    Output,
+    Plan,
+    RecurrenceLaunch,
+    Surroundings,
+    TopKLaunch,
+)
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
+from forerun.codegen.triton.recurrence import emit_recurrence
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
 from forerun.codegen.triton.rules import NO_TEMPLATE
 from forerun.codegen.triton.step import LEAST_BLOCK
 from forerun.codegen.triton.topk import CHUNK, Choice
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
+
+Separate = ir.TreeAttention | ir.Recurrence | ir.TopK
+"""What has a launch of its own."""
 
 
 class Planner:
@@ -34,7 +46,7 @@ class Planner:
         self.scratches = 0
         self.destinations: dict[ir.SSAValue, Stored] = {}
         self.waiting: list[Output] = []
-        self.special: list[ir.TreeAttention | ir.TopK] = []
+        self.special: list[Separate] = []
         self.linears = [each for each in region.operations if isinstance(each, ir.Linear)]
 
     def run(self) -> Plan:
@@ -45,7 +57,7 @@ class Planner:
         for inner, outer in self.region.results:
             kind = ir.tensor_type(inner)
             place = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
-            if isinstance(inner.owner, ir.TreeAttention | ir.TopK) and inner not in self.destinations:
+            if isinstance(inner.owner, Separate) and inner not in self.destinations:
                 self.destinations[inner] = place
             else:
                 self.destinations.setdefault(inner, place)
@@ -70,7 +82,8 @@ class Planner:
         elif isinstance(owner, ir.Parameter):
             self._weight(inner, owner)
         elif isinstance(owner, ir.Block):
-            self.plan.stored[inner] = Stored(Slot("input", str(outer.name_hint)), kind.dims, kind.dtype, "i32")
+            slot = Slot("input", str(outer.name_hint))
+            self.plan.stored[inner] = Stored(slot, kind.dims, kind.dtype, _element(kind.dtype))
         else:
             self.plan.stored[inner] = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
 
@@ -85,11 +98,10 @@ class Planner:
     def parameter(self, operation: ir.Parameter) -> None:
         self._weight(operation.result, operation)
 
-    def cache_write(self, operation: ir.CacheWrite) -> None:
-        halves = [CacheHalf(operation, half) for half in ("keys", "values")]
-        self.waiting.extend(Output(each.value, each) for each in halves)
+    def state_write(self, operation: ir.StateWrite) -> None:
+        self.waiting.append(Output(operation.value, operation))
 
-    def separate(self, operation: ir.TreeAttention | ir.TopK) -> None:
+    def separate(self, operation: Separate) -> None:
         """A launch of its own, when its operands are ready."""
         self.special.append(operation)
 
@@ -99,16 +111,16 @@ class Planner:
     # --- what depends on what
 
     def leaves(self, value: ir.SSAValue) -> set[Any]:
-        """The linears, attentions and choices not yet in memory that a value is computed from."""
+        """The linears, attentions, recurrences and choices not yet in memory that a value is computed from."""
         if value in self.plan.stored or value.owner not in self.own:
             return set()
         operation: Any = value.owner
-        if isinstance(operation, ir.Linear | ir.TreeAttention | ir.TopK):
+        if isinstance(operation, ir.Linear | Separate):
             return {operation}
         return {leaf for each in operation.operands for leaf in self.leaves(each)}
 
     def _needs(self, output: Output) -> set[Any]:
-        extra = {*self.leaves(output.place.write.slots)} if isinstance(output.place, CacheHalf) else set[Any]()
+        extra = {*self.leaves(output.place.slots)} if isinstance(output.place, ir.StateWrite) else set[Any]()
         return self.leaves(output.value) | extra
 
     def _wanted_linears(self) -> set[ir.Linear]:
@@ -259,13 +271,16 @@ class Planner:
                 return
 
     def _special(self) -> bool:
-        """An attention, or a choice of candidates, whose operands are ready."""
+        """An attention, a recurrence, or a choice of candidates, whose operands are ready."""
         for operation in self.special:
             if any(self.leaves(each) for each in operation.operands):
                 continue
             if isinstance(operation, ir.TreeAttention):
                 places = [self._place(operation.result)]
                 self._append(AttentionLaunch(operation, places[0]))
+            elif isinstance(operation, ir.Recurrence):
+                places = [self._place(operation.result)]
+                self._recurrence(RecurrenceLaunch(operation, places[0]))
             else:
                 x = operation.x
                 if x not in self.plan.stored:
@@ -277,7 +292,26 @@ class Planner:
             return True
         return False
 
-    def _chosen(self, operation: ir.TreeAttention | ir.TopK, places: list[Stored]) -> None:
+    def _recurrence(self, launch: RecurrenceLaunch) -> None:
+        """What the rows' inputs are computed from lies in memory, where it must."""
+        inside = {each for inner in launch.operation.body for each in inner.results}
+        while True:
+            try:
+                emit_recurrence(Expressions(dict(self.plan.stored), self.plan.constants), launch, self.known)
+            except NeedsMemoryError as needed:
+                if needed.value in inside:
+                    owner = needed.value.owner
+                    assert isinstance(owner, ir.SpecOperation)
+                    raise UnsupportedOperationError(
+                        f"the cuda target has no Triton template for {owner.name} in the body of a recurrence; compile "
+                        "for the cpu or the reference target."
+                    ) from needed
+                self._write_rows(needed.value)
+            else:
+                self._append(launch)
+                return
+
+    def _chosen(self, operation: Separate, places: list[Stored]) -> None:
         """An attention's or a choice's results are in memory."""
         self.special.remove(operation)
         self.plan.stored.update(zip(operation.results, places, strict=True))
@@ -326,13 +360,13 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
     "operations that the cuda target plans",
     {
         ir.Parameter: Planner.parameter,
-        ir.CacheWrite: Planner.cache_write,
-        **each_of(Planner.separate, ir.TreeAttention, ir.TopK),
+        ir.StateWrite: Planner.state_write,
+        **each_of(Planner.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
         **each_of(USED, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Iota),
         **each_of(USED, ir.Gather, ir.TakeAlong, ir.Concat, ir.Rotary, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
-        **each_of(USED, ir.Reduce, ir.Linear),
+        **each_of(USED, ir.Reduce, ir.Linear, ir.StateRead),
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
-        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from forerun import dims as dimensions
 from forerun import ir
-from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Rule, Term, kind_of
+from forerun.codegen.triton.expressions import LARGE, Expressions, NeedsMemoryError, Rule, Slot, Stored, Term, kind_of
 from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, reshaped
 from forerun.errors import UnsupportedOperationError
@@ -225,6 +226,9 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     x, function = operation.x, operation.function
     source = ir.tensor_type(x)
     start = STARTS[function]
+    rows = any(dimensions.symbol(source.dims[dim]) in ("N", "M") for dim in operation.dims)
+    if len(operation.dims) == 1 and kind_of(source.dtype) == "number" and not rows and not _in_lanes(operation):
+        return _reduce_inner(context, operation, index)
     if operation.dims != (source.rank - 1,) or kind_of(source.dtype) != "number":
         raise UnsupportedOperationError(
             f"the cuda target has no Triton template for spec.reduce {function} over {operation.dims} of "
@@ -241,6 +245,39 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     combine = function if function in ("max", "min") else "sum"
     total = context.statistic(operation.result, outer, size, start, term, combine)
     return context.let(f"{total.text} / {size}", total.depth, "mean") if function == "mean" else total
+
+
+def _in_lanes(operation: ir.Reduce) -> bool:
+    """Whether a reduction goes over the last axis, whose size is known: it has partial results side by side."""
+    dims = ir.tensor_type(operation.x).dims
+    return operation.dims == (len(dims) - 1,) and isinstance(dims[-1], int)
+
+
+def _reduce_inner(context: Expressions, operation: ir.Reduce, index: list[Index]) -> Term:
+    """A reduction over one axis that is not the last, or whose size a call decides: element after element."""
+    x, function, (dim,) = operation.x, operation.function, operation.dims
+    source = ir.tensor_type(x)
+    outer = [*index[:dim], *index[dim + 1 :]] if operation.keep else index
+    depth = max((each.depth for each in outer), default=0)
+    total, at = context.fresh("total"), context.fresh("at")
+    size = context.size(source.dims[dim]).text
+    lanes = "BLOCK" if any(each.wide for each in outer) else "1"
+    context.line(f"{total} = tl.full([ROWS, {lanes}], {STARTS[function]}, tl.float32)", depth)
+    with context.block(f"for {at} in range(0, {size}):", depth) as inside:
+        own = source.dims[dim]
+        along = Index.of(Lane(at, own if isinstance(own, int) else None, frozenset(), inside))
+        element = context.element(x, [*outer[:dim], along, *outer[dim:]]).text
+        combined = f"tl.{function}imum({total}, {element})" if function in ("max", "min") else f"{total} + {element}"
+        context.line(f"{total} = {combined}")
+    return context.let(f"{total} / {size}", depth, "mean") if function == "mean" else Term(total, depth)
+
+
+def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index]) -> Term:
+    """A number of a request's record."""
+    slot = context.element(operation.slots, index[:1])
+    lane = Lane(slot.text, None, index[0].guards, slot.depth, index[0].wide)
+    place = Stored(Slot("state", operation.symbol), (LARGE, *operation.shape), "f32", "f32")
+    return context.read(place, [Index.of(lane), *index[1:]])
 
 
 def _linear(context: Expressions, operation: ir.Linear, index: list[Index]) -> Term:
@@ -285,10 +322,12 @@ RULES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.Softmax: _softmax,
         ir.Reduce: _reduce,
         ir.Linear: _linear,
+        ir.StateRead: _state_read,
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
-        **each_of(refused("has a launch of its own in the cuda target"), ir.TreeAttention, ir.TopK, ir.CacheWrite),
+        **each_of(refused("has a launch of its own in the cuda target"), ir.TreeAttention, ir.TopK, ir.StateWrite),
+        ir.Recurrence: refused("has a launch of its own in the cuda target"),
         ir.Parameter: refused("lies in memory in the cuda target"),
-        **each_of(refused("has no elements"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("has no elements"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 Expressions.RULES = RULES

@@ -10,6 +10,7 @@ import torch
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
+from forerun.signature import Signature
 
 LEAST_BLOCK = 32
 """The smallest tile of a head that may be chosen: more columns have no more tiles than that."""
@@ -19,6 +20,8 @@ DRAWING = 2
 """Which of them says whether any row of the step draws."""
 WORDS = 6
 """int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
+STEP_SIZES = ("N", "M")
+"""The dimensions whose sizes stand in front of a step's inputs."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Config:
 class Operand:
     """What a pointer argument of a kernel points to.
 
-    `kind` is input, value, weight, keys, values, scratch or drawn; `key` the name of an input, a weight or a cache, or
-    the place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
+    `kind` is input, value, weight, state, scratch or drawn; `key` the name of an input, a weight or a state, or the
+    place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
     """
 
     kind: str
@@ -53,7 +56,7 @@ class Grid:
     """The programs of a launch.
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
-             groups, row tiles); combine: (rows, heads); chunks: (rows, tiles); choice: (rows)
+             groups, row tiles); combine: (rows, heads); recurrence: (1); chunks: (rows, tiles); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
@@ -85,6 +88,8 @@ class Grid:
             case "attention":
                 own = -(-rows // self.tile[0]) * self.tile[1]
                 return self.columns[0], self.columns[1], own if shared == 1 else own + -(-own // shared)
+            case "recurrence":
+                return 1, 1, 1
             case "combine":
                 return rows, self.columns[0], 1
             case _:
@@ -130,12 +135,21 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class CacheShape:
-    """Keys [blocks, Hkv, P, D] and values [blocks, Hkv, P, Dv] of one attention."""
+class StateShape:
+    """Records of a state: [blocks, *lead, P, last] in `element` numbers, [requests, *shape] for a state per request."""
 
-    heads: int
-    key_dim: int
-    value_dim: int
+    per: str  # "position", "row" or "request"
+    shape: tuple[int, ...]
+    element: str
+
+    @property
+    def last(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def numbers(self) -> int:
+        """Of a record."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -152,16 +166,30 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Another entry of the module: its arguments are where the inputs of a step lie, each at its place in numbers."""
+
+    name: str
+    signature: Signature
+    places: Mapping[str, int]
+    sizes: tuple[str, ...]  # names of dimensions, in front of the inputs in this order
+    inputs: int  # numbers that the inputs take
+    kernels: tuple[Kernel, ...]
+    returned: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class TritonStep:
-    """A step, but for its weights."""
+    """A step and the module's other entries, but for their weights."""
 
     sources: Mapping[str, Source]
     kernels: tuple[Kernel, ...]
     returned: tuple[Value, ...]  # logits, and the candidates' ids and logits
     drawn: Value | None  # the drawn tokens [M]; None where none can be drawn
     weights: Mapping[str, str]  # name -> element type in memory
-    caches: Mapping[str, CacheShape]
-    cache_element: str  # element type of the caches
+    states: Mapping[str, StateShape]
+    signature: Signature
+    entries: tuple[Entry, ...]  # beside the step
     arena: int  # numbers of 4 bytes
     stream: tuple[int, ...]  # the two places in which the residual stream's values take turns, or none
     branches: tuple[tuple[int, str], ...]
@@ -180,6 +208,12 @@ class TritonStep:
     @property
     def candidates(self) -> int:
         return int(self.returned[1].dims[-1]) if len(self.returned) == 3 else 0
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The inputs that a step takes only where its states ask for them."""
+        names = [each.name for each in self.signature.arguments]
+        return tuple(each for each in ("order", "requests") if each in names)
 
     @property
     def launches(self) -> int:

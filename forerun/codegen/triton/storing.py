@@ -1,4 +1,4 @@
-"""Where an element goes: to a value in memory, to its slot of the cache, or among the candidates of a tile."""
+"""Where an element goes: to a value in memory, to its slot of a state, or among the candidates of a tile."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.triton.expressions import Expressions, Slot, Stored, Term
+from forerun.codegen.triton.expressions import LARGE, Expressions, Slot, Stored, Term
 from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.topk import Choice, emit_tile
 
-LARGE = 1 << 40
-"""Blocks of a cache: more than 32 bits count, so that places are computed in 64."""
+
+def state_place(symbol: str, known: Any) -> Stored:
+    """The records of a state: [requests, *shape], or [blocks, *lead, P, last]."""
+    state: ir.State = known.states[symbol]
+    dims = (LARGE, *state.shape) if state.per == "request" else (LARGE, *in_blocks(state.shape, known.block))
+    element = known.position_element if state.per == "position" else "f32"
+    return Stored(Slot("state", symbol), dims, "f32", element)
 
 
-def cache_place(symbol: str, half: str, known: Any) -> Stored:
-    """The keys [blocks, Hkv, P, D] of a cache, or its values [blocks, Hkv, P, Dv]."""
-    cache: ir.Cache = known.caches[symbol]
-    dim = cache.key_dim if half == "keys" else cache.value_dim
-    return Stored(Slot(half, symbol), (LARGE, cache.heads, known.block, dim), "f32", known.cache_element)
+def in_blocks(shape: Sequence[int], block: int) -> tuple[int, ...]:
+    """The records of a block of P slots: [*lead, P, last]."""
+    return (*shape[:-1], block, shape[-1] if shape else 1)
+
+
+def state_index(symbol: str, slot: Lane, index: Sequence[Index], known: Any) -> list[Index]:
+    """Where a number of the record at a slot is in `state_place`."""
+    if known.states[symbol].per == "request":
+        return [Index.of(slot), *index]
+    block = Index.of(Lane(f"({slot.text} // {known.block})", None, slot.guards, slot.depth))
+    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, slot.guards, slot.depth))
+    *lead, last = index or (Index(),)
+    return [block, *lead, lane, last]
 
 
 def store(context: Expressions, output: Any, index: Sequence[Index], value: Term, known: Any) -> None:
@@ -29,12 +42,8 @@ def store(context: Expressions, output: Any, index: Sequence[Index], value: Term
     if isinstance(output.place, Choice):
         emit_tile(context, output.place, index[-1], value)
         return
-    row, head, dim = index
-    write: ir.CacheWrite = output.place.write
-    slots = write.slots
-    slot = context.element(slots, [row])
-    place = cache_place(write.symbol, output.place.half, known)
-    guards, depth = row.guards, slot.depth
-    block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, depth))
-    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, depth))
-    context.write(place, [block, head, lane, dim], value)
+    write: ir.StateWrite = output.place
+    row, *rest = index
+    slot = context.element(write.slots, [row])
+    lane = Lane(slot.text, None, row.guards, slot.depth)
+    context.write(state_place(write.symbol, known), state_index(write.symbol, lane, rest, known), value)

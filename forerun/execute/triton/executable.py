@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from forerun.execute.triton.memory import InputLayout, State, new_state
 from forerun.execute.triton.result import DeviceStepResult, Ran
 from forerun.forking import with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
+from forerun.signature import STEP, Signature
 
 
 class TritonExecutable:
@@ -44,6 +45,10 @@ class TritonExecutable:
     ) -> None:
         self.step = step
         self.launcher = Launcher(step, weights, torch.device(device), tuner)
+        self.entries: Mapping[str, Signature] = {
+            STEP: step.signature,
+            **{each.name: each.signature for each in step.entries},
+        }
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
@@ -74,7 +79,7 @@ class TritonExecutable:
     def new_state(self, blocks: int, requests: int = 1) -> State:
         """A cache of `blocks * P` slots, all zero."""
         self.launcher.require_process()
-        return new_state(self.step, max(1, blocks), self.launcher.device)
+        return new_state(self.step, max(1, blocks), self.launcher.device, requests)
 
     def _copied_back(self) -> list[Value]:
         """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
@@ -82,16 +87,48 @@ class TritonExecutable:
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
+    @overload
+    def run(
+        self,
+        entry: Part,
+        state: State,
+        inputs: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
     def run(
+        self,
+        entry: Part | str,
+        state: State,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        """Run an entry. The result is valid until the next run."""
+        if isinstance(entry, Part):
+            assert isinstance(inputs, Rows)
+            return self._run_part(entry, state, inputs, hidden, draws)
+        assert not isinstance(inputs, Rows)
+        return self._run_entry(entry, state, inputs)
+
+    def _run_entry(self, name: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]:
+        given = bound(self.entries, name, inputs)
+        entry = next(each for each in self.step.entries if each.name == name)
+        sizes = self.launcher.load_entry(entry, given)
+        self.launcher.launch_entry(entry, state, sizes)
+        return tuple(self.launcher.value(each, sizes) for each in entry.returned)
+
+    def _run_part(
         self,
         part: Part,
         state: State,
         rows: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
+        hidden: Float32 | None,
+        draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        """One step, or a part of it. The result is valid until the next step."""
         kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
         check_hidden(part, hidden is not None)
         drawing = draws if self.draws and draws is not None else ()
@@ -147,9 +184,9 @@ class TritonExecutable:
             return
         both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
         whole = both.to(self.launcher.device, non_blocking=True)
-        first, block, lane = state.places
-        places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
-        state.numbers[places[len(source) :]] = state.numbers[places[: len(source)]]
+        for numbers, known in ((state.numbers, state.places), (state.records, state.record_places)):
+            places = known.of(whole, self.block)
+            numbers[places[len(source) :]] = numbers[places[: len(source)]]
 
     def _replay(
         self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value, function_name
+from forerun.codegen.triton.step import Config, Entry, Kernel, Launch, Operand, TritonStep, Value, function_name
 from forerun.errors import TooLongError
 from forerun.execute.branches import turn
 from forerun.execute.triton.configs import first_config
@@ -93,10 +93,26 @@ class Launcher:
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         return layout, {"N": count, "M": outputs}
 
+    def load_entry(self, entry: Entry, given: Sequence[NDArray[Any]]) -> dict[str, int]:
+        """Put the arguments of another entry than the step in their places; the sizes of its named dimensions."""
+        self.require_process()
+        sizes: dict[str, int] = {}
+        for argument, value in zip(entry.signature.arguments, given, strict=True):
+            pairs = zip(argument.dims, value.shape, strict=True)
+            sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str))
+            at = entry.places[argument.name]
+            self._staged[at : at + value.size] = value.reshape(-1).view(np.int32)
+        most = self.step.max_length
+        if large := [f"{each} = {size}" for each, size in sizes.items() if size > most]:
+            raise TooLongError(f"@{entry.name} with {large[0]} exceeds max_length {most}: give less.")
+        self._staged[: len(entry.sizes)] = [sizes[each] for each in entry.sizes]
+        self._inputs[: entry.inputs].copy_(self._staging[: entry.inputs], non_blocking=True)
+        return sizes
+
     def layout(self, rows: int, outputs: int) -> InputLayout:
         """Where the inputs of a step of so many rows and outputs lie."""
         buckets = bucket(rows, self.step.max_rows), bucket(outputs, self.step.max_outputs)
-        return InputLayout(*buckets, self.step.max_path, self.step.tables)
+        return InputLayout(*buckets, self.step.max_path, self.step.tables, self.step.extra)
 
     def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
         """A value of the arena, on the host."""
@@ -121,11 +137,12 @@ class Launcher:
     ) -> torch.Tensor:
         match operand.kind:
             case "input":
-                return inputs[places[str(operand.key)] :]
+                found = inputs[places[str(operand.key)] :]
+                return found.view(torch.float32) if operand.element == "f32" else found
             case "weight":
                 return self.weights[str(operand.key)]
-            case "keys" | "values":
-                return state.parts[operand.kind, str(operand.key)]
+            case "state":
+                return state.parts[str(operand.key)]
             case _:
                 place = int(operand.key)
                 if operand.stream is not None:
@@ -161,8 +178,23 @@ class Launcher:
         inputs: torch.Tensor | None = None,
     ) -> None:
         """Launches of a step one after another; the inputs are in place."""
-        inputs = self._inputs if inputs is None else inputs
-        places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
+        sizes = {"N": layout.rows, "M": layout.outputs}
+        self._launch_on(launches, state, layout.places, sizes, evaluated, self._inputs if inputs is None else inputs)
+
+    def launch_entry(self, entry: Entry, state: State, sizes: Mapping[str, int]) -> None:
+        """The launches of another entry than the step; its arguments are in place."""
+        for kernel in entry.kernels:
+            self._launch_on([*kernel.launches, *kernel.asked], state, entry.places, sizes, [], self._inputs)
+
+    def _launch_on(
+        self,
+        launches: Sequence[Launch],
+        state: State,
+        places: Mapping[str, int],
+        sizes: Mapping[str, int],
+        evaluated: list[int],
+        inputs: torch.Tensor,
+    ) -> None:
         for launch in launches:
             operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
             pointers = [inputs, *operands]

@@ -195,7 +195,8 @@ class Calls:
             rows | {"CANDIDATES": candidates, "SUCCESSORS": SUCCESSORS}
             | {"WIDTH": power(candidates), "SHARES": len(SHARES) + 1, "BOUNDS": power(len(SHARES))},
         )  # fmt: skip
-        first, block, lane = self.state.places
+        places = self.state.places
+        first, block, lane = places.first, places.block, places.lane
         commit = Call(
             "commit", (size.rows, -(-len(first) // PART)),
             {"moves": text.moves, "cache": self.state.numbers, "first": first, "block": block, "lane": lane}

@@ -1,4 +1,4 @@
-"""Where everything lies on the device: weights, the cache, and the inputs of a step."""
+"""Where everything lies on the device: weights, states, and the inputs of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.step import DRAWING, SIZES, WORDS, CacheShape, TritonStep
+from forerun.codegen.triton.step import DRAWING, SIZES, WORDS, StateShape, TritonStep
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import Draw, Int32, Rows
 
@@ -41,45 +41,68 @@ def load_weights(
     return found
 
 
-def record(shape: CacheShape, block: int) -> int:
-    """Numbers of one block of one attention."""
-    return shape.heads * block * (shape.key_dim + shape.value_dim)
+@dataclass(frozen=True)
+class Places:
+    """Where the numbers of slots lie: slot s has its number w at first[w] + s // P * block[w] + s % P * lane[w]."""
+
+    first: torch.Tensor
+    block: torch.Tensor
+    lane: torch.Tensor
+
+    def of(self, slots: torch.Tensor, block: int) -> torch.Tensor:
+        """[n, w]"""
+        return self.first + (slots // block)[:, None] * self.block + (slots % block)[:, None] * self.lane
 
 
 @dataclass
 class State:
-    """The cache: for each attention, the keys [blocks, Hkv, P, D] and then the values [blocks, Hkv, P, Dv]."""
+    """States per position and per row, [blocks, *lead, P, last] each, one after another; those per request beside."""
 
-    numbers: torch.Tensor
+    numbers: torch.Tensor  # of the states per position
+    records: torch.Tensor  # of the states per row, float32
+    requests: torch.Tensor  # float32
     blocks: int
-    parts: Mapping[tuple[str, str], torch.Tensor]  # (half, cache) -> what begins there
-    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """[w] each: slot s has its number w at places[0] + s // P * places[1] + s % P * places[2]."""
+    parts: Mapping[str, torch.Tensor]  # what begins with a state
+    places: Places  # in `numbers`
+    record_places: Places  # in `records`
     graphs: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @property
     def bytes(self) -> int:
-        return self.numbers.nbytes
+        return self.numbers.nbytes + self.records.nbytes + self.requests.nbytes
 
 
-def new_state(step: TritonStep, blocks: int, device: torch.device) -> State:
-    """A cache of `blocks * P` slots, all zero."""
-    total = sum(record(shape, step.block) for shape in step.caches.values()) * blocks
-    numbers = torch.zeros(max(1, total), dtype=TORCH[step.cache_element], device=device)
-    parts: dict[tuple[str, str], torch.Tensor] = {}
-    columns: list[np.ndarray[Any, Any]] = []
-    start = 0
-    for name, shape in step.caches.items():
-        for half, dim in (("keys", shape.key_dim), ("values", shape.value_dim)):
-            parts[half, name] = numbers[start:]
-            head, number = np.meshgrid(np.arange(shape.heads), np.arange(dim), indexing="ij")
-            first = start + head * step.block * dim + number
-            strides = np.full_like(first, shape.heads * step.block * dim), np.full_like(first, dim)
-            columns.append(np.stack([first, *strides]).reshape(3, -1))
-            start += blocks * shape.heads * step.block * dim
+def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int = 1) -> State:
+    """Room for `blocks * P` slots and so many requests, all zero."""
+    counts = {"position": blocks * step.block, "row": blocks * step.block, "request": requests}
+    kept: dict[str, torch.Tensor] = {}
+    parts: dict[str, torch.Tensor] = {}
+    columns: dict[str, list[np.ndarray[Any, Any]]] = {per: [] for per in counts}
+    for per, slots in counts.items():
+        own = {name: each for name, each in step.states.items() if each.per == per}
+        total = sum(each.numbers for each in own.values()) * slots
+        element = next((each.element for each in own.values()), "f32")
+        kept[per] = torch.zeros(max(1, total), dtype=TORCH[element], device=device)
+        start = 0
+        for name, shape in own.items():
+            parts[name] = kept[per][start:]
+            columns[per].append(_columns(shape, start, step.block))
+            start += shape.numbers * slots
+    places, record_places = (_places(columns[per], device) for per in ("position", "row"))
+    return State(kept["position"], kept["row"], kept["request"], blocks, parts, places, record_places)
+
+
+def _columns(shape: StateShape, start: int, block: int) -> np.ndarray[Any, Any]:
+    """[3, numbers]: where each number of a state's record is, and its strides along blocks and lanes."""
+    lead, number = np.meshgrid(np.arange(shape.numbers // shape.last), np.arange(shape.last), indexing="ij")
+    first = start + lead * block * shape.last + number
+    strides = np.full_like(first, block * shape.numbers), np.full_like(first, shape.last)
+    return np.stack([first, *strides]).reshape(3, -1)
+
+
+def _places(columns: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Places:
     joined = np.concatenate(columns, 1) if columns else np.zeros((3, 0), np.int64)
-    first, block, lane = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in joined.astype(np.int64))
-    return State(numbers, blocks, parts, (first, block, lane))
+    return Places(*(torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in joined.astype(np.int64)))
 
 
 @dataclass(frozen=True)
@@ -90,12 +113,13 @@ class InputLayout:
     outputs: int
     path: int
     tables: int
+    extra: tuple[str, ...] = ()  # those of `order` and `requests` that the step takes
 
     @property
     def places(self) -> dict[str, int]:
         found: dict[str, int] = {}
         at = SIZES
-        for name in ("tokens", "positions", "sequences", "slots", "bases"):
+        for name in ("tokens", "positions", "sequences", "slots", "bases", *self.extra):
             found[name] = at
             at += aligned(self.rows)
         found["outputs"] = at
@@ -116,7 +140,7 @@ class InputLayout:
         if drawing:
             words = draw_words(draws)[rows.sequences[rows.outputs]]
             staging[places["draws"] : places["draws"] + words.size] = words.reshape(-1)
-        for name in ("tokens", "positions", "sequences", "slots", "bases", "outputs"):
+        for name in ("tokens", "positions", "sequences", "slots", "bases", "outputs", *self.extra):
             given: Int32 = getattr(rows, name)
             staging[places[name] : places[name] + len(given)] = given
         count, width = rows.paths.shape
@@ -139,13 +163,14 @@ def draw_words(draws: Sequence[Draw | None]) -> Int32:
 
 
 def inputs_size(step: TritonStep) -> int:
-    """Numbers that the inputs of any step take."""
-    layout = InputLayout(step.max_rows, step.max_rows, step.max_path, step.tables)
-    return layout.places["block_tables"] + step.max_rows * step.tables
+    """Numbers that the inputs of any step, or of another entry, take."""
+    layout = InputLayout(step.max_rows, step.max_rows, step.max_path, step.tables, step.extra)
+    return max([layout.places["block_tables"] + step.max_rows * step.tables, *(each.inputs for each in step.entries)])
 
 
 def state_bytes(step: TritonStep, blocks: int) -> int:
-    return sum(record(each, step.block) for each in step.caches.values()) * blocks * TORCH[step.cache_element].itemsize
+    kept = (each for each in step.states.values() if each.per != "request")
+    return sum(each.numbers * TORCH[each.element].itemsize for each in kept) * blocks * step.block
 
 
 def buffer_bytes(step: TritonStep) -> int:

@@ -21,6 +21,7 @@ from forerun.execute.tvm.parts import PartProgram, part_program
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
+from forerun.signature import Signature
 
 PARTS_KEPT = 1024
 """Programs of parts that are kept for the next time."""
@@ -52,7 +53,7 @@ class TvmExecutable:
 
     def __init__(self, step: CompiledStep, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
         self.step = step
-        self.entries = step.signatures
+        self.entries: Mapping[str, Signature] = step.signatures
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
