@@ -143,7 +143,7 @@ def test_no_division_changes_what_is_chosen(rows: int) -> None:
     blocks: set[int] = set()
     for number in range(9):
 
-        def choose(executable, launch, rows, shared, pointers, sizes, number=number) -> Config:
+        def choose(launcher, launch, rows, shared, pointers, sizes, number=number) -> Config:
             first = first_config(launch, rows, shared)
             if launch.grid.kind != "head":
                 return Config(64, first.rows) if launch.grid.kind == "products" else first

@@ -261,7 +261,8 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     assert loop.text.tokens[: len(tokens) + accepted].tolist() == [*tokens, *verdict.tokens]
 
     # Keys and values: those of the path are at home, all others where they were.
-    first, block, lane = (each.numpy() for each in loop.state.places)
+    places = loop.state.places
+    first, block, lane = (each.numpy() for each in (places.first, places.block, places.lane))
     expected = before.numpy().copy()
     for depth, row in enumerate(verdict.path):
         home = int(sequence.home(np.array([sequence.length + depth]))[0])

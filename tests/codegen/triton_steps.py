@@ -15,7 +15,7 @@ from tests.compiled import triton_step
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 
 
-def wide(executable, launch, rows, shared, pointers, sizes) -> Config:
+def wide(launcher, launch, rows, shared, pointers, sizes) -> Config:
     """Few programs: each costs the interpreter a millisecond."""
     first = first_config(launch, rows, shared)
     return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first

@@ -45,7 +45,7 @@ CASES = [("llama", "float32"), ("gpt2", "float32"), ("gemma2", "float32"), ("lla
 PROMPT = [7, 9, 31, 7, 9, 31, 7, 9]
 
 
-def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
+def wide(launcher: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
     first = first_config(launch, rows, shared)
     return Config(64, first.rows) if launch.grid.kind == "products" else first
 

@@ -72,7 +72,7 @@ ROWS: dict[int, dict[Any, float]] = {
 }
 
 
-def wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
+def wide(launcher: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
     first = first_config(launch, rows, shared)
     return Config(64, first.rows) if launch.grid.kind == "products" else first
 

@@ -55,7 +55,7 @@ def compiled(family: str, dtype: str = "float32") -> TritonExecutable:
     return executable
 
 
-def _wide(executable: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
+def _wide(launcher: Any, launch: Any, rows: int, shared: int, pointers: Any, sizes: Any) -> Config:
     first = first_config(launch, rows, shared)
     return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first
 
