@@ -19,8 +19,8 @@ from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.sampling import SamplingSettings
-from tests.codegen.triton_steps import interpreted
-from tests.compiled import reference_step, tvm_step
+from tests.compiled import reference_step, triton_step, tvm_step
+from tests.exactness.test_nan import wide
 from tests.state_models import LIMITS, MODELS, VOCABULARY, planned, source, weights
 
 TARGETS = ("reference", "cpu", "triton")
@@ -35,7 +35,9 @@ def executable(name: str, target: str) -> Executable:
         return reference_step(module, weights().__getitem__, **LIMITS)
     if target == "cpu":
         return tvm_step(module, weights().__getitem__, **LIMITS)
-    return interpreted(module, weights().__getitem__, **LIMITS)
+    compiled = triton_step(module, weights().__getitem__, device="cpu", **LIMITS)
+    compiled.launcher.tuner = wide
+    return compiled
 
 
 def inputs(name: str) -> dict[str, Any]:
