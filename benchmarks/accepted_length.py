@@ -1,4 +1,4 @@
-"""How many tokens does a strategy commit a step, and how fast is it against plain decoding?
+"""How many tokens does a strategy commit per step, and how fast is it compared with plain decoding?
 
 python -m benchmarks.accepted_length --prompts specbench.jsonl
 """

@@ -1,6 +1,6 @@
-"""What a dtype changes against float32: how often the likeliest token differs, and how far the logits move.
+"""How a dtype differs from float32: how often the likeliest token differs, and by how much the logits do.
 
-Every dtype is given the same texts, float32's greedy continuations of the prompts, and judged on the tokens of these.
+Every dtype is evaluated on the tokens of the same texts, float32's greedy continuations of the prompts.
 
 python -m benchmarks.accuracy --prompts specbench.jsonl --dtypes bfloat16
 """
@@ -24,7 +24,7 @@ MEASURES = ("top_1_agreement", "largest_logit_difference", "mean_logit_differenc
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt's tokens and the greedy ones after it."""
+    """A prompt's tokens and its greedy continuation."""
 
     prompt: list[int]
     continuation: list[int]
@@ -56,13 +56,13 @@ def continued(model: forerun.CompiledModel, prompt: Prompt, count: int) -> Text:
 
 
 def logits(model: forerun.CompiledModel, text: Text) -> NDArray[np.float32]:
-    """[n, V]: what chooses each token of the continuation, in one step."""
+    """The logits that choose each token of the continuation, [n, V], from one step."""
     tree = chain(text.prompt[-1], text.continuation[:-1])
     return model.evaluate_trees([text.prompt], [tree])[0]
 
 
 def compared(path: Path, dtype: str, texts: list[Text], reference: list[NDArray[np.float32]]) -> dict[str, float | int]:
-    """The measures of a dtype, over all tokens of all texts. The divergence is Kullback and Leibler's, in nats."""
+    """The measures of a dtype, over all tokens of all texts. The divergence is Kullback-Leibler's, in nats."""
     model = forerun.compile(path, strategy="autoregressive", dtype=dtype)
     agreed, tokens, largest, total, divergence = 0, 0, 0.0, 0.0, 0.0
     for text, expected in zip(progress(texts, dtype), reference, strict=True):

@@ -1,4 +1,4 @@
-"""Does `autoregressive` give transformers' greedy tokens? Where it differs: how close were the top two logits?
+"""Does `autoregressive` give transformers' greedy tokens? Where they differ, how close were the top two logits?
 
 python -m benchmarks.agreement --prompts specbench.jsonl
 """
@@ -28,7 +28,7 @@ def main() -> int:
             inputs = torch.tensor([ids])
             theirs = reference.generate(
                 inputs,
-                attention_mask=torch.ones_like(inputs),  # else padding tokens inside the prompt would be hidden
+                attention_mask=torch.ones_like(inputs),  # otherwise padding tokens inside the prompt would be masked
                 max_new_tokens=given.max_new_tokens,
                 do_sample=False,
                 eos_token_id=None,

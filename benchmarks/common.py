@@ -1,4 +1,4 @@
-"""What the benchmarks share: prompts from a file, the model, tables and JSON."""
+"""Code shared by the benchmarks: prompts from a file, the model, tables and JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prompt:
 
 
 def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+    """A parser with the arguments of every benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with question_id, category, turns")
     parser.add_argument("--model", type=Path, default=None, help="a directory or a GGUF file (default: SmolLM2)")
@@ -46,7 +46,7 @@ def model_path(given: Path | None) -> Path:
 
 
 def read_prompts(path: Path, count: int | None) -> list[Prompt]:
-    """The prompts of a file; `count` of them at even distances, so that all categories are among them."""
+    """The prompts of a file, or `count` of them at even distances, so that all categories are included."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     prompts = [Prompt(str(each["question_id"]), each["category"], each["turns"][0]) for each in lines]
     if count is None or count >= len(prompts):

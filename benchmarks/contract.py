@@ -1,4 +1,4 @@
-"""Do strategies give the token ids and the logits of `autoregressive`, bit for bit?
+"""Do strategies give the same token ids and logits as `autoregressive`, bit for bit?
 
 python -m benchmarks.contract --prompts specbench.jsonl
 python -m benchmarks.contract --prompts specbench.jsonl --rows 12 --strategies layer_skip,swift,clasp,early_exit

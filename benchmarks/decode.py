@@ -1,9 +1,9 @@
-"""Is forerun ahead of its peers at equal precision, and where does it stand against its targets?
+"""Is forerun ahead of its peers at equal precision, and does it reach its targets?
 
 python -m benchmarks.decode --prompts specbench.jsonl
 
-Everyone decodes every prompt, in an order that rotates, with the same number of threads, greedily, batch 1, and gives
-the same number of tokens. Ratios are taken prompt by prompt, then their median over the prompts.
+Every contestant decodes every prompt, in an order that rotates, with the same number of threads, greedily, batch 1, and
+produces the same number of tokens. A ratio is taken at each prompt; the result is the median over the prompts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TO_PEERS = {
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of each contestant, prompt by prompt, and what was measured beside them."""
+    """The runs of each contestant, prompt by prompt, and the other measurements."""
 
     prompts: list[Prompt]
     runs: dict[str, list[Run]]
@@ -59,7 +59,7 @@ class Results:
         return median(map(of, self.runs[name]))
 
     def ratio(self, name: str, other: str, of: Callable[[Run], float]) -> float:
-        """The median over the prompts of one contestant's rate over another's at the same prompt."""
+        """The median over the prompts of the ratio of one contestant's rate to another's."""
         pairs = zip(self.runs[name], self.runs[other], strict=True)
         return median(of(run) / of(reference) for run, reference in pairs)
 
@@ -85,7 +85,7 @@ def main() -> int:
     given = parser.parse_args()
     pin_threads(given.threads)
     path, names = model_path(given.model), given.strategies.split(",")
-    # First, while this process is small and its threads are at rest.
+    # This comes first, while the process is small and its threads are idle.
     startup = None if given.no_startup else measure_startup(path, given.dtype, names[-1], given.threads)
     model = forerun.compile(path, strategy=names[0], dtype=given.dtype)
     contestants: list[Contestant] = [Forerun(name, forerun.with_strategy(model, name)) for name in names]
@@ -157,7 +157,7 @@ def _rotated(contestants: Sequence[Contestant], turn: int) -> list[Contestant]:
 def measure_prefill(
     contestants: Sequence[Contestant], encoded: Sequence[list[int]], rounds: int = 5
 ) -> dict[str, float]:
-    """Prompt tokens per second up to the first new token, `PREFILL` of them, medians of interleaved rounds."""
+    """Tokens per second of a prompt of `PREFILL` tokens, up to the first new token: medians of interleaved runs."""
     tokens = [token for ids in encoded for token in ids]
     tokens = (tokens * (1 + PREFILL // len(tokens)))[:PREFILL]
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
@@ -168,7 +168,7 @@ def measure_prefill(
 
 
 def measure_steps(engine: Engine, memory: MemoryRead, rounds: int = 25) -> CostModel:
-    """t(n) as the calibration takes it, with a read of memory in every round: both meet the same machine."""
+    """t(n) as in the calibration, interleaved with reads of memory, so that both see the machine in the same state."""
     seconds: list[list[float]] = [[] for _ in SIZES]
     memory.seconds.clear()
     with trial_steps(engine, SIZES) as steps:
@@ -182,7 +182,7 @@ def measure_steps(engine: Engine, memory: MemoryRead, rounds: int = 25) -> CostM
 
 
 def compare_texts(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """By contestant: where its tokens first differ from the first strategy's, prompt by prompt."""
+    """By contestant and prompt: the first position at which its tokens differ from the first strategy's."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, own in results.runs.items():
         found[name] = []
@@ -195,7 +195,7 @@ def compare_texts(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def rates(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """By category, "all" at the end, and contestant: rates, ratios, accepted length."""
+    """Rates, ratios and accepted length, by category ("all" comes last) and contestant."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for category, part in {**results.categories, "all": results}.items():
         found[category] = {}
@@ -212,7 +212,7 @@ def rates(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 def target_rows(
     results: Results, dtype: str, prefill: dict[str, float], cost: CostModel, floor: float, startup: Startup | None
 ) -> list[tuple[Any, ...]]:
-    """What is aimed at beside what was measured; `floor` is the seconds that reading the weights once takes."""
+    """The targets and the measured values; `floor` is the time to read the weights once, in seconds."""
     rows: list[tuple[Any, ...]] = []
     for (name, peer, of_dtype), target in TO_PEERS.items():
         if of_dtype == dtype and name in results.strategies and peer in results.peers:

@@ -1,8 +1,8 @@
-"""What does each draft bring: accepted length, what drafting costs, speed against plain decoding?
+"""What does each draft gain: accepted length, cost of drafting, speed compared with plain decoding?
 
 python -m benchmarks.drafts                                            on a small decoder trained with early exits
-python -m benchmarks.drafts --sampled 1.0                              the same, where texts do not repeat themselves
-python -m benchmarks.drafts --on smollm2 --prompts specbench.jsonl     on SmolLM2, which was not
+python -m benchmarks.drafts --sampled 1.0                              the same, with texts that do not repeat
+python -m benchmarks.drafts --on smollm2 --prompts specbench.jsonl     on SmolLM2, trained without early exits
 
 Every method decodes every prompt, in an order that rotates, batch 1; all must give the tokens of `autoregressive`.
 Times are summed over the prompts.
@@ -33,7 +33,7 @@ PLAIN = "autoregressive"
 
 
 def methods(exit_layer: int, draft: Any, other: Any) -> dict[str, tuple[Any, ...]]:
-    """The drafters of each method, by name; those of a draft model only where there is one."""
+    """The drafters of each method, by name; those with a draft model only if there is one."""
     margin = forerun.MarginAbove(0.3)
     found: dict[str, tuple[Any, ...]] = {
         PLAIN: (),
@@ -63,7 +63,7 @@ KANGAROO = forerun.LikeliestAbove(0.6)
 
 
 class Timed(Drafter):
-    """A drafter, with the time that its proposals take."""
+    """A drafter that measures the time of its proposals."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
@@ -96,12 +96,12 @@ class Timed(Drafter):
 
 @dataclass
 class Method:
-    """One method on one model, and what it took."""
+    """The results of one method on one model."""
 
     name: str
     model: CompiledModel
     drafter: Timed
-    seconds: list[float] = field(default_factory=list[float])  # by prompt, decoding alone
+    seconds: list[float] = field(default_factory=list[float])  # by prompt, decoding only
     tokens: int = 0
     steps: int = 0
 
@@ -118,12 +118,12 @@ class Method:
 
     @property
     def drafting(self) -> float:
-        """Of the decoding time, the share that drafting takes."""
+        """The share of the decoding time that drafting takes."""
         return self.drafter.seconds / sum(self.seconds)
 
     @property
     def drafted(self) -> float:
-        """Of the turns, the share that a draft was worth taking."""
+        """The share of the iterations in which a draft was worth verifying."""
         return self.drafter.drafted / max(1, self.drafter.turns)
 
     def speedup(self, plain: Method) -> float:
@@ -145,7 +145,7 @@ def build(model: CompiledModel, drafters: dict[str, tuple[Any, ...]], policy: An
 
 
 def verification(model: CompiledModel, layers: Sequence[int], rows: int = 4) -> list[tuple[Any, ...]]:
-    """What a verifying step that is entered behind an exit reads and takes, as shares of a whole one's."""
+    """The bytes and time of a verifying step that starts after an exit, as fractions of a whole step's."""
     executable, read = model.executable, Shares.of(model.executable)
     table: list[tuple[Any, ...]] = []
     with trial_steps(model.engine, [rows]) as [step]:
@@ -200,7 +200,7 @@ def main() -> int:
     sampling = {} if given.sampled is None else {"do_sample": True, "temperature": given.sampled}
     plain, broken = running[0], list[str]()
     for method in running:
-        method.decode(prompts[0], 8, sampling)  # the first run of anything may compile or allocate
+        method.decode(prompts[0], 8, sampling)  # the first run may compile or allocate
         method.seconds.clear()
         method.tokens = method.steps = 0
         method.drafter.seconds = method.drafter.turns = method.drafter.drafted = 0

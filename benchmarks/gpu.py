@@ -1,10 +1,10 @@
-"""Does the GPU target reach its targets? All of them in one command, made to take under nine minutes on an H200.
+"""Does the GPU back end reach its targets? One command measures them all, in under nine minutes on an H200.
 
 python -m benchmarks.gpu --model SmolLM2.gguf --prompts specbench.jsonl
 
 It needs torch with CUDA, Triton, transformers and forerun's own pure-Python dependencies; TVM is not imported. Without
---model and --prompts, the comparison with transformers is left out and verification runs on random weights. A part that
-fails is named with its error, the others go on, and the exit code is 1.
+--model and --prompts, the comparison with transformers is left out and verification runs on random weights. If a part
+fails, its name and error are printed, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Part = Callable[[], tuple[list[Line], dict[str, Any]]]
 
 
 def parts(given: argparse.Namespace, bandwidth: float) -> dict[str, Part]:
-    """What is measured, the quickest answers first."""
+    """The measurements, the quickest first."""
     prompts = [] if given.prompts is None else read_prompts(given.prompts, given.count)
     found: dict[str, Part] = {
         "llama_8b": lambda: measures.steps("Llama-3.1-8B", measures.LLAMA_8B, 32, bandwidth),

@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks.gpu`, one function a question. Each gives rows of the table and what goes to JSON."""
+"""The measurements of `benchmarks.gpu`, one function per question. Each returns table rows and data for JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEADS, GROUPS, DIM = 32, 8, 128
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table. `reached` is None where there is no target."""
+    """One row of the table. `reached` is None if there is no target."""
 
     what: str
     measured: str
@@ -48,7 +48,7 @@ class Line:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second of a device copy of 2 GiB, read and written."""
+    """Bytes per second of a device copy of 2 GiB, reads and writes counted."""
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     seconds = seconds_of(lambda: target.copy_(source), rounds=20)
@@ -56,7 +56,7 @@ def copy_bandwidth() -> float:
 
 
 def random_model(settings: dict[str, Any], layers: int, dtype: str, max_length: int) -> Any:
-    """A compiled Llama of this shape with random weights, made on the device one at a time."""
+    """A compiled Llama of this shape, with random weights created on the device one at a time."""
     lowered = lower(shaped_llama(settings, layers), dtype, max_length, progress=SilentProgress())
     declared = ir.weights(lowered.module)
     generator = torch.Generator("cuda").manual_seed(0)
@@ -73,7 +73,7 @@ def random_model(settings: dict[str, Any], layers: int, dtype: str, max_length: 
 
 
 def tree_rows(count: int, committed: int, tables: int, vocabulary: int) -> Rows:
-    """A tree of `count` rows, a chain with side branches, behind a committed context of one sequence."""
+    """A tree of `count` rows, a chain with side branches, after a committed context of one sequence."""
     random = np.random.default_rng(0)
     depth = np.minimum(np.arange(count), 7)
     slots = ((tables - -(-count // 16)) * 16 + np.arange(count)).astype(np.int32)
@@ -89,8 +89,8 @@ def tree_rows(count: int, committed: int, tables: int, vocabulary: int) -> Rows:
 
 
 def round_seconds(executable: Any, count: int, rounds: int = 100) -> tuple[float, float]:
-    """Seconds of a round of the loop on the device, drafting to commit, by the host's clock while it reads behind; and
-    the rows that rounds had."""
+    """Seconds per iteration of the loop on the device, from drafting to commit, by the host's clock while the host
+    reads behind the device; and the rows of the iterations."""
     engine = Engine(executable)
     loop = OnDevice(executable.loop(engine.state, Drafting(), count), SameSize(count))
     loop.prepare(engine)
@@ -107,7 +107,7 @@ def round_seconds(executable: Any, count: int, rounds: int = 100) -> tuple[float
 
 
 def steps(name: str, settings: dict[str, Any], layers: int, bandwidth: float) -> tuple[list[Line], dict[str, Any]]:
-    """t(1), t(32) and the fraction of the bandwidth, of a model of random bfloat16 weights behind 256 positions."""
+    """t(1), t(32) and the fraction of the bandwidth, for a model with random bfloat16 weights after 256 positions."""
     executable = random_model(settings, layers, "bfloat16", 2048)
     blocks = -(-executable.max_length // 16) + 16
     state = executable.new_state(blocks)
@@ -189,7 +189,7 @@ def attention_step(length: int) -> Any:
 
 
 def tree_attention(length: int, bandwidth: float) -> tuple[list[Line], dict[str, Any]]:
-    """32 rows of a tree behind a context, against FlexAttention and SDPA under the same mask."""
+    """32 rows of a tree after a context, compared with FlexAttention and SDPA under the same mask."""
     rows = 32
     executable = attention_step(length)
     committed = length - 32
@@ -223,7 +223,7 @@ def tree_attention(length: int, bandwidth: float) -> tuple[list[Line], dict[str,
 
 
 def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[Line], dict[str, Any]]:
-    """Tokens a second of `tree_spec`, and of transformers: as it is, and with a static cache and torch.compile."""
+    """Tokens per second of `tree_spec` and of transformers, by default and with a static cache and torch.compile."""
     from transformers import AutoModelForCausalLM
 
     model = forerun.compile(path, "tree_spec", "bfloat16", "cuda")
@@ -272,7 +272,7 @@ def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[
 
 
 def verification(path: Any, dtype: str, cases: int) -> tuple[list[Line], dict[str, Any]]:
-    """`forerun verify`: every row of every step, bit for bit against plain decoding."""
+    """`forerun verify`: compares every row of every step bit for bit with plain decoding."""
     before = os.environ.get(TUNE)
     os.environ[TUNE] = "0"  # bits do not depend on it, and compiling candidates takes minutes
     try:

@@ -1,4 +1,4 @@
-"""Which fraction of the memory's read bandwidth does each kernel of a step reach, by the number of rows?
+"""What fraction of the memory's read bandwidth does each kernel of a step reach, by the number of rows?
 
 python -m benchmarks.kernels
 """
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def table(size: int, rounds: Sequence[Sequence[KernelTime]], bandwidth: float) -> list[tuple[Any, ...]]:
-    """A line for each kind of kernel, the slowest first, and one for the whole step."""
+    """One line per kind of kernel, the slowest first, and one for the whole step."""
     groups: dict[str, list[KernelTime]] = defaultdict(list)
     for each in medians(rounds):
         groups[label(each)].append(each)
@@ -68,7 +68,7 @@ def table(size: int, rounds: Sequence[Sequence[KernelTime]], bandwidth: float) -
 
 
 def medians(rounds: Sequence[Sequence[KernelTime]]) -> list[KernelTime]:
-    """Each kernel of the step with the median of its times."""
+    """Each kernel of the step, with its median time."""
     return [
         KernelTime(**{**asdict(times[0]), "seconds": median(each.seconds for each in times)})
         for times in zip(*rounds, strict=True)

@@ -1,4 +1,4 @@
-"""How many threads take part, and how fast memory is read."""
+"""The number of threads, and the read bandwidth of memory."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ STREAMS = 8
 
 
 def pin_threads(threads: int) -> None:
-    """The same number for torch, OpenMP and TVM's pool; TVM reads it once, before its first parallel launch."""
+    """Sets the same number for torch, OpenMP and TVM's pool; TVM reads it once, before its first parallel launch."""
     os.environ["TVM_NUM_THREADS"] = str(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
 
 class MemoryRead:
-    """Reads one large array with all threads and does nothing else: contiguous parts, vector loads, as the kernels do.
+    """Only reads one large array with all threads, in contiguous parts with vector loads, as the kernels do.
 
-    Measured between other measurements, so that both meet the machine in the same state.
+    It runs between other measurements, so that both see the machine in the same state.
     """
 
     def __init__(self, threads: int, size: int = 1 << 30) -> None:
-        """`size` in bytes: far above any processor cache."""
+        """`size` is in bytes, far above any processor cache."""
         self._array = torch.ones(size // 4)
         self._sums = torch.zeros(threads * LANES)
         module = tvm.IRModule({"read": _read_function(size // 4, threads)})
@@ -48,12 +48,12 @@ class MemoryRead:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second: the median of all measurements."""
+        """Bytes per second, the median of all measurements."""
         return self._array.nbytes / median(self.seconds)
 
 
 def _read_function(count: int, threads: int) -> Any:
-    """sums[t, :] = the sum of part t of the array, by lanes."""
+    """sums[t, :] = the sum of part t of the array, per lane."""
     turn = LANES * STREAMS
     turns = count // (threads * turn)
     with IRBuilder() as builder, T.prim_func(s_tir=True):

@@ -1,4 +1,4 @@
-"""What a process takes. Nothing large is imported here: an import would be counted."""
+"""The memory of a process. This module imports nothing large: an import would be counted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held since it was started.
+    """The peak memory of this process since its start.
 
-    On Linux `ru_maxrss` begins at what the starting process held, so that the process's own high-water mark is read.
+    On Linux `ru_maxrss` starts at the parent process's value, so this reads the process's own high-water mark.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,5 +1,5 @@
-"""Who is compared: forerun under a strategy, transformers' `generate`, llama.cpp. All decode greedily, batch 1, and
-give exactly as many tokens as they are asked for."""
+"""The contestants: forerun under a strategy, transformers' `generate`, llama.cpp. All decode greedily, batch 1, and
+produce exactly the requested number of tokens."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from forerun.storage import cache_directory
 
 
 class PeerAbsentError(ForerunError):
-    """A peer that cannot take part: the message says why and what to do."""
+    """A peer cannot take part; the message says why and what to do."""
 
 
 @dataclass
 class Clock:
-    """When tokens came, by the streamer interface: the prompt first, then each delivery of tokens."""
+    """Records by the streamer interface when tokens arrive: the prompt first, then each delivery of tokens."""
 
     began: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list[float])
@@ -45,11 +45,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """One generation, by one clock for all: the prefill ends with the first delivery of tokens."""
+    """One generation, timed alike for all contestants: the prefill ends with the first delivery of tokens."""
 
     token_ids: list[int]
     first_seconds: float  # from the call to the first delivery of tokens
-    decode_seconds: float  # from there to the last token
+    decode_seconds: float  # from the first delivery to the last token
     decoded: int  # tokens after the first delivery
     accepted_length: float = 1.0
 
@@ -74,7 +74,7 @@ class Contestant(Protocol):
     name: str
 
     def generate(self, prompt: list[int], count: int) -> Run:
-        """`count` new tokens, whichever they are: no token ends the text."""
+        """Generates `count` new tokens; no token ends the text."""
         ...
 
 
@@ -91,7 +91,7 @@ class Forerun:
 
 @dataclass
 class Transformers:
-    """`generate` of the model as transformers loads it: bfloat16 is its own, quantized blocks are expanded."""
+    """`generate` of the model as transformers loads it: bfloat16 is its own, quantized blocks are dequantized."""
 
     model: Any
     name: str = "transformers"
@@ -108,7 +108,7 @@ class Transformers:
         with torch.inference_mode():
             out = self.model.generate(
                 inputs,
-                attention_mask=torch.ones_like(inputs),  # else padding tokens inside the prompt would be hidden
+                attention_mask=torch.ones_like(inputs),  # otherwise padding tokens inside the prompt would be masked
                 max_new_tokens=count,
                 do_sample=False,
                 eos_token_id=None,
@@ -128,7 +128,7 @@ class LlamaCpp:
     """
 
     name = "llama.cpp"
-    batch = 512  # prompt tokens a call, its default
+    batch = 512  # prompt tokens per call, its default
 
     def __init__(self, library: Any, path: Path, threads: int, length: int = 2048) -> None:
         self._library = library
@@ -173,7 +173,7 @@ class LlamaCpp:
 
 
 def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:
-    """The GGUF file at a precision, made by llama.cpp's own quantizer and kept under forerun's cache directory."""
+    """The GGUF file at a precision, made by llama.cpp's own quantizer and cached in forerun's cache directory."""
     if dtype == "native":
         return path
     folder = cache_directory() / "peers"
@@ -200,7 +200,7 @@ def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:
 
 @cache
 def _silence(library: Any) -> Any:
-    """A log function that drops everything; llama.cpp keeps a pointer to it, so that it must outlive the call."""
+    """A log function that drops everything; llama.cpp keeps a pointer to it, so it must outlive the call."""
     return library.llama_log_callback(lambda level, text, data: None)
 
 

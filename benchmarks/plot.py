@@ -14,7 +14,7 @@ COLOURS = ("#1f6f8b", "#e07a2f", "#8a8f98", "#4c4f56", "#b8a04a")
 
 
 def plot_decoding(path: Path, rates: Mapping[str, Mapping[str, float]], cost: CostModel, dtype: str) -> None:
-    """`rates`: contestant -> category -> tokens per second. Says so where matplotlib is not installed."""
+    """`rates`: contestant -> category -> tokens per second. Prints a message if matplotlib is not installed."""
     try:
         importlib.import_module("matplotlib").use("Agg")
         pyplot: Any = importlib.import_module("matplotlib.pyplot")

@@ -1,9 +1,9 @@
-"""How long are the paths that rounds on the device accept, beside those that the host drafts under as many rows?
+"""How long are the paths accepted on the device, compared with those that the host drafts with as many rows?
 
 python -m benchmarks.rounds --prompts specbench.jsonl
 
-It needs no GPU: the loop's kernels run in Triton's interpreter, and the steps of the model on the CPU target. Texts are
-held against plain decoding's. Its times mean nothing.
+It needs no GPU: the loop's kernels run in Triton's interpreter, and the model's steps on the CPU back end. Texts are
+compared with plain decoding's. Its times are meaningless.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS = (8, 16, 32)
 
 
 class Stand(SimpleNamespace):
-    """The executable around which the loop's kernels run: its steps are another's."""
+    """The executable around which the loop's kernels run; another executable runs its steps."""
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         return InputLayout(rows, outputs, self.step.max_path, self.step.tables)
@@ -60,7 +60,7 @@ class Stand(SimpleNamespace):
 
 
 class StandLoop(TritonLoop):
-    """Rounds whose steps, and the moves of what they cached, are another executable's."""
+    """A loop whose steps, and moves of cached slots, are run by another executable."""
 
     def begin(self, sequence: CachedSequence, *given: Any) -> None:
         vars(self.launcher)["blocks"] = sequence.blocks.copy()

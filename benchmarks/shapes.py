@@ -1,4 +1,4 @@
-"""Models of a published size without their memory: every parameter is one number, expanded to the shape."""
+"""Models of a published size without their memory: every parameter is one number expanded to its shape."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -26,7 +26,7 @@ LLAMA_8B = {
 
 
 def shaped_llama(settings: dict, layers: int = 1) -> LlamaForCausalLM:
-    """A Llama of these sizes that can be traced; its numbers mean nothing."""
+    """A Llama of these sizes that can be traced; its weights are meaningless."""
     config = LlamaConfig(**settings, num_hidden_layers=layers, bos_token_id=1, eos_token_id=None, pad_token_id=None)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()

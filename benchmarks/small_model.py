@@ -2,9 +2,9 @@
 
 python -m benchmarks.small_model
 
-The recipe is LayerSkip's (arXiv 2404.16710): see `benchmarks.training`. The first call trains and keeps the models in
-forerun's cache directory under a digest of the settings and the text; later calls read them. With other work on the
-machine, OMP_WAIT_POLICY=PASSIVE before the command keeps torch's threads from waiting in a loop for one another.
+The recipe is LayerSkip's (arXiv 2404.16710): see `benchmarks.training`. The first call trains and stores the models in
+forerun's cache directory under a digest of the settings and the text; later calls read them. If the machine is busy,
+OMP_WAIT_POLICY=PASSIVE before the command keeps torch's threads from spinning while they wait for one another.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from benchmarks.training import Phase, Progress, Recipe, exit_table, largest_tok
 from forerun.frontends.quiet import quiet_libraries
 from forerun.storage import cache_directory
 
-VERSION = 1  # raised when the training changes in a way that no setting shows
+VERSION = 1  # raised when training changes in a way that the settings do not show
 PROMPTS = "prompts.json"
 REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The sizes of a decoder with a tied head, and how it is trained."""
+    """The sizes of a decoder with a tied head, and its training recipe."""
 
     layers: int
     hidden: int
@@ -49,7 +49,7 @@ class Decoder:
     recipe: Recipe
 
     def build(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-        """With random weights that depend on the recipe's seed alone; float32."""
+        """A float32 model with random weights that depend only on the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -71,7 +71,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the models depend on, besides the text."""
+    """Everything that the models depend on besides the text."""
 
     target: Decoder
     draft: Decoder
@@ -110,8 +110,8 @@ class SmallModels:
 
 
 def small_models(progress: Progress, settings: Settings = SETTINGS, root: Path | None = None) -> SmallModels:
-    """The trained models, from the cache directory or made now from the Python files under `root` (default: the
-    standard library). Raises ValueError when the text is too little for the prompts asked for."""
+    """The trained models, from the cache directory or trained now on the Python files under `root` (default: the
+    standard library). Raises ValueError if the text is too short for the requested prompts."""
     sources = python_sources(root)
     folder = cache_directory() / f"small-model-{_digest(settings, sources)}"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""How long from compile() to the first token, kernels cached and not, and how much memory does the process take?
+"""How long does it take from compile() to the first token, kernels cached and not, and how much memory is used?
 
 python -m benchmarks.startup
 """
@@ -51,12 +51,12 @@ print(json.dumps({"peak_bytes": peak_bytes()}))
 class Startup:
     """A fresh process that compiles and generates; seconds from the call of compile()."""
 
-    uncached_seconds: float  # to the first token, forerun's cache directory being empty
-    cached_seconds: float  # the same with what the first process left there
-    compile_seconds: float  # of the second, compile() alone
+    uncached_seconds: float  # to the first token, with an empty forerun cache directory
+    cached_seconds: float  # the same, with the cache that the first process filled
+    compile_seconds: float  # compile() only, in the second process
     weight_bytes: int
     cache_bytes: int  # keys and values of one sequence of max_length, and spare slots
-    import_bytes: int  # what `import torch, tvm` takes by itself
+    import_bytes: int  # the memory of `import torch, tvm` alone
     peak_bytes: int  # of the second process
     uncached_peak_bytes: int
 

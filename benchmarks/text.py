@@ -1,4 +1,4 @@
-"""What the small models learn: the text of Python's own library on this machine, and byte-level vocabularies of it."""
+"""The small models' training text, Python's own library on this machine, and byte-level vocabularies for it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END = "<|end|>"  # between two files
-HELD_OUT = 12  # one file in so many is never trained on
+HELD_OUT = 12  # one file in this many is never trained on
 LEFT_OUT = frozenset({"site-packages", "test", "tests", "idle_test", "encodings", "__pycache__"})
-# Names of what an installation writes about the machine it was built on.
+# Name prefixes of files that an installation writes about its build machine.
 BUILT = ("_sysconfigdata", "config-")
 PROMPT_TOKENS = (64, 128)
-START_LINE = 20  # a prompt begins below a file's licence, where there is room
+START_LINE = 20  # a prompt begins below a file's licence, if there is room
 LONGEST_LINE = 400
-ATTEMPTS = 8  # at a passage of a file
+ATTEMPTS = 8  # to find a passage in a file
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Source:
 
     @property
     def held_out(self) -> bool:
-        """By name alone, so that a file stays on its side whatever else is installed."""
+        """Decided by name alone, so that a file stays on its side whatever else is installed."""
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
@@ -72,7 +72,7 @@ def split(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
 
 
 def train_tokenizer(sources: Sequence[Source], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE vocabulary of exactly that size: what it encodes it decodes to the same text."""
+    """A byte-level BPE vocabulary of exactly that size; decoding returns exactly the encoded text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +87,7 @@ def train_tokenizer(sources: Sequence[Source], vocabulary: int) -> PreTrainedTok
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, sources: Sequence[Source]) -> np.ndarray:
-    """All texts one after another, an end token behind each: [tokens]."""
+    """All texts one after another, [tokens], with an end token after each."""
     encoded = tokenizer.backend_tokenizer.encode_batch([source.text for source in sources], add_special_tokens=False)
     end = [tokenizer.eos_token_id]
     return np.concatenate([np.array(each.ids + end, dtype=np.int64) for each in encoded])

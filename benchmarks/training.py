@@ -26,7 +26,7 @@ ATTENTION = "causal_matmul"
 
 @dataclass(frozen=True)
 class Phase:
-    """So many steps of the first `depth` layers."""
+    """`steps` training steps of the first `depth` layers."""
 
     depth: int
     steps: int
@@ -34,17 +34,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run depends on besides the model and the text."""
+    """The settings of a training run besides the model and the text."""
 
     phases: tuple[Phase, ...]
-    batch: int = 8  # sequences a step
-    length: int = 256  # tokens a sequence
+    batch: int = 8  # sequences per step
+    length: int = 256  # tokens per sequence
     learning_rate: float = 6e-3
     warmup: int = 30  # steps
     final_rate: float = 0.05  # of the learning rate, at the last step
     weight_decay: float = 0.1
     dropout: float = 0.0  # p_max
-    exit_scale: float = 0.0  # e_scale; 0 leaves the loss at the last layer alone
+    exit_scale: float = 0.0  # e_scale; 0 leaves only the loss at the last layer
     rotation: int = 1  # R: a step takes the loss at every R-th exit
     seed: int = 0
 
@@ -70,7 +70,7 @@ def exit_weights(depth: int, scale: float) -> list[float]:
 
 
 def exits_of_step(step: int, depth: int, rotation: int) -> list[int]:
-    """The rotational curriculum C_rot,R: every R-th exit, moving up by one a step, and always the last."""
+    """The rotational curriculum C_rot,R: every R-th exit, moving up by one per step, and always the last."""
     return [layer for layer in range(depth) if layer % rotation == step % rotation or layer == depth - 1]
 
 
@@ -92,7 +92,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def start_as_identity(model: LlamaForCausalLM) -> None:
-    """Zero what each layer adds to the stream."""
+    """Zero the output projections, so that each layer adds nothing to the stream."""
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -100,7 +100,7 @@ def start_as_identity(model: LlamaForCausalLM) -> None:
 
 
 def train(model: LlamaForCausalLM, tokens: np.ndarray, recipe: Recipe, progress: Progress, what: str) -> None:
-    """Train in place: forward and backward in bfloat16, weights and their updates in float32."""
+    """Train in place, with forward and backward in bfloat16 and weights and updates in float32."""
     random = torch.Generator().manual_seed(recipe.seed)
     optimizers = _optimizers(model, recipe)
     depths = [phase.depth for phase in recipe.phases for _ in range(phase.steps)]
@@ -154,7 +154,7 @@ def exit_states(
 
 @torch.no_grad()
 def exit_table(model: LlamaForCausalLM, windows: Tensor) -> list[tuple[float, float]]:
-    """Per exit, over windows [count, length + 1]: the mean loss, and the share of the full model's largest tokens."""
+    """Per exit, over windows [count, length + 1]: mean loss, and agreement with the full model's largest token."""
     depth = model.config.num_hidden_layers
     losses = np.zeros(depth)
     agreed = np.zeros(depth)
@@ -172,12 +172,12 @@ def exit_table(model: LlamaForCausalLM, windows: Tensor) -> list[tuple[float, fl
 
 @torch.no_grad()
 def largest_tokens(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
-    """The model's largest token at each place of windows [count, length + 1]: [count, length]."""
+    """The model's largest token at each position, [count, length], of windows [count, length + 1]."""
     return torch.cat([model(window[:, :-1]).logits.argmax(-1) for window in windows.split(8)])
 
 
 def _logits(model: LlamaForCausalLM, hidden: Tensor) -> Tensor:
-    """Through the model's own final norm and head, whatever the exit."""
+    """The logits from the model's own final norm and head, whatever the exit."""
     return model.lm_head(model.model.norm(hidden))
 
 
@@ -197,7 +197,7 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
 
 
 def _batches(tokens: np.ndarray, recipe: Recipe) -> Iterator[Tensor]:
-    """Batches [batch, length + 1] without end: every window of the text once, in a new order and offset each time."""
+    """Endless batches [batch, length + 1]: each pass takes every window of the text once, in a new order and offset."""
     random = np.random.default_rng(recipe.seed)
     span = recipe.length + 1
     while True:
@@ -211,8 +211,8 @@ def _batches(tokens: np.ndarray, recipe: Recipe) -> Iterator[Tensor]:
 def _causal_matmul(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention by plain products, [batch, heads, length, head size]; on a CPU in bfloat16, where torch's fused
-    kernel multiplies at a fifth of the speed of its matmul, forward and backward take two thirds of the time."""
+    """Causal attention by plain products, [batch, heads, length, head size]. On a CPU in bfloat16, torch's fused kernel
+    multiplies at a fifth of the speed of its matmul; forward and backward here take two thirds of the fused time."""
     groups = query.shape[1] // key.shape[1]
     length = query.shape[2]
     mask = torch.full((length, length), -torch.inf, dtype=torch.bfloat16).triu(1)

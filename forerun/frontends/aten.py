@@ -1,7 +1,7 @@
 """The table from ATen names to `spec` operations, shared by every frontend that speaks ATen.
 
 A rule is `rule(build, *arguments, **keywords)`: tensors are IR values, sizes are dimensions, the rest Python values.
-It returns a value, or a tuple of values where the operator returns several. The files `aten_*.py` hold the rules.
+It returns a value, or a tuple of values if the operator returns several. The files `aten_*.py` hold the rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ATen's operators that pick by index."""
+"""ATen's operators that select by index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _index_select(build: Builder, x: SSAValue, dim: int, index: SSAValue) -> SSA
 
 @rule("index")
 def _index(build: Builder, x: SSAValue, indices: Sequence[SSAValue | None]) -> SSAValue:
-    """Advanced indexing by integers; the indexed dimensions stand side by side."""
+    """Advanced indexing by integers; the indexed dimensions must be adjacent."""
     at = [place for place, each in enumerate(indices) if each is not None]
     chosen = [each for each in indices if each is not None]
     if any(tensor_type(each).dtype == "i1" for each in chosen):

@@ -1,4 +1,4 @@
-"""The table of rules that the `aten_*` files fill, and what rules do to operands."""
+"""The table of rules that the `aten_*` files fill, and helpers for their operands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _witness(operand: Operand) -> torch.Tensor | Scalar:
 
 
 def promoted(build: Builder, *operands: Operand, least: str | None = None) -> list[SSAValue]:
-    """Operands in the dtype torch would compute in; numbers become constants."""
+    """The operands in the dtype that torch would compute in; numbers become constants."""
     dtype = torch.bool
     if len(operands) == 1:
         dtype = torch.result_type(_witness(operands[0]), _witness(operands[0]))

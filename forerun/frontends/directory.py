@@ -1,4 +1,4 @@
-"""What a model directory must look like before anything in it is loaded: one sentence for each thing that is wrong."""
+"""Checks of a model directory before anything in it is loaded, with one sentence for each fault."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_directory(path: Path) -> None:
-    """Raise `NotAModelError` or `CorruptFileError` for a directory that holds no model that can be loaded."""
+    """Raise `NotAModelError` or `CorruptFileError` for a directory without a model that can be loaded."""
     config = path / CONFIG
     if not config.is_file():
         ggufs = sorted(path.glob("*.gguf"))
@@ -86,7 +86,7 @@ def shard_names(path: Path) -> Iterator[str]:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a name leads out of the directory it stands in, under the rules of any system."""
+    """Whether a name leads out of its directory, under the rules of any system."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     return ".." in parts or PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor) or "\0" in name
 

@@ -1,9 +1,9 @@
-"""What a generation_config.json says, field by field: what forerun applies, what changes no greedy text, what would.
+"""The fields of generation_config.json: those that forerun applies, and whether the others change a greedy text.
 
 The fields are those of transformers' `GenerationConfig`
 (https://huggingface.co/docs/transformers/main_classes/text_generation). In transformers some of them change greedy
 texts too: instruct models ship a repetition penalty, summarizers a forced end. forerun does not apply these yet, and
-refuses a model that sets one rather than give another text without a word.
+refuses a model that sets one rather than silently give another text.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ SAMPLING = frozenset(
 
 WITHOUT_EFFECT = frozenset(
     {
-        # how long a text is, and when it stops for lack of time: keywords of `generate`
+        # the length of a text, and its time limit: keywords of `generate`
         *("max_length", "max_new_tokens", "max_time"),
-        # what a result holds
+        # the contents of a result
         *("num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
         *("return_dict_in_generate",),
         # other special tokens
@@ -39,7 +39,7 @@ WITHOUT_EFFECT = frozenset(
         *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
         *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "compile_config", "disable_compile"),
         *("continuous_batching_config", "low_memory"),
-        # what only a search over several texts reads
+        # read only by a search over several texts
         *("early_stopping", "length_penalty", "diversity_penalty"),
         # a monotone function of the scores
         "renormalize_logits",
@@ -84,7 +84,7 @@ def changing_fields(config: GenerationConfig | Mapping[str, Any]) -> dict[str, A
 
 
 def require_applied(config: Any, name: str) -> None:
-    """Raise `InvalidOptionError` where a config sets what forerun does not apply and a greedy text depends on."""
+    """Raise `InvalidOptionError` if a config sets a field that changes greedy texts and forerun does not apply."""
     if config is None:
         return
     if not isinstance(config, GenerationConfig):

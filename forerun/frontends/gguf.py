@@ -1,7 +1,7 @@
 """GGUF files: a transformers model with the file's weights, dequantized.
 
-How a tensor is called in transformers, and how llama.cpp reordered its rows, transformers knows; what the metadata
-means is `gguf_keys`. The reading is ours, so that loading takes seconds and needs no accelerate.
+transformers knows the names of tensors and how llama.cpp reordered their rows; `gguf_keys` has the meaning of the
+metadata. forerun reads the file itself, so that loading takes seconds and does not need accelerate.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file is a GGUF by its first bytes, or was meant to be by its name."""
+    """Whether the file is a GGUF by its first bytes, or is named as one."""
     with path.open("rb") as file:
         return file.read(4) == MAGIC or path.suffix == ".gguf"
 
@@ -40,7 +40,7 @@ def is_gguf(path: Path) -> bool:
 def load_gguf(
     path: Path, dtype: torch.dtype, native: NativeWeights | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The file's model, in `dtype`, and its tokenizer if it holds one; `native` learns how the file keeps its matrices.
+    """The file's model, in `dtype`, and its tokenizer if it holds one; `native` receives the file's own matrices.
 
     Raises `SourceNotFoundError`, `CorruptFileError`, `NotAModelError` or `UnsupportedOperationError`.
     """
@@ -86,7 +86,7 @@ def _skeleton(parameters: Mapping[str, Any], header: GgufHeader) -> PreTrainedMo
 
 
 def _check_shapes(skeleton: nn.Module, tensors: Mapping[str, Tensor], header: GgufHeader) -> None:
-    """Compare before memory is asked for: what does not fit is otherwise made anew, in the size of the metadata."""
+    """Compare sizes before memory is allocated: a misfit would be created anew, in the size of the metadata."""
     sizes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
     misfits = [name for name, tensor in tensors.items() if name in sizes and tensor.shape != sizes[name]]
     check_complete({"missing_keys": [], "mismatched_keys": misfits}, str(header.path))
@@ -179,7 +179,7 @@ def _scale_rotary(model: nn.Module, factors: Tensor, header: GgufHeader) -> None
 
 
 class _Outline:
-    """What transformers' name table asks of a module, without descending into lists of layers.
+    """The part of a module that transformers' name table reads, without descending into lists of layers.
 
     The table is rebuilt for every module visited, and inside a layer no name can match it.
     """

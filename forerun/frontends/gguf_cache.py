@@ -1,4 +1,4 @@
-"""A disk cache of what transformers makes of a GGUF header: the configuration and the tokenizer.
+"""A disk cache of what transformers builds from a GGUF header: the configuration and the tokenizer.
 
 Converting both takes seconds, and depends on the header's bytes, on the libraries that convert, and on forerun's own
 code for it.
@@ -25,7 +25,7 @@ Conversion = tuple[dict[str, Any], PreTrainedTokenizerBase | None]
 
 
 def cached_conversion(digest: str, convert: Callable[[], Conversion]) -> Conversion:
-    """The conversion kept under the header's digest, or a new one that is then kept."""
+    """The conversion cached under the header's digest, or a new one, which is then cached."""
     folder = cache_directory()
     entry = None if folder is None else folder / "gguf" / _key(digest)
     if entry is not None and (kept := _load(entry)) is not None:
@@ -37,7 +37,7 @@ def cached_conversion(digest: str, convert: Callable[[], Conversion]) -> Convers
 
 
 def _key(digest: str) -> str:
-    """The header, and all that converts it."""
+    """The key: the header, and everything that converts it."""
     key = hashlib.sha256(" ".join([digest, *map(version, LIBRARIES)]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         key.update(source.read_bytes())
@@ -45,7 +45,7 @@ def _key(digest: str) -> str:
 
 
 def _load(entry: Path) -> Conversion | None:
-    """What was kept, where it is as it was written and can be read again."""
+    """The cached entry, if it is unchanged and can be read."""
     try:
         found = Entry(entry)
         config = json.loads(found.read(CONFIG_FILE))
@@ -58,7 +58,7 @@ def _load(entry: Path) -> Conversion | None:
 def _store(entry: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         text = json.dumps(config)
-    except TypeError:  # a value that has no JSON: converted again at the next start
+    except TypeError:  # a value that JSON cannot hold: converted again at the next start
         return
     with keeping("GGUF file's tokenizer"), new_entry(entry) as unfinished:
         save_tokenizer(tokenizer, unfinished / TOKENIZER_FOLDER)

@@ -1,4 +1,4 @@
-"""The transformers configuration that a GGUF file's metadata describes, every key accounted for."""
+"""The transformers configuration described by a GGUF file's metadata, with every key accounted for."""
 
 import re
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ LAYER_TENSOR = re.compile(r"blk\.(\d+)\.")
 def configuration(header: GgufHeader) -> dict[str, Any]:
     """The parameters of `AutoConfig.for_model`.
 
-    Raises `NotAModelError` for an architecture that is no known decoder, `CorruptFileError` for a value that is not of
-    its kind or contradicts the tensors, and `UnsupportedOperationError` for one that the model does not follow.
+    Raises `NotAModelError` for an architecture that is not a known decoder, `CorruptFileError` for a value that is not
+    of its kind or contradicts the tensors, and `UnsupportedOperationError` for one that the model does not follow.
     """
     keys = Keys(header)
     layers = keys.count("block_count")
@@ -50,7 +50,7 @@ def configuration(header: GgufHeader) -> dict[str, Any]:
 
 
 def _applied(keys: Keys) -> dict[str, Any]:
-    """The keys that are parameters as they are."""
+    """The keys that are parameters without conversion."""
     return {
         key.parameter: keys.get(name)
         for name, key in keys.architecture.keys.items()
@@ -66,14 +66,14 @@ def _check_layers(keys: Keys, layers: int) -> None:
 
 
 def _check_inner_size(keys: Keys) -> None:
-    """Where the transformers model takes the inner size from the hidden size, the file must agree with its tensors."""
+    """If the transformers model derives the inner size from the hidden size, the file's tensors must agree."""
     name, down = "feed_forward_length", keys.tensors.get("blk.0.ffn_down.weight")
     if keys.architecture.keys[name].parameter is None and down is not None and keys.get(name) != down.shape[-1]:
         raise keys.damaged(name, f"is {keys.get(name)}, and {down.name} has {down.shape[-1]} columns")
 
 
 def _vocabulary(keys: Keys) -> int:
-    """The rows of the embedding; `vocab_size` may say the same."""
+    """The number of rows of the embedding; `vocab_size`, if present, must agree."""
     embedding = keys.tensors.get(EMBEDDING)
     if embedding is None:
         raise NotAModelError(f"{keys.header.path} lacks {EMBEDDING}: give a GGUF file of a whole model.")
@@ -84,7 +84,7 @@ def _vocabulary(keys: Keys) -> int:
 
 
 def _attention(keys: Keys, layers: int) -> dict[str, Any]:
-    """Heads and their sizes, the rotary embedding, windows and caps."""
+    """Heads and their sizes, the rotary embedding, windows and softcaps."""
     architecture = keys.architecture
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     key_heads = keys.get("attention.head_count_kv", heads)
@@ -121,7 +121,7 @@ def _head_size(keys: Keys, hidden: int, heads: int) -> int:
 
 
 def _windows(keys: Keys, layers: int) -> dict[str, Any]:
-    """Which layers see only the last positions, and how many."""
+    """The layers that see only the last positions, and the number of those positions."""
     window = keys.get("attention.sliding_window", keys.architecture.fixed.get("sliding_window", 0))
     if keys.architecture.window_period is None:
         return {"sliding_window": window or None}

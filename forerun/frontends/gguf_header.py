@@ -1,4 +1,4 @@
-"""The header of a GGUF file: its metadata and where its tensors lie, checked against the file's size.
+"""The header of a GGUF file: its metadata and the places of its tensors, checked against the file's size.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -46,13 +46,13 @@ class TensorEntry:
 
     @property
     def end(self) -> int:
-        """The first byte of the file behind the tensor."""
+        """The offset of the first byte after the tensor."""
         return self.start + self.size
 
 
 @dataclass(frozen=True)
 class Strings:
-    """An array of strings, decoded when it is needed: a vocabulary is long, and the numbers of a model need none."""
+    """An array of strings, decoded on demand: a vocabulary is long, and reading the weights does not need it."""
 
     content: memoryview
     start: int
@@ -62,7 +62,7 @@ class Strings:
         return self.count
 
     def decode(self) -> list[str]:
-        """All strings. Raises `UnicodeDecodeError` where the bytes are no UTF-8."""
+        """All strings. Raises `UnicodeDecodeError` if the bytes are not UTF-8."""
         found: list[str] = []
         position = self.start
         for _ in range(self.count):
@@ -103,8 +103,8 @@ class GgufHeader:
 def read_header(path: Path) -> GgufHeader:
     """Parse one file's header.
 
-    Raises `CorruptFileError` when the file is cut, damaged or no GGUF, and `UnsupportedOperationError` for an encoding
-    that the gguf package does not know.
+    Raises `CorruptFileError` if the file is truncated, damaged or not a GGUF, and `UnsupportedOperationError` for an
+    encoding that the gguf package does not know.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -156,7 +156,7 @@ class _Reader:
         return bytes(self.content[start : start + length]).decode("utf-8", errors="replace")
 
     def name(self, what: str) -> str:
-        """A string that names something, and so must be whole."""
+        """A string that is a name, and so must be valid."""
         name = self.string()
         if not name or not name.isprintable() or "\N{REPLACEMENT CHARACTER}" in name:
             raise self.damaged(f"holds a {what} without a readable name")
@@ -189,7 +189,7 @@ class _Reader:
         return Strings(self.content, start, count)
 
     def counted(self, count: int, what: str, smallest: int, most: int | None = None) -> range:
-        """`range(count)`, where the file has room for so many of `smallest` bytes each."""
+        """`range(count)`, if the file has room for `count` items of at least `smallest` bytes each."""
         room = (len(self.content) - self.position) // smallest
         if count > room or (most is not None and count > most):
             raise self.damaged(f"counts {count:,} {what}, more than it has room for")
@@ -240,7 +240,7 @@ def _placed(name: str, shape: tuple[int, ...], encoding: int, start: int, path: 
 
 
 def _check_apart(tensors: Sequence[TensorEntry], reader: _Reader) -> None:
-    """Raise `CorruptFileError` when two tensors have one name, or share bytes."""
+    """Raise `CorruptFileError` if two tensors have the same name, or share bytes."""
     names: set[str] = set()
     for entry in tensors:
         if entry.name in names:

@@ -1,4 +1,4 @@
-"""The metadata keys of GGUF files by architecture: which are read, which change nothing, and at which values.
+"""The metadata keys of GGUF files by architecture: those that are read, those that change nothing, and at which values.
 
 Sources: the specification (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), llama.cpp's readers (its
 `llama-arch.cpp`, `load_hparams` and `src/models/`) and its converters. A key that an architecture does not list changes
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Kind(Enum):
-    """What a key's value must be."""
+    """The kind that a key's value must have."""
 
     COUNT = "a positive integer"
     SIZE = "an integer of at least 0"
@@ -35,7 +35,7 @@ class Key:
     parameter: str | None = None
     required: bool = False
     per_layer: bool = False
-    otherwise: str | None = None  # another key that is read where this one is missing
+    otherwise: str | None = None  # another key that is read if this one is missing
 
 
 class Rotary(Enum):
@@ -52,7 +52,7 @@ ALL_SCALINGS = ("linear", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What llama.cpp calls an architecture: the transformers model of it, and its keys without the prefix."""
+    """An architecture of llama.cpp: its transformers model, and its keys without the prefix."""
 
     model_type: str
     keys: Mapping[str, Key]
@@ -61,7 +61,7 @@ class Architecture:
     own_head_size: bool = True  # whether a head may have another size than hidden size / heads
     grouped: bool = True  # whether several query heads may share a key head
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])  # parameters that no key carries
-    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])  # beside NEUTRAL
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])  # besides NEUTRAL
     tensor_parameters: Mapping[str, tuple[str, Any, Any]] = field(default_factory=dict[str, tuple[str, Any, Any]])
     """Parameters that a tensor of the first layer decides: its name, the value with it, and without it."""
     window_period: int | None = None  # of layers: all but the last of each period have a sliding window

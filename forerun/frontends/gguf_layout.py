@@ -1,4 +1,4 @@
-"""How converters reorder a tensor's rows, undone: transformers' processors, and those that it lacks."""
+"""Undoes converters' reordering of a tensor's rows: transformers' processors, and those that it lacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,7 @@ class SharedExpertGate(Qwen2MoeTensorProcessor):
     """The gate of the shared expert is `[hidden]` in older files and `[1, hidden]` in newer ones."""
 
     def process(self, weights: NDArray[np.float32], name: str, **kwargs: Any) -> GGUFTensor:
-        """As transformers does, which knows the older files."""
+        """As in transformers, which supports the older files."""
         return super().process(weights.reshape(-1) if ".ffn_gate_inp_shexp." in name else weights, name, **kwargs)
 
 

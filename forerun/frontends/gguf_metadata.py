@@ -53,7 +53,7 @@ class Keys:
         return self.required(name)
 
     def required(self, name: str) -> Any:
-        """A value that must be there."""
+        """A required value."""
         if name not in self.values:
             raise NotAModelError(
                 f"{self.header.path} lacks {self.prefix}{name}, which a {self.header.architecture} needs: "
@@ -62,7 +62,7 @@ class Keys:
         return self.get(name)
 
     def check(self, name: str) -> None:
-        """Raise unless the key is read, or says what is the case without it."""
+        """Raise unless the key is read, or its value changes nothing."""
         if name in self.architecture.keys:
             self.get(name)
             return
@@ -76,7 +76,7 @@ class Keys:
         raise self.unsupported(name)
 
     def unsupported(self, name: str, why: str | None = None) -> UnsupportedOperationError:
-        """A key that is understood, at a value that transformers' model does not follow."""
+        """The error for a known key with a value that transformers' model does not follow."""
         reason = why or f"which transformers' {self.architecture.model_type} does not follow"
         return UnsupportedOperationError(
             f"{self.header.path} sets {self.prefix}{name} = {shown(self.values.get(name))}, {reason}, so its text "
@@ -84,7 +84,7 @@ class Keys:
         )
 
     def damaged(self, name: str, fault: str) -> CorruptFileError:
-        """A value that cannot be."""
+        """The error for an impossible value."""
         return CorruptFileError(f"{self.header.path}: {self.prefix}{name} {fault}; download the file again.")
 
     def _uniform(self, name: str, values: list[Any]) -> Any:
@@ -97,7 +97,7 @@ class Keys:
 
 
 def is_of(kind: Kind, value: Any) -> bool:
-    """Whether a value is what its kind says."""
+    """Whether a value is of its kind."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     match kind:
         case Kind.COUNT:
@@ -117,7 +117,7 @@ def is_of(kind: Kind, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence."""
+    """A value as text for a sentence."""
     if isinstance(value, (np.ndarray, Strings)):
         return f"a list of {len(value)}"
     text = repr(value)

@@ -1,4 +1,4 @@
-"""A GGUF file's matrices as the file keeps them, under the names and in the order of rows of the model's weights."""
+"""A GGUF file's matrices in its weight dtypes, under the names and in the row order of the model's weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ SPAN = 32
 
 @dataclass
 class NativeWeights:
-    """How matrices of a file may be kept: `storages` by name, and the blocks where the storage is quantized."""
+    """The weight dtypes of a file's matrices: `storages` by name, and the blocks if the storage is quantized."""
 
     storages: dict[str, str] = field(default_factory=dict[str, str])
     blocks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # uint8 [out, in / 32, bytes]
@@ -49,7 +49,7 @@ class NativeWeights:
         self.blocks[name] = from_numpy(chosen).view(len(chosen), raw.shape[1] // SPAN, -1)
 
     def renamed(self, loaded: nn.Module, traced: Mapping[str, Tensor]) -> "NativeWeights":
-        """The same under the names of a traced program, where a tensor may have another of its names."""
+        """The same matrices under the names of a traced program, which may use another name of a tensor."""
         own = {tensor.data_ptr(): name for name, tensor in loaded.state_dict().items() if name in self.storages}
         found = NativeWeights()
         for name, tensor in traced.items():
@@ -62,7 +62,7 @@ class NativeWeights:
 
 
 def row_order(raw: NDArray[np.float32], placed: NDArray[np.float32]) -> NDArray[np.intp] | None:
-    """`order` with raw[order] == placed, or None where there is none: some models' rows are reordered when loaded.
+    """`order` with raw[order] == placed, or None if there is none: some models' rows are reordered when loaded.
 
     Blocks lie along a row, so that rows move with their blocks.
     """

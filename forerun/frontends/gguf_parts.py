@@ -1,4 +1,4 @@
-"""Models that gguf-split cut into several files: opened by the first, with the tensors of all."""
+"""Models that gguf-split has split into several files: opened by the first, with the tensors of all."""
 
 import hashlib
 import re
@@ -16,8 +16,8 @@ PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", r
 def read_model(path: Path) -> GgufHeader:
     """The header of a file, or of all parts of a split model by its first.
 
-    Raises what `read_header` raises, `SourceNotFoundError` for a part that is not beside the first, and
-    `NotAModelError` for another part than the first.
+    Raises what `read_header` raises, `SourceNotFoundError` for a part that is not in the first one's folder, and
+    `NotAModelError` for a part other than the first.
     """
     first = read_header(path)
     number, count = (_number(first, key) for key in (NUMBER, COUNT))

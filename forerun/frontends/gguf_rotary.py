@@ -1,7 +1,7 @@
 """The rotary embedding that a GGUF file's metadata describes, in transformers' parameters.
 
-llama.cpp turns a position p by p * base^(-2i/d), for every scaling type in its own way (`rope_yarn` in ggml, and
-`llama-context.cpp` for the factor on what is turned):
+llama.cpp turns a position p by p * base^(-2i/d), in a different way for each scaling type (`rope_yarn` in ggml, and
+`llama-context.cpp` for the factor on the rotated values):
 
 - linear: positions p / factor;
 - yarn: a blend of p and p / factor by frequency, and queries and keys times (1 + 0.1 ln factor) attn_factor;
@@ -27,7 +27,7 @@ TABLES = frozenset({FREQUENCY_FACTORS, LONG, SHORT})
 
 
 def rotary_parameters(keys: Keys, head_size: int) -> dict[str, Any]:
-    """`rope_parameters` for heads of `head_size` features, where the architecture turns them."""
+    """`rope_parameters` for heads of `head_size` features, if the architecture rotates them."""
     rotary = keys.architecture.rotary
     if rotary is Rotary.NONE:
         return {}
@@ -49,7 +49,7 @@ def rotary_parameters(keys: Keys, head_size: int) -> dict[str, Any]:
 
 
 def _with_original_length(found: dict[str, Any]) -> dict[str, Any]:
-    """Configurations such as Phi-3's hold the original length outside of the rotary parameters, and it goes first."""
+    """Configurations such as Phi-3's hold the original length outside the rotary parameters, with priority."""
     original = found["rope_parameters"].get("original_max_position_embeddings")
     return found if original is None else {**found, "original_max_position_embeddings": original}
 

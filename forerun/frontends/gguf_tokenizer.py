@@ -42,7 +42,7 @@ WHOLE_FIRST = frozenset(
 )
 """Those whose words are tokens without merges where the vocabulary has them, and whose texts begin with the BOS token
 unless the file says otherwise."""
-UNTOLD = (None, "default")  # of a file from before the key; transformers' builder cuts as GPT-2 does
+UNTOLD = (None, "default")  # in files older than the key; transformers' builder cuts as GPT-2 does
 
 SPECIAL_TOKENS = {
     "bos_token": "bos_token_id",
@@ -50,14 +50,14 @@ SPECIAL_TOKENS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-ABSENT = (None, "none", "no_vocab")  # what tokenizer.ggml.model says in a file without a vocabulary
+ABSENT = (None, "none", "no_vocab")  # tokenizer.ggml.model in a file without a vocabulary
 FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
 
 
 def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None where the file holds none.
+    """The tokenizer, or None if the file has none.
 
-    Raises `CorruptFileError` where what the file holds is no tokenizer, and `UnsupportedOperationError` for a kind of
+    Raises `CorruptFileError` if the contents are not a tokenizer, and `UnsupportedOperationError` for a kind of
     tokenizer that transformers does not build from GGUF files.
     """
     metadata = _Metadata(header)
@@ -117,7 +117,7 @@ class _Metadata:
             raise self.damaged(name, "holds a string that is no UTF-8") from error
 
     def numbers(self, name: str, kinds: str, length: int) -> list[Any]:
-        """A list of one number a token, of numpy's `kinds`."""
+        """A list of one number per token, of numpy's `kinds`."""
         stored = self.value(name)
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in kinds or len(stored) != length:
             raise self.damaged(name, f"is no list of {length} numbers, one a token")
@@ -144,7 +144,7 @@ class _Metadata:
 
 
 def _fields(metadata: _Metadata, kind: str) -> dict[str, Any]:
-    """What transformers' builders take, under their names."""
+    """The arguments of transformers' builders, by name."""
     tokens = metadata.strings("tokens")
     embedding = next((entry for entry in metadata.header.tensors if entry.name == "token_embd.weight"), None)
     if not tokens or (embedding is not None and len(tokens) > embedding.shape[0]):
@@ -176,7 +176,7 @@ def _merges(metadata: _Metadata) -> list[str]:
 
 
 def _cut(metadata: _Metadata) -> PreTokenizer | None:
-    """How a text is cut before merges, where transformers' builder does not know."""
+    """The split of a text before merges, if transformers' builder does not know it."""
     name = metadata.value("pre")
     if name in UNTOLD or name in GGUF_PRE_TOKENIZER_SPLITS or name in GPT2:
         return None

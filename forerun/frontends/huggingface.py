@@ -24,7 +24,7 @@ LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes
 def load_directory(path: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model that a directory holds, all of its weights from the directory.
 
-    Code that the directory brings runs under `trust_remote_code` alone; nothing is asked.
+    Code in the directory runs only under `trust_remote_code`; the user is not prompted.
     """
     check_directory(path)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -68,7 +68,7 @@ def _listed(names: list[str]) -> str:
 
 
 def prefer_attention(model: nn.Module) -> None:
-    """Let the model call torch's attention operation where its code supports it, and compute no cache."""
+    """Let the model call torch's attention operation if its code supports it, and compute no cache."""
     if not isinstance(model, PreTrainedModel):
         return
     with quiet_libraries():

@@ -1,4 +1,4 @@
-"""Tokenizers as files of a kept folder, written and read without a question to anybody."""
+"""Tokenizers as files of a kept folder, written and read without prompts."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from forerun.frontends.tokenizer import load_tokenizer
 
 
 def can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the files alone make the tokenizer again: not where its class is code that came with a model."""
+    """Whether the files alone restore the tokenizer: not if its class is code that came with a model."""
     return type(tokenizer).__module__.startswith("transformers.")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files. Raises OSError, whatever a library raises where the disk is full."""
+    """Write the tokenizer's files. Raises OSError, whatever a library raises if the disk is full."""
     try:
         with quiet_libraries():
             tokenizer.save_pretrained(folder)

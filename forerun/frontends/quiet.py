@@ -1,7 +1,7 @@
-"""Libraries kept from writing to the terminal, and their errors quoted in a few words.
+"""Keeps libraries from writing to the terminal, and quotes their errors in a few words.
 
-Nothing of the process changes for anybody else: what is quiet is the calling thread, and of the libraries only the
-handlers and progress bars of their own. What a program has set up to hear of them hears all.
+The rest of the process does not change: only the calling thread is quiet, and only the libraries' own handlers and
+progress bars. Handlers that a program has set up still receive everything.
 """
 
 import logging
@@ -31,14 +31,14 @@ def quiet_libraries() -> Generator[None]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """What a library's error says first, short enough to quote inside a sentence."""
+    """The start of a library's error, short enough to quote inside a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".:! ")
     return text if len(text) <= 160 else text[:157] + "..."
 
 
 def print_unless_quiet(*values: Any, **options: Any) -> None:
-    """Python's print, but for threads in which libraries are quiet."""
+    """Python's print, except in threads in which libraries are quiet."""
     if not _is_quiet():
         print(*values, **options)
 
@@ -53,7 +53,7 @@ def _heard(record: logging.LogRecord) -> bool:
 
 
 def _install() -> None:
-    """Give the libraries' handlers the filter, and transformers a hook for its bars; both look at the thread."""
+    """Give the libraries' handlers the filter, and transformers a hook for its bars; both check the thread."""
     global _installed
     with _installing:
         for name, logger in [*logging.root.manager.loggerDict.items()]:

@@ -2,7 +2,7 @@
 
 Under dynamic NTK scaling and longrope (arXiv 2402.13753) transformers chooses the frequencies by the length of the
 whole sequence, in every forward pass. Up to a model's original length they are constant; where a sequence grows past
-it they switch, while the keys in the cache keep the old ones, so that no position has one meaning. forerun compiles
+it they switch, while the keys in the cache keep the old ones, so positions have no single meaning. forerun compiles
 such a model up to that length.
 """
 
@@ -20,16 +20,16 @@ HELD = "default"
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """The most positions that a model can have, and why."""
+    """The largest number of positions that a model can have, and why."""
 
     positions: int
     reason: str
 
 
 def hold_frequencies(model: nn.Module) -> LengthLimit | None:
-    """Keep length-dependent rotary frequencies at those of short sequences; the length up to which that is exact.
+    """Keep rotary frequencies at those of short sequences; returns the length up to which that is exact.
 
-    Changes the modules of `model`, which must be the caller's to change.
+    Changes the modules of `model`, which the caller must be free to change.
     """
     limits: list[LengthLimit] = []
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Everything a user may compile, opened as one thing: a `Source`."""
+"""Opens everything that a user may compile as a `Source`."""
 
 import os
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ class Source:
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None = None
     eos_token_ids: tuple[int, ...] = ()
-    limit: LengthLimit | None = None  # positions that the model can have, where it says so
-    native: NativeWeights | None = None  # how a GGUF file keeps its matrices, by the names of `weights`
+    limit: LengthLimit | None = None  # positions that the model can have, if it says so
+    native: NativeWeights | None = None  # the matrices of a GGUF file, by the names of `weights`
     _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
 
     def trace(self, max_length: int) -> ExportedProgram:
@@ -77,9 +77,9 @@ def open_source(
 ) -> Source:
     """Open a directory, a GGUF file, a transformers model, any module or an ExportedProgram.
 
-    With `native`, the source must be a GGUF file, and learns how the file keeps its matrices. An object that the caller
-    passes is left as it was. `generation_config` is the model's own, the caller's, or None to go on without; what of it
-    would change a text is refused. Raises `SourceNotFoundError`, `NotAModelError`, `CorruptFileError` or
+    With `native`, the source must be a GGUF file, and has its matrices in their own weight dtypes. An object that the
+    caller passes is left as it was. `generation_config` is the model's own, the caller's, or None to use none; a field
+    that would change a text is refused. Raises `SourceNotFoundError`, `NotAModelError`, `CorruptFileError` or
     `InvalidOptionError`.
     """
     if dtype not in DTYPES:

@@ -1,4 +1,4 @@
-"""Whether a model's forward pass keeps anything: compiled, what it keeps would stay as it was traced."""
+"""Checks that a model's forward pass keeps no state: once compiled, a state would stay as it was traced."""
 
 import copy
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ EXAMPLE = (1, 2, 1)
 def require_stateless(module: nn.Module, name: str) -> None:
     """Raise TraceError for a model that gives other logits, or changes what it keeps, when it is called once more.
 
-    Two calls on a copy that shares the parameters are compared; what is computed once and then stays (a table that
-    grows on demand) is no state. A model that fails here will fail, and be explained, when it is traced; so will one
-    that samples, whose calls agree where they begin with the same random numbers. The caller's are left as they were.
+    Two calls on a copy that shares the parameters are compared; a value that is computed once (a table that grows
+    on demand) is not a state. A call that fails here will fail, and be explained, when the model is traced; so will a
+    model that samples, whose calls agree if they start from the same random numbers. The caller's random state is kept.
     """
     tensors = [*module.parameters(), *module.buffers()]
     if any(each.is_meta for each in tensors):

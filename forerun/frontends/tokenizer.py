@@ -11,7 +11,7 @@ from forerun.frontends.quiet import first_sentence, quiet_libraries
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, or None where there is none. Raises `CorruptFileError` for one that is damaged."""
+    """The tokenizer next to a model, or None if there is none. Raises `CorruptFileError` for one that is damaged."""
     path = Path(path)
     files = tokenizer_files(path)
     if not files:
@@ -34,7 +34,7 @@ def object_tokenizer(model: nn.Module, trust_remote_code: bool = False) -> PreTr
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt as a user's turn, ready for the answer; plain text where there is no chat template."""
+    """The prompt as a user's turn, ready for the answer; plain text if there is no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         return list(tokenizer.encode(prompt))
     turns = [{"role": "user", "content": prompt}]

@@ -116,7 +116,7 @@ def _function(name: str, program: ExportedProgram, shared: _Weights) -> Function
 
 
 def _sequence(inputs: Sequence[Node], results: int) -> dict[str, str]:
-    """The name of the sequence dimension of `@forward`; TraceError where it is no map of token ids to logits."""
+    """The name of the sequence dimension of `@forward`; TraceError if it does not map token ids to logits."""
     if len(inputs) != 1 or results != 1:
         shown = f"{len(inputs)} inputs and {results} outputs"
         raise TraceError(f"The traced program has {shown}; trace a module that maps input_ids [1, T] to logits.")
@@ -147,7 +147,7 @@ class _Weights:
         """Those of the functions before, by symbol."""
 
     def weight(self, target: str, tensor: torch.Tensor, kind: TensorType, function: str) -> dict[str, Any]:
-        """The parameters of the tensor's symbol, which is declared if no function before has used it."""
+        """The parameters of the tensor's symbol, which is declared on first use."""
         symbol = next((name for name, each in self.tensors.items() if _same(each, tensor)), None)
         given = {"shape": kind.dims, "dtype": kind.dtype}
         if symbol is not None:
@@ -241,7 +241,7 @@ class _Importer:
         return self.run(module.graph)
 
     def require_own(self, node: Node) -> None:
-        """Raise TraceError where a node changes a tensor that the model keeps: compiled, it would stay as it is."""
+        """Raise TraceError if a node changes a tensor that the model keeps: once compiled, it would not change."""
         target = node.args[0]
         kept = _connected(target, _shares) & self.kept if isinstance(target, Node) else set[Node]()
         for each in kept:
@@ -266,7 +266,7 @@ class _Importer:
         self.values.update(dict.fromkeys(same, result))
 
     def check(self, node: Node, result: Any) -> None:
-        """What a rule built must have the shape and dtype that torch.export saw."""
+        """The result of a rule must have the shape and dtype that torch.export saw."""
         expected = node.meta.get("val")
         for value, tensor in zip(_flat(result), _flat(expected), strict=True):
             if not isinstance(tensor, torch.Tensor):

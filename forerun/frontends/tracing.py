@@ -13,10 +13,10 @@ from forerun.errors import TraceError
 from forerun.frontends.quiet import first_sentence, print_unless_quiet, quiet_libraries
 from forerun.frontends.stateless import require_stateless
 
-# torch prints the graph of a trace that fails, whoever handles the error; its module's own `print` looks at the thread.
+# torch prints the graph of a failed trace, even if the error is handled; its module's own `print` looks at the thread.
 setattr(import_module("torch.export._trace"), "print", print_unless_quiet)  # noqa: B010
 
-# Primes: no size of a model is likely to equal one, so that a coincidence of sizes is not taken for a rule.
+# Primes: no size of a model is likely to equal one, so a coincidence of sizes is not taken for a rule.
 EXAMPLE_LENGTHS = (11, 7, 67)
 SPECIALISED = "Constraints violated"  # how torch.export says that a dynamic dimension came out fixed
 
@@ -115,7 +115,7 @@ def _check_range(program: ExportedProgram, length: torch.SymInt, name: str, max_
 
 
 def _table_of(program: ExportedProgram, size: int) -> str:
-    """The tensor of so many rows that the program slices, in words, where it does."""
+    """A description of the tensor with that number of rows that the program slices, if any."""
     names = {spec.arg.name: str(spec.target).removeprefix("model.") for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         source = node.args[0] if node.op == "call_function" and node.args else None

@@ -22,7 +22,7 @@ def program_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
 
 
 def private_copy(module: nn.Module, dtype: torch.dtype, name: str) -> nn.Module:
-    """The same module structure over the same tensors, cast where they are not of `dtype`.
+    """The same module structure over the same tensors, cast if they are not of `dtype`.
 
     Changing the copy's structure, configuration or mode leaves the original as it was. Floating parameters and
     persistent buffers are cast; buffers that are not saved (rotary frequencies, say) keep their precision, as they do

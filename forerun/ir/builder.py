@@ -1,4 +1,4 @@
-"""Appending operations at one place, with constants, casts and views spelled shortly."""
+"""Appending operations at one place, with short forms for constants, casts and views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forerun.ir.views import Broadcast, Concat, Reshape, Slice, Transpose
 
 
 class Builder:
-    """Inserts operations at `at`, in order; gives the new value, or the operand itself where nothing changes."""
+    """Inserts operations at `at`, in order; returns the new value, or the operand itself if nothing changes."""
 
     def __init__(self, at: InsertPoint | Block, location: LocationAttr | None = None, hint: str | None = None) -> None:
         self.at = InsertPoint.at_end(at) if isinstance(at, Block) else at
@@ -30,7 +30,7 @@ class Builder:
 
     @staticmethod
     def before(operation: Operation, rewriter: PatternRewriter | None = None) -> Builder:
-        """A builder in front of an operation, with its location; a rewriter gets to see what is inserted."""
+        """A builder in front of an operation, with its location; a rewriter is notified of insertions."""
         build = Builder(InsertPoint.before(operation), operation.location)
         if rewriter is not None:
             build.insert = rewriter.insert
@@ -85,7 +85,7 @@ class Builder:
 
 
 def resolve(dims: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:
-    """`shape` with its -1 replaced by what is left of the elements of `dims`; ValueError where that is no dimension."""
+    """`shape` with its -1 inferred from the elements of `dims`; ValueError if the result is not a dimension."""
     if -1 not in shape:
         return tuple(shape)
     factor, symbols = dimensions.volume(dims)

@@ -1,4 +1,4 @@
-"""What the class of an operation declares of its operands and parameters: its text and its faults are written by it."""
+"""The declared operands and parameters of an operation's class: the basis of its text and its error messages."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class DeclaredOperation(IRDLOperation):
     """Whether the text lists the names of optional operands; else they are filled in order."""
 
     def there(self) -> Sequence[int]:
-        """For each operand, how many there are; of operations that have several optional ones."""
+        """The number of values for each operand, for operations with several optional ones."""
         sizes: Any = self.properties.get(SEGMENTS)
         return sizes.get_values() if isinstance(sizes, DenseArrayBase) else ()
 
     def extra(self) -> tuple[str, ...]:
-        """The names of the optional operands that are there."""
+        """The names of the optional operands that are present."""
         if self.SEGMENTED:
             there = zip(self.OPERANDS, self.there(), strict=False)
             return tuple(name for name, count in there if count and name in self.OPTIONAL)
@@ -50,5 +50,5 @@ class DeclaredOperation(IRDLOperation):
         return f"has no parameter {name!r}" + (f", only {', '.join(known)}" if known else "")
 
     def check(self) -> None:
-        """Raise `VerifyException` where the results are not those of the operands and parameters."""
+        """Raise `VerifyException` if the results do not follow from the operands and parameters."""
         raise NotImplementedError

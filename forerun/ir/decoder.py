@@ -1,4 +1,4 @@
-"""The decoder's own operations: rotary embedding, attention over a sequence and over a tree."""
+"""Operations specific to decoders: rotary embedding, attention over a sequence and over a tree."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Attention(ValueOperation):
 
 @operation
 class TreeAttention(ValueOperation):
-    """Attention of every row over its own history (`runtime.executable` says where a history's slots are).
+    """Attention of every row over its own history (`runtime.executable` says where its slots are).
 
     It reads the keys [Hkv, D] of state `symbol` and the values [Hkv, Dv] of state `values`, both per position.
     q [N, H, D], positions [N], sequences [N], bases [N], paths [N, D], block_tables [S, B] -> [N, H, Dv]; `block` P,

@@ -24,13 +24,13 @@ SPEC = Dialect("spec", list(OPERATIONS), [TensorType])
 
 
 def load_dialects(context: Context) -> None:
-    """Let an xDSL context know `builtin` and `spec`."""
+    """Register `builtin` and `spec` in an xDSL context."""
     context.load_dialect(Builtin)
     context.load_dialect(SPEC)
 
 
 def context() -> Context:
-    """An xDSL context that knows `builtin` and `spec`."""
+    """Returns an xDSL context with `builtin` and `spec`."""
     known = Context()
     load_dialects(known)
     return known

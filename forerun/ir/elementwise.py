@@ -1,4 +1,4 @@
-"""Values from nothing (parameters, constants, counts), and operations on each element alone."""
+"""Values without operands (parameters, constants, counts), and elementwise operations."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Iota(ValueOperation):
 
 @operation
 class Map(ValueOperation):
-    """An elementwise function with numpy's broadcasting; operands of one dtype (but the condition of `where`)."""
+    """An elementwise function with numpy's broadcasting; operands of one dtype (except the condition of `where`)."""
 
     name = "spec.map"
     traits = traits_def(Pure())

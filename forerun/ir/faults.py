@@ -1,4 +1,4 @@
-"""What is wrong with an operation that xDSL's verifier refuses, as a sentence about its names, kinds and counts."""
+"""Describes why xDSL's verifier refuses an operation, in a sentence about its names, kinds and counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forerun.ir.properties import attribute_text
 
 
 def misfit(operation: DeclaredOperation, found: VerifyException) -> str:
-    """What xDSL found wrong with the names, kinds and counts of an operation, as a sentence about it."""
+    """The fault that xDSL found in the names, kinds and counts of an operation, as a sentence."""
     if wrong := wrong_parameter(operation):
         return wrong
     if len(operation.regions) == 1 and len(operation.regions[0].blocks) != 1:
@@ -41,6 +41,6 @@ def wrong_parameter(operation: DeclaredOperation) -> str | None:
 
 
 def signature(kind: type[DeclaredOperation]) -> list[str]:
-    """The names of the operands, `name?` where one may be left out, `name...` for any number of them."""
+    """The names of the operands, `name?` if it may be left out, `name...` for any number of them."""
     names = [f"{name}?" if name in kind.OPTIONAL else name for name in kind.OPERANDS]
     return [*names[:-1], f"{names[-1]}..."] if kind.VARIADIC else names

@@ -21,7 +21,7 @@ Made = TypeVar("Made", bound=DeclaredOperation)
 
 
 def segments(there: Sequence[bool]) -> Attribute:
-    """The sizes of an operation's operands, each of which is there or not."""
+    """The sizes of an operation's operands, each of them present or not."""
     return DenseArrayBase.from_list(i32, [int(each) for each in there])
 
 
@@ -45,7 +45,7 @@ def print_operation(operation: DeclaredOperation, printer: Printer) -> None:
 
 
 def shown_parameters(operation: DeclaredOperation) -> Properties:
-    """What the text shows in braces: parameters, and the names of the optional operands that are there."""
+    """The contents of the braces: parameters, and the names of the optional operands that are present."""
     shown: Properties = {}
     for name, attribute in {**operation.properties, **operation.attributes}.items():
         if name != SEGMENTS:
@@ -73,7 +73,7 @@ def parse_operation(kind: type[Made], parser: Parser) -> Made:
 
 
 def _parse_defined(parser: Parser) -> SSAValue:
-    """An operand whose definition stands above it, so that its type need not be repeated."""
+    """An operand, without its type: its definition precedes it."""
     operand = parser.parse_unresolved_operand()
     values = parser.ssa_values.get(operand.operand_name, ())
     if operand.index >= len(values):
@@ -84,7 +84,7 @@ def _parse_defined(parser: Parser) -> SSAValue:
 def _segmented(
     kind: type[DeclaredOperation], parser: Parser, operands: list[SSAValue], properties: Properties
 ) -> tuple[list[SSAValue], Properties]:
-    """Operands in the declared order, and properties with `SEGMENTS` in the place of the text's list of names."""
+    """Operands in the declared order, and properties with `SEGMENTS` instead of the text's list of names."""
     fixed = len(kind.OPERANDS) - len(kind.OPTIONAL)
     given = operands[fixed:]
     names = _listed(properties.get(EXTRA)) if kind.LISTED else list(kind.OPTIONAL[: len(given)])

@@ -35,9 +35,9 @@ def evaluate(
     module: ModuleOp, name: str, inputs: Sequence[torch.Tensor], environment: Environment
 ) -> list[torch.Tensor]:
     """Evaluate a function. Its dimension names take their values from the inputs' sizes; states change in place.
-    Weights have the values that their storage leaves them.
+    Weights have the values that remain after storage in their weight dtype.
 
-    Raises ValueError where the inputs do not fit the function's arguments.
+    Raises ValueError if the inputs do not fit the function's arguments.
     """
     function = functions(module)[name]
     values, inner = called(module, function, inputs, environment)
@@ -60,7 +60,7 @@ def called(
 def run_body(
     body: Iterable[SpecOperation], values: Values, environment: Environment, keep: Container[SSAValue] = ()
 ) -> None:
-    """Evaluate operations in order, from and into `values`, which forgets what is not in `keep` after its last use."""
+    """Evaluate operations in order, from and into `values`, which drops values not in `keep` after their last use."""
     operations = [each for each in body if not each.ends_body]
     uses = Counter(operand for each in operations for operand in each.operands)
     remaining: dict[SSAValue, int] = {
@@ -89,7 +89,7 @@ def run_body(
 
 
 def _outside_table(operation: SpecOperation, inputs: Sequence[torch.Tensor]) -> OutsideTableError | None:
-    """What is wrong with the indices into a table, if anything is."""
+    """The fault in the indices into a table, if there is one."""
     if not isinstance(operation, Gather | TakeAlong):
         return None
     table, *indices = inputs
@@ -136,7 +136,7 @@ def _run_recurrence(recurrence: Recurrence, inputs: Sequence[torch.Tensor], envi
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
-    """All weights of a module: the stored ones, and those that `@constants` derives, evaluated whenever asked for.
+    """All weights of a module: the stored ones, and those of `@constants`, evaluated on demand.
 
     Nothing is kept: tables and masks over positions have large intermediate values.
     """
@@ -160,8 +160,8 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
 
 
 def new_states(module: ModuleOp, slots: int, requests: int = 1) -> dict[str, torch.Tensor]:
-    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN: what is read
-    was written before."""
+    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN: a record
+    that is read must have been written before."""
 
     def records(state: State) -> torch.Tensor:
         count = requests if state.per == "request" else slots

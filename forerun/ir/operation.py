@@ -2,9 +2,9 @@
 
     operation ::= results? `spec.` name symbol? `(` operands `)` parameters? (`->` types)?
 
-An operation class gives, beside its operands (`operand_def`), results and parameters (`forerun.ir.properties`),
+An operation class gives, besides its operands (`operand_def`), results and parameters (`forerun.ir.properties`),
   infer     the result types from the operands' types and the parameters, by name; builder and verifier share it;
-  evaluate  what it means, in torch; the reference interpreter calls it;
+  evaluate  its meaning, in torch; the reference interpreter calls it;
   traits    its effects: `Pure()`, or what it reads and writes, so that dead-code elimination knows.
 """
 
@@ -50,7 +50,7 @@ Defined = TypeVar("Defined", bound="SpecOperation")
 
 @dataclass
 class Environment:
-    """What evaluation may look at besides operands: weights, states, and the values of dimension names."""
+    """The data that evaluation may use besides operands: weights, states, and the values of dimension names."""
 
     weights: Callable[[str], torch.Tensor]
     states: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])  # [slots, *shape]
@@ -64,7 +64,7 @@ class SpecOperation(DeclaredOperation):
     def make(cls, *inputs: SSAValue | None, **given: Any) -> Self:
         """Build the operation from its operands, by position or name, and its parameters.
 
-        What is None is left out. The result types follow from the shape rule; VerifyException where it refuses.
+        A value of None is left out. The result types follow from the shape rule; VerifyException if it refuses.
         """
         placed = [*inputs]
         parameters: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class SpecOperation(DeclaredOperation):
         return cls.create(operands=operands, result_types=types, properties=properties)
 
     def remade(self, operands: Sequence[SSAValue], **changes: Any) -> Self:
-        """The same operation on other operands, one for each of its own, with some parameters changed."""
+        """Returns the operation on other operands, one for each of its own, with some parameters changed."""
         properties = dict(self.properties)
         for name, value in changes.items():
             properties[name] = self.encoded(name, value)
@@ -104,7 +104,7 @@ class SpecOperation(DeclaredOperation):
     def infer(cls, *types: Any, **parameters: Any) -> Types:
         """The shape rule: operands' types by position, None for those left out, and parameters by name.
 
-        VerifyException where they do not fit.
+        Raises VerifyException if they do not fit.
         """
         raise UnsupportedOperationError(f"{cls.name} has no shape rule; give its class `infer`.")
 
@@ -113,7 +113,7 @@ class SpecOperation(DeclaredOperation):
         raise UnsupportedOperationError(f"{self.name} has no meaning by itself that could be evaluated.")
 
     def placed(self, values: Sequence[T]) -> list[T | None]:
-        """What stands for the operands, with None where an optional one is left out."""
+        """The given items by operand, with None for an optional operand that is left out."""
         if not self.OPTIONAL:
             return [*values]
         if not self.SEGMENTED:
@@ -122,7 +122,7 @@ class SpecOperation(DeclaredOperation):
         return [next(rest) if there else None for there in self.there()]
 
     def replace_operand(self, name: str, value: SSAValue) -> None:
-        """Put another value in the place of a named operand."""
+        """Replace a named operand by another value."""
         there = self.there() if self.SEGMENTED else [1] * len(self.operands)
         self.operands[sum(there[: self.OPERANDS.index(name)])] = value
 
@@ -168,7 +168,7 @@ class SpecOperation(DeclaredOperation):
 
     @classmethod
     def inferred(cls, types: Sequence[TensorType | None], parameters: Mapping[str, Any]) -> Types:
-        """The result types by the shape rule; what operands and parameters of any kind do to it, in words."""
+        """The result types by the shape rule; whatever the operands and parameters, a failure of it is put in words."""
         try:
             return cls.infer(*types, **parameters)
         except STUMBLED as error:
@@ -190,7 +190,7 @@ class SpecOperation(DeclaredOperation):
             raise VerifyException(f"gives ({shown}), not ({', '.join(str(each) for each in actual)})")
 
     def verify_all(self, declared: Callable[[Any], None]) -> None:
-        """xDSL's verifier of what is declared, then the shape rule."""
+        """xDSL's verifier of the declarations, then the shape rule."""
         try:
             declared(self)
             if self.attributes:

@@ -40,7 +40,7 @@ class Symbol(str):
 
 @dataclass(frozen=True, eq=False)
 class Kind(AttrConstraint[Attribute], Generic[T]):
-    """How parameters of one Python type are kept.
+    """How parameters of one Python type are stored.
 
     `holds` says whether an attribute is one, `accepts` whether a Python value is; `of_dims` marks the kinds that hold
     dimensions, which change where a name of a dimension is replaced.
@@ -54,7 +54,7 @@ class Kind(AttrConstraint[Attribute], Generic[T]):
     of_dims: bool = False
 
     def encode(self, value: T) -> Attribute:
-        """The attribute of a value; VerifyException where the value is of another kind."""
+        """The attribute of a value; VerifyException if the value is of another kind."""
         if not self.accepts(value):
             raise VerifyException(f"takes {self.what}, not {value!r}")
         return self.to_attribute(value)
@@ -148,7 +148,7 @@ DIMENSION: Kind[Dim] = Kind(
 
 
 def items_of(attribute: Attribute) -> Sequence[Attribute]:
-    """The attributes of an array; nothing for another attribute."""
+    """The attributes of an array; empty for any other attribute."""
     return cast(ArrayAttr[Attribute], attribute).data if isinstance(attribute, ArrayAttr) else ()
 
 
@@ -195,7 +195,7 @@ def optional(kind: Kind[T]) -> T | None:
 
 
 def default(kind: Kind[T], value: T) -> T:
-    """A parameter that has this value where it is left out."""
+    """A parameter that has this value if it is left out."""
     return cast(Any, opt_prop_def(kind, kind.encode(value)))
 
 

@@ -32,7 +32,7 @@ REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
 
 @operation
 class Reduce(ValueOperation):
-    """A reduction over `dims`, which stay with size 1 where `keep` is set."""
+    """A reduction over `dims`, which stay with size 1 if `keep` is set."""
 
     name = "spec.reduce"
     traits = traits_def(Pure())
@@ -101,7 +101,7 @@ class Softmax(ValueOperation):
 class TopK(SpecOperation):
     """The k largest along the last dimension, largest first, the lower index first among equals.
 
-    NaN counts as -inf, and is given as such.
+    NaN counts as -inf, and is returned as -inf.
     """
 
     name = "spec.topk"

@@ -1,4 +1,4 @@
-"""Reading and writing states: what a step leaves behind for later ones (`spec.state`).
+"""Reading and writing states: the data that a step leaves for later ones (`spec.state`).
 
 A state per position is read by attention (`decoder.TreeAttention`), a state per row by `spec.recurrence`, a state per
 request by `spec.state_read`.
@@ -82,8 +82,8 @@ class Recurrence(ValueOperation):
 
     positions [N], sequences [N], bases [N], paths [N, D], block_tables [S, B], slots [N], and `order` [N], the rows
     with parents before their children; `block` is P. A row's parent is the position before its own in its history
-    (`runtime.executable` says where that lies); the record before position 0 is zero. The body takes the parent's
-    record and the other inputs, those of rows [N, ...] at the row, the others whole, and yields the row's record, which
+    (`runtime.executable` says where it lies); the record before position 0 is zero. The body takes the parent's
+    record and the other inputs (inputs of rows [N, ...] at the row, others whole), and yields the row's record, which
     is written to the row's slot.
     """
 
@@ -104,7 +104,7 @@ class Recurrence(ValueOperation):
 
     @classmethod
     def of(cls, operands: Sequence[SSAValue], body: Region, *, symbol: Symbol, block: int) -> Self:
-        """The recurrence over the operands in their order, the inputs last."""
+        """Returns the recurrence over the operands in order, with the inputs last."""
         last = body.block.last_op
         assert isinstance(last, Yield)
         record = tensor_type(last.inputs[0])
@@ -141,7 +141,7 @@ class Recurrence(ValueOperation):
         return last.inputs[0]
 
     def of_rows(self) -> dict[SSAValue, tuple[SSAValue, bool]]:
-        """The body's inputs, each with the operand that it stands for, and whether that has a row for each of N."""
+        """The body's inputs, each with its operand, and whether the operand has N rows."""
         rows = tensor_type(self.positions).dims
         arguments = self.region.block.args[1:]
         return {

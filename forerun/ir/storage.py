@@ -1,4 +1,4 @@
-"""How the numbers of a weight are kept in memory, where that is not its dtype: the `storage` of a `spec.weight`.
+"""The weight dtype in memory, if it is not the dtype of the type: the `storage` of a `spec.weight`.
 
 Storage is a property of the weight, not of the arithmetic: a stored weight is widened to its dtype wherever it is read.
 """
@@ -24,7 +24,7 @@ STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def as_stored(module: ModuleOp, values: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
-    """The weights of a module with the values that their storage leaves them."""
+    """The weights of a module with the values that remain after storage in their weight dtype."""
     storages = {name: each.storage for name, each in weights(module).items()}
 
     def weight(name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What holds operations together: functions, kernels, and the symbols of weights and states."""
+"""The structure around operations: functions, kernels, and the symbols of weights and states."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Declaration(SpecOperation):
 class Weight(_Declaration):
     """A tensor of the weight store: `shape`, `dtype`. With `derived`, result `derived` of `@constants` instead.
 
-    `storage` is how the numbers of a float32 matrix are kept (`forerun.ir.storage`); its dtype, where there is none.
+    `storage` is the weight dtype of a float32 matrix (`forerun.ir.storage`), by default `dtype`.
     """
 
     name = "spec.weight"
@@ -85,11 +85,11 @@ PER = ("position", "row", "request")
 
 @operation
 class State(_Declaration):
-    """What a step leaves behind for later ones: records of `shape` numbers of `dtype`, one for each slot.
+    """The data that a step leaves for later ones: records of `shape` numbers of `dtype`, one for each slot.
 
     per = "position"   read through a row's history: committed blocks, then the row's own path (keys and values);
     per = "row"        a row reads its parent's record, and leaves its own;
-    per = "request"    constant for a request, once an entry has written it; its slots are a numbering of their own.
+    per = "request"    constant for a request, once an entry has written it; its slots have their own numbering.
     """
 
     name = "spec.state"
@@ -141,7 +141,7 @@ class Yield(SpecOperation):
 
 @operation
 class Kernel(SpecOperation):
-    """What one launch computes: a body over the operands, closed by `spec.yield`. `kind` names the template.
+    """The work of one launch: a body over the operands, ended by `spec.yield`. `kind` names the template.
 
     `branch` is the residual branch that it belongs to, `stream` the number of its first result in the residual stream,
     `offsets` where its results lie in the arena, in bytes.
@@ -220,7 +220,7 @@ class Function(SpecOperation):
 
     @property
     def body(self) -> list[SpecOperation]:
-        """Its operations, the terminator included."""
+        """Its operations, including the terminator."""
         return operations(self.block)
 
     @property
@@ -229,7 +229,7 @@ class Function(SpecOperation):
         return list(last.operands) if isinstance(last, Return) else []
 
     def argument(self, name: str) -> SSAValue:
-        """The argument of that name; KeyError where there is none."""
+        """The argument of that name; KeyError if there is none."""
         for each in self.block.args:
             if each.name_hint == name:
                 return each
@@ -299,7 +299,7 @@ def entries(module: ModuleOp) -> dict[str, Function]:
 
 
 def walk(body: Iterable[SpecOperation]) -> Iterable[SpecOperation]:
-    """Operations and, inside kernels, theirs."""
+    """The given operations and, for kernels, the operations inside them."""
     for each in body:
         yield each
         if isinstance(each, Kernel):
@@ -307,7 +307,7 @@ def walk(body: Iterable[SpecOperation]) -> Iterable[SpecOperation]:
 
 
 def backward_slice(value: SSAValue) -> list[SpecOperation]:
-    """The operations a value is made of, operands first."""
+    """The operations that a value is computed by, operands first."""
     ordered: dict[SpecOperation, None] = {}
     pending = [value.owner]
     while pending:

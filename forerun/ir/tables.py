@@ -1,8 +1,8 @@
 """Closed tables: an analysis or a code generator has a rule for every operation, or refuses it by name.
 
-A table is built with its rules and checked when it is built: a rule that is missing, or for something that does not
-exist, is an error at import time. A lookup of what came later, or of what the table refuses, is an error that names it:
-nothing unknown is taken as harmless.
+A table is checked when it is built: a missing rule, or a rule for something that does not exist, is an error at import
+time. A lookup of something added later, or of something that the table refuses, is an error that names it: nothing
+unknown is assumed to be harmless.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Stands in a table for a rule that there is not, with the reason."""
+    """Marks an entry of a table that has no rule, with the reason."""
 
     reason: str
 
 
 def refused(reason: str) -> Refusal:
-    """No rule, and why: what stands behind the name in the error, or a whole sentence that holds `{name}`."""
+    """No rule, and why: the text after the name in the error, or a whole sentence that contains `{name}`."""
     return Refusal(reason if "{name}" in reason else f"{{name}} {reason}")
 
 
 def each_of(rule: R, *keys: K) -> dict[K, R]:
-    """One rule for several."""
+    """One rule for several keys."""
     return dict.fromkeys(keys, rule)
 
 
 class ClosedTable(Mapping[K, R], Generic[K, R]):
-    """A rule for everything in `known`, or a refusal; `title` is what the table is called in errors.
+    """A rule for everything in `known`, or a refusal; `title` names the table in errors.
 
-    As a mapping it holds what has a rule; `entries` has the refusals as well.
+    As a mapping it holds the keys with a rule; `entries` has the refusals as well.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ClosedTable(Mapping[K, R], Generic[K, R]):
             raise TypeError(f"The table of {title} has an entry for {', '.join(foreign)}, which does not exist.")
 
     def __getitem__(self, key: K) -> R:
-        """The rule; UnsupportedOperationError where there is none, or the table refuses."""
+        """Returns the rule; UnsupportedOperationError if there is none, or the table refuses."""
         rule = self._ruled.get(key)
         if rule is not None:
             return rule

@@ -48,7 +48,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The element type's name of a torch dtype; KeyError where the dialect has none."""
+    """The element type's name of a torch dtype; KeyError if the dialect has none."""
     return _NAME_OF_TORCH[dtype]
 
 
@@ -62,7 +62,7 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
 
     @staticmethod
     def of(dims: Sequence[Dim], dtype: str) -> TensorType:
-        """The type; ValueError where there is no such dtype, a text is no dimension, or a number no size."""
+        """The type; ValueError for an unknown dtype, a text that is not a dimension, or a number that is not a size."""
         for dim in dims:
             dimensions.affine(dim)
             if isinstance(dim, int) and not 0 <= dim <= LARGEST_DIM:
@@ -95,7 +95,7 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
         return self.with_dims([dimensions.substitute(dim, name, value) for dim in self.dims])
 
     def sizes(self, bindings: Mapping[str, int]) -> tuple[int, ...]:
-        """The actual sizes under values for the names."""
+        """The actual sizes, given values for the names."""
         return tuple(dimensions.evaluate(dim, bindings) for dim in self.dims)
 
     @classmethod

@@ -1,8 +1,9 @@
 """The module verifier: what must hold across operations, checked before and after passes.
 
-Operations check themselves by their shape rules. Here: values are used after their definition, inside their function,
-symbols exist with the declared type, states are read and written as what they are, a named dimension means one size
-within a function, functions and kernels end in their terminator and return what they declare.
+Operations check themselves by their shape rules. This module checks that values are used after their definition,
+inside their function, that symbols exist with the declared type, states are read and written as declared, a named
+dimension means one size within a function, and functions and kernels end in their terminator and return what they
+declare.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _check_alone(operation: SpecOperation) -> None:
 
 
 def _state_misfit(operation: SpecOperation, declared: dict[str, State]) -> str | None:
-    """What does not fit the states that an operation reads and writes: what they are per, their sizes, their dtype."""
+    """The mismatch between an operation and the states that it reads and writes: their `per`, sizes or dtype."""
     match operation:
         case StateWrite():
             state, kind = declared[operation.symbol], tensor_type(operation.value)
@@ -193,7 +194,7 @@ def _attention_misfit(operation: TreeAttention, keys: State, values: State) -> s
 
 
 def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
-    """The body computes with its own arguments alone."""
+    """The body uses only its own arguments."""
     visible: set[SSAValue] = set(recurrence.region.block.args)
     for operation in recurrence.body:
         if operation.reads or operation.writes or operation.regions:
@@ -204,7 +205,7 @@ def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
 
 
 def _check_signature(function: Function) -> None:
-    """An argument of `@step` that is called as one that the runtime gives has its dimensions and its dtype."""
+    """An argument of `@step` with the name of one that the runtime gives has its dimensions and its dtype."""
     if function.symbol != STEP:
         return
     for given in function.signature.arguments:
@@ -249,7 +250,7 @@ def _fault(operation: SpecOperation, message: str) -> VerificationError:
 
 
 def neighbourhood(operation: SpecOperation) -> str:
-    """The IR text around an operation, the operation itself marked."""
+    """The IR text around an operation, with the operation marked."""
     block = operation.parent
     assert isinstance(block, Block)
     around = operations(block)

@@ -1,4 +1,4 @@
-"""Operations that move elements and compute none: views, joins, choices by index."""
+"""Operations that move elements without computing: views, joins, choices by index."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Slice(ValueOperation):
 
 @operation
 class Concat(ValueOperation):
-    """The operands one after another along `dim`."""
+    """The operands, concatenated along `dim`."""
 
     name = "spec.concat"
     traits = traits_def(Pure())

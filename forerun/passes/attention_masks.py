@@ -1,11 +1,11 @@
-"""What an attention mask means, found by evaluating it for all pairs of positions: no pattern matching of mask code.
+"""What an attention mask means, found by evaluating it for all pairs of positions, without matching patterns of code.
 
 A row sees a range of positions that ends at the row itself: causal, a sliding window, chunks. Visible keys may get a
 bias that is a function of their distance or of their own position. Everything else is an error.
 
-All pairs are far too many to hold, or even to visit, at a long context. A block of rows and keys whose bounds say that
-all of it is visible, or nothing, is decided; any other is split, and evaluated where it is small (`pairwise`). Nothing
-is sampled: what cannot be bounded is evaluated pair by pair, and refused where that would take too long.
+A long context has far too many pairs to hold, or even to visit. A block of rows and keys is decided if its bounds say
+that all of it is visible, or none of it; otherwise it is split, and evaluated once it is small (`pairwise`). Nothing is
+sampled: a block without bounds is evaluated pair by pair, and refused if that would take too long.
 
 A softmax does not change when one number is added to a whole row, so a bias is taken relative to the row's own key:
 ALiBi (arXiv 2108.12409) is a bias by distance, whether a model counts from the first position or back from the last.
@@ -61,14 +61,14 @@ class Mask:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of each row [T]: the first and the last visible position, and how many are visible."""
+    """For each row [T]: the first and the last visible position, and the number of visible positions."""
 
     first: torch.Tensor
     last: torch.Tensor
     count: torch.Tensor
 
     def begins(self, longer: Seen) -> bool:
-        """Whether the rows are those of a longer sequence, but for rows that see positions this one does not have."""
+        """Whether the rows equal those of a longer sequence, except rows that see positions beyond this one."""
         length = len(self.first)
         same = (self.first == longer.first[:length]) & (self.last == longer.last[:length])
         same &= self.count == longer.count[:length]
@@ -77,7 +77,7 @@ class Seen:
 
 @contextmanager
 def _one_thread() -> Generator[None]:
-    """Blocks are small: several threads would wait for each other longer than they work, minutes on a busy machine."""
+    """Blocks are small: several threads would spend longer waiting than working, minutes on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,7 +119,7 @@ def classify(mask: SSAValue, attention: Attention, pairs: Pairs, context: PassCo
 
 
 def visible(pairs: Pairs) -> Seen:
-    """What each row sees, of all pairs: by the bounds of a block where they decide, else by its values."""
+    """What each row sees: decided by the bounds of a block if possible, otherwise by its values."""
     length = pairs.length
     seen = Seen(torch.full((length,), NOWHERE), torch.full((length,), -1), torch.zeros(length, dtype=torch.long))
     evaluated = 0
@@ -194,7 +194,7 @@ def _steps(first: torch.Tensor, attention: Attention) -> Steps | None:
 def _bias_by(
     pairs: Pairs, shorter: Sequence[Pairs], seen: Seen, attention: Attention
 ) -> Literal["key", "distance"] | None:
-    """What the bias is a function of, at the visible keys and at every length: by the graph, or else pair by pair."""
+    """What the bias depends on, at the visible keys and at every length: from the graph, or else pair by pair."""
     if pairs.is_truth:
         return None
     bounds = pairs.bounds(pairs.whole, pairs.whole, pairs.shown)
@@ -234,7 +234,7 @@ def _relative(row: torch.Tensor) -> torch.Tensor:
 
 
 def _is_line(biases: Sequence[torch.Tensor]) -> bool:
-    """Whether biases by key [heads, T] lie on a line, of one slope at all lengths: then they are biases by distance."""
+    """Whether biases by key [heads, T] lie on a line with one slope at all lengths, and so are biases by distance."""
     longest = biases[0]
     slope = (longest[:, -1:] - longest[:, :1]) / max(1, longest.shape[1] - 1)
     lines = (each[:, :1] + slope * torch.arange(each.shape[1]) for each in biases)
@@ -242,7 +242,7 @@ def _is_line(biases: Sequence[torch.Tensor]) -> bool:
 
 
 def _compared(pairs: Pairs, seen: Seen, last: torch.Tensor) -> tuple[bool, bool, bool]:
-    """Of all visible pairs: whether some have a bias, and whether the biases are `last`'s by distance, and by key."""
+    """Whether any visible pair has a bias, and whether the biases are `last`'s by distance, and by key."""
     some, distance, key = False, True, True
     by_distance, keys = _relative(last).flip(-1), torch.arange(pairs.length)
     for start in range(0, pairs.length, SMALL):

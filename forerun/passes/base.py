@@ -31,19 +31,19 @@ from forerun.signature import STEP_ARGUMENTS
 
 @dataclass(frozen=True)
 class Needs:
-    """What a pass needs of a module, and what it adds, which therefore may not be there yet."""
+    """What a pass requires in a module, and what it adds, which must not be there yet."""
 
     function: str
-    arguments: tuple[str, ...] = ()  # by name, among others
-    inputs: int | None = None  # how many arguments it has in all
-    dimension: str | None = None  # one that its first argument has
+    arguments: tuple[str, ...] = ()  # names that must be among its arguments
+    inputs: int | None = None  # the total number of arguments
+    dimension: str | None = None  # a dimension of its first argument
     results: int | None = None
     adds_arguments: tuple[str, ...] = ()
     adds_function: str | None = None
-    before_kernels: bool = False  # whether the operations may not lie in kernels
+    before_kernels: bool = False  # whether the operations must not be in kernels yet
 
     def check(self, name: str, module: ModuleOp) -> None:
-        """Raise `PassError` where a module is not what the pass `name` works on."""
+        """Raise `PassError` if the pass `name` does not apply to a module."""
         found = functions(module)
         if self.function not in found:
             raise PassError(f"{name} works on @{self.function}, which the module lacks; run the passes before it.")
@@ -100,7 +100,7 @@ def no_weights(name: str) -> torch.Tensor:
 
 
 class PassContext(Context):
-    """What passes share: the weight store, how the source keeps its matrices, the length that positions are tabulated
+    """What passes share: the weight store, the weight dtypes of the source, the length that positions are tabulated
     to, whether the cache will lie in this machine's memory, and notes for the dump."""
 
     def __init__(
@@ -119,7 +119,7 @@ class PassContext(Context):
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Something a reader of the dump wants to know: what was found, or why a pattern declined."""
+        """Add a note for readers of the dump: what was found, or why a pattern declined."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -130,14 +130,14 @@ def pass_context(given: Context) -> PassContext:
 
 
 def function_named(module: ModuleOp, name: str) -> Function:
-    """The function a pass works on; InvalidOptionError where the module has none of that name."""
+    """Returns the function that a pass works on; InvalidOptionError if the module has none of that name."""
     if name not in functions(module):
         raise InvalidOptionError(f"This pass works on @{name}, which the module lacks; run the passes before it.")
     return functions(module)[name]
 
 
 def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern]) -> bool:
-    """Apply patterns until none matches; whether anything changed."""
+    """Apply patterns until none matches; returns whether anything changed."""
     walker = PatternRewriteWalker(GreedyRewritePatternApplier(list(patterns), dce_enabled=False))
     if isinstance(target, ModuleOp):
         return walker.rewrite_module(target)
@@ -145,7 +145,7 @@ def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern]) -> 
 
 
 def replace(rewriter: PatternRewriter, old: SpecOperation, new: SpecOperation | SSAValue) -> None:
-    """Put an operation, which inherits the location, or a value in the place of an operation with one result."""
+    """Replace an operation with one result by a value, or by an operation, which inherits the location."""
     if isinstance(new, SpecOperation):
         new.location = old.location
         rewriter.replace(old, new)

@@ -1,8 +1,8 @@
-"""Bounds of elementwise functions: from bounds of the operands, bounds of the result that rounding cannot break.
+"""Bounds of elementwise functions: bounds of the result, computed from those of the operands and safe under rounding.
 
-A corner of a box is evaluated by the operation itself, in its own dtype. Rounding is monotone, so that the least and
-the largest corner bound every element between them. Where that argument fails (NaN, integers that overflow, functions
-that are not monotone) nothing is known: None.
+The operation itself evaluates the corners of a box, in its own dtype. Rounding is monotone, so the least and the
+largest corner bound every element between them. Where that argument fails (NaN, integer overflow, functions that are
+not monotone) nothing is known: None.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rule = Callable[..., Bounds | None]
 
 
 def known(low: torch.Tensor, high: torch.Tensor) -> Bounds | None:
-    """The bounds, or None where a NaN may be among the values."""
+    """Returns the bounds, or None if the values may include a NaN."""
     if low.dtype.is_floating_point and bool((low.isnan() | high.isnan()).any()):
         return None
     return low, high
@@ -32,7 +32,7 @@ def undecided(shape: list[int]) -> Bounds:
 
 
 def bound_map(function: str, inputs: list[Bounds | None]) -> Bounds | None:
-    """Bounds of an elementwise function; None where nothing is known."""
+    """Returns the bounds of an elementwise function, or None if nothing is known."""
     if function == "where":
         return _where(*inputs)
     given = [each for each in inputs if each is not None]
@@ -43,7 +43,7 @@ def bound_map(function: str, inputs: list[Bounds | None]) -> Bounds | None:
 
 
 def bound_cast(given: Bounds | None, dtype: torch.dtype) -> Bounds | None:
-    """Bounds of a cast: to a truth value, whether zero is excluded, and whether it is all there is."""
+    """Bounds of a cast; for a cast to a truth value, whether zero is excluded and whether all values are zero."""
     if given is None:
         return None
     low, high = given
@@ -95,7 +95,7 @@ def _neg(function: str, a: Bounds) -> Bounds | None:
 
 
 def unknown(function: str, *inputs: Bounds) -> Bounds | None:
-    """Nothing is known of the result, whatever the operands are."""
+    """Nothing is known about the result, whatever the operands are."""
     return None
 
 
@@ -131,7 +131,7 @@ def _infinite(given: Bounds) -> bool:
 
 
 def _mixed(*inputs: Bounds) -> bool:
-    """Whether a zero may be among the values: zero times infinity is no number."""
+    """Whether the values may include a zero: zero times infinity is not a number."""
     return any(bool(((low <= 0) & (high >= 0)).any()) for low, high in inputs)
 
 

@@ -1,6 +1,6 @@
 """early_exit: derives `@draft` from `@step` as a prefix of its residual branches with the model's own norm and head.
 
-After Elhoushi et al., "LayerSkip" (arXiv 2404.16710): drafting stops at a layer, verification does the remaining ones.
+After Elhoushi et al., "LayerSkip" (arXiv 2404.16710): drafting stops after a layer, verification runs the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forerun.passes.skip_layers import derive_draft
 
 @dataclass(frozen=True)
 class EarlyExit(Pass):
-    """`layers`: how many of the first layers `@draft` has."""
+    """`layers`: the number of first layers that `@draft` keeps."""
 
     name: ClassVar[str] = "early-exit"
     needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)

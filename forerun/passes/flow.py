@@ -1,6 +1,6 @@
 """How values flow through a step: by operands and results, and through the states that operations write and read.
 
-What an operation does beside giving results decides which operations depend on which, and whether two are equal. The
+What an operation does besides giving results decides which operations depend on which, and whether two are equal. The
 table is closed: an operation that is not in it is refused by name.
 """
 
@@ -13,7 +13,7 @@ from forerun.ir import each_of, refused
 
 
 class Flow(Enum):
-    """What an operation's results are a function of, and what it changes."""
+    """What the results of an operation depend on, and what it changes."""
 
     VALUES = auto()  # of its operands and parameters alone
     READS = auto()  # of what was written to its states as well

@@ -1,14 +1,14 @@
-"""fuse_kernels: groups the operations of `@step` into `spec.kernel` regions: what one launch computes.
+"""fuse_kernels: groups the operations of `@step` into `spec.kernel` regions, each computed by one launch.
 
     linear      a norm in front, linear layers that share their input, and what follows them row by row:
                 activation, residual, rotary embedding, writes to states
-    head        a linear kernel and the choice of candidates among its results, which then need not meet in memory
+    head        a linear kernel and the choice of candidates among its results, which then need not all be in memory
     attention   one tree attention
     recurrence  one recurrence
-    topk        the choice of candidates, where no linear gives what is chosen from
-    row_wise    everything else (embedding look-up, first norm, ...)
+    topk        the choice of candidates from values that no linear gives
+    row_wise    everything else (embedding lookup, first norm, ...)
 
-Views, constants, parameters and look-ups in positional tables cost nothing to repeat: each kernel has its own copy.
+Views, constants, parameters and lookups in positional tables cost nothing to repeat: each kernel has its own copy.
 A kernel belongs to one residual branch or to none, so that a branch can be left out by leaving out its kernels: it gets
 the number of its `branch`, and `stream = i` if its first result is the stream's value i. `@step` gets `branches`: the
 layer and the kind of each.
@@ -56,12 +56,12 @@ class Role(Enum):
     """What an operation does in a kernel."""
 
     VIEW = auto()  # every kernel that reads it has its own copy
-    LOOKUP = auto()  # likewise in a positional table; else it is row-wise
+    LOOKUP = auto()  # likewise in a positional table; otherwise row-wise
     LINEAR = auto()
     ATTENTION = auto()
     RECURRENCE = auto()
     CHOICE = auto()
-    NORM = auto()  # stands in front of the linears that read it, where nothing else does
+    NORM = auto()  # stands in front of the linears that read it, if nothing else reads it
     ROW_WISE = auto()
     END = auto()
 
@@ -117,7 +117,7 @@ class FuseKernels(Pass):
 
 
 def group(step: Function, found: Residual) -> list[Group]:
-    """Greedy: an operation joins the latest kernel that its operands come from, where that kernel can take it."""
+    """Greedy: an operation joins the latest kernel that its operands come from, if that kernel can take it."""
     groups: list[Group] = []
     place: dict[SpecOperation, int] = {}
     linear_on: dict[tuple[SSAValue, int | None], int] = {}
@@ -240,7 +240,7 @@ class _Emitter:
             Rewriter.erase_op(operation)
 
     def escaping(self, index: int) -> list[SSAValue]:
-        """The values of a group that other groups, or the function's results, read."""
+        """The values of a group that are read by other groups or returned by the function."""
         members = set(self.groups[index].members)
         needed: list[SSAValue] = []
         for operation in self.groups[index].members:
@@ -282,7 +282,7 @@ class _Emitter:
 
 
 def _read_outside(value: SSAValue, members: set[SpecOperation]) -> bool:
-    """Whether anything but the members reads a value, looking through what kernels copy."""
+    """Whether a value is read outside the members, looking through what kernels copy."""
     for use in value.uses:
         user = use.operation
         if not isinstance(user, SpecOperation) or user in members:

@@ -1,4 +1,4 @@
-"""insert_kv_cache: `@step` from `@forward`: row-local code runs on rows, attention reads cached keys and values.
+"""insert_kv_cache: derives `@step` from `@forward`: row-local code runs on rows, attention reads the cache.
 
 `@step(tokens[N], positions[N], sequences[N], slots[N], block_tables[S, B]) -> logits[N, V]` evaluates N rows, each one
 token of a sequence whose earlier positions lie in the cache. The rows write their own keys and values first.
@@ -54,7 +54,7 @@ ARGUMENTS = ("tokens", "positions", "sequences", "slots", "block_tables")
 
 @dataclass(frozen=True)
 class InsertKVCache(Pass):
-    """`block` is P, the positions a cache block holds."""
+    """`block` is P, the number of positions in a cache block."""
 
     name: ClassVar[str] = "insert-kv-cache"
     needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1, adds_function="step")
@@ -96,7 +96,7 @@ class _Step:
         clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
 
     def along_dim(self, operation: Scan | Softmax | Slice | Concat | TakeAlong) -> None:
-        """The same operation on rows, if it looks along another dimension."""
+        """Returns the same operation on rows, if it works along another dimension."""
         _require_row_local(operation, (operation.dim,))
         clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
 
@@ -105,7 +105,7 @@ class _Step:
         clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
 
     def positions(self, operation: Iota) -> None:
-        """The rows' own positions where they are counted; other counts stay."""
+        """Counted positions become the rows' own; other counts stay."""
         if operation.size != SEQUENCE:
             self.row_local(operation)
             return
@@ -173,7 +173,7 @@ def _as_rows(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _require_row_local(operation: SpecOperation, along: Sequence[int]) -> None:
-    """Row by row, an operation may not look along the sequence: that would need state of its own."""
+    """A row-local operation must not work along the sequence: that would need a state of its own."""
     for value in operation.operands:
         axes = sequence_axes(value)
         shifted = any(tensor_type(value).dims[axis] != SEQUENCE for axis in axes)

@@ -1,4 +1,4 @@
-"""What depends on positions must not depend on how long the sequence is: checked by evaluation at several lengths."""
+"""Positional values must not depend on the length of the sequence: checked by evaluation at several lengths."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def evaluate_at(value: SSAValue, length: int, context: PassContext) -> torch.Ten
 
 
 def require_same_at_every_length(value: SSAValue, axis: int | None, length: int, context: PassContext) -> None:
-    """LookAheadError where a value changes with the length; along `axis` the shorter must begin the longer.
+    """Raises LookAheadError if a value changes with the length; along `axis` the shorter must begin the longer.
 
     Weights without data (a model on the meta device) cannot be evaluated; the check is then left out, and noted.
     """

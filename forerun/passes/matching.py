@@ -1,4 +1,4 @@
-"""Small questions patterns ask of values: what defines them, which constant they are, whether they are used once."""
+"""Helpers of patterns: what defines a value, which constant it is, whether it is used once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Op = TypeVar("Op", bound=SpecOperation)
 
 
 def defined_by(value: SSAValue, kind: type[Op]) -> Op | None:
-    """The operation of that class that gives the value, or None."""
+    """Returns the operation of that class that defines the value, or None."""
     return value.owner if isinstance(value.owner, kind) else None
 
 
 def mapped(value: SSAValue, function: str) -> Map | None:
-    """The `spec.map` of that function that gives the value, or None."""
+    """Returns the `spec.map` of that function that defines the value, or None."""
     operation = defined_by(value, Map)
     return operation if operation is not None and operation.function == function else None
 
 
 def number(value: SSAValue) -> bool | int | float | None:
-    """The number a value holds everywhere, or None."""
+    """Returns the number that every element of a value equals, or None."""
     while isinstance(view := value.owner, Broadcast | Reshape):
         value = view.x
     constant = defined_by(value, Constant)
@@ -53,6 +53,6 @@ def symbols(value: SSAValue) -> set[str]:
 
 
 def is_vector(value: SSAValue, size: int | str) -> bool:
-    """Whether a value is one number a feature: its last dimension is `size`, all others are 1."""
+    """Whether a value is one number per feature: its last dimension is `size`, all others are 1."""
     dims = tensor_type(value).dims
     return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1])

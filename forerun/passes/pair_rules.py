@@ -1,7 +1,7 @@
-"""Which rows and keys of an operand each operation needs for some rows and keys of its result, over pairs of positions.
+"""The rows and keys of its operands that an operation needs for given rows and keys of its result.
 
-One rule an operation: elementwise operations and views say where the rows and keys lie in their operands; what is not
-elementwise over pairs is a leaf, evaluated in full. The table is closed.
+There is one rule per operation: elementwise operations and views say where the rows and keys lie in their operands; an
+operation that is not elementwise over pairs of positions is a leaf, evaluated in full. The table is closed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Restriction = Callable[[Any, int, Placed, Mapping[str, int]], Placed | None]
 
 
 def leaf(operation: SpecOperation, number: int, axes: Placed, sizes: Mapping[str, int]) -> Placed | None:
-    """Needs all of its operands."""
+    """The operation needs all of its operands."""
     return None
 
 

@@ -1,8 +1,8 @@
 """A mask as a function of two positions: evaluated for a block of rows and keys, or bounded over it, never T x T.
 
-What a mask is made of and has one sequence dimension or none (positions, running sums, slopes) is evaluated in full:
-the leaves. From there on a mask is elementwise, and a block needs its rows' and keys' part of the leaves alone: for its
-values, or for bounds of them, which for most blocks say that all of it is visible, or nothing. An operation that is not
+The parts of a mask with at most one sequence dimension (positions, running sums, slopes) are its leaves, evaluated in
+full. From there on a mask is elementwise, and a block needs only its own rows and keys of the leaves: for its values,
+or for their bounds, which for most blocks say that all of it is visible, or none of it. An operation that is not
 elementwise over pairs becomes a leaf itself.
 """
 
@@ -59,7 +59,7 @@ BUDGET = 1 << 27
 class Pairs:
     """A mask [..., T, T] of `@forward` that needs no tokens, at T = length.
 
-    Raises UnsupportedOperationError where a part of it can be evaluated only T x T, and T is too large for that.
+    Raises UnsupportedOperationError if a part of it can only be evaluated T x T, and T is too large for that.
     """
 
     def __init__(self, mask: SSAValue, length: int, context: PassContext) -> None:
@@ -92,7 +92,7 @@ class Pairs:
         return found.reshape(-1, *found.shape[-2:]).expand(-1, rows.size, keys.size)
 
     def bounds(self, rows: Span, keys: Span, chosen: Chosen | None = None) -> Bounds | None:
-        """Bounds of the values over all rows and keys, a pair of numbers a head; None where nothing is known."""
+        """Bounds of the values over all rows and keys, a pair of numbers per head; None if nothing is known."""
         spans: dict[Role, Span] = {"row": rows, "key": keys}
         values: dict[Node, Bounds | None] = {}
         root, ordered = self._ordered(chosen or {})
@@ -105,7 +105,7 @@ class Pairs:
 
     @cached_property
     def shown(self) -> Chosen:
-        """The choices that are none where a key is visible: the other operand would hide it, whatever is added."""
+        """The choices with one possible operand where a key is visible: the other would hide it, whatever is added."""
         chosen: dict[Node, int] = {}
         for node in self.nodes.values():
             if not isinstance(node.operation, Map) or node.operation.function != "where":
@@ -118,7 +118,7 @@ class Pairs:
         return chosen
 
     def depends_on(self, chosen: Chosen) -> set[str]:
-        """What a value is a function of: "row", "key" and, where those meet in a difference alone, "distance"."""
+        """What a value is a function of: "row", "key" and "distance" if those meet only in a difference."""
         found: dict[Node, set[str]] = {}
         root, ordered = self._ordered(chosen)
         for node, inputs in ordered:
@@ -167,7 +167,7 @@ class Pairs:
         return self.nodes[key]
 
     def _inputs(self, operation: SpecOperation, axes: Placed) -> list[Node] | None:
-        """The operands restricted as the result is; None where the operation is not elementwise over pairs."""
+        """Returns the operands restricted as the result is, or None if the operation is not elementwise over pairs."""
         rule = RESTRICTIONS.of(operation)
         if rule is leaf:
             return None
@@ -192,7 +192,7 @@ class Pairs:
         return {each: values[each] for each in leaves}
 
     def too_many(self, operation: SpecOperation | None = None) -> UnsupportedOperationError:
-        """The error where what an operation, by default the last, gives would have to be evaluated for all pairs."""
+        """Returns the error for an operation, by default the last, that would have to be evaluated for all pairs."""
         operation = operation or self.origin
         most = int((BUDGET / max(1, self.heads)) ** 0.5)
         return UnsupportedOperationError(
@@ -201,7 +201,7 @@ class Pairs:
         )
 
     def _ordered(self, chosen: Chosen) -> tuple[Node, list[tuple[Node, tuple[Node, ...]]]]:
-        """The mask's node, and all that it is made of with what they are made of, operands first."""
+        """The mask's node and all nodes below it with their inputs, operands first."""
         ordered: dict[Node, tuple[Node, ...]] = {}
         pending = [self.mask]
         while pending:
@@ -270,7 +270,7 @@ class Pairs:
         return low.reshape(shape + list(low.shape)), high.reshape(shape + list(high.shape))
 
     def bound_ends(self, node: Node, inputs: list[Bounds | None]) -> Bounds | None:
-        """What moves elements moves their bounds."""
+        """An operation that moves elements moves their bounds."""
         if inputs[0] is None:
             return None
         low, high = inputs[0]

@@ -44,9 +44,9 @@ from forerun.storage import write_atomically
 def step_pipeline(
     max_rows: int, max_outputs: int, block: int, candidates: int, storage: str = FULL, draft: Sequence[Pass] = ()
 ) -> list[Pass]:
-    """The passes from `@forward` to a planned `@step`, its matrices kept as `storage`.
+    """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
 
-    `draft` derives `@draft`, and what of it verification can use, for those who want to see them.
+    `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them.
     """
     return [
         Canonicalize(),  # one spelling, so that the raising patterns stay few
@@ -54,7 +54,7 @@ def step_pipeline(
         RaiseRotaryEmbedding(),
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
         RaiseGroupedQueries(),
-        Canonicalize(),  # what raising left dead would only be analysed
+        Canonicalize(),  # removes dead code left by raising before the analysis
         SequenceAxis(),  # from here on the model is known to decode incrementally
         TabulatePositions(),
         Canonicalize(),
@@ -120,7 +120,7 @@ def run_pipeline(
     dump_dir: Path | None = None,
     check: bool = True,
 ) -> list[PassRecord]:
-    """Run passes in place, verifying between them, and write one numbered file a pass to `dump_dir`.
+    """Run passes in place, verifying between them, and write one numbered file per pass to `dump_dir`.
 
     The files are MLIR text with a header of comments: what ran, operations before and after, time, notes.
     """
@@ -146,7 +146,7 @@ def run_pipeline(
 
 
 def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:
-    """Run one pass. Raises `PassError` where the module is none that it works on."""
+    """Run one pass. Raises `PassError` if it does not apply to the module."""
     if given.needs is not None:
         given.needs.check(given.name, module)
     try:
@@ -167,7 +167,7 @@ def count(module: ModuleOp) -> int:
 
 
 def parse_passes(text: str) -> Iterator[Pass]:
-    """Passes from `name,name{option=value}`; InvalidOptionError for an unknown pass or option."""
+    """Parses passes from `name,name{option=value}`; InvalidOptionError for an unknown pass or option."""
     for options in re.findall(r"{([^{}]*)}", text):
         names = Counter(each.replace("-", "_") for each in re.findall(r"([\w-]+)\s*=", options))
         if twice := [name for name, times in names.items() if times > 1]:

@@ -1,10 +1,10 @@
-"""plan_memory: every buffer of a step, with its lifetime, in one arena.
+"""plan_memory: places every buffer of a step in one arena, by lifetime.
 
-A kernel's results live from the kernel to their last reader. Buffers are placed largest first, each at the lowest
+The results of a kernel live from the kernel to their last reader. Buffers are placed largest first, each at the lowest
 offset that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
 
-The values of the residual stream take turns in two buffers that are theirs alone: wherever a branch is left out, the
-next one finds what it adds to in one of them.
+The values of the residual stream alternate between two buffers of their own: wherever a branch is left out, the next
+one finds the value it adds to in one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORD = 4
 
 @dataclass(frozen=True)
 class Buffer:
-    """`size` bytes, alive from kernel `start` to kernel `stop`, both included."""
+    """`size` bytes, alive from kernel `start` through kernel `stop`."""
 
     value: SSAValue
     size: int
@@ -43,7 +43,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class PlanMemory(Pass):
-    """Kernels get `offsets`, one a result, in bytes; `@step` gets `arena` (bytes) and the sizes planned for."""
+    """Kernels get `offsets`, one per result, in bytes; `@step` gets `arena` (bytes) and the sizes planned for."""
 
     name: ClassVar[str] = "plan-memory"
     needs: ClassVar[Needs | None] = Needs("step")
@@ -85,13 +85,13 @@ class PlanMemory(Pass):
 
 
 def _last_use(value: SSAValue, order: dict[Kernel, int], end: int) -> int:
-    """The last kernel that reads a value, 0 where none does; what the function returns lives to the end."""
+    """The last kernel that reads a value, 0 if none does; returned values live to the end."""
     users = [use.operation for use in value.uses]
     return max((order[each] if isinstance(each, Kernel) else end for each in users), default=0)
 
 
 def place(buffers: list[Buffer]) -> dict[SSAValue, int]:
-    """Offsets such that no two buffers that live together overlap."""
+    """Returns offsets at which no two buffers alive at the same time overlap."""
     placed: list[tuple[int, Buffer]] = []
     for buffer in sorted(buffers, key=lambda each: (-each.size, each.start)):
         together = sorted(

@@ -28,7 +28,7 @@ from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, 
 
 @dataclass(frozen=True)
 class ScoreMask:
-    """factor * value, added to the scores; for i1, a key is seen where the value is `visible`, else it gets `low`."""
+    """factor * value, added to the scores; for i1, a key is seen where it is `visible`, else it gets `low`."""
 
     value: SSAValue
     visible: bool = True
@@ -38,7 +38,7 @@ class ScoreMask:
 
 @dataclass(frozen=True)
 class Scores:
-    """scale * query key^T (capped), plus the masks. Nothing is built before all of a pattern has matched."""
+    """scale * query key^T (capped), plus the masks. Nothing is built before the whole pattern has matched."""
 
     query: SSAValue  # [..., T, D]
     key: SSAValue  # [..., D, T]
@@ -48,7 +48,7 @@ class Scores:
 
 
 def peel(value: SSAValue) -> Scores | None:
-    """The scores a softmax's operand is made of, walking up to the product; None where it is spelled otherwise."""
+    """The scores a softmax's operand is made of, walking up to the product; None if it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
         query, key = operation.a, operation.b
@@ -99,7 +99,7 @@ def _peel_product(operation: Map) -> Scores | None:
 
 
 def _scaled(scores: Scores, factor: float) -> Scores | None:
-    """A factor behind a mask scales the mask too; what hid a key must still hide it."""
+    """A factor behind a mask scales the mask too; a value that hid a key must still hide it."""
     if scores.softcap is not None:
         return None
     masks = tuple(
@@ -162,7 +162,7 @@ def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
 
 
 def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
-    """One mask for several: all of the i1 ones must hold, the others add up."""
+    """Combines several masks into one: all i1 masks must hold, the others add up."""
     total: SSAValue | None = None
     visible: SSAValue | None = None
     for mask in masks:
@@ -181,7 +181,7 @@ def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
 
 @dataclass(frozen=True)
 class RaiseAttention(RewritePass):
-    """Attention that a model spells out, as a raised operation like torch's own."""
+    """Raises attention that a model spells out to the operation that torch's own attention becomes."""
 
     name: ClassVar[str] = "raise-attention"
 

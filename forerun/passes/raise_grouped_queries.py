@@ -39,7 +39,7 @@ class ReadUnrepeated(RewritePattern):
 
 
 def _unrepeated(value: SSAValue) -> tuple[SSAValue, tuple[Dim, ...]] | None:
-    """What the value repeats for each group, and its shape [.., Hkv, T, D]: reshape(broadcast [.., Hkv, g, T, D])."""
+    """What a value repeats for each group, and its shape [.., Hkv, T, D]: reshape(broadcast [.., Hkv, g, T, D])."""
     merged = defined_by(value, Reshape)
     wide = None if merged is None else defined_by(merged.x, Broadcast)
     if wide is None:

@@ -44,7 +44,7 @@ class RaiseRMSNorm(RewritePattern):
 
 
 def _mean_square_plus_eps(value: SSAValue, x: SSAValue) -> float | None:
-    """eps where the value is mean(x * x) + eps over the last dimension."""
+    """Returns eps if the value is mean(x * x) + eps over the last dimension."""
     total = mapped(value, "add")
     if total is None:
         return None

@@ -43,7 +43,7 @@ class RaiseRotary(RewritePattern):
 
 
 def _rotated_half(value: SSAValue) -> SSAValue | None:
-    """x where the value is concat(-x[d/2:], x[:d/2]) over the last dimension."""
+    """Returns x if the value is concat(-x[d/2:], x[:d/2]) over the last dimension."""
     concat = defined_by(value, Concat)
     if concat is None or len(concat.inputs) != 2 or concat.dim != tensor_type(value).rank - 1:
         return None
@@ -61,7 +61,7 @@ def _rotated_half(value: SSAValue) -> SSAValue | None:
 
 @dataclass(frozen=True)
 class RaiseRotaryEmbedding(RewritePass):
-    """Rotary embeddings in the half style to one operation each."""
+    """Raises each rotary embedding in the half style to one operation."""
 
     name: ClassVar[str] = "raise-rotary"
 

@@ -1,8 +1,8 @@
 """The residual stream of a step, found in its graph: v[i + 1] = v[i] + f[i](v[i]).
 
-Every path from the tokens to the logits runs through each stream value, so that they are dominators of the logits on
+Every path from the tokens to the logits runs through each stream value, so the stream values dominate the logits in
 the graph of definitions, uses and states (Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001,
-by networkx). Among those, a value that is a sum with the last stream value as an addend is the next one. What lies
+by networkx). Among those, a value that is a sum with the last stream value as an addend is the next one. The part
 between two of them is a branch: it can be left out, and then v[i + 1] is v[i].
 """
 
@@ -43,7 +43,7 @@ ATTENTION, FEED_FORWARD, LAYER = "attention", "feed_forward", "layer"
 
 @dataclass(frozen=True)
 class Branch:
-    """What turns v[i] into v[i + 1], the sum included."""
+    """The operations that turn v[i] into v[i + 1], including the sum."""
 
     layer: int  # the attentions before it, its own not counted, and none of them lower
     kind: str
@@ -52,7 +52,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Residual:
-    """A stream of n + 1 values and the n branches between them; neither where the graph has none."""
+    """A stream of n + 1 values and the n branches between them; both empty if the graph has no stream."""
 
     stream: tuple[SSAValue, ...]
     branches: tuple[Branch, ...]
@@ -66,11 +66,11 @@ class Summary:
     kind: str
     kernels: int
     linears: int
-    weights: int  # numbers that its linears read
+    weights: int  # the number of elements its linears read
 
 
 def summary(module: ModuleOp) -> list[Summary]:
-    """The branches of `@step` behind fuse-kernels; none where it has no residual stream."""
+    """The branches of `@step` behind fuse-kernels; empty if it has no residual stream."""
     step = functions(module)["step"]
     found: list[Summary] = []
     for number, (layer, kind) in enumerate(step.branches):
@@ -118,7 +118,7 @@ def residual(step: Function) -> Residual:
 
 
 def addends(value: SSAValue) -> list[SSAValue]:
-    """The terms of a sum of values of one shape, other views of a value being the value itself.
+    """The terms of a sum of values of one shape; other views of a value count as the value itself.
 
     Partial sums that nothing else reads are taken apart.
     """
@@ -135,19 +135,19 @@ def addends(value: SSAValue) -> list[SSAValue]:
 
 
 def viewed(value: SSAValue) -> SSAValue:
-    """What a value is a reshape of, or the value itself."""
+    """Returns the value that a value is a reshape of, or the value itself."""
     return viewed(value.owner.x) if isinstance(value.owner, Reshape) else value
 
 
 def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
-    """The last node that every path from the root to a node runs through, the node itself not counted."""
+    """The last node that every path from the root to a node runs through, other than the node itself."""
     edges = [(source, node) for node, sources in graph.items() for source in sources]
     immediate = cast(Any, nx).immediate_dominators
     return immediate(nx.DiGraph(edges), root)
 
 
 def _flow(step: Function) -> Graph:
-    """What depends on the tokens: definition to use, write to read of a state. The function is the root."""
+    """The graph of what depends on the tokens: definition to use, write to read. The function is the root."""
     graph: Graph = {step: []}
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
@@ -163,7 +163,7 @@ def _flow(step: Function) -> Graph:
 
 
 def _between(graph: Graph, before: SSAValue, after: SSAValue) -> frozenset[SpecOperation]:
-    """What leads from one stream value to the next."""
+    """The operations that lead from one stream value to the next."""
     found: set[SpecOperation] = set()
     pending: list[Node] = [after.owner]
     while pending:

@@ -1,9 +1,9 @@
-"""reuse_kv_cache: what `@draft` has computed bit for bit as `@step` would is not computed again in verification.
+"""reuse_kv_cache: verification does not repeat what `@draft` has computed bit for bit as `@step` would.
 
-Both functions are numbered together: two values have one number if they are the same operation on operands of the same
-numbers, and what reads a state if the same was written to it as well. By row determinism equal
-numbers are equal bits. `@resume` is `@step` from where the numbers part: the last equal values that it needs become
-its arguments, and the writes to states behind which they stand have been done.
+Both functions are numbered together: two values have the same number if they are the same operation on operands of the
+same numbers and, for reads of a state, if the same was written to it. By row determinism, equal numbers are equal bits.
+`@resume` is `@step` from the point where the numbers differ: the last equal values that it needs become its arguments,
+and the writes to states before them have been done.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Number = int
 
 @dataclass(frozen=True)
 class ReuseKVCache(Pass):
-    """`@resume` from `@draft` and `@step`, where the draft's work can be used."""
+    """`@resume` from `@draft` and `@step`, if the draft's work can be reused."""
 
     name: ClassVar[str] = "reuse-kv-cache"
     needs: ClassVar[Needs | None] = Needs("draft", ("tokens",), adds_function="resume", before_kernels=True)
@@ -64,7 +64,7 @@ class ReuseKVCache(Pass):
 
 
 def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperation, Number]:
-    """The number of each operation of a function, but for its return; `table` has the numbers given so far."""
+    """The number of each operation of a function except its return; `table` holds the numbers given so far."""
 
     def of(key: Hashable) -> Number:
         return table.setdefault(key, len(table))
@@ -87,7 +87,7 @@ def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperat
 
 
 def on_tokens(function: Function) -> set[SSAValue]:
-    """The values that depend on the tokens: those of positions alone cost nothing to have again."""
+    """The values that depend on the tokens: values of positions alone cost nothing to recompute."""
     found: set[SSAValue] = {function.argument("tokens")}
     for operation in function.body:
         if found.intersection(operation.operands) or operation.reads:
@@ -96,7 +96,7 @@ def on_tokens(function: Function) -> set[SSAValue]:
 
 
 def _enter(resume: Function, done: set[SpecOperation], dependent: set[SSAValue]) -> None:
-    """Turn what is done into arguments, where the rest reads it and it depends on the tokens."""
+    """Turn finished values into arguments if the rest reads them and they depend on the tokens."""
     for operation in [each for each in resume.body if each in done]:
         for value in operation.results:
             readers = {use.operation for use in value.uses} - done

@@ -1,7 +1,7 @@
-"""select_outputs: the head runs for the rows whose logits are wanted, and gives each row's best candidates.
+"""select_outputs: runs the head only for the rows whose logits are wanted, and gives each row's best candidates.
 
 `@step` gets the argument `outputs[M]` and returns logits [M, V], the ids of the k largest [M, k], and their logits.
-A prompt's rows need no logits but the last one's.
+Of a prompt's rows, only the last one's logits are needed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class SelectOutputs(Pass):
 
 
 def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
-    """The earliest value that the logits are made of row by row, and the operations from there, last first."""
+    """The earliest value from which the logits are computed row by row, and the operations from there, last first."""
     value, chain = logits, list[SpecOperation]()
     while isinstance(value.owner, ROW_LOCAL) and (not chain or used_once(value)):
         operation = value.owner
@@ -90,6 +90,6 @@ def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
 
 
 def _rows_lead(value: SSAValue) -> bool:
-    """Whether all dimensions in front of the rows are 1, so that rows can be picked."""
+    """Whether all dimensions before the rows are 1, so that rows can be selected."""
     dims = [dim for dim in tensor_type(value).dims if dim != 1]
     return dims[:1] == ["N"]

@@ -5,10 +5,10 @@
     row-local   element i needs token i
     causal      element i needs tokens up to i
     pairwise    a T x T value that is a function of two positions alone (a mask, a bias)
-    global      needs the whole sequence, its length included: nothing incremental can give it
+    global      needs the whole sequence, including its length: it cannot be computed incrementally
 
-Each value has, beside its kind, the dimension (counted from the end) that runs along the sequence. There is one
-transfer rule an operation; a `global` value carries the operation that made it so, and is an error only where the
+Besides its kind, each value has the dimension (counted from the end) that runs along the sequence. There is one
+transfer rule per operation; a `global` value carries the operation that made it so, and is an error only if the
 result needs it.
 """
 
@@ -87,7 +87,7 @@ def _global(operation: SpecOperation, reason: str) -> Along:
 
 
 def require_incremental(function: Function) -> dict[SSAValue, Along]:
-    """The kinds of a function whose results can be given position by position; LookAheadError otherwise."""
+    """The kinds of a function whose results can be computed position by position; LookAheadError otherwise."""
     known = analyse(function)
     for value in function.returned:
         along = known[value]
@@ -97,7 +97,7 @@ def require_incremental(function: Function) -> dict[SSAValue, Along]:
 
 
 def _unraised(function: Function, cause: SpecOperation) -> UnsupportedOperationError | None:
-    """Scores of tokens against tokens that go into a softmax are an attention that no pattern knew, causal or not."""
+    """Scores of tokens against tokens that feed a softmax are an attention that no pattern matched, causal or not."""
     if not isinstance(cause, MatMul):
         return None
     softmax = next(

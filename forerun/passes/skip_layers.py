@@ -43,7 +43,7 @@ class SkipLayers(Pass):
 
 
 def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContext) -> Function:
-    """`@draft`: `@step` without the skipped branches. Raises `InvalidOptionError` for a branch that it lacks."""
+    """Returns `@draft`: `@step` without the skipped branches. Raises `InvalidOptionError` for an unknown branch."""
     step = function_named(module, "step")
     if "draft" in functions(module):
         raise InvalidOptionError("The module has a @draft already; derive one draft at a time.")
@@ -57,7 +57,7 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
     for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use
         _replace(found.stream[number + 1], found.stream[number])
     left_out = {each for number in skipped for each in found.branches[number].operations if each.writes}
-    clean(draft)  # what read a recurrence that is left out is gone
+    clean(draft)  # removes readers of a recurrence that is left out
     for operation in [each for each in draft.body if each in left_out]:
         Rewriter.erase_op(operation)
     module.body.block.insert_op_after(draft, step)
@@ -75,7 +75,7 @@ def _replace(value: SSAValue, by: SSAValue) -> None:
 
 
 def copied(function: Function, name: str) -> Function:
-    """A copy of a function under another name; arguments and values keep theirs."""
+    """Returns a copy of a function under another name; arguments and values keep their names."""
     copy = function.clone()
     copy.symbol = Symbol(name)
     for old, new in zip(function.block.args, copy.block.args, strict=True):

@@ -1,8 +1,8 @@
-"""store_weights: the matrices of linears, and tables that tokens are looked up in, are kept in fewer bytes.
+"""store_weights: stores the matrices of linears, and tables that tokens index, in fewer bytes.
 
-A step of a few rows takes the time of reading its weights once, so bytes of weights are time. Norms, biases and
-position tables are a small part of them and keep their dtype. Activations and sums are not touched: what is stored is
-widened to the weight's dtype where it is read.
+A step of a few rows takes as long as reading its weights once, so fewer bytes mean less time. Norms, biases and
+position tables are a small part of them and keep their dtype. Activations and sums are not touched: a stored
+weight is widened to its dtype where it is read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NATIVE = "native"
 
 @dataclass(frozen=True)
 class StoreWeights(Pass):
-    """Matrices get `storage`: one for all, "native" for their source's; with "f32" none gets any."""
+    """Matrices get `storage`: one dtype for all, or "native" for that of their source; "f32" sets none."""
 
     name: ClassVar[str] = "store-weights"
     needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
@@ -81,7 +81,7 @@ def _made_of(value: SSAValue, argument: SSAValue) -> bool:
 
 
 def _none(operation: SpecOperation, tokens: SSAValue) -> SSAValue | None:
-    """Reads no matrix, or one that is read in another way than row by row."""
+    """The operation reads no matrix, or reads one other than row by row."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""tabulate_positions: what depends on positions alone is evaluated once, and looked up by position.
+"""tabulate_positions: values that depend on positions alone are evaluated once, and looked up by position.
 
 Three things move into `@constants`, whose results are derived weights: values that are constant; values that are a
 function of the position, as tables over positions 0 .. max_length - 1; and masks, which become the first visible
@@ -55,7 +55,7 @@ class TabulatePositions(Pass):
         context = pass_context(ctx)
         forward = function_named(op, "forward")
         length = self.max_length or context.max_length
-        if context.cache_in_memory:  # else work over absurdly many positions would come before the refusal
+        if context.cache_in_memory:  # otherwise the work over far too many positions would precede the refusal
             require_memory({f"a cache of {length} positions": length * _cached_bytes(forward)})
         tables = _Tables(op, forward, length, context)
         body = forward.body
@@ -69,7 +69,7 @@ class TabulatePositions(Pass):
 
 
 def _cached_bytes(forward: Function) -> int:
-    """What one position leaves in the cache: the keys and values of every attention, in float32."""
+    """The bytes of one position in the cache: the keys and values of every attention, in float32."""
     total = 0
     for operation in forward.body:
         if isinstance(operation, Attention):
@@ -79,7 +79,7 @@ def _cached_bytes(forward: Function) -> int:
 
 
 class _Tables:
-    """Collects `@constants`: clones what is looked up, with the sequence at its full length."""
+    """Collects `@constants`: clones the values to look up, with the sequence at its full length."""
 
     def __init__(self, module: ModuleOp, forward: Function, length: int, context: PassContext) -> None:
         self.forward = forward
@@ -99,7 +99,7 @@ class _Tables:
         self.masks: dict[SSAValue, tuple[Mask, Pairs]] = {}
 
     def look_up(self) -> None:
-        """Replace constant and positional values, where tokens meet them, by parameters and table look-ups."""
+        """Replace constant and positional values, where tokens meet them, by parameters and table lookups."""
         for operation in self.forward.body:
             kinds = {self.known[each].kind for each in operation.results if each in self.known}
             if not operation.ends_body and not kinds & {Kind.ROW_LOCAL, Kind.CAUSAL}:
@@ -117,7 +117,7 @@ class _Tables:
         return self.parameter(self.clone(value), value.name_hint)
 
     def table(self, value: SSAValue, along: Along) -> SSAValue:
-        """table[rows], with the sequence dimension where the value has it."""
+        """Returns table[rows], with the sequence dimension in the same place as in the value."""
         assert along.axis is not None
         if isinstance(value.owner, Iota):
             return self.rows

@@ -1,7 +1,7 @@
-"""How each operation passes on what its operands depend on along the sequence: one transfer rule an operation.
+"""How each operation passes on what its operands depend on along the sequence: one rule per operation.
 
-A rule says why the result is `global`, or nothing; and what else the operation does to the kinds of its operands. The
-table is closed: an operation without a rule is refused by name, and never taken for one that keeps rows apart.
+A rule says why the result is `global`, if it is, and what else the operation does to the kinds of its operands. The
+table is closed: an operation without a rule is refused by name, and never assumed to keep rows apart.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ Fault = Callable[[Any, Sequence[Along]], str]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What an operation does to kinds: beside `fault`, `kind` is the kind of a result that runs along the sequence,
+    """What an operation does to kinds: besides `fault`, `kind` is the kind of a result that runs along the sequence,
     given the largest of its operands' kinds; `picks` says that it may take one position out of a sequence."""
 
     fault: Fault
@@ -95,7 +95,7 @@ def _touches(operation: Scan | Softmax | Slice | Concat | TakeAlong, value: SSAV
 
 
 def no_fault(operation: SpecOperation, inputs: Sequence[Along]) -> str:
-    """Each row of the result needs the same row of the operands alone."""
+    """Each row of the result needs only the same row of the operands."""
     return ""
 
 
@@ -135,7 +135,7 @@ def _slice(operation: Slice, inputs: Sequence[Along]) -> str:
 
 
 def _concat(operation: Concat, inputs: Sequence[Along]) -> str:
-    """Constants in front shift positions; anything behind a sequence depends on its length."""
+    """Constants before a sequence shift positions; anything after it depends on its length."""
     along = [
         _touches(operation, value) or each.kind == Kind.CONSTANT
         for value, each in zip(operation.inputs, inputs, strict=True)
@@ -153,7 +153,7 @@ def _shifts(operation: Scan | Slice | Concat, kind: Kind) -> Kind:
 
 
 def _reshape(operation: Reshape, inputs: Sequence[Along]) -> str:
-    """The sequence must keep its place: as many elements in front of it as before."""
+    """The sequence must keep its place: the number of elements in front of it must not change."""
     kept = _in_front(tensor_type(operation.x).dims) == _in_front(tensor_type(operation.result).dims)
     return "" if kept else "merges the sequence with another dimension"
 

@@ -1,4 +1,4 @@
-"""tree_mask: a row's history becomes its ancestors: committed blocks below `bases`, the slots of its path above."""
+"""tree_mask: limits a row's history to its ancestors: committed blocks below `bases`, slots of its path above."""
 
 from __future__ import annotations
 

@@ -87,9 +87,7 @@ def test_auto_is_the_first_that_has_the_dtype() -> None:
     register("reference", first=True, weight_dtypes=("float16",))
     assert resolve_target(AUTO, "float16") == "that"
     assert resolve_target(AUTO, "native") == "cpu"
-    with pytest.raises(
-        InvalidOptionError, match="that target has no kernels for dtype 'native'; use one of float16"
-    ):
+    with pytest.raises(InvalidOptionError, match="that target has no kernels for dtype 'native'; use one of float16"):
         resolve_target("that", "native")
 
 
