@@ -25,7 +25,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 // TIME: {{[0-9.]+}} ms  in all
 
 // LIST: canonicalize
-// LIST: plan-memory every buffer of a step, with its lifetime, in one arena.
+// LIST: plan-memory places every buffer of a step in one arena, by lifetime.
 // LIST-NEXT: max_rows=256
 // LIST-NEXT: max_outputs=64
 
