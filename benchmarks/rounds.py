@@ -78,7 +78,7 @@ def stand(engine: Engine) -> StandLoop:
     limits, device = engine.executable, torch.device("cpu")
     shape = (LARGEST, limits.candidates)
     step: Any = SimpleNamespace(
-        caches={}, block=limits.block, number="f32", tables=-(-limits.max_length // limits.block),
+        states={}, block=limits.block, number="f32", tables=-(-limits.max_length // limits.block),
         max_path=limits.max_path,
         returned=(torch.zeros(0), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)), drawn=None,
     )  # fmt: skip

@@ -104,7 +104,7 @@ def test_tree_attention(heads, groups, key_dim, value_dim, options):
     tree = tree_rows(generator, table, 70, 17, 10 * 16)
     executable = interpreted(module, weights.__getitem__, max_rows=128, max_outputs=128)
     state = poisoned_state(executable)
-    environment = ir.Environment(weights.__getitem__, ir.new_caches(module, 16 * 16))
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     for rows in (prompt, tree):
         executable._arena.fill_(math.nan)
         result = executable.run(WHOLE, state, rows).logits

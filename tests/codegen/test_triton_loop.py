@@ -13,7 +13,7 @@ from forerun.codegen.triton.loop import TritonLoop
 from forerun.codegen.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
 from forerun.codegen.triton.memory import InputLayout, new_state
 from forerun.codegen.triton.sources import overridden
-from forerun.codegen.triton.step import CacheShape
+from forerun.codegen.triton.step import StateShape
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
@@ -24,6 +24,12 @@ from forerun.runtime.verify import verify
 
 VOCABULARY, K, PATH, BLOCK, LENGTH = 13, 6, 12, 16, 4200
 """A small vocabulary, so that texts repeat themselves; more positions than two programs look up."""
+
+
+STATES = {
+    name: StateShape("position", (heads,), dim, "f32")
+    for name, heads, dim in (("one", 2, 4), ("other", 2, 3), ("two", 1, 5), ("three", 1, 5))
+}
 
 
 class Surroundings(SimpleNamespace):
@@ -44,7 +50,7 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        caches={"one": CacheShape(2, 4, 3), "two": CacheShape(1, 5, 5)}, block=BLOCK, number="f32", drawn=None,
+        states=STATES, block=BLOCK, number="f32", drawn=None,
         tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned,
     )  # fmt: skip
     executable: Any = Surroundings(
@@ -260,7 +266,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     assert loop.text.tokens[: len(tokens) + accepted].tolist() == [*tokens, *verdict.tokens]
 
     # Keys and values: those of the path are at home, all others where they were.
-    first, block, lane = (each.numpy() for each in loop.state.places)
+    first, block, lane = (each.numpy() for each in loop.state.pools["f32"].places)
     expected = before.numpy().copy()
     for depth, row in enumerate(verdict.path):
         home = int(sequence.home(np.array([sequence.length + depth]))[0])

@@ -31,7 +31,8 @@ def interpreted(module, weights, storage: str = "f32", tuner=wide, **limits) -> 
 def poisoned_state(executable: TritonExecutable, blocks: int = 16):
     """A cache full of NaN: what is read was written before."""
     state = executable.new_state(blocks)
-    state.numbers.fill_(math.nan)
+    for each in state.buffers:
+        each.fill_(math.nan)
     return state
 
 

@@ -18,7 +18,7 @@ from forerun.codegen.triton.attention_shape import LANES, Shape, padded
 from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, Slot, Stored
 from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.rules import literal
-from forerun.codegen.triton.storing import cache_place
+from forerun.codegen.triton.storing import state_place
 
 
 class AttentionText:
@@ -220,7 +220,7 @@ class AttentionText:
 
     def _load_keys(self, context: Expressions) -> None:
         """key_i [features of the part, keys]"""
-        place = cache_place(self.operation.symbol, "keys", self.known)
+        place = state_place(self.operation.symbol, self.known)
         name, size = context.argument(place.slot, place.element), self.shape.key_dim
         context.line(f"record = {self._record('keys', size)}")
         for number, (start, count) in enumerate(self.shape.parts):
@@ -237,7 +237,7 @@ class AttentionText:
 
     def _load_values(self, context: Expressions) -> None:
         """value [KEYS, Dv]"""
-        place = cache_place(self.operation.symbol, "values", self.known)
+        place = state_place(self.operation.values, self.known)
         name, size = context.argument(place.slot, place.element), self.shape.value_dim
         context.line(f"number = tl.arange(0, {padded(size)})[None, :]")
         context.line(f"line = tl.reshape({self._record('values', size)}, [{self.shape.keys}, 1])")

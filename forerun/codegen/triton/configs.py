@@ -56,7 +56,7 @@ def tuned_rows(rows: int) -> int:
 
 def weight_element(launch: Launch) -> str:
     """The element type that a launch's products are taken in."""
-    kinds = {"products": "weight", "head": "weight", "attention": "keys"}
+    kinds = {"products": "weight", "head": "weight", "attention": "state"}
     wanted = kinds.get(launch.grid.kind)
     found = [each.element for each in launch.operands if each.kind == wanted]
     return next((each for each in found if each in ("bf16", "f16")), "f32")

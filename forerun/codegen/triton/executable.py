@@ -105,9 +105,9 @@ class TritonExecutable:
 
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
-        """A cache of `blocks * P` slots, all zero."""
+        """A cache of `blocks * P` slots, and what is constant for so many requests, all zero."""
         self._require_process()
-        return new_state(self.step, max(1, blocks), self.device)
+        return new_state(self.step, max(1, blocks), self.device, max(1, requests))
 
     def _copied_back(self) -> list[Value]:
         """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
@@ -183,9 +183,10 @@ class TritonExecutable:
             return
         both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
         whole = both.to(self.device, non_blocking=True)
-        first, block, lane = state.places
-        places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
-        state.numbers[places[len(source) :]] = state.numbers[places[: len(source)]]
+        for pool in state.pools.values():
+            first, block, lane = pool.places
+            places = first + (whole // self.block)[:, None] * block + (whole % self.block)[:, None] * lane
+            pool.numbers[places[len(source) :]] = pool.numbers[places[: len(source)]]
 
     # --- memory
 
@@ -242,8 +243,8 @@ class TritonExecutable:
                 return inputs[places[str(operand.key)] :]
             case "weight":
                 return self.weights[str(operand.key)]
-            case "keys" | "values":
-                return state.parts[operand.kind, str(operand.key)]
+            case "state":
+                return state.parts[str(operand.key)]
             case _:
                 place = int(operand.key)
                 if operand.stream is not None:

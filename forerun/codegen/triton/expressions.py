@@ -18,6 +18,8 @@ from forerun.codegen.triton.index import Index, Lane, flat, size_of
 from forerun.errors import UnsupportedOperationError
 
 LARGEST = (1 << 31) - 1
+LARGE = 1 << 40
+"""Blocks of a state, or requests: more than 32 bits count, so that places are computed in 64."""
 SUM_LANES = 128
 """Partial sums of a row: feature i goes into partial sum i mod this."""
 
@@ -32,8 +34,8 @@ class NeedsMemoryError(Exception):
 
 @dataclass(frozen=True)
 class Slot:
-    """What an argument of a kernel is: an `input`, a `value` of the function, a `weight`, `keys` or `values` of a
-    cache, or `scratch`."""
+    """What an argument of a kernel is: an `input`, a `value` of the function, a `weight`, a `state`'s records, or
+    `scratch`."""
 
     kind: str
     key: Any

@@ -13,6 +13,7 @@ from forerun.codegen.triton.memory import TORCH, buffer_bytes, state_bytes
 from forerun.codegen.triton.step import TritonStep
 from forerun.errors import DeviceError, DeviceMemoryError
 from forerun.forking import gpu_of_parent
+from forerun.runtime.cache import REQUESTS
 
 CAPABILITY = (8, 0)
 """The oldest GPUs that have mma units for bfloat16, and what the kernels are checked for."""
@@ -56,12 +57,12 @@ def require_triton() -> None:
 
 
 def needed_bytes(step: TritonStep, declared: Mapping[str, ir.Weight], blocks: int) -> dict[str, int]:
-    """What a compiled model takes on the GPU: weights, the cache of one sequence, buffers."""
+    """What a compiled model takes on the GPU: weights, the cache of one sequence with what is constant for requests, buffers."""
     weights = sum(
         prod(int(dim) for dim in declared[name].type.dims) * TORCH[element].itemsize
         for name, element in step.weights.items()
     )
-    return {"weights": weights, "cache": state_bytes(step, blocks), "buffers": buffer_bytes(step)}
+    return {"weights": weights, "cache": state_bytes(step, blocks, REQUESTS), "buffers": buffer_bytes(step)}
 
 
 def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:

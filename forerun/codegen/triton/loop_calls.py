@@ -195,15 +195,17 @@ class Calls:
             rows | {"CANDIDATES": candidates, "SUCCESSORS": SUCCESSORS}
             | {"WIDTH": power(candidates), "SHARES": len(SHARES) + 1, "BOUNDS": power(len(SHARES))},
         )  # fmt: skip
-        first, block, lane = self.state.places
-        commit = Call(
-            "commit", (size.rows, -(-len(first) // PART)),
-            {"moves": text.moves, "cache": self.state.numbers, "first": first, "block": block, "lane": lane}
-            | {"numbers": len(first)},
-            rows | {"BLOCK": step.block, "PART": PART},
-        )  # fmt: skip
-        moves = size.rows > 1 and len(first) > 0  # the root lies at home
-        return [verify, *([remember] if self.drafting.deepest else []), *([commit] if moves else [])]
+        commits: list[Call] = []
+        for pool in self.state.pools.values() if size.rows > 1 else ():  # the root lies at home
+            first, block, lane = pool.places
+            commit = Call(
+                "commit", (size.rows, -(-len(first) // PART)),
+                {"moves": text.moves, "cache": pool.numbers, "first": first, "block": block, "lane": lane}
+                | {"numbers": len(first)},
+                rows | {"BLOCK": step.block, "PART": PART},
+            )  # fmt: skip
+            commits += [commit] if len(first) else []
+        return [verify, *([remember] if self.drafting.deepest else []), *commits]
 
     @staticmethod
     def _lanes(size: Size) -> int:

@@ -15,9 +15,11 @@ from forerun.codegen.triton.expressions import Expressions, Slot, Stored
 from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, TopKLaunch
 from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
+from forerun.codegen.triton.recurrence import NumberByNumber, RecurrenceLaunch
 from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.sources import assemble, body_key
-from forerun.codegen.triton.step import CacheShape, Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
+from forerun.codegen.triton.step import Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
+from forerun.codegen.triton.storing import state_shape
 from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.ir import dims as dimensions
@@ -56,7 +58,6 @@ class Lowering:
         self._declared = ir.weights(module)
         self._limits = (max_rows, max_outputs, max_path, max_length)
         self._known = self._surroundings(module, storage)
-        self._tables = -(-max_length // self._known.block)
         self._check(max_rows, max_outputs)
         found = regions(self._function)
         plans = [Planner(region, self._known, last=region is found[-1]).run() for region in found]
@@ -80,10 +81,13 @@ class Lowering:
                     "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
-        blocks = {each.block for each in ir.walk(self._function.body) if isinstance(each, ir.TreeAttention)}
+        reading = ir.TreeAttention | ir.Recurrence
+        blocks = {each.block for each in ir.walk(self._function.body) if isinstance(each, reading)}
         returned = self._function.returned
         candidates = returned[1] if len(returned) == 3 else None
-        return Surroundings(ir.caches(module), next(iter(blocks), 16), kept, storage, candidates)
+        block = next(iter(blocks), 16)
+        _, _, path, length = self._limits
+        return Surroundings(ir.states(module), block, -(-length // block), path, kept, storage, candidates)
 
     def _check(self, max_rows: int, max_outputs: int) -> None:
         planned = {"max_rows": self._function.max_rows, "max_outputs": self._function.max_outputs}
@@ -101,7 +105,7 @@ class Lowering:
     def _capacity(self) -> dict[str, int]:
         rows, outputs, path, _ = self._limits
         found = dict.fromkeys(symbols(self._function), 1)
-        return found | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._tables}
+        return found | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._known.tables}
 
     def _volume(self, dims: Sequence[ir.Dim]) -> int:
         count = math.prod(dimensions.evaluate(dim, self._capacity) for dim in dims)
@@ -183,6 +187,11 @@ class Lowering:
                 return [("rows", [context], grid, config, planned.describe())]
             case AttentionLaunch():
                 return self._attention(planned)
+            case RecurrenceLaunch():
+                context = NumberByNumber(*self._context.args)
+                planned.emit(context, self._known)
+                config = Config(planned.block, 1, 4 if planned.block > 128 else 1, 1)
+                return [("recurrence", [context], Grid("recurrence", (("N",),)), config, planned.describe())]
             case _:
                 assert isinstance(planned, TopKLaunch)
                 return self._topk(planned)
@@ -190,9 +199,8 @@ class Lowering:
     def _attention(self, planned: AttentionLaunch) -> list[Any]:
         operation = planned.operation
         symbol = operation.symbol
-        cache = self._known.caches[symbol]
-        heads, groups = int(ir.tensor_type(operation.query).dims[1]), cache.heads
-        dim, value_dim = cache.key_dim, cache.value_dim
+        heads, (groups, dim) = int(ir.tensor_type(operation.query).dims[1]), self._known.states[symbol].shape
+        value_dim = operation.value_dim
         if heads % groups:
             raise UnsupportedOperationError(
                 f"the cuda target has no Triton template for {heads} heads over {groups} of keys."
@@ -201,7 +209,7 @@ class Lowering:
         split = split_size(length)
         splits = -(-length // split)
         number = self._known.number
-        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._tables, path, number)
+        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._known.tables, path, number)
         scratch = tuple(
             Stored(Slot("scratch", (f"{name} of {symbol}", dims)), dims, "f32", "f32")
             for name, dims in (("sums", ("N", heads, splits, value_dim)), ("totals", ("N", heads, splits, 2)))
@@ -275,21 +283,20 @@ class Lowering:
         rows, outputs, path, length = self._limits
         first = next(iter(self._stream), None)
         operands = [each for kernel in kernels for launch in kernel.launches for each in launch.operands]
-        caches: Mapping[str, ir.Cache] = self._known.caches
         return TritonStep(
             sources=self._sources,
             kernels=kernels,
             returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
             drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
             weights=self._used,
-            caches={name: CacheShape(each.heads, each.key_dim, each.value_dim) for name, each in caches.items()},
+            states={name: state_shape(each, self._known.number) for name, each in self._known.states.items()},
             number=self._known.number,
             arena=self._arena,
             stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
             branches=self._function.branches,
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             block=self._known.block,
-            tables=self._tables,
+            tables=self._known.tables,
             max_rows=rows,
             max_outputs=outputs,
             max_path=path,

@@ -1,4 +1,4 @@
-"""Where everything lies on the device: weights, the cache, and the inputs of a step."""
+"""Where everything lies on the device: weights, states, and the inputs of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.step import CacheShape, TritonStep
+from forerun.codegen.triton.step import StateShape, TritonStep
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import Draw, Int32, Rows
 
@@ -47,45 +47,77 @@ def load_weights(
     return found
 
 
-def record(shape: CacheShape, block: int) -> int:
-    """Numbers of one block of one attention."""
-    return shape.heads * block * (shape.key_dim + shape.value_dim)
+@dataclass(frozen=True)
+class Pool:
+    """What lies at slots, of one element type: states of shape [*lead, last], one after another, as
+    [blocks, *lead, P, last]."""
+
+    numbers: torch.Tensor
+    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """[w] each: slot s has its number w at places[0] + s // P * places[1] + s % P * places[2]."""
 
 
 @dataclass
 class State:
-    """The cache: for each attention, the keys [blocks, Hkv, P, D] and then the values [blocks, Hkv, P, Dv]."""
+    """What entries leave behind: pools of what lies at slots, by element type, and the records of requests."""
 
-    numbers: torch.Tensor
+    pools: Mapping[str, Pool]
+    requests: Mapping[str, torch.Tensor]  # state -> [requests, *shape]
+    parts: Mapping[str, torch.Tensor]  # state -> what begins with its records
+    number: str  # element type of what is kept per position
     blocks: int
-    parts: Mapping[tuple[str, str], torch.Tensor]  # (half, cache) -> what begins there
-    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """[w] each: slot s has its number w at places[0] + s // P * places[1] + s % P * places[2]."""
     graphs: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @property
+    def numbers(self) -> torch.Tensor:
+        """What is kept per position; in float32, the records per row as well."""
+        return self.pools[self.number].numbers
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        return [*(each.numbers for each in self.pools.values()), *self.requests.values()]
+
+    @property
     def bytes(self) -> int:
-        return self.numbers.nbytes
+        return sum(each.nbytes for each in self.buffers)
 
 
-def new_state(step: TritonStep, blocks: int, device: torch.device) -> State:
-    """A cache of `blocks * P` slots, all zero."""
-    total = sum(record(shape, step.block) for shape in step.caches.values()) * blocks
-    numbers = torch.zeros(max(1, total), dtype=TORCH[step.number], device=device)
-    parts: dict[tuple[str, str], torch.Tensor] = {}
+def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int = 1) -> State:
+    """Records at `blocks * P` slots and of so many requests, all zero."""
+    at_slots = {name: each for name, each in step.states.items() if each.lies_at_slots}
+    pools: dict[str, Pool] = {}
+    parts: dict[str, torch.Tensor] = {}
+    for element in dict.fromkeys([step.number, *(each.element for each in at_slots.values())]):
+        shapes = {name: each for name, each in at_slots.items() if each.element == element}
+        pools[element], found = _pool(shapes, element, step.block, blocks, device)
+        parts |= found
+    constant = {
+        name: torch.zeros(requests * each.numbers, dtype=TORCH[each.element], device=device)
+        for name, each in step.states.items()
+        if not each.lies_at_slots
+    }
+    return State(pools, constant, parts | constant, step.number, blocks)
+
+
+def _pool(
+    shapes: Mapping[str, StateShape], element: str, size: int, blocks: int, device: torch.device
+) -> tuple[Pool, dict[str, torch.Tensor]]:
+    """States of one element type, in blocks of `size` slots, and what begins with the records of each."""
+    total = sum(shape.numbers for shape in shapes.values()) * size * blocks
+    numbers = torch.zeros(max(1, total), dtype=TORCH[element], device=device)
+    parts: dict[str, torch.Tensor] = {}
     columns: list[np.ndarray[Any, Any]] = []
     start = 0
-    for name, shape in step.caches.items():
-        for half, dim in (("keys", shape.key_dim), ("values", shape.value_dim)):
-            parts[half, name] = numbers[start:]
-            head, number = np.meshgrid(np.arange(shape.heads), np.arange(dim), indexing="ij")
-            first = start + head * step.block * dim + number
-            strides = np.full_like(first, shape.heads * step.block * dim), np.full_like(first, dim)
-            columns.append(np.stack([first, *strides]).reshape(3, -1))
-            start += blocks * shape.heads * step.block * dim
+    for name, shape in shapes.items():
+        parts[name] = numbers[start:]
+        lead, number = np.meshgrid(np.arange(shape.numbers // shape.last), np.arange(shape.last), indexing="ij")
+        first = start + lead * size * shape.last + number
+        strides = np.full_like(first, shape.numbers * size), np.full_like(first, shape.last)
+        columns.append(np.stack([first, *strides]).reshape(3, -1))
+        start += blocks * size * shape.numbers
     joined = np.concatenate(columns, 1) if columns else np.zeros((3, 0), np.int64)
     first, block, lane = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in joined.astype(np.int64))
-    return State(numbers, blocks, parts, (first, block, lane))
+    return Pool(numbers, (first, block, lane)), parts
 
 
 @dataclass(frozen=True)
@@ -150,8 +182,11 @@ def inputs_size(step: TritonStep) -> int:
     return layout.places["block_tables"] + step.max_rows * step.tables
 
 
-def state_bytes(step: TritonStep, blocks: int) -> int:
-    return sum(record(each, step.block) for each in step.caches.values()) * blocks * TORCH[step.number].itemsize
+def state_bytes(step: TritonStep, blocks: int, requests: int = 1) -> int:
+    return sum(
+        each.numbers * TORCH[each.element].itemsize * (blocks * step.block if each.lies_at_slots else requests)
+        for each in step.states.values()
+    )
 
 
 def buffer_bytes(step: TritonStep) -> int:

@@ -9,28 +9,17 @@ from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.triton.expressions import Stored
 from forerun.codegen.triton.products import Products
+from forerun.codegen.triton.recurrence import RecurrenceLaunch
 from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.topk import Choice
 
 
 @dataclass(frozen=True)
-class CacheHalf:
-    """The keys or the values that a cache write writes."""
-
-    write: ir.CacheWrite
-    half: str  # "keys" or "values"
-
-    @property
-    def value(self) -> ir.SSAValue:
-        return self.write.keys if self.half == "keys" else self.write.values
-
-
-@dataclass(frozen=True)
 class Output:
-    """A value and where it goes: memory, the cache, or the candidates that are chosen among it."""
+    """A value and where it goes: memory, a state's records, or the candidates that are chosen among it."""
 
     value: ir.SSAValue
-    place: Stored | CacheHalf | Choice
+    place: Stored | ir.StateWrite | Choice
 
 
 @dataclass
@@ -49,17 +38,19 @@ class TopKLaunch:
     choice: Choice
 
 
-Launch = Products | RowsLaunch | AttentionLaunch | TopKLaunch
+Launch = Products | RowsLaunch | AttentionLaunch | RecurrenceLaunch | TopKLaunch
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What planning needs to know of the module."""
 
-    caches: Mapping[str, ir.Cache]
+    states: Mapping[str, ir.State]
     block: int
+    tables: int  # width of the block tables
+    path: int  # width of the paths
     storage: Mapping[str, str]  # element type of each weight in memory: f32, bf16, f16 or i32
-    number: str  # element type of the cache
+    number: str  # element type of what states keep per position
     candidates: ir.SSAValue | None = None  # the ids that the function returns: what they are chosen of is drawn from
 
 

@@ -13,13 +13,18 @@ from typing import Any
 from forerun import ir
 from forerun.codegen.regions import Region
 from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Slot, Stored, kind_of
-from forerun.codegen.triton.plan import AttentionLaunch, CacheHalf, Launch, Output, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.plan import AttentionLaunch, Launch, Output, Plan, Surroundings, TopKLaunch
 from forerun.codegen.triton.products import Products, Segment, fitting_segment, leading
+from forerun.codegen.triton.recurrence import NumberByNumber, RecurrenceLaunch
 from forerun.codegen.triton.rowwise import Item, RowsLaunch, row_item
 from forerun.codegen.triton.rules import NO_TEMPLATE
 from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
+
+
+Separate = ir.TreeAttention | ir.Recurrence | ir.TopK
+"""What has a launch of its own."""
 
 
 class Planner:
@@ -33,7 +38,7 @@ class Planner:
         self.scratches = 0
         self.destinations: dict[ir.SSAValue, Stored] = {}
         self.waiting: list[Output] = []
-        self.special: list[ir.TreeAttention | ir.TopK] = []
+        self.special: list[Separate] = []
         self.linears = [each for each in region.operations if isinstance(each, ir.Linear)]
 
     def run(self) -> Plan:
@@ -44,7 +49,7 @@ class Planner:
         for inner, outer in self.region.results:
             kind = ir.tensor_type(inner)
             place = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
-            if isinstance(inner.owner, ir.TreeAttention | ir.TopK) and inner not in self.destinations:
+            if isinstance(inner.owner, Separate) and inner not in self.destinations:
                 self.destinations[inner] = place
             else:
                 self.destinations.setdefault(inner, place)
@@ -84,11 +89,10 @@ class Planner:
     def parameter(self, operation: ir.Parameter) -> None:
         self._weight(operation.result, operation)
 
-    def cache_write(self, operation: ir.CacheWrite) -> None:
-        halves = [CacheHalf(operation, half) for half in ("keys", "values")]
-        self.waiting.extend(Output(each.value, each) for each in halves)
+    def state_write(self, operation: ir.StateWrite) -> None:
+        self.waiting.append(Output(operation.value, operation))
 
-    def separate(self, operation: ir.TreeAttention | ir.TopK) -> None:
+    def separate(self, operation: Separate) -> None:
         """A launch of its own, when its operands are ready."""
         self.special.append(operation)
 
@@ -98,16 +102,16 @@ class Planner:
     # --- what depends on what
 
     def leaves(self, value: ir.SSAValue) -> set[Any]:
-        """The linears, attentions and choices not yet in memory that a value is computed from."""
+        """The linears, attentions, recurrences and choices not yet in memory that a value is computed from."""
         if value in self.plan.stored or value.owner not in self.own:
             return set()
         operation: Any = value.owner
-        if isinstance(operation, ir.Linear | ir.TreeAttention | ir.TopK):
+        if isinstance(operation, ir.Linear | Separate):
             return {operation}
         return {leaf for each in operation.operands for leaf in self.leaves(each)}
 
     def _needs(self, output: Output) -> set[Any]:
-        extra = {*self.leaves(output.place.write.slots)} if isinstance(output.place, CacheHalf) else set[Any]()
+        extra = {*self.leaves(output.place.slots)} if isinstance(output.place, ir.StateWrite) else set[Any]()
         return self.leaves(output.value) | extra
 
     def _wanted_linears(self) -> set[ir.Linear]:
@@ -258,13 +262,16 @@ class Planner:
                 return
 
     def _special(self) -> bool:
-        """An attention, or a choice of candidates, whose operands are ready."""
+        """An attention, a recurrence, or a choice of candidates, whose operands are ready."""
         for operation in self.special:
             if any(self.leaves(each) for each in operation.operands):
                 continue
             if isinstance(operation, ir.TreeAttention):
                 places = [self._place(operation.result)]
                 self._append(AttentionLaunch(operation, places[0]))
+            elif isinstance(operation, ir.Recurrence):
+                places = [self._place(operation.result)]
+                self._recurrence(RecurrenceLaunch(operation, places[0]))
             else:
                 x = operation.x
                 if x not in self.plan.stored:
@@ -276,8 +283,25 @@ class Planner:
             return True
         return False
 
-    def _chosen(self, operation: ir.TreeAttention | ir.TopK, places: list[Stored]) -> None:
-        """An attention's or a choice's results are in memory."""
+    def _recurrence(self, launch: RecurrenceLaunch) -> None:
+        """A launch whose body finds all it needs in memory; what stands in front of it is written first."""
+        while True:
+            try:
+                launch.emit(NumberByNumber(dict(self.plan.stored), self.plan.constants), self.known)
+            except NeedsMemoryError as needed:
+                if needed.value.owner in self.own:
+                    self._write_rows(needed.value)
+                    continue
+                operation: Any = needed.value.owner
+                raise UnsupportedOperationError(
+                    f"the cuda target computes the body of spec.recurrence number by number, and {operation.name} in it "
+                    "needs more of a record; compute it outside of the recurrence, or compile for the reference target."
+                ) from needed
+            self._append(launch)
+            return
+
+    def _chosen(self, operation: Separate, places: list[Stored]) -> None:
+        """The results of an attention, a recurrence or a choice are in memory."""
         self.special.remove(operation)
         self.plan.stored.update(zip(operation.results, places, strict=True))
         self.waiting = [each for each in self.waiting if self.plan.stored.get(each.value) != each.place]
@@ -325,13 +349,13 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
     "operations that the cuda target plans",
     {
         ir.Parameter: Planner.parameter,
-        ir.CacheWrite: Planner.cache_write,
-        **each_of(Planner.separate, ir.TreeAttention, ir.TopK),
+        ir.StateWrite: Planner.state_write,
+        **each_of(Planner.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
         **each_of(USED, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Iota),
         **each_of(USED, ir.Gather, ir.TakeAlong, ir.Concat, ir.Rotary, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
-        **each_of(USED, ir.Reduce, ir.Linear),
+        **each_of(USED, ir.Reduce, ir.Linear, ir.StateRead),
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
-        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 

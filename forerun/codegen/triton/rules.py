@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from forerun import ir
-from forerun.codegen.triton.expressions import Expressions, NeedsMemoryError, Rule, Term, kind_of
+from forerun.codegen.triton.expressions import LARGE, Expressions, NeedsMemoryError, Rule, Slot, Stored, Term, kind_of
 from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, reshaped
 from forerun.errors import UnsupportedOperationError
@@ -243,6 +243,16 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     return context.let(f"{total.text} / {size}", total.depth, "mean") if function == "mean" else total
 
 
+def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index]) -> Term:
+    """A number of the record of a request; its slot is one that the runtime has given out."""
+    row, *within = index
+    slot = context.operand(operation.slots, [row])
+    at = Index.of(Lane(slot.text, None, row.guards, slot.depth, row.wide))
+    element = "f32" if kind_of(operation.dtype) == "number" else "i32"
+    stored = Stored(Slot("state", operation.symbol), (LARGE, *operation.shape), operation.dtype, element)
+    return context.read(stored, [at, *within])
+
+
 def _linear(context: Expressions, operation: ir.Linear, index: list[Index]) -> Term:
     """A product is computed by a launch of its own."""
     raise NeedsMemoryError(operation.result)
@@ -285,10 +295,12 @@ RULES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.Softmax: _softmax,
         ir.Reduce: _reduce,
         ir.Linear: _linear,
+        ir.StateRead: _state_read,
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
-        **each_of(refused("has a launch of its own in the cuda target"), ir.TreeAttention, ir.TopK, ir.CacheWrite),
+        **each_of(refused("has a launch of its own in the cuda target"), ir.TreeAttention, ir.Recurrence, ir.TopK),
+        ir.StateWrite: refused("has no elements"),
         ir.Parameter: refused("lies in memory in the cuda target"),
-        **each_of(refused("has no elements"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.Cache),
+        **each_of(refused("has no elements"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
 Expressions.RULES = RULES

@@ -27,8 +27,8 @@ class Config:
 class Operand:
     """What a pointer argument of a kernel points to.
 
-    `kind` is input, value, weight, keys, values, scratch or drawn; `key` the name of an input, a weight or a cache, or
-    the place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
+    `kind` is input, value, weight, state, scratch or drawn; `key` the name of an input, a weight or a state, or the
+    place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Grid:
     """The programs of a launch.
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
-             groups, row tiles); combine: (rows, heads); chunks: (rows, tiles); choice: (rows)
+             groups, row tiles); combine: (rows, heads); recurrence: (1); chunks: (rows, tiles); choice: (rows)
     rows     the dims whose product is the rows, several for several items of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
@@ -76,6 +76,8 @@ class Grid:
                 return self.columns[0], self.columns[1], own if shared == 1 else own + -(-own // shared)
             case "combine":
                 return rows, self.columns[0], 1
+            case "recurrence":
+                return 1, 1, 1
             case _:
                 return rows, 1, 1
 
@@ -119,12 +121,22 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class CacheShape:
-    """Keys [blocks, Hkv, P, D] and values [blocks, Hkv, P, Dv] of one attention."""
+class StateShape:
+    """Records of a state: per position and per row [blocks, *lead, P, last], per request [requests, *lead, last]."""
 
-    heads: int
-    key_dim: int
-    value_dim: int
+    per: str
+    lead: tuple[int, ...]
+    last: int
+    element: str
+
+    @property
+    def lies_at_slots(self) -> bool:
+        return self.per != "request"
+
+    @property
+    def numbers(self) -> int:
+        """Of one record."""
+        return math.prod(self.lead) * self.last
 
 
 @dataclass(frozen=True)
@@ -149,8 +161,8 @@ class TritonStep:
     returned: tuple[Value, ...]  # logits, and the candidates' ids and logits
     drawn: Value | None  # the drawn tokens [M]; None where none can be drawn
     weights: Mapping[str, str]  # name -> element type in memory
-    caches: Mapping[str, CacheShape]
-    number: str  # element type of the caches
+    states: Mapping[str, StateShape]
+    number: str  # element type of what states keep per position
     arena: int  # numbers of 4 bytes
     stream: tuple[int, ...]  # the two places in which the residual stream's values take turns, or none
     branches: tuple[tuple[int, str], ...]

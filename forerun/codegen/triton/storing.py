@@ -1,4 +1,4 @@
-"""Where an element goes: to a value in memory, to its slot of the cache, or among the candidates of a tile."""
+"""Where an element goes: to a value in memory, to its slot of a state, or among the candidates of a tile."""
 
 from __future__ import annotations
 
@@ -6,19 +6,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.triton.expressions import Expressions, Slot, Stored, Term
+from forerun.codegen.triton.expressions import LARGE, Expressions, Slot, Stored, Term, kind_of
 from forerun.codegen.triton.index import Index, Lane
+from forerun.codegen.triton.step import StateShape
 from forerun.codegen.triton.topk import Choice, emit_tile
 
-LARGE = 1 << 40
-"""Blocks of a cache: more than 32 bits count, so that places are computed in 64."""
+def state_shape(state: ir.State, number: str) -> StateShape:
+    """How a state's records lie: numbers per position as `number`, all others as float32.
+
+    A record without axes is one number.
+    """
+    *lead, last = state.shape or (1,)
+    element = number if state.per == "position" else "f32"
+    return StateShape(state.per, tuple(lead), last, element if kind_of(state.dtype) == "number" else "i32")
 
 
-def cache_place(symbol: str, half: str, known: Any) -> Stored:
-    """The keys [blocks, Hkv, P, D] of a cache, or its values [blocks, Hkv, P, Dv]."""
-    cache: ir.Cache = known.caches[symbol]
-    dim = cache.key_dim if half == "keys" else cache.value_dim
-    return Stored(Slot(half, symbol), (LARGE, cache.heads, known.block, dim), "f32", known.number)
+def state_place(symbol: str, known: Any) -> Stored:
+    """The records of a state, at slots [blocks, *lead, P, last] or of requests [requests, *lead, last]."""
+    state: ir.State = known.states[symbol]
+    shape = state_shape(state, known.number)
+    dims = (LARGE, *shape.lead, *([known.block] if shape.lies_at_slots else []), shape.last)
+    return Stored(Slot("state", symbol), dims, state.dtype, shape.element)
+
+
+def record_index(symbol: str, slot: Term, guards: frozenset[str], index: Sequence[Index], known: Any) -> list[Index]:
+    """Where a number of the record at a slot lies among a state's records (`state_place`)."""
+    *lead, last = index or [Index()]
+    if known.states[symbol].per == "request":
+        return [Index.of(Lane(slot.text, None, guards, slot.depth)), *lead, last]
+    block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, slot.depth))
+    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, slot.depth))
+    return [block, *lead, lane, last]
 
 
 def store(context: Expressions, output: Any, index: Sequence[Index], value: Term, known: Any) -> None:
@@ -29,12 +47,7 @@ def store(context: Expressions, output: Any, index: Sequence[Index], value: Term
     if isinstance(output.place, Choice):
         emit_tile(context, output.place, index[-1], value)
         return
-    row, head, dim = index
-    write: ir.CacheWrite = output.place.write
-    slots = write.slots
-    slot = context.element(slots, [row])
-    place = cache_place(write.symbol, output.place.half, known)
-    guards, depth = row.guards, slot.depth
-    block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, depth))
-    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, depth))
-    context.write(place, [block, head, lane, dim], value)
+    write: ir.StateWrite = output.place
+    row, *within = index
+    slot = context.element(write.slots, [row])
+    context.write(state_place(write.symbol, known), record_index(write.symbol, slot, row.guards, within, known), value)
