@@ -14,7 +14,7 @@ from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, OnDevice
+from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, OnDevice, loops
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
 from forerun.runtime.drafters import vocabulary as vocabularies
 from forerun.runtime.drafters.growing import Always, Confidence, Grower, Shape
@@ -256,7 +256,8 @@ class Strategy(Checked):
     def on_device(self, target: Target) -> OnDevice | None:
         """The same without the host, where the executable can go on by itself and has these drafters there; or None."""
         executable = target.executable
-        if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
+        looping = loops(executable)
+        if looping is None or type(self).build is not Strategy.build:
             return None
         if not executable.draws:
             return None  # drawn tokens alone tell a loop of NaN
@@ -267,7 +268,7 @@ class Strategy(Checked):
         size: RoundSize | None = of_policy(target) if self.drafters else SameSize(1)
         if size is None:
             return None
-        found = OnDevice(executable.loop(target.engine.state, drafting, max(size.sizes)), size)
+        found = OnDevice(looping.loop(target.engine.state, drafting, max(size.sizes)), size)
         with target.progress.stage("rounds on the device"), target.engine.serving:
             found.prepare(target.engine)
         return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forerun.errors import InvalidOptionError, NotANumberError
-from forerun.runtime.device_loop import Drafting, Loops, OnDevice
+from forerun.runtime.device_loop import Drafting, OnDevice, loops
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
@@ -54,11 +54,12 @@ def certify_loop(
     """
     if texts < 1:
         raise InvalidOptionError(f"texts must be at least 1, not {texts}")
-    if not isinstance(executable, Loops) or not executable.candidates:
+    looping = loops(executable)
+    if looping is None:
         return None
     random, engine = np.random.default_rng(seed), Engine(executable)
     most = min(executable.max_rows, executable.max_outputs)
-    loop = executable.loop(engine.state, Drafting(), min(most, max(SIZES)))
+    loop = looping.loop(engine.state, Drafting(), min(most, max(SIZES)))
     tokens = rounds = differences = 0
     first: str | None = None
     for text in range(texts):

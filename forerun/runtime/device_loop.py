@@ -21,6 +21,7 @@ from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
 from forerun.runtime.generation import Request, Step, drawn_by
 from forerun.runtime.round_size import Round, RoundSize
 from forerun.runtime.tree import Float64
+from forerun.signature import ENCODE, STEP
 
 AHEAD = 2
 """Rounds that are enqueued while the host waits for one."""
@@ -114,6 +115,16 @@ class Loops(Protocol):
     def loop(self, state: object, drafting: Drafting, largest: int) -> DeviceLoop:
         """A loop over a cache, of rounds of at most `largest` rows."""
         ...
+
+
+def loops(executable: Executable) -> Loops | None:
+    """The executable, where it can go on by itself: a loop gives a step tokens, places and paths alone.
+
+    None as well for a model whose step takes an order of rows, or that begins with what is constant for a request.
+    """
+    step = executable.entries[STEP]
+    of_host = ENCODE in executable.entries or any(each.name in ("order", "requests") for each in step.arguments)
+    return executable if isinstance(executable, Loops) and executable.candidates and not of_host else None
 
 
 @dataclass

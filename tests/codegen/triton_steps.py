@@ -3,7 +3,6 @@
 import math
 
 import torch
-from steps import ROW_TYPES
 
 from forerun import ir
 from forerun.codegen.triton.build import compile_step
@@ -11,6 +10,7 @@ from forerun.codegen.triton.configs import first_config
 from forerun.codegen.triton.executable import TritonExecutable
 from forerun.codegen.triton.step import Config
 from forerun.runtime.executable import WHOLE
+from tests.codegen.steps import ROW_TYPES
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 

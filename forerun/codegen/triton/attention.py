@@ -19,6 +19,7 @@ from forerun.codegen.triton.expressions import TRITON_TYPES, Expressions, Slot, 
 from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.rules import literal
 from forerun.codegen.triton.storing import state_place
+from forerun.errors import UnsupportedOperationError
 
 
 class AttentionText:
@@ -91,8 +92,12 @@ class AttentionText:
         context.line(f"sums{suffix} = tl.full([{LANES}, {padded(shape.value_dim)}], 0.0, tl.float32)")
 
     def _input(self, context: Expressions, name: str, operand: int) -> str:
-        stored = context.stored[self.operation.operands[operand]]
-        assert stored.slot == Slot("input", name)
+        stored = context.stored.get(self.operation.operands[operand])
+        if stored is None or stored.slot != Slot("input", name):
+            raise UnsupportedOperationError(
+                f"the cuda target has spec.tree_attention over the {name} that a step is given; compile for the "
+                "reference target."
+            )
         return context.argument(stored.slot, "i32")
 
     # --- bodies

@@ -88,6 +88,6 @@ def report(step: TritonStep, rows: Sequence[int] = (1, 32)) -> Report:
 
     sources = overridden(step.sources)
     found = [*compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
-    if len(step.returned) == 3:
+    if step.loops:
         found += compilation.compile_loop(step, rows, compilation.CAPABILITIES)
     return Report([each.to_dict() for each in found], known_choices(sources))

@@ -65,8 +65,10 @@ def _resources(name: str, text: Any, config: Config, capability: int) -> Resourc
 def compile_step(
     step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
-    """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
-    every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.asked))
+    """Every function of every kernel of a step and of other entries, for each architecture, as divided first for so
+    many rows."""
+    kernels = [*step.kernels, *(kernel for entry in step.entries.values() for kernel in entry.kernels)]
+    every = (launch for kernel in kernels for launch in (*kernel.launches, *kernel.asked))
     launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
         for capability in capabilities:

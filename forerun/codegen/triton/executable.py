@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -18,14 +18,34 @@ from numpy.typing import NDArray
 
 from forerun.codegen.branches import check_hidden, remaining, turn
 from forerun.codegen.triton.configs import first_config
-from forerun.codegen.triton.memory import InputLayout, State, inputs_size, new_state
+from forerun.codegen.triton.memory import (
+    EntryLayout,
+    InputLayout,
+    State,
+    entry_sizes,
+    input_layout,
+    inputs_size,
+    new_state,
+)
 from forerun.codegen.triton.result import DeviceStepResult, Ran
 from forerun.codegen.triton.sources import function_name, load, overridden
 from forerun.codegen.triton.step import Config, Kernel, Launch, Operand, TritonStep, Value
-from forerun.errors import TooLongError
+from forerun.errors import InvalidOptionError, TooLongError
 from forerun.forking import require_process, with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import (
+    Branch,
+    Draw,
+    Float32,
+    Inputs,
+    Int32,
+    KernelOutput,
+    Part,
+    Rows,
+    StepResult,
+    bound,
+)
+from forerun.signature import STEP
 
 if TYPE_CHECKING:
     from forerun.codegen.triton.loop import TritonLoop
@@ -65,6 +85,7 @@ class TritonExecutable:
         tuner: Tuner | None = None,
     ) -> None:
         self.step, self.weights, self.device = step, weights, torch.device(device)
+        self.entries = {STEP: step.signature} | {name: each.signature for name, each in step.entries.items()}
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
@@ -115,16 +136,58 @@ class TritonExecutable:
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
+    @overload
+    def run(
+        self,
+        entry: Part,
+        state: State,
+        inputs: Rows,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult: ...
+    @overload
+    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
     def run(
+        self,
+        entry: Part | str,
+        state: State,
+        inputs: Rows | Inputs,
+        hidden: Float32 | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> StepResult | tuple[NDArray[Any], ...]:
+        """A part of the step, whose result is valid until the next run, or another entry by its name."""
+        if isinstance(entry, str):
+            assert not isinstance(inputs, Rows)
+            return self._entry(entry, state, inputs)
+        assert isinstance(inputs, Rows)
+        return self._step(entry, state, inputs, hidden, draws)
+
+    def _entry(self, name: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]:
+        """Launches one by one, which are not worth a graph: an entry runs once for a request."""
+        self._require_process()
+        given = bound(self.entries, name, inputs)
+        entry = self.step.entries[name]
+        layout = EntryLayout(entry, entry_sizes(entry, given))
+        used = layout.fill(self._staged, given)
+        self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
+        self._launch_all(state, layout, entry.kernels, [])
+        if not self.interpreted:
+            torch.cuda.current_stream(self.device).synchronize()
+        found = (self.value(each, layout.sizes).copy() for each in entry.returned)
+        return tuple(
+            array.astype(np.bool_) if each.dtype == "i1" else array
+            for array, each in zip(found, entry.returned, strict=True)
+        )
+
+    def _step(
         self,
         part: Part,
         state: State,
         rows: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
+        hidden: Float32 | None,
+        draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        """One step, or a part of it. The result is valid until the next step."""
         kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
         check_hidden(part, hidden is not None)
         drawing = draws if self.draws and draws is not None else ()
@@ -168,7 +231,15 @@ class TritonExecutable:
         return entries
 
     def loop(self, state: State, drafting: Drafting, largest: int) -> TritonLoop:
-        """Decoding that goes on on the device (`runtime.device_loop.Loops`)."""
+        """Decoding that goes on on the device (`runtime.device_loop.Loops`).
+
+        Raises `InvalidOptionError` for a model whose steps it cannot prepare.
+        """
+        if not self.step.loops:
+            raise InvalidOptionError(
+                "the loop on the device gives a step tokens and places, and this model takes an order of rows or what "
+                "is constant for a request, or chooses no candidates: decode it from the host"
+            )
         from forerun.codegen.triton.loop import TritonLoop
 
         return TritonLoop(self, state, drafting, largest)
@@ -221,6 +292,10 @@ class TritonExecutable:
                 f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.max_rows} "
                 f"sequences of {self.step.tables} blocks."
             )
+        if "requests" in self.step.takes and len(rows.requests) != sequences:
+            raise InvalidOptionError(
+                f"A step of {sequences} sequences is given the requests of {len(rows.requests)}: give one for each."
+            )
         layout = self.layout(count, outputs)
         used = layout.fill(self._staged, rows, draws)
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
@@ -228,8 +303,7 @@ class TritonExecutable:
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         """Where the inputs of a step of so many rows and outputs lie."""
-        buckets = bucket(rows, self.max_rows), bucket(outputs, self.max_outputs)
-        return InputLayout(*buckets, self.max_path, self.step.tables)
+        return input_layout(self.step, bucket(rows, self.max_rows), bucket(outputs, self.max_outputs))
 
     def place(self, value: Value) -> torch.Tensor:
         """What begins with a value of the arena."""
@@ -239,8 +313,9 @@ class TritonExecutable:
         self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], evaluated: list[int]
     ) -> torch.Tensor:
         match operand.kind:
-            case "input":
-                return inputs[places[str(operand.key)] :]
+            case "input" | "given":
+                found = inputs[places[str(operand.key)] :]
+                return found.view(torch.float32) if operand.element == "f32" else found
             case "weight":
                 return self.weights[str(operand.key)]
             case "state":
@@ -262,7 +337,7 @@ class TritonExecutable:
     def _launch_all(
         self,
         state: State,
-        layout: InputLayout,
+        layout: InputLayout | EntryLayout,
         kernels: Sequence[Kernel],
         evaluated: list[int],
         inputs: torch.Tensor | None = None,
@@ -274,13 +349,13 @@ class TritonExecutable:
         self,
         launches: Sequence[Launch],
         state: State,
-        layout: InputLayout,
+        layout: InputLayout | EntryLayout,
         evaluated: list[int],
         inputs: torch.Tensor | None = None,
     ) -> None:
         """Launches of a step one after another; the inputs are in place."""
         inputs = self._inputs if inputs is None else inputs
-        places, sizes = layout.places, {"N": layout.rows, "M": layout.outputs}
+        places, sizes = layout.places, layout.sizes
         for launch in launches:
             operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
             pointers = [inputs, *operands]
@@ -303,6 +378,8 @@ class TritonExecutable:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
         shared = launch.grid.shared(sizes)
         grid = launch.grid.programs(sizes, config, shared)
+        if 0 in grid:
+            return  # a dimension of no elements
         function = getattr(self._modules[launch.source], function_name(shared))
         constants = {"BLOCK": config.block, "ROWS": config.rows}
         if self.interpreted:

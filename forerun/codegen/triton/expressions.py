@@ -8,13 +8,14 @@ lanes it needs, once. Integers of any width are int32; truth values are kept in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from forerun import ir
 from forerun.codegen.triton.index import Index, Lane, flat, size_of
+from forerun.codegen.triton.memory import SIZE_PLACES
 from forerun.errors import UnsupportedOperationError
 
 LARGEST = (1 << 31) - 1
@@ -34,8 +35,8 @@ class NeedsMemoryError(Exception):
 
 @dataclass(frozen=True)
 class Slot:
-    """What an argument of a kernel is: an `input`, a `value` of the function, a `weight`, a `state`'s records, or
-    `scratch`."""
+    """What an argument of a kernel is: an `input` that a step has, what is `given` to another entry, a `value` of
+    the function, a `weight`, a `state`'s records, or `scratch`."""
 
     kind: str
     key: Any
@@ -91,9 +92,16 @@ class Expressions:
     RULES: ClassVar[ir.OperationTable[Rule]]
     """The element of each operation's result; `rules` has them."""
 
-    def __init__(self, stored: dict[ir.SSAValue, Stored], constants: dict[ir.SSAValue, ir.Constant]) -> None:
+    def __init__(
+        self,
+        stored: dict[ir.SSAValue, Stored],
+        constants: dict[ir.SSAValue, ir.Constant],
+        places: Mapping[str, int] = SIZE_PLACES,
+    ) -> None:
+        """`places`: where the sizes of dimensions stand in front of the inputs."""
         self.stored = stored
         self.constants = constants
+        self.places = places
         self.computed: dict[ir.SSAValue, Callable[[Sequence[Index]], Term]] = {}
         self.arguments: dict[Slot, str] = {}
         self.elements: dict[Slot, str] = {}
@@ -240,6 +248,27 @@ class Expressions:
         else:
             total = f"tl.{combine}({partial}, axis=1, keep_dims=True)"  # exact in any order
         known[name] = self.let(total, depth, combine)
+        return known[name]
+
+    def serial(
+        self, key: object, outer: Sequence[Index], size: Index, start: str, term: Callable[[Index, str], str]
+    ) -> Term:
+        """A reduction of `size` elements at an outer index, one after another in order, in each lane by itself."""
+        depth = max((each.depth for each in outer), default=0)
+        known = self.scopes[depth].known
+        name = ("serial", key, tuple(outer))
+        if name in known:
+            return known[name]
+        partial, at = self.fresh("partial"), self.fresh("at")
+        lanes = " + ".join(lane.text for each in outer for lane in each.lanes)
+        zeros = f"(({lanes}) * 0).to(tl.float32) + " if lanes else ""
+        self.sizes.update(lane.text for lane in size.lanes)
+        self.line(f"{partial} = {zeros}tl.full([1, 1], {start}, tl.float32)", depth)
+        with self.block(f"for {at} in range(0, {size.text}):", depth) as inside:
+            most = size.constant if not size.terms else None
+            following = term(Index.of(Lane(at, most, frozenset(), inside)), partial)
+            self.line(f"{partial} = {following}")
+        known[name] = Term(partial, depth)
         return known[name]
 
 

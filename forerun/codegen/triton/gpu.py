@@ -57,7 +57,7 @@ def require_triton() -> None:
 
 
 def needed_bytes(step: TritonStep, declared: Mapping[str, ir.Weight], blocks: int) -> dict[str, int]:
-    """What a compiled model takes on the GPU: weights, the cache of one sequence with what is constant for requests, buffers."""
+    """What a compiled model takes on the GPU: weights, the cache of one sequence, the records of requests, buffers."""
     weights = sum(
         prod(int(dim) for dim in declared[name].type.dims) * TORCH[element].itemsize
         for name, element in step.weights.items()

@@ -129,12 +129,17 @@ def _recombined(index: Index) -> Index:
     return index
 
 
+def size_name(symbol: str) -> str:
+    """The kernel's variable of a dimension's name, which may be any word for those that a model's author chose."""
+    return symbol if symbol in ("N", "M") else f"{symbol}_size"
+
+
 def size_of(dim: ir.Dim) -> Index:
     """A dimension: a number, or the kernel's variable of that name."""
     parts = dimensions.affine(dim)
     if not parts.symbol:
         return Index(constant=parts.offset)
-    return Index(((Lane(parts.symbol), parts.scale),), parts.offset)
+    return Index(((Lane(size_name(parts.symbol)), parts.scale),), parts.offset)
 
 
 def flat(dims: Sequence[ir.Dim], index: Sequence[Index]) -> Index:

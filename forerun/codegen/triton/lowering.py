@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from forerun import ir
 from forerun.codegen.regions import regions, symbols
-from forerun.codegen.triton.attention import AttentionText
-from forerun.codegen.triton.attention_shape import Shape, split_size
+from forerun.codegen.triton.emission import Emission
 from forerun.codegen.triton.expressions import Expressions, Slot, Stored
-from forerun.codegen.triton.plan import AttentionLaunch, Plan, Surroundings, TopKLaunch
+from forerun.codegen.triton.memory import SIZE_PLACES
+from forerun.codegen.triton.plan import Plan, Surroundings
 from forerun.codegen.triton.planning import Planner
 from forerun.codegen.triton.products import Products
-from forerun.codegen.triton.recurrence import NumberByNumber, RecurrenceLaunch
-from forerun.codegen.triton.rowwise import RowsLaunch
 from forerun.codegen.triton.sources import assemble, body_key
-from forerun.codegen.triton.step import Config, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
+from forerun.codegen.triton.step import Config, Entry, Grid, Kernel, Launch, Operand, Source, TritonStep, Value
 from forerun.codegen.triton.storing import state_shape
-from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice, emit_choice, emit_chunks
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.ir import dims as dimensions
+from forerun.signature import STEP, STEP_ARGUMENTS
 
-INPUTS = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
-"""The fields of `Rows`, in the order in which they lie in the inputs."""
 ELEMENTS = {"bf16": "bf16", "f16": "f16"}
 NUMBER = 4
 """Bytes of a number in the arena."""
@@ -34,11 +30,23 @@ ALIGNMENT = 64
 BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2}
 
 
-class Lowering:
-    """A function's launches, and the step that they make.
+@dataclass
+class Shared:
+    """What all entries of a module have in common: weights, states and limits, and the sources of their kernels."""
 
-    module      IR with the function `function`; its arguments are named as the fields of `Rows`
-    storage     how matrices and the cache are kept: "f32", "bf16" or "f16"
+    declared: Mapping[str, ir.Weight]
+    known: Surroundings
+    limits: tuple[int, int, int, int]  # the most rows, outputs and slots of a path, and positions of a sequence
+    sources: dict[str, Source] = field(default_factory=dict[str, Source])
+    names: dict[str, str] = field(default_factory=dict[str, str])  # by the kernel's structure
+    used: dict[str, str] = field(default_factory=dict[str, str])  # element type of each weight that is read
+
+
+class Lowering:
+    """The launches of a module's entries, and the step that they make.
+
+    module      IR with the function `step`, whose arguments are named as the fields of `Rows`, and other entries
+    storage     how matrices, and what states keep per position, are kept: "f32", "bf16" or "f16"
 
     Raises UnsupportedOperationError for an operation without a template.
     """
@@ -48,28 +56,17 @@ class Lowering:
         module: ir.ModuleOp,
         *,
         storage: str = "f32",
-        function: str = "step",
         max_rows: int = 256,
         max_outputs: int = 64,
         max_path: int = 64,
         max_length: int = 2048,
     ) -> None:
-        self._function = ir.functions(module)[function]
+        self._functions = ir.entries(module)
         self._declared = ir.weights(module)
         self._limits = (max_rows, max_outputs, max_path, max_length)
-        self._known = self._surroundings(module, storage)
         self._check(max_rows, max_outputs)
-        found = regions(self._function)
-        plans = [Planner(region, self._known, last=region is found[-1]).run() for region in found]
-        self._places, self._arena = self._arena_places(plans)
-        self._stream = {
-            plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
-        }
-        self._sources: dict[str, Source] = {}
-        self._names: dict[str, str] = {}
-        self._used: dict[str, str] = {}
-        kernels = tuple(self._kernel(plan) for plan in plans)
-        self.step = self._step(kernels)
+        self._shared = Shared(self._declared, self._surroundings(module, storage), self._limits)
+        self.step = self._step()
 
     def _surroundings(self, module: ir.ModuleOp, storage: str) -> Surroundings:
         kept: dict[str, str] = {}
@@ -81,31 +78,101 @@ class Lowering:
                     "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
-        reading = ir.TreeAttention | ir.Recurrence
-        blocks = {each.block for each in ir.walk(self._function.body) if isinstance(each, reading)}
-        returned = self._function.returned
+        bodies = [each for function in self._functions.values() for each in ir.walk(function.body)]
+        blocks = sorted({each.block for each in bodies if isinstance(each, ir.TreeAttention | ir.Recurrence)})
+        if len(blocks) > 1:
+            raise UnsupportedOperationError(
+                f"the cuda target has blocks of one size, not of {blocks[0]} and {blocks[1]} positions; give all "
+                "attentions and recurrences the same."
+            )
+        returned = self._functions[STEP].returned
         candidates = returned[1] if len(returned) == 3 else None
-        block = next(iter(blocks), 16)
+        block = blocks[0] if blocks else 16
         _, _, path, length = self._limits
         return Surroundings(ir.states(module), block, -(-length // block), path, kept, storage, candidates)
 
     def _check(self, max_rows: int, max_outputs: int) -> None:
-        planned = {"max_rows": self._function.max_rows, "max_outputs": self._function.max_outputs}
+        step = self._functions[STEP]
+        planned = {"max_rows": step.max_rows, "max_outputs": step.max_outputs}
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
             most = planned[name]
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
-        for argument in self._function.block.args:
-            if argument.name_hint not in INPUTS:
-                raise InvalidOptionError(f"@step has an argument {argument.name_hint} that no step gives.")
+        for argument in step.signature.arguments:
+            if argument != STEP_ARGUMENTS.get(argument.name):
+                raise InvalidOptionError(f"@step has an argument {argument.name} that no step gives.")
+
+    def _step(self) -> TritonStep:
+        shared, (rows, outputs, path, length) = self._shared, self._limits
+        lowered = {name: FunctionLowering(each, shared) for name, each in self._functions.items()}
+        step = lowered[STEP]
+        first = next(iter(step.stream), None)
+        operands = [each for kernel in step.kernels for launch in kernel.launches for each in launch.operands]
+        states = {name: state_shape(each, shared.known.number) for name, each in shared.known.states.items()}
+        return TritonStep(
+            signature=self._functions[STEP].signature,
+            entries={name: each.entry() for name, each in lowered.items() if name != STEP},
+            sources=shared.sources,
+            kernels=step.kernels,
+            returned=step.returned(),
+            drawn=step.drawn if any(each.kind == "drawn" for each in operands) else None,
+            weights=shared.used,
+            states=states,
+            number=shared.known.number,
+            arena=max(each.arena for each in lowered.values()),
+            stream=tuple({number % 2: step.places[value] for value, number in step.stream.items()}.values()),
+            branches=self._functions[STEP].branches,
+            width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
+            block=shared.known.block,
+            tables=shared.known.tables,
+            max_rows=rows,
+            max_outputs=outputs,
+            max_path=path,
+            max_length=length,
+        )
+
+
+class FunctionLowering:
+    """The launches of one entry, and where its values lie in the arena."""
+
+    def __init__(self, function: ir.Function, shared: Shared) -> None:
+        self._function, self._shared, self._known, self._limits = function, shared, shared.known, shared.limits
+        self._is_step = function.symbol == STEP
+        self._capacity = self._capacities()
+        found = regions(function)
+        plans = [Planner(region, self._known, self._is_step and region is found[-1]).run() for region in found]
+        self.places, self.arena = self._arena_places(plans)
+        self.stream = {
+            plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
+        }
+        self.kernels = tuple(self._kernel(plan) for plan in plans)
+
+    def entry(self) -> Entry:
+        sizes = {name: self._capacity[name] for name in symbols(self._function)}
+        return Entry(self._function.signature, self.kernels, self.returned(), sizes)
+
+    def returned(self) -> tuple[Value, ...]:
+        """The function's results."""
+        named = self._function.signature.results
+        for value in self._function.returned:
+            if value not in self.places:
+                raise UnsupportedOperationError(
+                    f"the cuda target returns what @{self._function.symbol} computes, not its arguments or weights; "
+                    "leave them out of spec.return."
+                )
+        return tuple(self._value(each, name.name) for each, name in zip(self._function.returned, named, strict=True))
 
     # --- memory
 
-    @property
-    def _capacity(self) -> dict[str, int]:
-        rows, outputs, path, _ = self._limits
-        found = dict.fromkeys(symbols(self._function), 1)
-        return found | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._known.tables}
+    def _capacities(self) -> dict[str, int]:
+        """The largest size of each named dimension: those of a step, and for others the positions of a sequence."""
+        rows, outputs, path, length = self._limits
+        of_step = {"N": rows, "M": outputs, "D": path, "S": rows, "B": self._known.tables}
+        if self._is_step:
+            return dict.fromkeys(symbols(self._function), 1) | of_step
+        arguments = self._function.signature.arguments
+        rows_given = {dim for each in arguments if each == STEP_ARGUMENTS.get(each.name) for dim in each.dims}
+        return {name: of_step[name] if name in rows_given else length for name in symbols(self._function)}
 
     def _volume(self, dims: Sequence[ir.Dim]) -> int:
         count = math.prod(dimensions.evaluate(dim, self._capacity) for dim in dims)
@@ -124,8 +191,8 @@ class Lowering:
                 if outer not in places:
                     places[outer] = end
                     end += self._volume(ir.tensor_type(outer).dims)
-        self._drawn = Value("drawn", ("M",), "i32", end)
-        end += self._volume(self._drawn.dims)
+        self.drawn = Value("drawn", ("M",) if self._is_step else (), "i32", end)
+        end += self._volume(self.drawn.dims)
         self._scratch = end
         return places, end
 
@@ -138,13 +205,13 @@ class Lowering:
         def place(slot: Slot) -> int:
             nonlocal top
             if slot.kind == "value":
-                return self._places[slot.key]
+                return self.places[slot.key]
             if slot.kind == "drawn":
-                return self._drawn.place
+                return self.drawn.place
             if slot not in places:
                 places[slot] = top
                 top += self._volume(slot.key[1])
-                self._arena = max(self._arena, top)
+                self.arena = max(self.arena, top)
             return places[slot]
 
         launches = [each for planned in plan.launches for each in self._launches(plan, *planned, place)]
@@ -160,84 +227,17 @@ class Lowering:
 
     def _launches(self, plan: Plan, planned: Any, stored: dict[ir.SSAValue, Stored], place: Any) -> list[Launch]:
         """The launches of one planned, which may be several behind one another."""
-        self._context = partial(Expressions, stored, plan.constants)
+        places = SIZE_PLACES if self._is_step else {name: at for at, name in enumerate(symbols(self._function))}
+
+        def context(kind: type[Expressions] = Expressions) -> Expressions:
+            return kind(stored, plan.constants, places)
+
         segments = planned.segments if isinstance(planned, Products) else []
         self._matrices = {stored[linear.weight].slot for segment in segments for linear in segment.linears}
         return [
-            self._launch(plan, kind, context, grid, config, words, place)
-            for kind, context, grid, config, words in self._emitted(planned)
+            self._launch(plan, kind, bodies, grid, config, words, place)
+            for kind, bodies, grid, config, words in Emission(context, self._known, self._limits[-1]).of(planned)
         ]
-
-    def _emitted(self, planned: Any) -> list[tuple[str, list[Expressions], Grid, Config, str]]:
-        """(kind, the body or a body for each variant, grid, first configuration, in words) of each launch."""
-        match planned:
-            case Products():
-                context = self._context()
-                planned.emit(context, self._known)
-                kind = "products" if planned.choice is None else "head"
-                grid = Grid(kind, (planned.rows,), tuple(each.columns.lanes for each in planned.segments))
-                made = (kind, [context], grid, Config(block=LEAST_BLOCK), planned.describe())
-                return [made] if planned.choice is None else [made, self._choice(planned.choice)]
-            case RowsLaunch():
-                context = self._context()
-                planned.emit(context, self._known)
-                units = tuple(each.unit_dims for each in planned.items)
-                grid = Grid("rows", units, tuple(each.lanes for each in planned.items))
-                config = Config(planned.block, 1, 4 if planned.block > 128 else 1, 1)
-                return [("rows", [context], grid, config, planned.describe())]
-            case AttentionLaunch():
-                return self._attention(planned)
-            case RecurrenceLaunch():
-                context = NumberByNumber(*self._context.args)
-                planned.emit(context, self._known)
-                config = Config(planned.block, 1, 4 if planned.block > 128 else 1, 1)
-                return [("recurrence", [context], Grid("recurrence", (("N",),)), config, planned.describe())]
-            case _:
-                assert isinstance(planned, TopKLaunch)
-                return self._topk(planned)
-
-    def _attention(self, planned: AttentionLaunch) -> list[Any]:
-        operation = planned.operation
-        symbol = operation.symbol
-        heads, (groups, dim) = int(ir.tensor_type(operation.query).dims[1]), self._known.states[symbol].shape
-        value_dim = operation.value_dim
-        if heads % groups:
-            raise UnsupportedOperationError(
-                f"the cuda target has no Triton template for {heads} heads over {groups} of keys."
-            )
-        _, _, path, length = self._limits
-        split = split_size(length)
-        splits = -(-length // split)
-        number = self._known.number
-        shape = Shape(heads, groups, dim, value_dim, self._known.block, split, self._known.tables, path, number)
-        scratch = tuple(
-            Stored(Slot("scratch", (f"{name} of {symbol}", dims)), dims, "f32", "f32")
-            for name, dims in (("sums", ("N", heads, splits, value_dim)), ("totals", ("N", heads, splits, 2)))
-        )
-        text = AttentionText(operation, shape, self._known, (scratch[0], scratch[1]))
-        bodies: list[Expressions] = []
-        for shared in shape.shared:
-            bodies.append(self._context())
-            text.emit(bodies[-1], shared)
-        combine = self._context()
-        text.emit_combine(combine, planned.result)
-        grid = Grid("attention", (("N",),), (splits, groups), (shape.rows, shape.head_tiles), shape.shared)
-        return [
-            ("attention", bodies, grid, Config(64, 16, 4, 3), text.describe()),
-            ("combine", [combine], Grid("combine", (("N",),), (heads,)), Config(64, 1, 1, 2), "splits in order"),
-        ]
-
-    def _topk(self, planned: TopKLaunch) -> list[Any]:
-        choice, chunks = planned.choice, self._context()
-        emit_chunks(chunks, choice, planned.logits)
-        grid = Grid("chunks", (choice.rows,), (choice.size,))
-        return [("chunks", [chunks], grid, Config(CHUNK, 1, 4, 1), choice.describe()), self._choice(choice)]
-
-    def _choice(self, choice: Choice) -> Any:
-        context = self._context()
-        emit_choice(context, choice)
-        warps = min(16, max(4, choice.lanes // 512))
-        return "choice", [context], Grid("choice", (choice.rows,)), Config(LEAST_BLOCK, 1, warps, 1), choice.describe()
 
     def _launch(
         self, plan: Plan, kind: str, bodies: list[Expressions], grid: Grid, config: Config, words: str, place: Any
@@ -248,57 +248,35 @@ class Lowering:
                 first.argument(slot, other.elements[slot])
         variants = dict(zip(grid.together, bodies, strict=True))
         key = body_key(kind, variants)
-        if key not in self._names:
-            base = f"{plan.region.name}_{kind}"
+        shared = self._shared
+        if key not in shared.names:
+            prefix = "" if self._is_step else f"{self._function.symbol}_"
+            base = f"{prefix}{plan.region.name}_{kind}"
             name, number = base, 1
-            while name in self._sources:
+            while name in shared.sources:
                 number += 1
                 name = f"{base}_{number}"
-            self._names[key] = name
+            shared.names[key] = name
             elements = tuple(first.elements[slot] for slot in first.arguments)
             text = assemble(name, words, variants)
-            self._sources[name] = Source(name, text, kind, elements, words, grid.together)
+            shared.sources[name] = Source(name, text, kind, elements, words, grid.together)
         operands: list[Operand] = []
         for slot in first.arguments:
             element = first.elements[slot]
             if slot.kind in ("value", "scratch", "drawn"):
-                stream = self._stream.get(slot.key) if slot.kind == "value" else None
+                stream = self.stream.get(slot.key) if slot.kind == "value" else None
                 operands.append(Operand(slot.kind, place(slot), element, stream))
                 continue
             operands.append(Operand(slot.kind, str(slot.key), element))
             if slot.kind == "weight":
-                self._used[str(slot.key)] = element
+                shared.used[str(slot.key)] = element
         read = sum(self._bytes(slot.key) for slot in self._matrices) if kind in ("products", "head") else 0
-        return Launch(self._names[key], tuple(operands), grid, config, read)
+        return Launch(shared.names[key], tuple(operands), grid, config, read)
 
     def _bytes(self, name: Any) -> int:
-        dims = [int(dim) for dim in self._declared[name].type.dims]
+        dims = [int(dim) for dim in self._shared.declared[name].type.dims]
         return math.prod(dims) * BYTES[self._known.storage[name]]
 
     def _value(self, value: ir.SSAValue, name: str) -> Value:
         kind = ir.tensor_type(value)
-        return Value(name, tuple(kind.dims), kind.dtype, self._places[value], self._stream.get(value))
-
-    def _step(self, kernels: tuple[Kernel, ...]) -> TritonStep:
-        rows, outputs, path, length = self._limits
-        first = next(iter(self._stream), None)
-        operands = [each for kernel in kernels for launch in kernel.launches for each in launch.operands]
-        return TritonStep(
-            sources=self._sources,
-            kernels=kernels,
-            returned=tuple(self._value(each, str(each.name_hint)) for each in self._function.returned),
-            drawn=self._drawn if any(each.kind == "drawn" for each in operands) else None,
-            weights=self._used,
-            states={name: state_shape(each, self._known.number) for name, each in self._known.states.items()},
-            number=self._known.number,
-            arena=self._arena,
-            stream=tuple({number % 2: self._places[value] for value, number in self._stream.items()}.values()),
-            branches=self._function.branches,
-            width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
-            block=self._known.block,
-            tables=self._known.tables,
-            max_rows=rows,
-            max_outputs=outputs,
-            max_path=path,
-            max_length=length,
-        )
+        return Value(name, tuple(kind.dims), kind.dtype, self.places[value], self.stream.get(value))

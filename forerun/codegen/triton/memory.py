@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from forerun.codegen.triton.step import StateShape, TritonStep
-from forerun.errors import UnsupportedOperationError
+from forerun.codegen.triton.step import Entry, StateShape, TritonStep
+from forerun.errors import InvalidOptionError, TooLongError, UnsupportedOperationError
+from forerun.ir import dims as dimensions
 from forerun.runtime.executable import Draw, Int32, Rows
+from forerun.signature import STEP_ARGUMENTS, Argument
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
 ALIGNMENT = 64
 """Numbers that every place is a multiple of."""
 SIZES = 64
-"""Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
+"""Numbers in front of the inputs: N, M, whether a row draws, S, and room to the next aligned place."""
+SIZE_PLACES: Mapping[str, int] = {"N": 0, "M": 1, "S": 3}
+"""Which of them are sizes of a step."""
 DRAWING = 2
 """Which of them says whether any row of the step draws."""
 WORDS = 6
@@ -128,6 +134,12 @@ class InputLayout:
     outputs: int
     path: int
     tables: int
+    order: bool = False  # whether a step takes it
+    requests: int = 0  # the most that a step takes
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"N": self.rows, "M": self.outputs}
 
     @property
     def places(self) -> dict[str, int]:
@@ -140,6 +152,12 @@ class InputLayout:
         at += aligned(self.outputs)
         found["draws"] = at
         at += aligned(WORDS * self.outputs)
+        if self.order:
+            found["order"] = at
+            at += aligned(self.rows)
+        if self.requests:
+            found["requests"] = at
+            at += aligned(self.requests)
         found["paths"] = at
         at += aligned(self.rows * self.path)
         found["block_tables"] = at
@@ -154,16 +172,76 @@ class InputLayout:
         if drawing:
             words = draw_words(draws)[rows.sequences[rows.outputs]]
             staging[places["draws"] : places["draws"] + words.size] = words.reshape(-1)
-        for name in ("tokens", "positions", "sequences", "slots", "bases", "outputs"):
+        sequences, blocks = rows.block_tables.shape
+        staging[SIZE_PLACES["S"]] = sequences
+        for name in places.keys() - {"draws", "paths", "block_tables"}:
             given: Int32 = getattr(rows, name)
             staging[places[name] : places[name] + len(given)] = given
         count, width = rows.paths.shape
         paths = staging[places["paths"] : places["paths"] + self.rows * self.path].reshape(self.rows, self.path)
         paths[:count, :width] = rows.paths
-        sequences, blocks = rows.block_tables.shape
         end = places["block_tables"] + sequences * self.tables
         staging[places["block_tables"] : end].reshape(sequences, self.tables)[:, :blocks] = rows.block_tables
         return end
+
+
+@dataclass(frozen=True)
+class EntryLayout:
+    """Where the inputs of an entry lie, in numbers: the sizes of its dimensions, then its arguments.
+
+    Each has room for the largest sizes. Paths and block tables, where it takes those of a step, are as wide as the
+    largest.
+    """
+
+    entry: Entry
+    sizes: Mapping[str, int]
+
+    @property
+    def places(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        at = SIZES
+        for each in self.entry.signature.arguments:
+            found[each.name] = at
+            at += aligned(self._largest(each))
+        return found
+
+    @property
+    def numbers(self) -> int:
+        return SIZES + sum(aligned(self._largest(each)) for each in self.entry.signature.arguments)
+
+    def _largest(self, argument: Argument) -> int:
+        return prod(dimensions.evaluate(dim, self.entry.sizes) for dim in argument.dims)
+
+    def fill(self, staging: Int32, given: Sequence[NDArray[Any]]) -> int:
+        """Write an entry's inputs, in the order of its arguments; gives how many numbers are in use."""
+        staging[: len(self.sizes)] = [self.sizes[name] for name in self.entry.sizes]
+        for argument, place, value in zip(self.entry.signature.arguments, self.places.values(), given, strict=True):
+            words = value.view(np.int32)
+            if argument == STEP_ARGUMENTS.get(argument.name) and words.ndim == 2:
+                width = dimensions.evaluate(argument.dims[1], self.entry.sizes)
+                room = staging[place : place + len(words) * width].reshape(len(words), width)
+                room[:, : words.shape[1]] = words
+            else:
+                staging[place : place + words.size] = words.reshape(-1)
+        return self.numbers
+
+
+def entry_sizes(entry: Entry, given: Sequence[NDArray[Any]]) -> dict[str, int]:
+    """The sizes of an entry's dimensions; `TooLongError` for one that is more than was compiled."""
+    sizes: dict[str, int] = {}
+    name = entry.signature.name
+    for argument, value in zip(entry.signature.arguments, given, strict=True):
+        try:
+            dimensions.bind(argument.dims, value.shape, sizes)
+        except ValueError as error:
+            raise InvalidOptionError(f"@{name} takes {argument.name} of another shape ({error}): give that") from error
+    for dim, most in entry.sizes.items():
+        if sizes[dim] > most:
+            raise TooLongError(
+                f"@{name} takes at most {most} of {dim}, and {sizes[dim]} are given: shorten the input, or compile "
+                "with a larger max_length"
+            )
+    return sizes
 
 
 def draw_words(draws: Sequence[Draw | None]) -> Int32:
@@ -176,10 +254,17 @@ def draw_words(draws: Sequence[Draw | None]) -> Int32:
     return words
 
 
+def input_layout(step: TritonStep, rows: int, outputs: int) -> InputLayout:
+    """Where the inputs of a step of so many rows and outputs lie."""
+    requests = step.max_rows if "requests" in step.takes else 0
+    return InputLayout(rows, outputs, step.max_path, step.tables, "order" in step.takes, requests)
+
+
 def inputs_size(step: TritonStep) -> int:
-    """Numbers that the inputs of any step take."""
-    layout = InputLayout(step.max_rows, step.max_rows, step.max_path, step.tables)
-    return layout.places["block_tables"] + step.max_rows * step.tables
+    """Numbers that the inputs of any step, and of any other entry, take."""
+    layout = input_layout(step, step.max_rows, step.max_rows)
+    others = (EntryLayout(each, each.sizes).numbers for each in step.entries.values())
+    return max(layout.places["block_tables"] + step.max_rows * step.tables, *others, 0)
 
 
 def state_bytes(step: TritonStep, blocks: int, requests: int = 1) -> int:

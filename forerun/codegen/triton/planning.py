@@ -21,7 +21,7 @@ from forerun.codegen.triton.rules import NO_TEMPLATE
 from forerun.codegen.triton.topk import CHUNK, LEAST_BLOCK, Choice
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
-
+from forerun.signature import STEP_ARGUMENTS
 
 Separate = ir.TreeAttention | ir.Recurrence | ir.TopK
 """What has a launch of its own."""
@@ -74,7 +74,7 @@ class Planner:
         elif isinstance(owner, ir.Parameter):
             self._weight(inner, owner)
         elif isinstance(owner, ir.Block):
-            self.plan.stored[inner] = Stored(Slot("input", str(outer.name_hint)), kind.dims, kind.dtype, "i32")
+            self.plan.stored[inner] = Stored(_input_slot(outer), kind.dims, kind.dtype, _element(kind.dtype))
         else:
             self.plan.stored[inner] = Stored(Slot("value", outer), kind.dims, kind.dtype, _element(kind.dtype))
 
@@ -294,8 +294,8 @@ class Planner:
                     continue
                 operation: Any = needed.value.owner
                 raise UnsupportedOperationError(
-                    f"the cuda target computes the body of spec.recurrence number by number, and {operation.name} in it "
-                    "needs more of a record; compute it outside of the recurrence, or compile for the reference target."
+                    f"the cuda target computes the body of spec.recurrence number by number, and {operation.name} in "
+                    "it needs more of a record; compute it outside of the recurrence, or for the reference target."
                 ) from needed
             self._append(launch)
             return
@@ -358,6 +358,16 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
         **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
+
+
+def _input_slot(value: ir.SSAValue) -> Slot:
+    """An argument of a function: an `input` of the step's, or what else is `given`."""
+    block = value.owner
+    assert isinstance(block, ir.Block)
+    function = block.parent_op()
+    assert isinstance(function, ir.Function)
+    argument = next(each for each, own in zip(function.signature.arguments, block.args, strict=True) if own is value)
+    return Slot("input" if argument == STEP_ARGUMENTS.get(argument.name) else "given", argument.name)
 
 
 def _element(dtype: str) -> str:

@@ -56,7 +56,8 @@ class RecurrenceLaunch:
         operation, numbers = self.operation, prod(self.shape)
         context.size("N")
         with context.block("for number in range(0, N):") as inside:
-            order = context.element(operation.order, [Index.of(Lane("number", None, frozenset(), inside))])
+            context.line("at = number + tl.full([1, 1], 0, tl.int32)")
+            order = context.element(operation.order, [Index.of(Lane("at", None, frozenset(), inside))])
             row = Index.of(Lane(order.text, None, frozenset(), order.depth))
             slot = context.element(operation.slots, [row])
             self._parent(context, row, known)
@@ -89,7 +90,7 @@ class RecurrenceLaunch:
         )
         context.line(
             f"in_path = tl.load({paths} + {row.text} * {known.path} + before - {base}, "
-            "mask=has_parent & (before >= " + base + "), other=0)"
+            "mask=has_parent & (in_blocks == 0), other=0)"
         )
         context.line(f"parent = tl.where(in_blocks, block * {known.block} + before % {known.block}, in_path)")
 
@@ -127,7 +128,7 @@ def _history(context: Expressions, value: ir.SSAValue) -> str:
     stored = context.stored.get(value)
     if stored is None or stored.slot.kind != "input":
         raise UnsupportedOperationError(
-            "the cuda target has spec.recurrence in @step alone, over its own paths and block tables; compile for the "
+            "the cuda target has spec.recurrence over the paths and block tables that a step is given; compile for the "
             "reference target."
         )
     return context.argument(stored.slot, stored.element)

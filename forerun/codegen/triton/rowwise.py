@@ -39,7 +39,7 @@ class Item:
     def rows(self) -> tuple[str, bool]:
         """What items of one launch share: the name of the rows, and whether the whole row lies side by side."""
         names = [dimensions.symbol(dim) for dim in self.unit_dims if dimensions.symbol(dim)]
-        return (names[0] if names else "", len(self.units) == 1)
+        return (" ".join(names), len(self.units) == max(1, len(names)))
 
     @property
     def lanes(self) -> int:
@@ -83,15 +83,17 @@ class RowsLaunch:
 def _emit_item(context: Expressions, item: Item, number: int, known: Any) -> None:
     for dim in item.unit_dims:
         context.size(dim)
-    total = Index(constant=1)
-    for dim in item.unit_dims:
-        size = size_of(dim)
-        total = size.times(total.constant) if not total.terms else total.times(size.constant)
-    context.line(f"unit_in{number} = unit < {total.text}")
+    total = "1"
+    if item.unit_dims:
+        factor, names = dimensions.volume(item.unit_dims)
+        sizes = [size_of(name).text for name in names]
+        total = " * ".join([*sizes, *([str(factor)] if factor != 1 or not names else [])])
+        total = f"({total})" if len(names) and factor != 1 else total
+    context.line(f"unit_in{number} = unit < {total}")
     context.line(f"lane_in{number} = lane < {item.lanes}")
     unit = Index.of(Lane("unit", None, frozenset({f"unit_in{number}"})))
     lane = Index.of(Lane("lane", item.lanes, frozenset({f"lane_in{number}"}), 0, True))
-    index = item.index(unit if total.text != "1" else Index(), lane if item.lanes > 1 else Index())
+    index = item.index(unit if total != "1" else Index(), lane if item.lanes > 1 else Index())
     value = context.element(item.output.value, index)
     store(context, item.output, index, value, known)
 
@@ -101,14 +103,14 @@ def row_item(
 ) -> Item:
     """How an output is divided; NeedsMemoryError where a value must be written first."""
     dims = ir.tensor_type(output.value).dims
-    row = next((axis for axis, dim in enumerate(dims) if dimensions.symbol(dim)), None)
-    flat_item = Item(output, () if row is None else (row,))
+    rows = tuple(axis for axis, dim in enumerate(dims) if dimensions.symbol(dim))
+    flat_item = Item(output, rows)
     last = Item(output, tuple(range(len(dims) - 1)))
     for item in (flat_item, last):
         try:
             _emit_item(Expressions(dict(stored), dict(constants)), item, 0, known)
         except NeedsMemoryError:
-            if item is last or row == len(dims) - 1 or not dims:
+            if item is last or len(dims) - 1 in rows or not dims:
                 raise
         else:
             return item

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from forerun import ir
 from forerun.codegen.triton.expressions import LARGE, Expressions, NeedsMemoryError, Rule, Slot, Stored, Term, kind_of
 from forerun.codegen.triton.functions import BY_KIND
-from forerun.codegen.triton.index import Index, Lane, reshaped
+from forerun.codegen.triton.index import Index, Lane, reshaped, size_of, unflat
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
 
@@ -225,11 +225,13 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     x, function = operation.x, operation.function
     source = ir.tensor_type(x)
     start = STARTS[function]
-    if operation.dims != (source.rank - 1,) or kind_of(source.dtype) != "number":
+    if kind_of(source.dtype) != "number":
         raise UnsupportedOperationError(
             f"the cuda target has no Triton template for spec.reduce {function} over {operation.dims} of "
             f"{source}; compile for the cpu or the reference target."
         )
+    if operation.dims != (source.rank - 1,) or not isinstance(source.dims[-1], int):
+        return _serial_reduce(context, operation, index, start)
     outer = index[:-1] if operation.keep else index
     require_narrow(operation.result, outer)
     size = int(source.dims[-1])
@@ -241,6 +243,28 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     combine = function if function in ("max", "min") else "sum"
     total = context.statistic(operation.result, outer, size, start, term, combine)
     return context.let(f"{total.text} / {size}", total.depth, "mean") if function == "mean" else total
+
+
+def _serial_reduce(context: Expressions, operation: ir.Reduce, index: list[Index], start: str) -> Term:
+    """Over other axes than the last, or one whose size a call decides: in order, each lane by itself."""
+    x, function, axes = operation.x, operation.function, operation.dims
+    dims = ir.tensor_type(x).dims
+    kept = [axis for axis in range(len(dims)) if axis not in axes]
+    outer = [index[axis] for axis in kept] if operation.keep else index
+    reduced = [dims[axis] for axis in axes]
+    size = size_of(reduced[0]) if len(reduced) == 1 else Index.of(Lane(_product_text(context, reduced)))
+
+    def term(at: Index, partial: str) -> str:
+        places = dict(zip((*kept, *axes), (*outer, *unflat(reduced, at)), strict=True))
+        element = context.element(x, [places[axis] for axis in range(len(dims))]).text
+        return f"tl.{function}imum({partial}, {element})" if function in ("max", "min") else f"{partial} + {element}"
+
+    total = context.serial(operation.result, outer, size, start, term)
+    return context.let(f"{total.text} / {size.text}", total.depth, "mean") if function == "mean" else total
+
+
+def _product_text(context: Expressions, dims: Sequence[ir.Dim]) -> str:
+    return f"({' * '.join(context.size(dim).text for dim in dims)})"
 
 
 def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index]) -> Term:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 
 from forerun.codegen.triton.expressions import Expressions
 from forerun.codegen.triton.functions import used_functions
+from forerun.codegen.triton.index import size_name
 from forerun.codegen.triton.step import Source
 from forerun.entries import remove
 from forerun.errors import InvalidOptionError
@@ -39,7 +41,8 @@ def function_name(shared: int) -> str:
 
 
 def _body(context: Expressions) -> str:
-    sizes = [f"    {name} = tl.load(sizes + {place})" for name, place in (("N", 0), ("M", 1)) if name in context.sizes]
+    named = ((size_name(symbol), place) for symbol, place in context.places.items())
+    sizes = [f"    {name} = tl.load(sizes + {place})" for name, place in named if name in context.sizes]
     return "\n".join([*sizes, *("    " + line for line in context.scopes[0].lines)])
 
 
@@ -55,7 +58,7 @@ def assemble(name: str, words: str, variants: Mapping[int, Expressions]) -> str:
     names = ", ".join(first.arguments.values())
     pointers = "\n".join(f"    {text:<14} {first.elements[slot]}" for slot, text in first.arguments.items())
     bodies = {shared: _body(context) for shared, context in variants.items()}
-    said = f"{name}: {words}.\n\n`sizes` points to the numbers of rows, N and M; the others to numbers of\n{pointers}\n"
+    said = f"{name}: {words}.\n\n`sizes` points to the sizes of dimensions; the others to numbers of\n{pointers}\n"
     parts = [f'"""{said}"""\n\nimport triton\nimport triton.language as tl\n']
     parts.extend(used_functions("\n".join(bodies.values())))
     for shared, body in bodies.items():
@@ -129,6 +132,7 @@ def load(source: Source, interpret: bool) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    importlib.import_module("triton")  # before anything is interpreted: parts of it are imported later, outside of that
     with interpreting(interpret):
         try:
             spec.loader.exec_module(module)

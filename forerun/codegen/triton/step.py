@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from forerun import ir
 from forerun.ir import dims as dimensions
+from forerun.signature import ENCODE, Signature
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Config:
 class Operand:
     """What a pointer argument of a kernel points to.
 
-    `kind` is input, value, weight, state, scratch or drawn; `key` the name of an input, a weight or a state, or the
-    place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
+    `kind` is input, given, value, weight, state, scratch or drawn; `key` the name of an input, a weight or a state, or
+    the place in the arena, in numbers; `stream` the number of the residual stream's value that it is, if it is one.
     """
 
     kind: str
@@ -153,9 +154,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """An entry beside the step; it shares the step's sources, weights and arena."""
+
+    signature: Signature
+    kernels: tuple[Kernel, ...]
+    returned: tuple[Value, ...]
+    sizes: Mapping[str, int]  # of each named dimension the largest; actual ones stand in this order before the inputs
+
+
+@dataclass(frozen=True)
 class TritonStep:
     """A step, but for its weights."""
 
+    signature: Signature
+    entries: Mapping[str, Entry]  # the others
     sources: Mapping[str, Source]
     kernels: tuple[Kernel, ...]
     returned: tuple[Value, ...]  # logits, and the candidates' ids and logits
@@ -173,6 +186,16 @@ class TritonStep:
     max_outputs: int
     max_path: int
     max_length: int
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The names of its arguments."""
+        return frozenset(each.name for each in self.signature.arguments)
+
+    @property
+    def loops(self) -> bool:
+        """Whether the loop on the device can give all that it takes."""
+        return len(self.returned) == 3 and not self.takes & {"order", "requests"} and ENCODE not in self.entries
 
     @property
     def launches(self) -> int:

@@ -11,6 +11,7 @@ from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.step import StateShape
 from forerun.codegen.triton.topk import Choice, emit_tile
 
+
 def state_shape(state: ir.State, number: str) -> StateShape:
     """How a state's records lie: numbers per position as `number`, all others as float32.
 
