@@ -159,11 +159,11 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
 
 
 def new_states(module: ModuleOp, slots: int, requests: int = 1) -> dict[str, torch.Tensor]:
-    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN: what is read
-    was written before."""
+    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN, or zeros of
+    integers: what is read was written before."""
 
     def records(state: State) -> torch.Tensor:
-        count = requests if state.per == "request" else slots
-        return torch.full((count, *state.shape), torch.nan, dtype=torch_dtype(state.dtype))
+        count, dtype = requests if state.per == "request" else slots, torch_dtype(state.dtype)
+        return torch.full((count, *state.shape), torch.nan if dtype.is_floating_point else 0, dtype=dtype)
 
     return {name: records(each) for name, each in states(module).items()}

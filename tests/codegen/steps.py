@@ -9,6 +9,7 @@ import torch
 from forerun import ir
 from forerun.ir.builder import Builder
 from forerun.runtime.executable import Rows
+from forerun.signature import STEP_ARGUMENTS
 
 ROW_TYPES = {
     "tokens": (("N",), "i32"),
@@ -29,9 +30,12 @@ class Step:
     seed: int = 0
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     symbols: list = field(default_factory=list)
+    more: tuple[str, ...] = ()  # arguments beside those that every step here takes
 
     def __post_init__(self):
         arguments = [(name, ir.TensorType.of(*each)) for name, each in ROW_TYPES.items()]
+        others = (STEP_ARGUMENTS[name] for name in self.more)
+        arguments += [(each.name, ir.TensorType.of(each.dims, each.dtype)) for each in others]
         self.function = ir.Function.of("step", arguments)
         self.build = Builder(self.function.block)
         self.generator = torch.Generator().manual_seed(self.seed)

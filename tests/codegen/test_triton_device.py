@@ -210,3 +210,16 @@ def test_tokens_drawn_on_the_gpu_are_the_hosts(dtype: str) -> None:
         settings = SamplingSettings(do_sample=True, temperature=temperature, seed=draw.seed)
         assert values.tobytes() == np.take_along_axis(result.logits, ids, 1).tobytes()
         assert drawn == [sample_token(row, settings, number, place + 1) for place, row in enumerate(result.logits)]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize("name", ["sums", "memory"])
+def test_states_are_certified_on_the_gpu(name: str, storage: str) -> None:
+    from tests import state_models
+
+    module = state_models.planned(state_models.MODELS[name][0])
+    made = compile_step(module, state_models.weights().__getitem__, storage=storage, **state_models.LIMITS)
+    report = certify(made, cases=50, seed=1)
+    assert report.exact, str(report)

@@ -89,7 +89,8 @@ class TritonExecutable:
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
-        self.vocabulary = int(step.returned[0].dims[-1]) if step.returned and step.returned[0].dims else 0
+        last = step.returned[0].dims[-1] if step.returned and step.returned[0].dims else 0
+        self.vocabulary = last if isinstance(last, int) else 0
         self.candidates = int(step.returned[1].dims[-1]) if len(step.returned) == 3 else 0
         self.width = step.width
         self.draws = step.drawn is not None

@@ -272,6 +272,11 @@ class Expressions:
         return known[name]
 
 
+def slot_text(slot: Term) -> str:
+    """A slot as a value of the kernel; a constant is a number of the text, which has no type to widen."""
+    return f"tl.full([1, 1], {slot.text}, tl.int32)" if slot.text.isdigit() else slot.text
+
+
 def _wider(lane: Lane, factor: int) -> Lane:
     """A lane in 64 bits, unless 32 hold its part of a place."""
     if lane.size is not None and lane.size * factor <= LARGEST:

@@ -10,7 +10,17 @@ import math
 from collections.abc import Sequence
 
 from forerun import ir
-from forerun.codegen.triton.expressions import LARGE, Expressions, NeedsMemoryError, Rule, Slot, Stored, Term, kind_of
+from forerun.codegen.triton.expressions import (
+    LARGE,
+    Expressions,
+    NeedsMemoryError,
+    Rule,
+    Slot,
+    Stored,
+    Term,
+    kind_of,
+    slot_text,
+)
 from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, reshaped, size_of, unflat
 from forerun.errors import UnsupportedOperationError
@@ -271,7 +281,7 @@ def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index
     """A number of the record of a request; its slot is one that the runtime has given out."""
     row, *within = index
     slot = context.operand(operation.slots, [row])
-    at = Index.of(Lane(slot.text, None, row.guards, slot.depth, row.wide))
+    at = Index.of(Lane(slot_text(slot), None, row.guards, slot.depth, row.wide))
     element = "f32" if kind_of(operation.dtype) == "number" else "i32"
     stored = Stored(Slot("state", operation.symbol), (LARGE, *operation.shape), operation.dtype, element)
     return context.read(stored, [at, *within])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.triton.expressions import LARGE, Expressions, Slot, Stored, Term, kind_of
+from forerun.codegen.triton.expressions import LARGE, Expressions, Slot, Stored, Term, kind_of, slot_text
 from forerun.codegen.triton.index import Index, Lane
 from forerun.codegen.triton.step import StateShape
 from forerun.codegen.triton.topk import Choice, emit_tile
@@ -33,10 +33,11 @@ def state_place(symbol: str, known: Any) -> Stored:
 def record_index(symbol: str, slot: Term, guards: frozenset[str], index: Sequence[Index], known: Any) -> list[Index]:
     """Where a number of the record at a slot lies among a state's records (`state_place`)."""
     *lead, last = index or [Index()]
+    text = slot_text(slot)
     if known.states[symbol].per == "request":
-        return [Index.of(Lane(slot.text, None, guards, slot.depth)), *lead, last]
-    block = Index.of(Lane(f"({slot.text} // {known.block})", None, guards, slot.depth))
-    lane = Index.of(Lane(f"({slot.text} % {known.block})", known.block, guards, slot.depth))
+        return [Index.of(Lane(text, None, guards, slot.depth)), *lead, last]
+    block = Index.of(Lane(f"({text} // {known.block})", None, guards, slot.depth))
+    lane = Index.of(Lane(f"({text} % {known.block})", known.block, guards, slot.depth))
     return [block, *lead, lane, last]
 
 
