@@ -22,7 +22,6 @@ from forerun.codegen.triton.memory import (
     EntryLayout,
     InputLayout,
     State,
-    entry_sizes,
     input_layout,
     inputs_size,
     new_state,
@@ -169,7 +168,7 @@ class TritonExecutable:
         self._require_process()
         given = bound(self.entries, name, inputs)
         entry = self.step.entries[name]
-        layout = EntryLayout(entry, entry_sizes(entry, given))
+        layout = EntryLayout(entry, entry.bound([each.shape for each in given]))
         used = layout.fill(self._staged, given)
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         self._launch_all(state, layout, entry.kernels, [])

@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.codegen.triton.step import Entry, StateShape, TritonStep
-from forerun.errors import InvalidOptionError, TooLongError, UnsupportedOperationError
-from forerun.ir import dims as dimensions
+from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import Draw, Int32, Rows
-from forerun.signature import STEP_ARGUMENTS, Argument
+from forerun.signature import STEP_ARGUMENTS
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
 ALIGNMENT = 64
@@ -202,15 +201,12 @@ class EntryLayout:
         at = SIZES
         for each in self.entry.signature.arguments:
             found[each.name] = at
-            at += aligned(self._largest(each))
+            at += aligned(prod(self.entry.largest(each)))
         return found
 
     @property
     def numbers(self) -> int:
-        return SIZES + sum(aligned(self._largest(each)) for each in self.entry.signature.arguments)
-
-    def _largest(self, argument: Argument) -> int:
-        return prod(dimensions.evaluate(dim, self.entry.sizes) for dim in argument.dims)
+        return SIZES + sum(aligned(prod(self.entry.largest(each))) for each in self.entry.signature.arguments)
 
     def fill(self, staging: Int32, given: Sequence[NDArray[Any]]) -> int:
         """Write an entry's inputs, in the order of its arguments; gives how many numbers are in use."""
@@ -218,30 +214,12 @@ class EntryLayout:
         for argument, place, value in zip(self.entry.signature.arguments, self.places.values(), given, strict=True):
             words = value.view(np.int32)
             if argument == STEP_ARGUMENTS.get(argument.name) and words.ndim == 2:
-                width = dimensions.evaluate(argument.dims[1], self.entry.sizes)
+                width = self.entry.largest(argument)[1]
                 room = staging[place : place + len(words) * width].reshape(len(words), width)
                 room[:, : words.shape[1]] = words
             else:
                 staging[place : place + words.size] = words.reshape(-1)
         return self.numbers
-
-
-def entry_sizes(entry: Entry, given: Sequence[NDArray[Any]]) -> dict[str, int]:
-    """The sizes of an entry's dimensions; `TooLongError` for one that is more than was compiled."""
-    sizes: dict[str, int] = {}
-    name = entry.signature.name
-    for argument, value in zip(entry.signature.arguments, given, strict=True):
-        try:
-            dimensions.bind(argument.dims, value.shape, sizes)
-        except ValueError as error:
-            raise InvalidOptionError(f"@{name} takes {argument.name} of another shape ({error}): give that") from error
-    for dim, most in entry.sizes.items():
-        if sizes[dim] > most:
-            raise TooLongError(
-                f"@{name} takes at most {most} of {dim}, and {sizes[dim]} are given: shorten the input, or compile "
-                "with a larger max_length"
-            )
-    return sizes
 
 
 def draw_words(draws: Sequence[Draw | None]) -> Int32:

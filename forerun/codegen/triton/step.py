@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from forerun import ir
+from forerun.errors import InvalidOptionError, TooLongError
 from forerun.ir import dims as dimensions
-from forerun.signature import ENCODE, Signature
+from forerun.signature import ENCODE, Argument, Signature
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,29 @@ class Entry:
     kernels: tuple[Kernel, ...]
     returned: tuple[Value, ...]
     sizes: Mapping[str, int]  # of each named dimension the largest; actual ones stand in this order before the inputs
+
+    def largest(self, argument: Argument) -> list[int]:
+        """The largest sizes of an argument."""
+        return [dimensions.evaluate(dim, self.sizes) for dim in argument.dims]
+
+    def bound(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+        """The sizes of its dimensions where its arguments have these; `TooLongError` for more than was compiled."""
+        found: dict[str, int] = {}
+        name = self.signature.name
+        for argument, shape in zip(self.signature.arguments, shapes, strict=True):
+            try:
+                dimensions.bind(argument.dims, shape, found)
+            except ValueError as error:
+                raise InvalidOptionError(
+                    f"@{name} takes {argument.name} {list(argument.dims)}: {error}; give that shape"
+                ) from error
+        for dim, most in self.sizes.items():
+            if found[dim] > most:
+                raise TooLongError(
+                    f"@{name} takes at most {most} of {dim}, and {found[dim]} are given: shorten the input, or compile "
+                    "with a larger max_length"
+                )
+        return found
 
 
 @dataclass(frozen=True)
