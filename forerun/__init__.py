@@ -93,7 +93,7 @@ _MODULES = {
         "TreeSpec",
     ),
 }
-"""Where each public name is defined."""
+"""The module that defines each public name."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 

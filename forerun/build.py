@@ -41,7 +41,7 @@ CANDIDATES = 8
 
 
 class LengthWarning(UserWarning):
-    """A model was compiled for fewer positions than were asked for."""
+    """A model was compiled for fewer positions than requested."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> 
 
 
 def length_within(limit: LengthLimit | None, asked: int | None) -> int:
-    """The positions to compile for; a `LengthWarning` where the model has fewer than were asked for."""
+    """Returns the positions to compile for; warns with `LengthWarning` if the model has fewer than requested."""
     if limit is None or (asked or DEFAULT_LENGTH) <= limit.positions:
         return asked or DEFAULT_LENGTH
     if asked is not None:

@@ -1,4 +1,4 @@
-"""What `compile` is asked for, checked before anything is loaded, traced or written; imports no torch."""
+"""The options of `compile`, checked before anything is loaded, traced or written; imports no torch."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
 
 
 def _read(file: str) -> str:
-    """The text of a file, "-" the standard input. A FIFO that nobody writes to is empty, and not waited for."""
+    """Returns the text of a file, or of standard input for "-". A FIFO without a writer counts as empty."""
     from forerun.tool import read_bytes
 
     try:

@@ -54,7 +54,7 @@ class Built:
 
 
 def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | None:
-    """Where the model of a path is kept, if under these options it is; None where nothing is to be kept.
+    """Returns the folder in which a path's model is kept under these options; None if it is not to be kept.
 
     The name is equal only where all options and all bytes of the model's files are.
     """

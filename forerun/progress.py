@@ -149,9 +149,9 @@ def _display(console: Console, *columns: ProgressColumn) -> Display:
 
 
 def open_progress(quiet: bool = False) -> Progress:
-    """Progress on standard error where somebody reads it, silent elsewhere and when asked.
+    """Returns progress on standard error if that is a terminal or a notebook; silent otherwise, and on request.
 
-    That is a terminal, by spinner and bar where it can move its cursor, or a notebook.
+    A terminal shows a spinner and a bar if it can move its cursor.
     """
     # The stream of this moment: standard error may be redirected while a stage runs.
     if quiet or sys.stderr is None:

@@ -1,4 +1,4 @@
-"""Where things are kept between runs, and how files are written: whole or not at all.
+"""The folder in which things are kept between runs, and atomic writes of files.
 
 Nothing that is kept is needed: where it cannot be written or read, that is said once, and work goes on without.
 """
@@ -17,7 +17,7 @@ _said: set[str] = set()
 
 
 def cache_directory() -> Path | None:
-    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`; None where that names the home of nobody."""
+    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`; None if that names the home of an unknown user."""
     chosen = os.environ.get("FORERUN_CACHE_DIR") or "~/.cache/forerun"
     try:
         return Path(chosen).expanduser()

@@ -48,7 +48,7 @@ class Target:
     """The compiled target that a strategy is built for."""
 
     engine: Engine
-    cost: CostModel | None  # t(n) on this machine, where the strategy asked for it
+    cost: CostModel | None  # t(n) on this machine, if the strategy needs it
     tokenizer: Any  # None where none is known
     progress: Progress = field(default_factory=open_progress)
 
@@ -58,7 +58,7 @@ class Target:
 
     @property
     def most_rows(self) -> int:
-        """Of a round on the device."""
+        """The most rows that an iteration on the device may have."""
         return min(LARGEST, self.executable.max_rows, self.executable.max_outputs)
 
 

@@ -87,7 +87,7 @@ def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]
 
 
 def read_bytes(file: str, most: int) -> bytes:
-    """What a file holds, "-" being the standard input. A FIFO that nobody writes to is empty, and not waited for.
+    """Returns the contents of a file, or of standard input for "-". A FIFO without a writer counts as empty.
 
     Raises OSError, and `InvalidOptionError` for more than `most` bytes: devices have no end.
     """
@@ -245,7 +245,7 @@ def _open_standard_streams() -> None:
 
 
 def _flushed(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run, and write what is left: at the end of the process nobody could catch the error."""
+    """Run, and write what is left: at the end of the process the error could not be caught."""
     try:
         return run(arguments)
     finally:
@@ -259,7 +259,7 @@ def _flushed(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody is left who could be told
+    with contextlib.suppress(OSError, ValueError):  # there is no stream left to report to
         print(text, file=stream, flush=True)
 
 

@@ -52,7 +52,7 @@ class Evaluator:
     def step(
         self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Of the kernels, those whose branch is left out give the stream as they find it (`EvaluateStep`)."""
+        """Kernels of a branch that is left out pass the stream through unchanged (`EvaluateStep`)."""
         values, environment = called(self.module, self.function, inputs, Environment(self.weights, state))
         late = stream is not None
         found = torch.zeros(0) if stream is None else stream

@@ -1,4 +1,4 @@
-"""Where keys and values lie: sequences own blocks of P positions, a step's tree rows borrow spare slots."""
+"""Places for states: sequences own blocks of P positions, a step's tree rows borrow spare slots."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -70,7 +70,7 @@ class StepSlots:
         return slots
 
     def borrow(self, count: int) -> Int32:
-        """Slots [n] that no row has, at most `count`, for a run whose keys and values nobody reads afterwards."""
+        """At most `count` free slots [n], for a run whose keys and values are not read afterwards."""
         return np.array(self._spare[:count], np.int32)
 
 

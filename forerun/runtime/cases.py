@@ -204,7 +204,7 @@ def random_inputs(random: Generator, executable: Executable) -> Inputs:
 
 
 def random_outputs(random: Generator, rows: int, most: int) -> Int32:
-    """The rows whose logits are asked for: all of them in order, or some in any order, at most `most`."""
+    """The rows whose logits are requested: all of them in order, or some in any order, at most `most`."""
     if rows <= most and random.random() < 0.6:
         return np.arange(rows, dtype=np.int32)
     count = max(1, int(random.integers(rows)))

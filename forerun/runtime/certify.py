@@ -32,7 +32,7 @@ from forerun.runtime.sampling import as_numbers
 
 TEXTS = 3
 IN_PARTS = 0.25
-"""Of the steps, those that are entered late."""
+"""The share of steps that are entered late."""
 
 
 @runtime_checkable
@@ -301,7 +301,7 @@ class _Certifier:
     def _locate(self, expected: _Expected) -> tuple[str | None, str | None]:
         """The first kernel, and its output, whose bits differ in a history.
 
-        The case so far is run again: a row whose logits nobody asked for, in an earlier step, may have left wrong keys
+        The case so far is run again: a row without requested logits, in an earlier step, may have left wrong keys
         and values in the cache, and the kernel that reads them is not to blame. The state is the same afterwards.
         """
         executable, origin = self.executable, None

@@ -1,4 +1,4 @@
-"""Decoding that goes on on the device: drafting, step, verification and commit are enqueued, and the host reads along.
+"""The decoding loop on the device: drafting, step, verification and commit are enqueued, and the host reads along.
 
 A turn of the loop there is a *round*. The host chooses how many rows the next one has and is a round or two behind with
 reading, so that the device never waits for it. The text is that of `generation.decode`, which decides the same by the

@@ -54,7 +54,7 @@ class Step:
 
     tokens: list[int]  # the tokens that this step committed
     rows: int  # the rows that it evaluated
-    logits: Float32 | None  # [len(tokens), V] when asked for: row i chose token i
+    logits: Float32 | None  # [len(tokens), V] on demand: row i chose token i
     finished: bool
 
 
@@ -84,12 +84,12 @@ class Generation:
     """A generated text: new tokens only."""
 
     token_ids: list[int]
-    logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless asked for
+    logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless requested
     text: str | None  # None without a tokenizer
     stats: Stats
     prompt_ids: list[int] = field(default_factory=list[int], repr=False)
     scores: Float32 | None = field(default=None, repr=False)
-    """[len(token_ids), V] logits behind min_new_tokens, temperature, top_k and top_p; None unless asked for."""
+    """[len(token_ids), V] logits behind min_new_tokens, temperature, top_k and top_p; None unless requested."""
 
     @property
     def sequences(self) -> Any:

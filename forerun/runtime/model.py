@@ -169,7 +169,7 @@ class CompiledModel:
         return self._steps(request)
 
     def _steps(self, request: Request) -> Generator[Step]:
-        """Decided when the first step is asked for: by the device, if it is free then and chooses such tokens."""
+        """Chooses when the first step is requested: the device, if it is free then and samples such tokens."""
         if self.on_device is not None and self.on_device.serves(self.executable, request):
             yield from self.on_device.decode(self.engine, request)
         else:

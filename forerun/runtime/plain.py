@@ -37,7 +37,7 @@ class _Branch:
 
 
 class PlainDecoder:
-    """Decodes a few texts a row at a time, each as far as it is asked for, and branches from any of their beginnings.
+    """Decodes a few texts a row at a time, each as far as needed, and branches from any of their beginnings.
 
     What it returns for a row is the digest of its logits [V].
     """
@@ -63,7 +63,7 @@ class PlainDecoder:
         self._branches: list[_Branch] = []
 
     def text_digest(self, text: int, position: int) -> bytes:
-        """Of one position of a text."""
+        """The digest of one position of a text."""
         self._decode(text, position + 1)
         return self._texts[text].known[position]
 
@@ -83,7 +83,7 @@ class PlainDecoder:
         return len(self._branches) - 1
 
     def digest(self, branch: int, tail: tuple[int, ...]) -> bytes:
-        """Of the last token of `tail`, which follows the branch's beginning."""
+        """The digest of the last token of `tail`, which follows the branch's beginning."""
         known = self._branches[branch].known
         if tail not in known:
             self._rewind(branch, tail)

@@ -35,7 +35,7 @@ class Prefix:
         return len(self._slots) - 1
 
     def place(self, tree: Tree, length: int) -> tuple[Int32, list[Float32 | None]]:
-        """Of each row of a tree under position `length`: its slot, a new one where no draft evaluated it, its stream.
+        """The slot of each row of a tree under position `length`, a new one if no draft evaluated it, and its stream.
 
         Shapes: [n] and n times [D] or None.
         """

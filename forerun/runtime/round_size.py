@@ -84,7 +84,7 @@ class MostTokens:
         return self.sizes[max(range(len(rates)), key=rates.__getitem__)]
 
     def seconds(self, number: int) -> float:
-        """Of a round of the size `number`: as timed, or else as the nearest one that was, and what more rows cost."""
+        """The time of an iteration of size `number`: measured, or that of the nearest measured size plus extra rows."""
         timed = [other for other, seconds in enumerate(self._seconds) if seconds is not None]
         if not timed:
             return self.cost.seconds(self.sizes[number])

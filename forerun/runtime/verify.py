@@ -19,7 +19,7 @@ class Verdict:
 
 
 def verify(tree: Tree, draw: Callable[[int], int]) -> Verdict:
-    """Follow the drawn children from the root. `draw(row)` is asked for rows of the path only.
+    """Follow the sampled children from the root. `draw(row)` is called for rows of the path only.
 
     A drawn token is a function of its row's logits and position alone, so the tokens are plain decoding's.
     """

@@ -189,14 +189,14 @@ class AttentionText:
     # --- pieces
 
     def _slots(self, context: Expressions, sequence: str) -> None:
-        """Where positions `at` of a sequence lie in its blocks."""
+        """Finds the slots of positions `at` in the blocks of a sequence."""
         shape, tables = self.shape, self._input(context, "block_tables", 5)
         place = f"{tables} + {sequence} * {shape.tables} + at // {shape.block}"
         context.line(f"slot = tl.load({place}) * {shape.block} + at % {shape.block}")
         context.line("there = at >= 0")
 
     def _row_slots(self, context: Expressions) -> None:
-        """Where positions `at` of the history of row `one` lie: in blocks below its base, then in its path."""
+        """Finds the slots of positions `at` in the history of row `one`: in blocks below its base, then in its path."""
         shape = self.shape
         names = [self._input(context, *each) for each in (("positions", 1), ("sequences", 2), ("bases", 3))]
         context.line(f"own = tile // {shape.head_tiles} * {shape.rows} + one")

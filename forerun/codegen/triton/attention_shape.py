@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        """Where each `tl.dot` over the features begins, and how many it takes."""
+        """The first feature of each `tl.dot`, and how many features it takes."""
         size = min(padded(self.key_dim), FEATURES[self.element])
         return [(start, size) for start in range(0, padded(self.key_dim), size)]
 

@@ -130,7 +130,7 @@ def within(index, SIZE: tl.constexpr):
 
 @triton.jit
 def keep_largest(values, ids, free, row_in, to_values, to_ids, K: tl.constexpr, STRIDE: tl.constexpr):
-    """Of each row's free lanes the K largest, largest first, of equals the lowest id first; `STRIDE` apart."""
+    """The K largest free lanes of each row, in descending order and the lowest id first on ties; `STRIDE` apart."""
     for number in range(K):
         best = tl.max(tl.where(free, values, float("-inf")), axis=1, keep_dims=True)
         chosen = tl.min(tl.where(free & (values == best), ids, 2147483647), axis=1, keep_dims=True)

@@ -73,6 +73,6 @@ class Plan:
     asked: list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]] = field(
         default_factory=list[tuple[LaunchPlan, dict[ir.SSAValue, Stored]]]
     )
-    """Those that run when somebody asks for the logits."""
+    """The launches that write the logits, which run on demand."""
     stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
     constants: dict[ir.SSAValue, ir.Constant] = field(default_factory=dict[ir.SSAValue, ir.Constant])

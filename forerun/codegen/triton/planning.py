@@ -2,7 +2,7 @@
 
 A linear takes along whatever is computed from it at its own column, or, for a rotary embedding, at the two columns of a
 pair, if a tile holds both. What does not fit becomes a launch over rows behind it, which reads the product from memory.
-A choice is taken along as well, and then the logits are written by launches of their own, when somebody asks for them.
+A choice is taken along as well, and then the logits are written on demand, by launches of their own.
 """
 
 from __future__ import annotations

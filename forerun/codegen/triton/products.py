@@ -235,7 +235,7 @@ def rows_text(dims: Sequence[ir.Dim]) -> str:
 
 
 def output_index(value: ir.SSAValue, rows: Sequence[ir.Dim], row: Lane, column: Index) -> list[Index]:
-    """Where an output's element of a row and column is: its rows in their axis, the other axes side by side."""
+    """Returns the index of an output's element for a row and a column."""
     dims = ir.tensor_type(value).dims
     if tuple(dims[: len(rows)]) == tuple(rows):
         return [*unflat(rows, Index.of(row)), *unflat(dims[len(rows) :], column)]

@@ -1,4 +1,4 @@
-"""Rows of values: embedding look-ups, norms, softmax, elementwise code and cache writes that no product takes along.
+"""Rows of values: embedding lookups, norms, softmax, elementwise code and writes to states that no product takes along.
 
 An item runs over units and lanes: the rows and all their numbers, or, where a reduction goes over the last axis of
 several (a norm of each head), everything but the last axis and the last axis.

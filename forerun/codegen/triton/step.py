@@ -17,7 +17,7 @@ LEAST_BLOCK = 32
 SIZES = 64
 """Numbers in front of the inputs: N, M, whether a row draws, and room to the next aligned place."""
 DRAWING = 2
-"""Which of them says whether any row of the step draws."""
+"""The one that says whether any row of the step samples."""
 WORDS = 6
 """int32 words of an output row's draw: seed, identifier and temperature (float64), the lower half of each first."""
 STEP_SIZES = ("N", "M")
@@ -148,7 +148,7 @@ class StateShape:
 
     @property
     def numbers(self) -> int:
-        """Of a record."""
+        """The numbers of a record."""
         return math.prod(self.shape)
 
 

@@ -1,4 +1,4 @@
-"""Where an element goes: to a value in memory, to its slot of a state, or among the candidates of a tile."""
+"""Stores an element: to a value in memory, to its slot of a state, or among the candidates of a tile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def in_blocks(shape: Sequence[int], block: int) -> tuple[int, ...]:
 
 
 def state_index(symbol: str, slot: Lane, index: Sequence[Index], known: Any) -> list[Index]:
-    """Where a number of the record at a slot is in `state_place`."""
+    """Returns the index in `state_place` of a number of the record at a slot."""
     if known.states[symbol].per == "request":
         return [Index.of(slot), *index]
     block = Index.of(Lane(f"({slot.text} // {known.block})", None, slot.guards, slot.depth))

@@ -48,7 +48,7 @@ class Choice:
 
     @property
     def lanes(self) -> int:
-        """Of the program that merges them."""
+        """The lanes of the program that merges them."""
         return 1 << (self.tiles - 1).bit_length()
 
     def scratch(self, name: str, dims: tuple[ir.Dim, ...], element: str) -> Stored:

@@ -1,4 +1,4 @@
-"""Which axis of an operand has the index that the result has along one of its axes: one rule an operation."""
+"""The axis of an operand that shares its index with an axis of the result: one rule per operation."""
 
 from collections.abc import Callable
 from typing import Any

@@ -101,7 +101,7 @@ class Expressions:
         return index[::-1]
 
     def place(self, stored: Stored, index: Sequence[Index]) -> Index:
-        """Where an element lies in a stored value's window."""
+        """Returns the index of an element in the window of a stored value."""
         return truncated(self.flat(stored.dims, index))
 
     def read(self, stored: Stored, index: Sequence[Index]) -> Expr:

@@ -1,4 +1,4 @@
-"""Where everything lies: weights in one packed buffer, values in one arena, states as one record a block."""
+"""The memory layout: weights in one packed buffer, values in one arena, states as one record per block."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ def packed_size(weight: ir.Weight, form: WeightFormat | None) -> int:
 def weight_offsets(
     names: Iterable[str], declared: Mapping[str, ir.Weight], formats: Mapping[str, WeightFormat]
 ) -> tuple[dict[str, int], int]:
-    """Where each weight lies in one buffer, and the buffer's size, in numbers."""
+    """Returns the offset of each weight in one buffer, and the buffer's size, in numbers."""
     offsets: dict[str, int] = {}
     total = 0
     for name in dict.fromkeys(names):
@@ -88,7 +88,7 @@ def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Where the records of states lie: one of numbers for each block of slots, and one for each request."""
+    """The layout of states: one record for each block of slots, and one for each request."""
 
     offsets: dict[str, int]  # of each state in its region's record
     sizes: dict[str, int]  # of a region's record

@@ -75,7 +75,7 @@ class Plan:
     slots: list[Slot] = field(default_factory=list[Slot])
     stored: dict[ir.SSAValue, Stored] = field(default_factory=dict[ir.SSAValue, Stored])
     records: dict[str, Records] = field(default_factory=dict[str, Records])
-    """Of the states that it reads or writes."""
+    """The records of the states that the region reads or writes."""
 
 
 @dataclass(frozen=True)

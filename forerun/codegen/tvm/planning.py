@@ -100,7 +100,7 @@ class Planner:
         self.plan.stored[value] = Stored(region, self._slot("weight", symbol), kind.dims, kind.dtype, form)
 
     def _destination(self, value: ir.SSAValue, place: Stored) -> None:
-        """Where a yielded value goes; a reshape of a value that is written here anyway shares its memory."""
+        """Sets where a yielded value is written; a reshape of a value that is written here anyway shares its memory."""
         if value in self.destinations or value in self.plan.stored:
             self.copies.append((value, place))
             return

@@ -164,7 +164,7 @@ class EightBits(WeightFormat):
 
 
 def _place(form: WeightFormat, features: int, block: Expr, feature: Expr) -> tuple[Expr, Expr]:
-    """Where the numbers of a feature's span lie, and the feature within the span."""
+    """Returns the place of the numbers of a feature's span, and the feature within the span."""
     return block * integer(form.block_words(features)) + form.start(shifted(feature, 5)), masked(feature, SPAN - 1)
 
 

@@ -58,7 +58,7 @@ class Records:
     record: int
 
     def place(self, index: Sequence[Expr], lane: Expr) -> Expr:
-        """Where a number of the record of a block's slot `lane` lies, behind the state's offset."""
+        """Returns the place of a number of slot `lane` in a block, relative to the state's offset."""
         form = self.form
         *lead, last = index or (integer(0),)
         at: Expr = integer(0) if not lead else lead[0]
@@ -69,7 +69,7 @@ class Records:
         return (at * integer(form.block) + lane) * integer(form.width) + last
 
     def origin(self, context: Expressions, block: Expr) -> Expr:
-        """Where the state's records of a block begin, int64."""
+        """Returns the offset at which the state's records of a block begin, int64."""
         return block.astype("int64") * context.frame.slot(self.record) + context.frame.slot(self.slot)
 
     def window(self, context: Expressions, block: Expr) -> Buffer:

@@ -126,7 +126,7 @@ def _signature(name: str, arguments: Sequence[Value], results: Sequence[Value]) 
 
 @dataclass(frozen=True)
 class TvmProgram:
-    """What code generation wrote down of a step; its code and its weights are made when they are asked for."""
+    """The output of code generation for a step; code and weights are produced on demand."""
 
     step: CompiledStep
     compile: Callable[[], Any]  # the runtime module of its kernels

@@ -1,7 +1,7 @@
 """A Triton step with its weights on a device: one copy in, one graph launch, one wait.
 
 On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
-candidates and drawn tokens back to the host at its end. Logits are computed when they are asked for. On the CPU the
+candidates and sampled tokens back to the host at its end. Logits are computed on demand. On the CPU the
 same launches run one by one in Triton's interpreter.
 """
 
@@ -171,14 +171,14 @@ class TritonExecutable:
         return entries
 
     def loop(self, state: State, drafting: Drafting, largest: int) -> TritonLoop:
-        """Decoding that goes on on the device (`runtime.device_loop.Loops`)."""
+        """Returns the decoding loop that runs on the device (`runtime.device_loop.Loops`)."""
         return TritonLoop(self.launcher, state, drafting, largest)
 
     @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         """Copy what is cached at each source slot to its destination; all reads happen before all writes.
 
-        On a GPU this is enqueued behind the step, and nobody waits for it.
+        On a GPU this is enqueued behind the step, and the host does not wait for it.
         """
         if len(source) == 0:
             return

@@ -110,7 +110,7 @@ class Launcher:
         return sizes
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
-        """Where the inputs of a step of so many rows and outputs lie."""
+        """Returns the layout of the inputs for a step of this many rows and outputs."""
         buckets = bucket(rows, self.step.max_rows), bucket(outputs, self.step.max_outputs)
         return InputLayout(*buckets, self.step.max_path, self.step.tables, self.step.extra)
 

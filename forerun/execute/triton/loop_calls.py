@@ -64,7 +64,7 @@ class Call:
     constants: dict[str, int]
 
     def constants_of(self, function: Any) -> dict[str, int]:
-        """Those that the kernel takes, in its order."""
+        """Returns the constants that the kernel takes, in its order."""
         return {name: self.constants[name] for name in function.arg_names if name in self.constants}
 
 

@@ -1,4 +1,4 @@
-"""Where everything lies on the device: weights, states, and the inputs of a step."""
+"""The memory layout on the device: weights, states, and the inputs of a step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_weights(
 
 @dataclass(frozen=True)
 class Places:
-    """Where the numbers of slots lie: slot s has its number w at first[w] + s // P * block[w] + s % P * lane[w]."""
+    """The places of the numbers of slots: slot s has its number w at first[w] + s // P * block[w] + s % P * lane[w]."""
 
     first: torch.Tensor
     block: torch.Tensor
@@ -107,7 +107,7 @@ def _places(columns: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Pl
 
 @dataclass(frozen=True)
 class InputLayout:
-    """Where the inputs of a step of so many rows and outputs lie, in numbers; the block tables, which vary, last."""
+    """The layout of a step's inputs, in numbers; the block tables, whose size varies, come last."""
 
     rows: int
     outputs: int

@@ -1,4 +1,4 @@
-"""What a step gives: what the host has waited for, and what stays on the device until somebody asks for it."""
+"""The result of a step: what the host has waited for, and what is fetched from the device on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ran:
 
 
 class DeviceStepResult(StepResult):
-    """A step's result; its logits and the stream are fetched when they are first asked for, before the next step."""
+    """A step's result; its logits and the stream are fetched on demand, before the next step."""
 
     def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32, chosen: Int32 | None) -> None:
         """`chosen`: what the step chose of each row, whether it was asked to draw or not."""

@@ -269,7 +269,7 @@ class TvmExecutable:
 
 
 def _set_threads(threads: int | None) -> int:
-    """The number of parts each kernel is divided into; the pool is made as large once, where asked."""
+    """Returns the number of parts into which each kernel is divided, at most the threads of the pool."""
     pool = int(tvm.get_global_func("runtime.NumThreads")())
     if threads is None:
         return pool

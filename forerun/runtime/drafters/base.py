@@ -32,7 +32,7 @@ class Budget:
     price: float = 0.0  # tokens that a second would bring elsewhere; 0 where time does not count
     pace: float = 1.0  # seconds of a plain step now over those of the calibration
     slots: StepSlots | None = None
-    """Where the context lies in the target's cache, with room for rows that drafts evaluate; None without an engine.
+    """The context's place in the target's cache, with room for rows that drafts evaluate; None without an engine.
 
     All drafters of an iteration take their slots here, so that none overwrites what another has computed.
     """
@@ -55,7 +55,7 @@ class Proposal:
 
     @property
     def share(self) -> float:
-        """Of a step's bytes, those that drafting has not read already."""
+        """The bytes of a step that drafting has not read already."""
         return 1.0 if self.prefix is None else self.prefix.share
 
 

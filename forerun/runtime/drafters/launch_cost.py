@@ -26,7 +26,7 @@ class LaunchCost:
     """Seconds that a launch takes beside its share of a step, as it does of late."""
 
     def seconds(self, rows: int, share: float) -> float:
-        """Of a launch of so many rows."""
+        """The time of a launch over this many rows."""
         if self.calibrated is None:
             return 0.0
         return self.read(rows, share) + max(0.0, self.overhead)

@@ -23,7 +23,7 @@ PRIOR_OF_MATCH = (0.23, 0.42, 0.6, 0.7, 0.75, 0.8, 0.8, 0.82, 0.85, 0.9, 0.91, 0
 
 
 class SuffixIndex:
-    """Where each n-gram of the context ended, the latest places last. O(1) a token, nothing is scanned again."""
+    """The places where each n-gram of the context ended, the latest last. O(1) per token: nothing is scanned again."""
 
     def __init__(self, longest: int, places: int) -> None:
         self.longest = longest

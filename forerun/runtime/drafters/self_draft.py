@@ -42,7 +42,7 @@ class Shares:
         return cls(tuple(branch.bytes / total for branch in executable.branches), executable.head_bytes / total)
 
     def share(self, part: Part) -> float:
-        """Of a part with the logits of its rows."""
+        """The share of a step that a part takes, the logits of its rows included."""
         return sum(self.branches[each] for each in part.branches(len(self.branches))) + self.head
 
 
@@ -126,7 +126,7 @@ class SelfDraft(Drafter):
         return kept, evaluation.prefix
 
     def _plan(self, depth: int) -> _Plan:
-        """Of the method's parts in this iteration; kept for the next, which mostly has the same."""
+        """The plan of the method's parts in this iteration; kept for the next one, which mostly has the same parts."""
         parts = tuple(self.method.part(each) for each in range(depth))
         if self._last is None or self._last.parts != parts:
             self._last = _Plan.of(parts, self.shares)

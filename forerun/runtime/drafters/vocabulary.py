@@ -103,7 +103,7 @@ class Intersection:
 
     @property
     def share(self) -> float:
-        """Of the draft's tokens, those that the target has."""
+        """The draft's tokens that the target has as well."""
         return float((self.target_of >= 0).mean())
 
     def follower(self) -> Follower:

@@ -1,1 +1,1 @@
-"""Which part of the target drafts: one method of the literature a file, described by value and built for a target."""
+"""The part of the target that drafts: one published method per file, described by value and built for a target."""
