@@ -9,13 +9,12 @@ import torch
 
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.reference_step import ReferenceProgram, State
+from forerun.codegen.regions import block_size
 from forerun.ir import (
     Environment,
     Kernel,
     Linear,
     ModuleOp,
-    Recurrence,
-    TreeAttention,
     called,
     entries,
     evaluate,
@@ -83,7 +82,6 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
     module = planned.module
     evaluator = Evaluator(module, planned.weights)
     step = evaluator.function
-    blocks = [each.block for each in walk(step.body) if isinstance(each, TreeAttention | Recurrence)]
     streams = [each.results[0] for each in step.body if isinstance(each, Kernel) and each.stream is not None]
     logits, candidates, _ = (tensor_type(each).dims for each in step.returned)
     declared = states(module)
@@ -102,6 +100,6 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
         width=int(tensor_type(streams[0]).dims[-1]) if streams else 0,
         vocabulary=int(logits[-1]),
         candidates=int(candidates[-1]),
-        block=blocks[0] if blocks else 1,
+        block=block_size(module) or 1,
         **planned.limits,
     )

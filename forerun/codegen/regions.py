@@ -1,4 +1,4 @@
-"""A function's regions, for every target: the kernels of a step, and the dimension names of its arguments."""
+"""What every code generator asks of a module: the kernels of its entries, dimension names, and the block size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.errors import UnsupportedOperationError
+from forerun.signature import STEP
+
+BLOCK = 16
+"""Positions of a block where nothing in a module says how many."""
+ROWS = ("N", "M")
+"""The dimensions of a step's rows, and of those whose logits are wanted."""
 
 
 @dataclass
@@ -21,7 +28,11 @@ class Region:
 
 
 def regions(function: ir.Function) -> list[Region]:
-    """The kernels of a function in order; an operation outside of kernels is one by itself."""
+    """The kernels of a function in order; an operation outside of kernels is one by itself.
+
+    The names of kernels are those of a module: an entry other than the step puts its own in front.
+    """
+    prefix = "" if function.symbol == STEP else f"{function.symbol}_"
     found: list[Region] = []
     for operation in function.body:
         if isinstance(operation, ir.Parameter | ir.Constant | ir.Return):
@@ -40,7 +51,7 @@ def regions(function: ir.Function) -> list[Region]:
             results = [(value, value) for value in operation.results]
             body = [operation]
             name, marks = operation.mnemonic, (None, None)
-        found.append(Region(f"{name}_{len(found)}", body, arguments, results, *marks))
+        found.append(Region(f"{prefix}{name}_{len(found)}", body, arguments, results, *marks))
     return found
 
 
@@ -52,3 +63,15 @@ def symbols(function: ir.Function) -> list[str]:
             if name := dimensions.symbol(dim):
                 found[name] = None
     return list(found)
+
+
+def block_size(module: ir.ModuleOp) -> int | None:
+    """The positions P of a block of the cache; None if no entry reads one.
+
+    Raises UnsupportedOperationError if operations use blocks of several sizes.
+    """
+    operations = (each for entry in ir.entries(module).values() for each in ir.walk(entry.body))
+    blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention | ir.Recurrence)}
+    if len(blocks) > 1:
+        raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
+    return next(iter(blocks), None)

@@ -1,4 +1,4 @@
-"""Parts of a step, for every target: which kernels remain where residual branches are left out.
+"""Parts of a step, for every back end: which kernels remain where residual branches are left out.
 
 The stream's values take turns in two buffers. With a branch left out, the kernels behind it find the stream in the
 other buffer.

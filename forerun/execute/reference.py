@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from forerun.available import require_memory
 from forerun.codegen.reference_step import ReferenceProgram, State
-from forerun.errors import InvalidOptionError
+from forerun.execute.branches import check_hidden
+from forerun.execute.runner import EntryRunner
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, Part, Rows, StepResult, bound
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, Part, Rows, StepResult
 from forerun.signature import STEP
 
 
-class ReferenceExecutable:
+class ReferenceExecutable(EntryRunner[State]):
     """A step evaluated operation by operation. Its bits are torch's, so the exactness contract does not hold for it."""
 
     draws = False
@@ -40,39 +41,24 @@ class ReferenceExecutable:
         require_memory({f"a cache of {slots} positions": needed})
         return self.program.new_states(slots, requests)
 
-    @overload
-    def run(
-        self,
-        entry: Part,
-        state: State,
-        inputs: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult: ...
-    @overload
-    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
-    def run(
-        self,
-        entry: Part | str,
-        state: State,
-        inputs: Rows | Inputs,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult | tuple[NDArray[Any], ...]:
-        if isinstance(entry, str):
-            assert not isinstance(inputs, Rows)
-            given = bound(self.entries, entry, inputs)
-            values = [torch.from_numpy(each.copy()) for each in given]
-            found = self.program.evaluate(entry, values, state)
-            return tuple(each.numpy() for each in found)
-        assert isinstance(inputs, Rows)
-        return self._step(entry, state, inputs, hidden)
+    def run_entry(
+        self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
+    ) -> tuple[NDArray[Any], ...]:
+        found = self.program.evaluate(name, [torch.from_numpy(each) for each in given], state)
+        return tuple(each.numpy() for each in found)
 
-    def _step(self, part: Part, state: State, rows: Rows, hidden: Float32 | None) -> StepResult:
+    @with_live_threads
+    def run_part(
+        self,
+        part: Part,
+        state: State,
+        rows: Rows,
+        hidden: Float32 | None,
+        draws: Sequence[Draw | None] | None,
+    ) -> StepResult:
         evaluated = part.branches(len(self.branches))
-        if (hidden is None) == (part.enter > 0):
-            raise InvalidOptionError(f"a part that enters at branch {part.enter} and hidden {hidden is not None}")
+        check_hidden(part, hidden is not None)
         names = [each.name for each in self.entries[STEP].arguments]
         inputs = [torch.from_numpy(np.ascontiguousarray(getattr(rows, name))) for name in names]
         stream = None if hidden is None else torch.from_numpy(hidden.copy())

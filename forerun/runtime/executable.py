@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
-from forerun.signature import STEP, Signature
+from forerun.signature import Signature
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -137,31 +137,6 @@ class KernelOutput:
     value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
     along: str | None
     """What the leading axis is: "N" for the step's rows, "M" for its outputs, None where no axis runs along them."""
-
-
-def bound(entries: Mapping[str, Signature], entry: str, inputs: Inputs) -> list[NDArray[Any]]:
-    """An entry's arguments in order, int32 and float32; `InvalidOptionError` where the inputs are not those."""
-    if entry not in entries or entry == STEP:
-        others = ", ".join(name for name in entries if name != STEP) or "none"
-        raise InvalidOptionError(f"there is no entry {entry!r} beside the step: this model has {others}")
-    arguments = entries[entry].arguments
-    names = [each.name for each in arguments]
-    if sorted(names) != sorted(inputs):
-        raise InvalidOptionError(f"@{entry} takes {', '.join(names)}, and {', '.join(inputs)} are given: give these")
-    bindings: dict[str, int] = {}
-    found: list[NDArray[Any]] = []
-    for each in arguments:
-        value = np.ascontiguousarray(inputs[each.name])
-        shape = list(value.shape)
-        pairs = zip(each.dims, shape, strict=False)
-        sizes = [bindings.setdefault(dim, size) if isinstance(dim, str) else dim for dim, size in pairs]
-        if len(each.dims) != len(shape) or sizes != shape:
-            raise InvalidOptionError(f"@{entry} takes {each.name} {list(each.dims)}, not {shape}: give that shape")
-        kind = np.dtype(np.float32 if each.dtype == "f32" else np.int32)
-        if not np.can_cast(value.dtype, kind, "same_kind"):
-            raise InvalidOptionError(f"@{entry} takes {each.name} as {kind}, not {value.dtype}: convert it")
-        found.append(value.astype(kind))
-    return found
 
 
 class Executable(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import InvalidOptionError, TooLongError
 from forerun.runtime.certify import certify
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
@@ -124,6 +124,9 @@ def test_an_entry_is_run_by_its_name(target: str) -> None:
         compiled.run("encode", state, {"source": source()})
     with pytest.raises(InvalidOptionError, match="takes source"):
         compiled.run("encode", state, {"source": source()[0], "requests": np.array([1], np.int32)})
+    long = {"source": np.zeros((1, 100_000), np.int32), "requests": np.array([1], np.int32)}
+    with pytest.raises(TooLongError, match="@encode with L = 100000 exceeds max_length 160"):
+        compiled.run("encode", state, long)
 
 
 @pytest.mark.parametrize("target", TARGETS)

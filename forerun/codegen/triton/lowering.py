@@ -13,7 +13,7 @@ import torch
 from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.planned import PlannedStep
-from forerun.codegen.regions import regions, symbols
+from forerun.codegen.regions import BLOCK, block_size, regions, symbols
 from forerun.codegen.triton.assembly import assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape, split_size
@@ -75,7 +75,7 @@ class Lowering:
         self._function = entries[STEP]
         self._declared = ir.weights(module)
         self._limits = (max_rows, max_outputs, max_path, max_length)
-        self._block = self._block_size(module)
+        self._block = block_size(module) or BLOCK
         self._tables = -(-max_length // self._block)
         self._known = self._surroundings(module, storage)
         self._check(max_rows, max_outputs)
@@ -116,14 +116,6 @@ class Lowering:
     def _sizes(self) -> tuple[str, ...]:
         """The dimensions whose sizes stand in front of the inputs."""
         return STEP_SIZES if self._function.symbol == STEP else tuple(symbols(self._function))
-
-    @staticmethod
-    def _block_size(module: ir.ModuleOp) -> int:
-        operations = (each for entry in ir.entries(module).values() for each in ir.walk(entry.body))
-        blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention | ir.Recurrence)}
-        if len(blocks) > 1:
-            raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
-        return next(iter(blocks), 16)
 
     def _surroundings(self, module: ir.ModuleOp, storage: str) -> Surroundings:
         kept: dict[str, str] = {}
@@ -310,8 +302,7 @@ class Lowering:
         variants = dict(zip(grid.together, bodies, strict=True))
         key = body_key(kind, variants, self._sizes)
         if key not in self._names:
-            name = plan.region.name if self._function.symbol == STEP else f"{self._function.symbol}_{plan.region.name}"
-            base = f"{name}_{kind}"
+            base = f"{plan.region.name}_{kind}"
             name, number = base, 1
             while name in self._sources:
                 number += 1

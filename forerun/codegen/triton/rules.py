@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.regions import ROWS
 from forerun.codegen.triton.expressions import LARGE, Expressions, NeedsMemoryError, Rule, Slot, Stored, Term, kind_of
 from forerun.codegen.triton.functions import BY_KIND
 from forerun.codegen.triton.index import Index, Lane, reshaped
@@ -226,7 +227,7 @@ def _reduce(context: Expressions, operation: ir.Reduce, index: list[Index]) -> T
     x, function = operation.x, operation.function
     source = ir.tensor_type(x)
     start = STARTS[function]
-    rows = any(dimensions.symbol(source.dims[dim]) in ("N", "M") for dim in operation.dims)
+    rows = any(dimensions.symbol(source.dims[dim]) in ROWS for dim in operation.dims)
     if len(operation.dims) == 1 and kind_of(source.dtype) == "number" and not rows and not _in_lanes(operation):
         return _reduce_inner(context, operation, index)
     if operation.dims != (source.rank - 1,) or kind_of(source.dtype) != "number":

@@ -56,9 +56,6 @@ class Lowering:
         self._known = surroundings(module)
         self._declared = ir.weights(module)
         self._entry_plans = {name: plans(each, self._known) for name, each in self._entries.items()}
-        for name, found in self._entry_plans.items():
-            for plan in found if name != STEP else ():
-                plan.region.name = f"{name}_{plan.region.name}"
         self._plans = [plan for found in self._entry_plans.values() for plan in found]
         self._symbols = list(dict.fromkeys(name for each in self._entries.values() for name in symbols(each)))
         self._templates = {**TEMPLATES, **(templates or {})}

@@ -8,6 +8,7 @@ from typing import Any
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.regions import ROWS
 from forerun.codegen.tvm.builder import (
     Buffer,
     Expr,
@@ -27,8 +28,6 @@ from forerun.codegen.tvm.untyped import tirx
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
 
-ROWS = ("N", "M")
-"""The rows of a step, and those whose logits are wanted."""
 LOWEST = -3.4028234663852886e38
 
 

@@ -1,7 +1,7 @@
 """The plans of a function's regions, and the text by which equal kernels are found."""
 
 from forerun import ir
-from forerun.codegen.regions import regions
+from forerun.codegen.regions import BLOCK, block_size, regions
 from forerun.codegen.tvm.formats import FLOAT32, WeightFormat
 from forerun.codegen.tvm.phases import Plan, Slot, Surroundings
 from forerun.codegen.tvm.planning import Planner
@@ -12,7 +12,6 @@ from forerun.errors import UnsupportedOperationError
 
 def surroundings(module: ir.ModuleOp) -> Surroundings:
     """What planning the regions of a module's entries needs to know of it."""
-    blocks: dict[int, None] = {}
     keys: set[str] = set()
     declared = ir.weights(module)
     formats: dict[str, WeightFormat] = {}
@@ -25,18 +24,14 @@ def surroundings(module: ir.ModuleOp) -> Surroundings:
     for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
         if isinstance(operation, ir.Kernel):
             outer.update(zip(operation.region.block.args, operation.operands, strict=True))
-        elif isinstance(operation, ir.TreeAttention | ir.Recurrence):
-            blocks[operation.block] = None
-            if isinstance(operation, ir.TreeAttention):
-                keys.add(operation.symbol)
+        elif isinstance(operation, ir.TreeAttention):
+            keys.add(operation.symbol)
         elif isinstance(operation, ir.Linear):
             weight = operation.weight
             owner = outer.get(weight, weight).owner
             if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
                 formats.setdefault(owner.symbol, FLOAT32)
-    if len(blocks) > 1:
-        raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
-    block = next(iter(blocks), 16)
+    block = block_size(module) or BLOCK
     forms = {name: _form(state, block, name in keys) for name, state in ir.states(module).items()}
     return Surroundings(forms, block, formats)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from forerun.codegen.triton.step import Kernel, TritonStep, Value
 from forerun.execute.branches import check_hidden, remaining
+from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
 from forerun.execute.triton.loop import TritonLoop
 from forerun.execute.triton.memory import InputLayout, State, new_state
 from forerun.execute.triton.result import DeviceStepResult, Ran
 from forerun.forking import with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import STEP, Signature
 
 
-class TritonExecutable:
+class TritonExecutable(EntryRunner[State]):
     """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
 
     step        what was lowered
@@ -87,41 +88,17 @@ class TritonExecutable:
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
-    @overload
-    def run(
-        self,
-        entry: Part,
-        state: State,
-        inputs: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult: ...
-    @overload
-    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
     @with_live_threads
-    def run(
-        self,
-        entry: Part | str,
-        state: State,
-        inputs: Rows | Inputs,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult | tuple[NDArray[Any], ...]:
-        """Run an entry. The result is valid until the next run."""
-        if isinstance(entry, Part):
-            assert isinstance(inputs, Rows)
-            return self._run_part(entry, state, inputs, hidden, draws)
-        assert not isinstance(inputs, Rows)
-        return self._run_entry(entry, state, inputs)
-
-    def _run_entry(self, name: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]:
-        given = bound(self.entries, name, inputs)
+    def run_entry(
+        self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
+    ) -> tuple[NDArray[Any], ...]:
         entry = next(each for each in self.step.entries if each.name == name)
-        sizes = self.launcher.load_entry(entry, given)
+        self.launcher.load_entry(entry, given, sizes)
         self.launcher.launch_entry(entry, state, sizes)
         return tuple(self.launcher.value(each, sizes) for each in entry.returned)
 
-    def _run_part(
+    @with_live_threads
+    def run_part(
         self,
         part: Part,
         state: State,

@@ -93,21 +93,14 @@ class Launcher:
         self._inputs[:used].copy_(self._staging[:used], non_blocking=True)
         return layout, {"N": count, "M": outputs}
 
-    def load_entry(self, entry: Entry, given: Sequence[NDArray[Any]]) -> dict[str, int]:
-        """Put the arguments of another entry than the step in their places; the sizes of its named dimensions."""
+    def load_entry(self, entry: Entry, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]) -> None:
+        """Puts the arguments of another entry than the step in their places, with the sizes of its dimensions."""
         self.require_process()
-        sizes: dict[str, int] = {}
         for argument, value in zip(entry.signature.arguments, given, strict=True):
-            pairs = zip(argument.dims, value.shape, strict=True)
-            sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str))
             at = entry.places[argument.name]
             self._staged[at : at + value.size] = value.reshape(-1).view(np.int32)
-        most = self.step.max_length
-        if large := [f"{each} = {size}" for each, size in sizes.items() if size > most]:
-            raise TooLongError(f"@{entry.name} with {large[0]} exceeds max_length {most}: give less.")
         self._staged[: len(entry.sizes)] = [sizes[each] for each in entry.sizes]
         self._inputs[: entry.inputs].copy_(self._staging[: entry.inputs], non_blocking=True)
-        return sizes
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         """Returns the layout of the inputs for a step of this many rows and outputs."""

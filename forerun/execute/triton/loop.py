@@ -1,4 +1,4 @@
-"""The loop on the device (`runtime.device_loop`): a round is one launch of a CUDA graph, from drafting to commit.
+"""The loop on the device (`runtime.device_loop`): an iteration is one launch of a CUDA graph, from drafting to commit.
 
 On the CPU the kernels of a round run one by one in Triton's interpreter.
 """

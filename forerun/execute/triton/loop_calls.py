@@ -1,4 +1,4 @@
-"""A round of the loop on the device as calls of its kernels (`loop_kernels.py`), before its step and after."""
+"""An iteration of the loop on the device as calls of its kernels (`loop_kernels.py`), before its step and after."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from forerun.available import require_memory
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value, sizes_of
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.execute.branches import check_hidden
+from forerun.execute.runner import EntryRunner
 from forerun.execute.tvm.code import compiled_code
 from forerun.execute.tvm.library import tvm, tvm_ffi
 from forerun.execute.tvm.parts import PartProgram, part_program
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import Branch, Draw, Float32, Inputs, Int32, KernelOutput, Part, Rows, StepResult, bound
+from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import Signature
 
 PARTS_KEPT = 1024
@@ -40,7 +41,7 @@ class State:
         return self.numbers.nbytes + self.requests.nbytes
 
 
-class TvmExecutable:
+class TvmExecutable(EntryRunner[State]):
     """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
 
     step        what was compiled
@@ -96,39 +97,24 @@ class TvmExecutable:
         numbers, constants = torch.zeros(count), torch.zeros(more)
         return State(numbers, constants, (tvm_ffi.from_dlpack(numbers), tvm_ffi.from_dlpack(constants)))
 
-    @overload
-    def run(
-        self,
-        entry: Part,
-        state: State,
-        inputs: Rows,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult: ...
-    @overload
-    def run(self, entry: str, state: State, inputs: Inputs) -> tuple[NDArray[Any], ...]: ...
-    def run(
-        self,
-        entry: Part | str,
-        state: State,
-        inputs: Rows | Inputs,
-        hidden: Float32 | None = None,
-        draws: Sequence[Draw | None] | None = None,
-    ) -> StepResult | tuple[NDArray[Any], ...]:
-        """Run an entry. The arrays of the result are views, valid until the next run."""
-        if isinstance(entry, Part):
-            assert isinstance(inputs, Rows)
-            return self._run_part(entry, state, inputs, hidden)
-        assert not isinstance(inputs, Rows)
-        given = bound(self.entries, entry, inputs)
-        chosen = next(each for each in self.step.entries if each.name == entry)
-        self._fill(chosen.arguments, {each.name: value for each, value in zip(chosen.arguments, given, strict=True)})
-        if large := [f"{name} = {size}" for name, size in self._bindings.items() if size > self.max_length]:
-            raise TooLongError(f"@{entry} with {large[0]} exceeds max_length {self.max_length}: give less.")
-        self._call(state, *chosen.calls)
-        return tuple(self._view(value) for value in chosen.returned)
+    def run_entry(
+        self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
+    ) -> tuple[NDArray[Any], ...]:
+        """The arrays that are returned are views, valid until the next run."""
+        entry = next(each for each in self.step.entries if each.name == name)
+        self._fill(entry.arguments, {each.name: value for each, value in zip(entry.arguments, given, strict=True)})
+        self._call(state, *entry.calls)
+        return tuple(self._view(value) for value in entry.returned)
 
-    def _run_part(self, part: Part, state: State, rows: Rows, hidden: Float32 | None) -> StepResult:
+    def run_part(
+        self,
+        part: Part,
+        state: State,
+        rows: Rows,
+        hidden: Float32 | None,
+        draws: Sequence[Draw | None] | None,
+    ) -> StepResult:
+        """The arrays of the result are views, valid until the next run."""
         program, shared = self._part(part)
         check_hidden(part, hidden is not None)
         self._load(rows)
