@@ -152,7 +152,7 @@ def test_certify_finds_a_planted_difference(tmp_path: Any, monkeypatch: pytest.M
     """A kernel whose sums know how many rows there are, given as a replacement of the generated file."""
     found = lowered("llama", "float32")
     name = "linear_4_products"
-    sound = compiled("llama").sources[name].text
+    sound = compiled("llama").launcher.sources[name].text
     broken = sound.replace("N = tl.load(sizes + 0)\n", "N = tl.load(sizes + 0)\n    N_rows = N * 1.0\n")
     broken = broken.replace(".to(tl.float32)\n", ".to(tl.float32) * (1.0 + N_rows * 1e-6)\n")
     assert broken.count("N_rows") > 1
