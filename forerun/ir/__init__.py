@@ -21,6 +21,7 @@ from forerun.ir.decoder import Attention, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, load_dialects
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
+from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperation
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
 from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
@@ -56,16 +57,19 @@ __all__ = [
     "OPERATIONS",
     "REDUCTIONS",
     "STORAGES",
+    "AlongAxes",
     "ArgSpecParseError",
     "Attention",
     "Block",
     "Broadcast",
     "Builder",
     "Cast",
+    "Computation",
     "Concat",
     "Constant",
     "Context",
     "Dim",
+    "Elementwise",
     "Environment",
     "FileLineColLoc",
     "Function",
@@ -107,6 +111,7 @@ __all__ = [
     "State",
     "StateRead",
     "StateWrite",
+    "StepOperation",
     "StringAttr",
     "Symbol",
     "TakeAlong",

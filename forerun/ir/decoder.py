@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 import torch
 from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def, traits_def
-from xdsl.traits import MemoryReadEffect, Pure
+from xdsl.traits import MemoryReadEffect
 
 from forerun.dims import Dim
 from forerun.ir.elementwise import broadcast_dims
+from forerun.ir.families import AlongAxes, Computation, StepOperation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import FLAG, INTEGER, NUMBER, SYMBOL, TEXT, Symbol, default, optional, parameter
 from forerun.ir.types import TensorType
 
 
 @operation
-class Rotary(ValueOperation):
+class Rotary(AlongAxes, ValueOperation):
     """Rotary embedding (arXiv 2104.09864) in the half style: x * cos + concat(-x[d/2:], x[:d/2]) * sin.
 
     x [..., d]; cos and sin broadcast to x.
     """
 
     name = "spec.rotary"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     cos = operand_def(TensorType)
@@ -87,7 +87,7 @@ def _require_extra(
 
 
 @operation
-class Attention(ValueOperation):
+class Attention(Computation, ValueOperation):
     """Attention of every position of a sequence over the sequence.
 
     q [..., H, T, D], k [..., Hkv, T, D], v [..., Hkv, T, Dv]; `scale`, optional `softcap`. Further operands:
@@ -98,7 +98,6 @@ class Attention(ValueOperation):
     """
 
     name = "spec.attention"
-    traits = traits_def(Pure())
     irdl_options = (AttrSizedOperandSegments(as_property=True),)
 
     query = operand_def(TensorType)
@@ -168,7 +167,7 @@ class Attention(ValueOperation):
 
 
 @operation
-class TreeAttention(ValueOperation):
+class TreeAttention(StepOperation, ValueOperation):
     """Attention of every row over its own history (`runtime.executable` says where its slots are).
 
     It reads the keys [Hkv, D] of state `symbol` and the values [Hkv, Dv] of state `values`, both per position.

@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as functional
-from xdsl.irdl import operand_def, traits_def, var_operand_def
-from xdsl.traits import Pure
+from xdsl.irdl import operand_def, var_operand_def
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
+from forerun.ir.families import Computation, Elementwise
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import DIMENSION, DIMENSIONS, SCALAR, SYMBOL, TEXT, Symbol, parameter
 from forerun.ir.types import TensorType, torch_dtype
@@ -81,11 +81,10 @@ def broadcast_dims(shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
 
 
 @operation
-class Parameter(ValueOperation):
+class Parameter(Computation, ValueOperation):
     """The value of a `spec.weight` symbol."""
 
     name = "spec.parameter"
-    traits = traits_def(Pure())
 
     symbol: Symbol = parameter(SYMBOL)
     shape: tuple[Dim, ...] = parameter(DIMENSIONS)
@@ -100,11 +99,10 @@ class Parameter(ValueOperation):
 
 
 @operation
-class Constant(ValueOperation):
+class Constant(Computation, ValueOperation):
     """One number, of rank 0."""
 
     name = "spec.constant"
-    traits = traits_def(Pure())
 
     value: bool | int | float = parameter(SCALAR)
     dtype: str = parameter(TEXT)
@@ -118,11 +116,10 @@ class Constant(ValueOperation):
 
 
 @operation
-class Iota(ValueOperation):
+class Iota(Computation, ValueOperation):
     """0, 1, ..., size - 1, as i64."""
 
     name = "spec.iota"
-    traits = traits_def(Pure())
 
     size: Dim = parameter(DIMENSION)
 
@@ -135,11 +132,10 @@ class Iota(ValueOperation):
 
 
 @operation
-class Map(ValueOperation):
+class Map(Elementwise):
     """An elementwise function with numpy's broadcasting; operands of one dtype (except the condition of `where`)."""
 
     name = "spec.map"
-    traits = traits_def(Pure())
 
     inputs = var_operand_def(TensorType)
     function: str = parameter(TEXT)
@@ -159,11 +155,10 @@ class Map(ValueOperation):
 
 
 @operation
-class Cast(ValueOperation):
+class Cast(Elementwise):
     """The same values in another dtype."""
 
     name = "spec.cast"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     dtype: str = parameter(TEXT)

@@ -6,21 +6,20 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as functional
-from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def, traits_def
-from xdsl.traits import Pure
+from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def
 
 from forerun.ir.elementwise import broadcast_dims
+from forerun.ir.families import AlongAxes, Computation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import NUMBER, parameter
 from forerun.ir.types import TensorType
 
 
 @operation
-class Linear(ValueOperation):
+class Linear(Computation, ValueOperation):
     """x w^T + b: x [..., in], w [out, in], b [out]."""
 
     name = "spec.linear"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     weight = operand_def(TensorType)
@@ -40,11 +39,10 @@ class Linear(ValueOperation):
 
 
 @operation
-class MatMul(ValueOperation):
+class MatMul(Computation, ValueOperation):
     """A batched product of the last two dimensions, the others broadcast."""
 
     name = "spec.matmul"
-    traits = traits_def(Pure())
 
     a = operand_def(TensorType)
     b = operand_def(TensorType)
@@ -60,11 +58,10 @@ class MatMul(ValueOperation):
 
 
 @operation
-class RMSNorm(ValueOperation):
+class RMSNorm(AlongAxes, ValueOperation):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467); the weight may be left out."""
 
     name = "spec.rms_norm"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     weight = opt_operand_def(TensorType)
@@ -82,14 +79,13 @@ class RMSNorm(ValueOperation):
 
 
 @operation
-class LayerNorm(ValueOperation):
+class LayerNorm(AlongAxes, ValueOperation):
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension (arXiv 1607.06450).
 
     The bias may be left out, and the weight as well.
     """
 
     name = "spec.layer_norm"
-    traits = traits_def(Pure())
     irdl_options = (AttrSizedOperandSegments(as_property=True),)
     LISTED: ClassVar[bool] = False
 

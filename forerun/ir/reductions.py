@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from xdsl.irdl import operand_def, result_def, traits_def
-from xdsl.traits import Pure
+from xdsl.irdl import operand_def, result_def
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
-from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require, require_dim
+from forerun.ir.families import AlongAxes, AlongDim
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim
 from forerun.ir.properties import FLAG, INTEGER, INTEGERS, TEXT, default, parameter
 from forerun.ir.types import TensorType, torch_dtype
 
@@ -31,16 +31,19 @@ REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 @operation
-class Reduce(ValueOperation):
+class Reduce(AlongAxes, ValueOperation):
     """A reduction over `dims`, which stay with size 1 if `keep` is set."""
 
     name = "spec.reduce"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     function: str = parameter(TEXT)
     dims: tuple[int, ...] = parameter(INTEGERS)
     keep: bool = default(FLAG, False)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return self.dims
 
     @classmethod
     def infer(cls, x: TensorType, *, function: str, dims: Sequence[int], keep: bool = False) -> Types:
@@ -60,14 +63,12 @@ class Reduce(ValueOperation):
 
 
 @operation
-class Scan(ValueOperation):
+class Scan(AlongDim, ValueOperation):
     """A running sum along `dim`."""
 
     name = "spec.scan"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
-    dim: int = parameter(INTEGER)
 
     @classmethod
     def infer(cls, x: TensorType, *, dim: int) -> Types:
@@ -79,14 +80,12 @@ class Scan(ValueOperation):
 
 
 @operation
-class Softmax(ValueOperation):
+class Softmax(AlongDim, ValueOperation):
     """exp(x - max) over its sum, along `dim`."""
 
     name = "spec.softmax"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
-    dim: int = parameter(INTEGER)
 
     @classmethod
     def infer(cls, x: TensorType, *, dim: int) -> Types:
@@ -98,14 +97,13 @@ class Softmax(ValueOperation):
 
 
 @operation
-class TopK(SpecOperation):
+class TopK(AlongAxes):
     """The k largest along the last dimension, largest first, the lower index first among equals.
 
     NaN counts as -inf, and is returned as -inf.
     """
 
     name = "spec.topk"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     k: int = parameter(INTEGER)

@@ -16,6 +16,7 @@ from xdsl.traits import MemoryReadEffect, MemoryWriteEffect
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
+from forerun.ir.families import StepOperation
 from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require, tensor_type
 from forerun.ir.properties import DIMENSIONS, INTEGER, SYMBOL, TEXT, Symbol, parameter
 from forerun.ir.structure import Yield, operations
@@ -25,7 +26,7 @@ WHOLE = ("i64", "i32")
 
 
 @operation
-class StateWrite(SpecOperation):
+class StateWrite(StepOperation):
     """Write a record [N, *shape] to each of the slots [N] of a state."""
 
     name = "spec.state_write"
@@ -52,7 +53,7 @@ class StateWrite(SpecOperation):
 
 
 @operation
-class StateRead(ValueOperation):
+class StateRead(StepOperation, ValueOperation):
     """The records [N, *shape] at the slots [N] of a state per request."""
 
     name = "spec.state_read"
@@ -77,7 +78,7 @@ class StateRead(ValueOperation):
 
 
 @operation
-class Recurrence(ValueOperation):
+class Recurrence(StepOperation, ValueOperation):
     """The records of a state per row, each computed from its parent's by the body: [N, *shape].
 
     positions [N], sequences [N], bases [N], paths [N, D], block_tables [S, B], slots [N], and `order` [N], the rows

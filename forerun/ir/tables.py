@@ -7,7 +7,7 @@ unknown is assumed to be harmless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ from xdsl.ir import Operation
 from forerun.errors import UnsupportedOperationError
 from forerun.ir.dialect import OPERATIONS
 from forerun.ir.elementwise import FUNCTIONS
+from forerun.ir.families import FAMILIES
 from forerun.ir.operation import SpecOperation
 from forerun.ir.reductions import REDUCTIONS
 
@@ -83,14 +84,23 @@ class ClosedTable(Mapping[K, R], Generic[K, R]):
 
 
 class OperationTable(ClosedTable[type[Operation], R]):
-    """A rule for every class of operation."""
+    """A rule for every class of operation; one for a family holds for the classes of it that have none of their own."""
 
     def __init__(self, title: str, entries: Mapping[type[SpecOperation], R | Refusal]) -> None:
-        super().__init__(title, OPERATIONS, {**entries}, lambda kind: kind.name)
+        by_class = {kind: rule for kind, rule in entries.items() if kind not in FAMILIES}
+        self.families = {kind: rule for kind, rule in entries.items() if kind in FAMILIES}
+        for kind in OPERATIONS:
+            for family in self._families_of(kind):
+                by_class.setdefault(kind, self.families[family])
+        super().__init__(title, OPERATIONS, {**by_class}, lambda kind: kind.name)
 
     def of(self, operation: Operation) -> R:
         """The rule for an operation."""
         return self[type(operation)]
+
+    def _families_of(self, kind: type[Operation]) -> Iterable[type[SpecOperation]]:
+        """The families with a line here that a class belongs to, the narrowest first."""
+        return (each for each in kind.__mro__ if each in self.families)
 
 
 class FunctionTable(ClosedTable[str, R]):

@@ -6,23 +6,22 @@ import math
 from collections.abc import Sequence
 
 import torch
-from xdsl.irdl import operand_def, traits_def, var_operand_def
-from xdsl.traits import Pure
+from xdsl.irdl import operand_def, var_operand_def
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
 from forerun.ir.elementwise import broadcast_dims
+from forerun.ir.families import AlongDim, Computation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim
 from forerun.ir.properties import DIMENSION, DIMENSIONS, INTEGER, INTEGERS, default, parameter
 from forerun.ir.types import TensorType
 
 
 @operation
-class Reshape(ValueOperation):
+class Reshape(Computation, ValueOperation):
     """The same elements in row-major order under another shape."""
 
     name = "spec.reshape"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     shape: tuple[Dim, ...] = parameter(DIMENSIONS)
@@ -38,11 +37,10 @@ class Reshape(ValueOperation):
 
 
 @operation
-class Broadcast(ValueOperation):
+class Broadcast(Computation, ValueOperation):
     """Repeat dimensions of size 1 (and new leading ones) up to `shape`."""
 
     name = "spec.broadcast"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     shape: tuple[Dim, ...] = parameter(DIMENSIONS)
@@ -57,11 +55,10 @@ class Broadcast(ValueOperation):
 
 
 @operation
-class Transpose(ValueOperation):
+class Transpose(Computation, ValueOperation):
     """Result dimension i is operand dimension `permutation[i]`."""
 
     name = "spec.transpose"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     permutation: tuple[int, ...] = parameter(INTEGERS)
@@ -76,14 +73,12 @@ class Transpose(ValueOperation):
 
 
 @operation
-class Slice(ValueOperation):
+class Slice(AlongDim, ValueOperation):
     """Elements start, start + step, ... below stop along `dim`; the bounds are dimensions, not negative."""
 
     name = "spec.slice"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
-    dim: int = parameter(INTEGER)
     start: Dim = parameter(DIMENSION)
     stop: Dim = parameter(DIMENSION)
     step: int = default(INTEGER, 1)
@@ -108,14 +103,12 @@ class Slice(ValueOperation):
 
 
 @operation
-class Concat(ValueOperation):
+class Concat(AlongDim, ValueOperation):
     """The operands, concatenated along `dim`."""
 
     name = "spec.concat"
-    traits = traits_def(Pure())
 
     inputs = var_operand_def(TensorType)
-    dim: int = parameter(INTEGER)
 
     @classmethod
     def infer(cls, *inputs: TensorType, dim: int) -> Types:
@@ -136,11 +129,10 @@ class Concat(ValueOperation):
 
 
 @operation
-class Gather(ValueOperation):
+class Gather(Computation, ValueOperation):
     """Rows of a table: result[i..., :] = table[index0[i...], index1[i...], ..., :], the indices broadcast together."""
 
     name = "spec.gather"
-    traits = traits_def(Pure())
 
     table = operand_def(TensorType)
     indices = var_operand_def(TensorType)
@@ -156,15 +148,13 @@ class Gather(ValueOperation):
 
 
 @operation
-class TakeAlong(ValueOperation):
+class TakeAlong(AlongDim, ValueOperation):
     """result[.., i, ..] = x[.., index[.., i, ..], ..] along `dim` (torch.gather)."""
 
     name = "spec.take_along"
-    traits = traits_def(Pure())
 
     x = operand_def(TensorType)
     index = operand_def(TensorType)
-    dim: int = parameter(INTEGER)
 
     @classmethod
     def infer(cls, x: TensorType, index: TensorType, *, dim: int) -> Types:

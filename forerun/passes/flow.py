@@ -25,9 +25,7 @@ class Flow(Enum):
 FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
     "flow of values",
     {
-        **each_of(Flow.VALUES, ir.Parameter, ir.Constant, ir.Iota, ir.Map, ir.Cast, ir.Reduce, ir.Scan, ir.Softmax),
-        **each_of(Flow.VALUES, ir.TopK, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Concat, ir.Gather),
-        **each_of(Flow.VALUES, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary),
+        ir.Computation: Flow.VALUES,
         **each_of(Flow.READS, ir.TreeAttention, ir.StateRead),
         ir.StateWrite: Flow.WRITES,
         ir.Recurrence: Flow.UPDATES,

@@ -14,27 +14,22 @@ from forerun import dims as dimensions
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
+    AlongAxes,
     Attention,
     Builder,
     Cast,
-    Concat,
     Context,
     Dim,
     Function,
     InsertPoint,
     Iota,
     ModuleOp,
-    Reduce,
     Return,
-    Scan,
-    Slice,
-    Softmax,
     SpecOperation,
     SSAValue,
     State,
     StateWrite,
     Symbol,
-    TakeAlong,
     TreeAttention,
     each_of,
     neighbourhood,
@@ -95,13 +90,9 @@ class _Step:
         _require_row_local(operation, ())
         clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
 
-    def along_dim(self, operation: Scan | Softmax | Slice | Concat | TakeAlong) -> None:
-        """Returns the same operation on rows, if it works along another dimension."""
-        _require_row_local(operation, (operation.dim,))
-        clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
-
-    def along_dims(self, operation: Reduce) -> None:
-        _require_row_local(operation, operation.dims)
+    def along_axes(self, operation: AlongAxes) -> None:
+        """Returns the same operation on rows, if it works along other axes."""
+        _require_row_local(operation, operation.axes)
         clone_with(operation, self.values, {SEQUENCE: ROWS}, self.build)
 
     def positions(self, operation: Iota) -> None:
@@ -190,15 +181,13 @@ LOCAL = _Step.row_local
 ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
     "operations on rows",
     {
-        **each_of(LOCAL, ir.Parameter, ir.Constant, ir.Map, ir.Cast, ir.TopK, ir.Reshape, ir.Broadcast, ir.Transpose),
-        **each_of(LOCAL, ir.Gather, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary),
-        **each_of(_Step.along_dim, Scan, Softmax, Slice, Concat, TakeAlong),
-        Reduce: _Step.along_dims,
+        **each_of(LOCAL, ir.Elementwise, ir.Parameter, ir.Constant, ir.Reshape, ir.Broadcast, ir.Transpose),
+        **each_of(LOCAL, ir.Gather, ir.Linear, ir.MatMul),
+        AlongAxes: _Step.along_axes,
         Iota: _Step.positions,
         Attention: _Step.attention,
         Return: _Step.returns,
-        **each_of(refused("works on rows already; @forward has a sequence"), TreeAttention, StateWrite, ir.StateRead),
-        ir.Recurrence: refused("works on rows already; @forward has a sequence"),
+        ir.StepOperation: refused("works on rows already; @forward has a sequence"),
         **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),
         **each_of(refused("stands in no function"), Function, ir.Weight, State),
     },

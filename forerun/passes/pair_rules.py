@@ -105,15 +105,13 @@ def _gather(operation: Gather, number: int, axes: Placed, sizes: Mapping[str, in
 RESTRICTIONS: ir.OperationTable[Restriction] = ir.OperationTable(
     "restrictions to rows and keys",
     {
-        **each_of(_aligned, ir.Map, ir.Cast, ir.Broadcast),
+        **each_of(_aligned, ir.Elementwise, ir.Broadcast),
         Reshape: _reshape,
         Transpose: _transpose,
         Slice: _slice,
         Gather: _gather,
-        **each_of(leaf, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
-        **each_of(leaf, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.StateWrite, ir.Kernel),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.StateRead, ir.Recurrence),
+        ir.Computation: leaf,
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.StepOperation, ir.Kernel),
         **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -314,8 +314,6 @@ def _moves(node: Node) -> bool:
     return along in [axis for axis, _, _ in node.axes]
 
 
-NO_BOUNDS = Pairs.unbounded
-
 BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | None]] = ir.OperationTable(
     "bounds over rows and keys",
     {
@@ -323,10 +321,8 @@ BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | 
         Cast: Pairs.bound_cast,
         Gather: Pairs.bound_gather,
         **each_of(Pairs.bound_ends, Broadcast, Reshape, ir.Transpose, Slice),
-        **each_of(NO_BOUNDS, ir.Parameter, ir.Constant, ir.Iota, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK, ir.Concat),
-        **each_of(NO_BOUNDS, ir.TakeAlong, ir.Linear, ir.MatMul, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.TreeAttention, ir.StateWrite, ir.Kernel),
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.StateRead, ir.Recurrence),
+        ir.Computation: Pairs.unbounded,
+        **each_of(refused("works on the rows of a step, not over pairs"), ir.StepOperation, ir.Kernel),
         **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },
 )

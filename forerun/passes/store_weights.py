@@ -98,10 +98,7 @@ MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.Ope
     {
         Linear: _linear,
         Gather: _gather,
-        **each_of(_none, ir.Parameter, ir.Constant, ir.Iota, ir.Map, ir.Cast, ir.Reduce, ir.Scan, ir.Softmax, ir.TopK),
-        **each_of(_none, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Concat, ir.TakeAlong, ir.MatMul),
-        **each_of(_none, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Attention, ir.TreeAttention, ir.StateWrite, ir.Return),
-        **each_of(_none, ir.StateRead, ir.Recurrence),
+        **each_of(_none, ir.Computation, ir.StepOperation, ir.Return),
         **each_of(refused("hides which matrices are read; store weights before fuse-kernels"), ir.Kernel, ir.Yield),
         **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
     },

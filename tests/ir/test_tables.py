@@ -20,7 +20,7 @@ from forerun.codegen.tvm.lowering import Lowering as TvmLowering
 from forerun.errors import UnsupportedOperationError
 from forerun.ir.operation import SpecOperation, Types, ValueOperation, operation
 from forerun.ir.properties import INTEGER, parameter
-from forerun.ir.tables import ClosedTable
+from forerun.ir.tables import ClosedTable, Refusal
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import clean
 from forerun.passes.fuse_kernels import FuseKernels
@@ -101,6 +101,11 @@ TITLES = {
     "elements of the cuda target",
     "operations that the cuda target plans",
 }
+OWN_LINES = {
+    "transfer rules along the sequence",
+    "elements of the tvm target",
+    "elements of the cuda target",
+}
 FUNCTION_TITLES = {
     "bounds of functions of numbers",
     "bounds of functions of truth values",
@@ -179,6 +184,29 @@ def test_what_reads_or_writes_states_says_which() -> None:
 def test_a_table_with_a_hole_or_a_stranger_is_not_built(entries: dict[type, str], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         ir.OperationTable("test colours", entries)
+
+
+def test_a_line_for_a_family_holds_where_a_class_has_none() -> None:
+    entries = {
+        **dict.fromkeys(ALL - {ir.Cast, ir.Map, ir.Softmax, ir.Linear}, "own"),
+        ir.Computation: "computation",
+        ir.Elementwise: "elementwise",
+        ir.Cast: "cast",
+    }
+    table = ir.OperationTable("test colours", entries)
+    assert table[ir.Cast] == "cast"
+    assert table[ir.Map] == "elementwise"
+    assert table[ir.Softmax] == table[ir.Linear] == "computation"
+    with pytest.raises(UnsupportedOperationError, match=r"^spec\.shuffle has no rule"):
+        table.of(lone())
+
+
+def test_where_a_result_depends_on_other_rows_no_family_decides() -> None:
+    """What an operation does along the sequence, and how its elements are computed, is a line of its own."""
+    for table in tables():
+        if isinstance(table, ir.OperationTable) and table.title in OWN_LINES:
+            ruled = {kind: table.families[kind] for kind in table.families}
+            assert all(isinstance(rule, Refusal) for rule in ruled.values()), table.title
 
 
 def test_a_refusal_says_why() -> None:

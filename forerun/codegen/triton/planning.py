@@ -354,17 +354,13 @@ class Planner:
                 self.plan.stored.setdefault(output.value, output.place)
 
 
-USED = Planner.where_used
-
 OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTable(
     "operations that the cuda target plans",
     {
         ir.Parameter: Planner.parameter,
         ir.StateWrite: Planner.state_write,
         **each_of(Planner.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
-        **each_of(USED, ir.Constant, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Iota),
-        **each_of(USED, ir.Gather, ir.TakeAlong, ir.Concat, ir.Rotary, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
-        **each_of(USED, ir.Reduce, ir.Linear, ir.StateRead),
+        **each_of(Planner.where_used, ir.Computation, ir.StateRead),
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
         **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },

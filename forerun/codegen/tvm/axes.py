@@ -42,10 +42,9 @@ def _reshape(operation: ir.Reshape, axis: int, operand: ir.SSAValue) -> int | No
     return None
 
 
-def _other_axes(
-    operation: ir.Slice | ir.Concat | ir.Scan | ir.Softmax | ir.TakeAlong, axis: int, operand: ir.SSAValue
-) -> int | None:
-    return None if operation.dim == axis else axis
+def _other_axes(operation: ir.AlongAxes, axis: int, operand: ir.SSAValue) -> int | None:
+    """Along its axes, a number of the result needs others of the operand."""
+    return None if axis in operation.axes else _aligned(operation, axis, operand)
 
 
 def _reduce(operation: ir.Reduce, axis: int, operand: ir.SSAValue) -> int | None:
@@ -66,14 +65,6 @@ def _matmul(operation: ir.MatMul, axis: int, operand: ir.SSAValue) -> int | None
     return None if operand is other else _aligned(operation, axis, operand)
 
 
-def _outer_axes(
-    operation: ir.RMSNorm | ir.LayerNorm | ir.Rotary | ir.TopK, axis: int, operand: ir.SSAValue
-) -> int | None:
-    """Along the last axis, a number of the result needs others of the operand."""
-    last = axis == ir.tensor_type(operation.results[0]).rank - 1
-    return None if last else _aligned(operation, axis, operand)
-
-
 def _rows_of_states(operation: ir.StateRead | ir.Recurrence, axis: int, operand: ir.SSAValue) -> int | None:
     """A record is read at its own row's slot; a recurrence reads other rows."""
     return 0 if axis == 0 and isinstance(operation, ir.StateRead) else None
@@ -84,12 +75,11 @@ SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
     {
         ir.Transpose: _transpose,
         ir.Reshape: _reshape,
-        **each_of(_other_axes, ir.Slice, ir.Concat, ir.Scan, ir.Softmax, ir.TakeAlong),
         ir.Reduce: _reduce,
         ir.Linear: _linear,
         ir.MatMul: _matmul,
-        **each_of(_outer_axes, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.TopK),
-        **each_of(_aligned, ir.Map, ir.Cast, ir.Broadcast, ir.TreeAttention, ir.Parameter, ir.Constant, ir.Iota),
+        ir.AlongAxes: _other_axes,
+        **each_of(_aligned, ir.Elementwise, ir.Broadcast, ir.TreeAttention, ir.Parameter, ir.Constant, ir.Iota),
         **each_of(_rows_of_states, ir.StateRead, ir.Recurrence),
         ir.Gather: refused("reads its table at other indices; the planner asks for its indices"),
         **each_of(refused("has no axes in the tvm target"), ir.Attention, ir.StateWrite, ir.Kernel),

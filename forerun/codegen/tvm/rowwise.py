@@ -340,10 +340,8 @@ WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]]
         ir.Reduce: Rows.reduce,
         ir.MatMul: Rows.matmul,
         ir.Linear: Rows.linear,
-        **each_of(
-            INLINED, ir.Constant, ir.Parameter, ir.Map, ir.Cast, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast
-        ),
-        **each_of(INLINED, ir.Iota, ir.Gather, ir.TakeAlong, ir.Rotary, ir.StateRead),
+        **each_of(INLINED, ir.Elementwise, ir.Constant, ir.Parameter, ir.Iota, ir.Reshape, ir.Transpose, ir.Slice),
+        **each_of(INLINED, ir.Broadcast, ir.Gather, ir.TakeAlong, ir.Rotary, ir.StateRead),
         **each_of(refused("has a phase of its own in the tvm target"), ir.TreeAttention, ir.TopK, ir.StateWrite),
         ir.Recurrence: refused("has a phase of its own in the tvm target"),
         ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
