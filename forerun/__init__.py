@@ -1,7 +1,7 @@
 """forerun: a compiler that turns any traced decoder into a speculative one: the same bits, in fewer steps.
 
-Names are imported when they are first used: `import forerun` takes a few milliseconds, and torch, transformers, TVM and
-xDSL wait for a model to compile.
+Names are imported on first use: `import forerun` takes a few milliseconds, and torch, transformers, TVM and xDSL are
+imported only to compile a model.
 """
 
 from importlib import import_module
@@ -98,7 +98,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, imported now (PEP 562)."""
+    """Returns the public name, importing it now (PEP 562)."""
     if name == "errors":
         return import_module("forerun.errors")
     if name not in _MODULE_OF:

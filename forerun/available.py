@@ -1,4 +1,4 @@
-"""How much memory this process may still ask for, so that a cache that cannot fit is a sentence before it is tried."""
+"""How much memory this process may still allocate, so that a cache that cannot fit is a clear error in advance."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ MEMORY, CONTROL = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
-    """The least that the system, the process's control group and its limits leave; None where none of them tells."""
+    """Returns the least that the system, the process's control group and its limits leave; None if it is unknown."""
     return min((max(0, each) for each in _limits()), default=None)
 
 
 def require_memory(needed: Mapping[str, int], available: int | None = None) -> None:
-    """DeviceMemoryError where the parts of a model, in bytes by name, exceed what there is (`available_bytes`)."""
+    """Raises DeviceMemoryError if a model's parts, in bytes by name, exceed what is available (`available_bytes`)."""
     available = available_bytes() if available is None else available
     total = sum(needed.values())
     if available is None or total <= available:
@@ -37,13 +37,13 @@ def _limits() -> Iterator[int]:
     for group in _groups():
         most, used = _number(group / "memory.max"), _number(group / "memory.current")
         if most is not None and used is not None:
-            # Pages of files are given back when memory is needed.
+            # File pages are reclaimed when memory is needed.
             yield most - used + _numbers(group / "memory.stat").get("inactive_file", 0)
     yield from _resource_limits()
 
 
 def _groups() -> Iterator[Path]:
-    """The control group of this process and those around it, version 2."""
+    """Yields this process's control group and its ancestors (version 2)."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -55,7 +55,7 @@ def _groups() -> Iterator[Path]:
 
 
 def _resource_limits() -> Iterator[int]:
-    """What `ulimit -v` leaves."""
+    """Yields what `ulimit -v` leaves."""
     try:
         import resource
     except ImportError:  # Windows
@@ -67,7 +67,7 @@ def _resource_limits() -> Iterator[int]:
 
 
 def _number(file: Path) -> int | None:
-    """The first word of a file, where it is a number."""
+    """Returns the first word of a file if it is a number, else None."""
     try:
         word = file.read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError):
@@ -76,7 +76,7 @@ def _number(file: Path) -> int | None:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """The lines of a file that begin with a name and a number."""
+    """Returns name and number from those lines of a file that begin with both."""
     try:
         rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError:

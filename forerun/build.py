@@ -1,4 +1,4 @@
-"""What `compile` builds from a source, or finds on disk: a front half, to a planned step, and a back half behind it."""
+"""What `compile` builds from a source or finds on disk: a front half yields a planned step, a back half its code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from forerun.passes.pipeline import PassRecord
 
 MAX_ROWS = 256
-"""Rows of the largest step: a chunk of a prompt."""
+"""The rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
-"""Rows whose logits a step can give: the largest tree."""
+"""The most rows whose logits a step can give: the largest tree."""
 TEXTLESS = ("source", "dump_dir", "progress")
-"""Arguments of `build` that say nothing of the text: a kept model is found by all others, and by its files' bytes."""
+"""Arguments of `build` that do not affect the text: a kept model is found by the others and its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
 
@@ -46,7 +46,7 @@ class LengthWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Opening:
-    """What opening a source may depend on beside the source."""
+    """What opening a source may depend on besides the source."""
 
     generation_config: Given = "model"
     trust_remote_code: bool = False
@@ -77,7 +77,7 @@ def build(
     progress: Progress,
     opening: Opening = OPENING,
 ) -> Built:
-    """Front half and back half; what they make of a path is kept on disk and found there the next time."""
+    """Runs the front half and the back half; the result for a path is cached on disk and reused."""
     options = {name: value for name, value in locals().items() if name not in TEXTLESS}
     kept = BACKENDS[target].kept if dump_dir is None else None
     source = located(source)
@@ -93,7 +93,7 @@ def build(
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
     if kept is not None and path is not None and folder is not None:
         with progress.stage("keep compiled model"):
-            if folder == prebuilt.folder_for(path, options, kept):  # the files are still those that were read
+            if folder == prebuilt.folder_for(path, options, kept):  # the files have not changed since they were read
                 prebuilt.save(folder, built, kept)
     return built
 
@@ -110,8 +110,8 @@ def lower(
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
 ) -> Lowered:
-    """The front half of `compile`: trace, import, and run the pass pipeline, with those that derive a draft."""
-    # The front half is imported here alone: a start that finds a kept model waits for neither xDSL nor torch.export.
+    """The front half of `compile`: traces, imports, and runs the pass pipeline and the passes that derive a draft."""
+    # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor torch.export.
     from forerun.frontends.source import open_source
     from forerun.frontends.torch_export import import_program
     from forerun.frontends.weights import program_weights
@@ -144,7 +144,7 @@ def lower(
 def generate_code(
     lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress, dtype: str = "float32"
 ) -> Executable:
-    """The back half: a program from the back end's code generator, bound to this machine."""
+    """The back half: generates a program with the back end's code generator and binds it to this machine."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
         executable = named(BACKENDS[target].bind)(program)
@@ -154,7 +154,7 @@ def generate_code(
 
 
 def emit(lowered: Lowered, target: str, dtype: str = "float32") -> Any:
-    """The program of a lowered model: what the back end's `bind` takes."""
+    """Returns the program of a lowered model, which the back end's `bind` takes."""
     native = lowered.source.native
     blocks = None if native is None else native.blocks
     limits = limits_of(lowered)
@@ -163,7 +163,7 @@ def emit(lowered: Lowered, target: str, dtype: str = "float32") -> Any:
 
 
 def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> None:
-    """Write the text of every kernel to `kernels/`, where the back end has texts."""
+    """Writes the text of every kernel to `kernels/`, if the back end has texts."""
     texts = BACKENDS[target].texts
     for name, text in () if texts is None else named(texts)(program).items():
         write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)
@@ -180,5 +180,5 @@ def length_within(limit: LengthLimit | None, asked: int | None) -> int:
 
 
 def limits_of(lowered: Lowered) -> StepLimits:
-    """How large the steps of a lowered model are."""
+    """Returns how large the steps of a lowered model are."""
     return StepLimits(max_rows=MAX_ROWS, max_outputs=MAX_OUTPUTS, max_path=MAX_OUTPUTS, max_length=lowered.max_length)

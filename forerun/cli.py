@@ -1,6 +1,6 @@
 """The command line: forerun demo | generate | verify | dump.
 
-Nothing is imported before it is needed: options are refused and Ctrl-C is answered at once.
+Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DEMO_PROMPT = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit codes are those of `forerun.tool`, and 1 for a broken contract."""
+    """Runs a command; the exit codes are those of `forerun.tool`, and 1 for a broken contract."""
     try:
         from forerun.tool import run_tool
 
         return run_tool("forerun", _run, argv)
-    except KeyboardInterrupt:  # while that is imported
+    except KeyboardInterrupt:  # during that import
         return 130
 
 
@@ -36,7 +36,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of all commands, with their defaults."""
+    """Returns the parser for the options of all commands, with their defaults."""
     from forerun import __version__
     from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
     from forerun.strategies import DESCRIPTIONS, strategy_names
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
-    """The weight dtypes, each with its targets where not all have it."""
+    """Lists the weight dtypes, each with its targets unless all have it."""
     from forerun.compile_options import AUTO
 
     having = {dtype: [name for name, own in targets.items() if dtype in own] for dtype in targets[AUTO]}
@@ -257,7 +257,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused without loading the model."""
+    """Refuses what can be refused without loading the model."""
     from forerun.compile_options import check_options
     from forerun.strategies import draft_sources, resolve_strategy
 
@@ -266,7 +266,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
-    """What is to be generated, checked as far as it is known before the prompt is encoded."""
+    """Returns the generation request, checked as far as possible before the prompt is encoded."""
     from forerun.runtime.generation import Request
     from forerun.runtime.options import require_room
     from forerun.runtime.sampling import SamplingSettings
@@ -281,7 +281,7 @@ def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
 
 
 def _compiled(arguments: argparse.Namespace) -> Any:
-    """The model that the arguments name, compiled."""
+    """Compiles the model that the arguments name."""
     from forerun.compiler import compile
     from forerun.progress import open_progress
 
@@ -304,7 +304,7 @@ def _opening(arguments: argparse.Namespace) -> Any:
 
 
 def _console() -> Any:
-    """Text as it is: square brackets and colons are no markup."""
+    """Returns a console that shows text as it is: square brackets and colons are not markup."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False)

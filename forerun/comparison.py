@@ -1,4 +1,4 @@
-"""Speculative decoding against plain decoding of the same text: what a step costs and what it gains."""
+"""Compares speculative with plain decoding of the same text: what a step costs and what it gains."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from forerun.runtime.generation import Stats
 
 WORTH_IT = 1.05
-"""Times the tokens per second of plain decoding, from which on speculation counts as faster."""
+"""The multiple of plain decoding's tokens per second from which speculation counts as faster."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to the same text."""
+    """Two ways of generating the same text."""
 
     speculative: Stats
     plain: Stats
 
     @property
     def speedup(self) -> float:
-        """Tokens per second over those of plain decoding."""
+        """The tokens per second over those of plain decoding."""
         return self.speculative.tokens_per_second / self.plain.tokens_per_second
 
     @property
     def step_cost(self) -> float:
-        """The time of a speculative step over that of a plain one: the accepted length at which both are as fast."""
+        """The time of a speculative step over that of a plain one: the accepted length at which both break even."""
         return _step_seconds(self.speculative) / _step_seconds(self.plain)
 
     @property
     def note(self) -> str | None:
-        """A sentence for the reader of a comparison in which speculation is not faster; else None."""
+        """A sentence for the reader if speculation is not faster; else None."""
         if self.speedup >= WORTH_IT:
             return None
         gained = self.speculative.accepted_length

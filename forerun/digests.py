@@ -1,8 +1,8 @@
-"""Digests of whole files: every byte counts, and a file that has not changed since is not read again.
+"""Digests of whole files: every byte counts, and an unchanged file is not read again.
 
 A digest is SHA-256 over the SHA-256 of each 4 MiB, so that threads share the work; processors have instructions for it
-(1.7 GB a second and thread, twice as much as BLAKE2). It is kept beside what the file system says of the file. A change
-sets the change time (ctime), which no program can set back; a replaced file has another inode.
+(1.7 GB per second and thread, twice as much as BLAKE2). It is kept with the file's metadata. A change sets the change
+time (ctime), which no program can set back; a replaced file has another inode.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from forerun.storage import cache_directory, keeping, write_atomically
 CHUNK = 1 << 22
 THREADS = 8
 GRANULARITY = 2 * 10**9
-"""Nanoseconds in which a file system may give two changes one time; FAT's are the longest."""
+"""The nanoseconds within which a file system may give two changes the same time; FAT's are the longest."""
 Stamp = list[int]
 
 
 def file_digest(path: Path, into: memoryview | None = None) -> str:
-    """The digest of a file's bytes, which are left in `into`, a buffer of the file's size, where it is given.
+    """Returns the digest of a file's bytes, and reads them into `into`, a buffer of the file's size, if given.
 
-    Raises OSError, and ValueError where the file has another size.
+    Raises OSError, and ValueError if the file has another size.
     """
     size = path.stat().st_size
     if into is not None and into.nbytes != size:
@@ -51,10 +51,10 @@ def file_digest(path: Path, into: memoryview | None = None) -> str:
 
 
 def known_digest(path: Path, into: memoryview | None = None) -> str:
-    """`file_digest`, from an earlier run where the file has not changed since; `into` gets its bytes in any case.
+    """Returns `file_digest`, from an earlier run if the file has not changed since; `into` always gets its bytes.
 
-    What has been changed within the file system's granularity could change again and show the same time: its digest is
-    not kept. Raises OSError, also where the file changes while it is read, and ValueError where it has another size.
+    A file changed within the file system's time granularity could change again and show the same time, so its digest
+    is not kept. Raises OSError, also if the file changes while it is read, and ValueError if it has another size.
     """
     kept = _kept_at(path)
     before = stamp(path)
@@ -72,7 +72,7 @@ def known_digest(path: Path, into: memoryview | None = None) -> str:
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells a file from another, and from itself before a change: device, inode, size, mtime and ctime in ns."""
+    """Returns what identifies a file and its version: device, inode, size, mtime and ctime in ns."""
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 

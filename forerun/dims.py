@@ -30,7 +30,7 @@ class Affine(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def affine(dim: Dim) -> Affine:
-    """The parts of a dimension; ValueError where the text is none."""
+    """Returns the parts of a dimension. Raises ValueError if the text is not a dimension."""
     if isinstance(dim, int):
         return Affine(0, "", dim)
     match = _AFFINE.fullmatch(dim)
@@ -40,7 +40,7 @@ def affine(dim: Dim) -> Affine:
 
 
 def symbol(dim: Dim) -> str:
-    """The name a dimension depends on, "" for an integer."""
+    """Returns the name on which a dimension depends, "" for an integer."""
     return affine(dim).symbol
 
 
@@ -57,7 +57,7 @@ def multiply(dim: Dim, factor: int) -> Dim:
 
 
 def ordered(low: Dim, high: Dim) -> bool:
-    """Whether low <= high, as far as that can be told without values for the names."""
+    """Returns whether low <= high is certain without values for the names."""
     a, b = affine(low), affine(high)
     return (a.scale, a.symbol) != (b.scale, b.symbol) or a.offset <= b.offset
 
@@ -72,13 +72,13 @@ def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
 
 
 def substitute(dim: Dim, name: str, value: Dim) -> Dim:
-    """`dim` with `name` replaced by another dimension."""
+    """Returns `dim` with `name` replaced by another dimension."""
     a = affine(dim)
     return add(multiply(value, a.scale), a.offset) if a.symbol == name else dim
 
 
 def bind(dims: Iterable[Dim], sizes: Iterable[int], bindings: dict[str, int]) -> None:
-    """Read the values of names off actual sizes; ValueError where they contradict."""
+    """Reads the values of names from actual sizes. Raises ValueError if they contradict each other."""
     for dim, size in zip(dims, sizes, strict=True):
         a = affine(dim)
         if a.symbol and a.symbol not in bindings:
@@ -88,7 +88,7 @@ def bind(dims: Iterable[Dim], sizes: Iterable[int], bindings: dict[str, int]) ->
 
 
 def volume(dims: Iterable[Dim]) -> tuple[int, tuple[str, ...]]:
-    """The number of elements as (integer factor, sorted symbolic factors)."""
+    """Returns the number of elements as (integer factor, sorted symbolic factors)."""
     factor, symbolic = 1, list[str]()
     for dim in dims:
         a = affine(dim)
@@ -103,7 +103,7 @@ def volume(dims: Iterable[Dim]) -> tuple[int, tuple[str, ...]]:
 
 
 def groups(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[slice, slice]]:
-    """A reshape's smallest groups of axes of one volume, in order: the axes before it, and those after it."""
+    """Yields a reshape's smallest groups of axes of equal volume, in order: the axes before it and those after it."""
     left, right = 0, 0
     while left < len(before) or right < len(after):
         stop_left, stop_right = left + (left < len(before)), right + (right < len(after))

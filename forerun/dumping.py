@@ -21,7 +21,7 @@ from forerun.progress import Progress
 
 
 def draft_passes(text: str | None) -> list[Pass]:
-    """The passes that derive a draft, and what of it a verifying step can use; none without a text."""
+    """Returns the passes that derive a draft and what a verifying step can reuse of it; none without a text."""
     if text is None:
         return []
     passes = list(parse_passes(text))
@@ -33,13 +33,13 @@ def draft_passes(text: str | None) -> list[Pass]:
 
 
 def require_kernels(target: str) -> None:
-    """A `ForerunError` where `dump_kernels` lacks a tool on this machine."""
+    """Raises a `ForerunError` if `dump_kernels` lacks a tool on this machine."""
     if (ahead := BACKENDS[target].ahead) is not None:
         named(ahead.probe)()
 
 
 def dump_kernels(lowered: Lowered, target: str, dtype: str, folder: Path, progress: Progress) -> Report | None:
-    """Write the kernels' texts; what a back end reports that compiles them ahead of time, else None."""
+    """Writes the kernels' texts; returns the back end's report if it compiles them ahead of time, else None."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
         write_texts(program, target, folder)
@@ -48,7 +48,7 @@ def dump_kernels(lowered: Lowered, target: str, dtype: str, folder: Path, progre
 
 
 def print_passes(lowered: Lowered, console: Console) -> None:
-    """A line for each pass: operations before and after, time, what it noted."""
+    """Prints a line for each pass: operations before and after, time, and notes."""
     table = Table("pass", "operations before", "after", "ms", "notes")
     for record in lowered.records:
         notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
@@ -57,7 +57,7 @@ def print_passes(lowered: Lowered, console: Console) -> None:
 
 
 def print_kernels(kernels: Report, console: Console) -> None:
-    """A line for each kernel and architecture, and the autotuner's choices."""
+    """Prints a line for each kernel and architecture, and the autotuner's choices."""
     table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
     for each in kernels.resources:
         config = each["config"]
@@ -72,7 +72,7 @@ def print_kernels(kernels: Report, console: Console) -> None:
 
 
 def print_residual(module: ModuleOp, console: Console) -> None:
-    """A line for each branch of `@step`."""
+    """Prints a line for each branch of `@step`."""
     branches = summary(module)
     if not branches:
         print("The step has no residual stream: no value is on every path from the tokens to the logits and added to.")

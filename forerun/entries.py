@@ -1,7 +1,7 @@
-"""Folders kept between runs, each with a list of its files' checksums: what does not match its list is no entry.
+"""Folders kept between runs, each with a list of its files' checksums: a folder that differs from its list is invalid.
 
-A folder is written under another name and renamed when it is whole. Readers change nothing, so that no reader, writer
-or remover breaks another: whoever finds a folder not whole does without, and writes a new one in its place.
+A folder is written under another name and renamed when complete. Readers change nothing, so that no reader, writer or
+remover breaks another: a process that finds an incomplete folder does without it and writes a new one in its place.
 """
 
 import contextlib
@@ -21,32 +21,32 @@ from forerun.errors import CorruptFileError
 CHECKSUMS = "checksums.json"
 UNFINISHED = ".unfinished-"
 ABANDONED = 3600.0
-"""Seconds after which an unfinished folder is taken for one whose writer has died."""
+"""Seconds after which an unfinished folder's writer is presumed dead."""
 
 
 class Entry:
-    """A kept folder that is opened for reading. Raises `CorruptFileError` where its list and its files differ."""
+    """A kept folder opened for reading. Raises `CorruptFileError` if its list and its files differ."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with self._whole():
-            present = _files(folder)  # first: a pipe in a file's place would wait for ever
+            present = _files(folder)  # first, because reading a pipe in a file's place would wait forever
             listed: Any = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
             self._digests: dict[str, str] = dict(listed)
             if sorted(self._digests) != sorted(present):
                 raise ValueError("files are missing or were added")
 
     def read(self, name: str) -> bytearray:
-        """The bytes of a file, checked. Raises `CorruptFileError`."""
+        """Returns the checked bytes of a file. Raises `CorruptFileError`."""
         with self._whole():
             content = bytearray((self.folder / name).stat().st_size)
             self._compare(name, file_digest(self.folder / name, memoryview(content)))
         return content
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The bytes of a large file, left in a buffer of its size. Raises `CorruptFileError`.
+        """Reads a large file into a buffer of its size. Raises `CorruptFileError`.
 
-        They are checked while they are read, unless they were in an earlier run and the file has not changed since.
+        The bytes are checked while read, unless an earlier run checked them and the file has not changed since.
         """
         with self._whole():
             self._compare(name, known_digest(self.folder / name, buffer))
@@ -56,12 +56,12 @@ class Entry:
             raise ValueError(f"{name} has other bytes than were written")
 
     def check(self, names: Iterable[str]) -> None:
-        """Check files that another library reads. Raises `CorruptFileError`."""
+        """Checks files that another library reads. Raises `CorruptFileError`."""
         for name in names:
             self.read(name)
 
     def under(self, folder: str) -> list[str]:
-        """The names of the files in a folder of the entry."""
+        """Returns the names of the files in a folder of the entry."""
         return [name for name in self._digests if name.startswith(f"{folder}/")]
 
     @contextlib.contextmanager
@@ -74,7 +74,7 @@ class Entry:
 
 @contextlib.contextmanager
 def new_entry(folder: Path) -> Generator[Path]:
-    """A new folder that gets its list and its name when the body has filled it, in the place of an older one.
+    """Yields a new folder, which gets its list and name once the body has filled it, and replaces an older one.
 
     Raises OSError.
     """
@@ -89,14 +89,14 @@ def new_entry(folder: Path) -> Generator[Path]:
         try:
             unfinished.rename(folder)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # which say that another process was faster
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these mean that another process was faster
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
-    """Remove an entry, whatever has become of it, at once for all who look for it. Raises OSError."""
+    """Removes an entry, valid or not, atomically for all readers. Raises OSError."""
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         folder.rename(aside / folder.name)
@@ -104,7 +104,7 @@ def remove(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder but its list; ValueError where there is anything else than files and folders."""
+    """Returns the files of a folder except its list. Raises ValueError if it holds more than files and folders."""
     found: list[str] = []
     for where, _, names in os.walk(folder):
         for each in (Path(where, name) for name in names):
@@ -115,7 +115,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what writers have left that died."""
+    """Removes what dead writers have left."""
     for each in parent.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - each.stat().st_mtime > ABANDONED:

@@ -1,4 +1,4 @@
-"""What can go wrong, each with one sentence that names the thing and the remedy.
+"""The errors, each with one sentence that names the cause and the remedy.
 
 Every error that forerun raises on purpose is a `ForerunError`; the command line prints its sentence and exits with 2.
 """
@@ -13,7 +13,7 @@ class SourceNotFoundError(ForerunError):
 
 
 class NotAModelError(ForerunError):
-    """A source that holds no model forerun can load."""
+    """A source without a model that forerun can load."""
 
 
 class CorruptFileError(ForerunError):
@@ -53,7 +53,7 @@ class UnknownTargetError(InvalidOptionError):
 
 
 class DeviceError(ForerunError):
-    """A target whose device this machine has not, or has too old."""
+    """A target whose device is missing on this machine or too old."""
 
 
 class DeviceMemoryError(DeviceError):
@@ -61,7 +61,7 @@ class DeviceMemoryError(DeviceError):
 
 
 class ForkError(ForerunError):
-    """A process that was forked from one which its models cannot leave."""
+    """A use, in a forked process, of what only the parent process can use."""
 
 
 class PromptError(ForerunError):
@@ -69,7 +69,7 @@ class PromptError(ForerunError):
 
 
 class NotANumberError(ForerunError):
-    """Logits that are NaN where a token is to be chosen: `token_id` is the first one of the row at `position`."""
+    """NaN logits where a token is to be chosen: `token_id` is the first one in the row at `position`."""
 
     def __init__(self, position: int, token_id: int) -> None:
         super().__init__(

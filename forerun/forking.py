@@ -1,9 +1,9 @@
-"""Threads and forked processes: what only one thread may do at a time, and what a fork leaves behind.
+"""Threads and forked processes: work that only one thread may do at a time, and the state that a fork leaves behind.
 
-A forked child has one thread, the one that forked. Pools of threads that it used before (TVM's, and OpenMP's under
-torch) belong to it alone and have lost their threads: it would wait for them for ever. Any other thread makes pools of
-its own, so that the child hands such work to a thread that it starts. What another thread was in the middle of when the
-process forked stays in the middle: the child says so instead of waiting.
+A forked child has one thread, the one that forked. The thread pools that this thread used before (TVM's, and OpenMP's
+under torch) belong to it alone and have lost their threads, so it would wait for them forever. Any other thread makes
+its own pools, so the child hands such work to a thread that it starts. Work that another thread was doing when the
+process forked stays unfinished: the child raises an error instead of waiting.
 """
 
 import contextvars
@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 
 
 class Turn:
-    """A lock that one thread may take several times; `ForkError` in a child whose parent forked while another held it.
+    """A reentrant lock. Raises `ForkError` in a child whose parent forked while another thread held it.
 
-    work    what its holder does, for the error: "generating"
+    work    what the holder does, for the error: "generating"
     """
 
     def __init__(self, work: str) -> None:
@@ -45,7 +45,7 @@ class Turn:
         self._lock.release()
 
     def forked(self) -> None:
-        """In the child: whether the lock's holder has come along."""
+        """Records, in the child, whether the lock's holder was lost in the fork."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
@@ -54,13 +54,13 @@ class Turn:
 
 _turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
 BUILDING = Turn("compiling a model")
-"""Held while a model is built: torch.export, and what transformers patches as it loads, serve one thread at a time."""
+"""Held while a model is built: torch.export and transformers' patches during loading serve one thread at a time."""
 _forker: int | None = None
 _thread: ThreadPoolExecutor | None = None
 
 
 def with_live_threads(work: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The same function; the thread that forked this process lets a new one run it."""
+    """Wraps a function so that the thread that forked this process runs it in a new thread."""
 
     @functools.wraps(work)
     def handed_on(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
@@ -72,7 +72,7 @@ def with_live_threads(work: Callable[Parameters, Result]) -> Callable[Parameters
 
 
 def one_at_a_time(work: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The same function, which threads take turns to run."""
+    """Wraps a function so that only one thread runs it at a time."""
 
     @functools.wraps(work)
     def waiting(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
@@ -83,7 +83,7 @@ def one_at_a_time(work: Callable[Parameters, Result]) -> Callable[Parameters, Re
 
 
 def require_process(process: int) -> None:
-    """`ForkError` where what was made in one process is used in another: a GPU serves the one that it knows."""
+    """Raises `ForkError` if GPU objects of one process are used in another."""
     if process != os.getpid():
         raise gpu_of_parent()
 
@@ -109,5 +109,5 @@ def _in_child() -> None:
         each.forked()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_in_child)

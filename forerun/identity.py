@@ -1,4 +1,4 @@
-"""What tells a model on disk from every other: the bytes of all its files."""
+"""The identity of a model on disk: the bytes of all its files."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from typing import Any
 from forerun.digests import known_digest
 
 SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
-"""A part of a GGUF file that was split: its number and how many there are."""
+"""A part of a split GGUF file: its number and the number of parts."""
 ELSEWHERE = ("adapter_config.json",)
-"""Files by which transformers reads a second model from another place."""
+"""Files through which transformers reads a second model from elsewhere."""
 
 
 def identity(path: Path) -> list[str] | None:
-    """A line for each file that the model's text depends on; None where it depends on files that lie elsewhere.
+    """Returns a line for each file on which the model's text depends; None if it depends on files elsewhere.
 
-    Raises OSError where a file cannot be read, or changes meanwhile.
+    Raises OSError if a file cannot be read, or changes meanwhile.
     """
     if path.is_file():
         return [f"{name} {known_digest(file)}" for name, file in _parts(path)]
@@ -30,12 +30,12 @@ def identity(path: Path) -> list[str] | None:
     code = {reference for name in files if name.endswith(".json") for reference in _code(path / name)}
     if any("--" in reference for reference in code):  # "owner/name--module.Class": another repository's
         return None
-    # A model's own code may use any package that is installed.
+    # A model's own code may use any installed package.
     return lines + (sorted(f"{each.name} {each.version}" for each in distributions()) if code else [])
 
 
 def _parts(path: Path) -> Iterable[tuple[str, Path]]:
-    """The file, or all parts of a split one. The tokenizer may be read from the configuration beside it."""
+    """Yields the file, or all parts of a split one. The tokenizer may come from the configuration beside it."""
     beside = [path.parent / name for name in ("tokenizer_config.json", "config.json")]
     yield from ((f"beside {each.name}", each) for each in beside if each.is_file())
     found = SPLIT.fullmatch(path.name)
@@ -49,12 +49,12 @@ def _parts(path: Path) -> Iterable[tuple[str, Path]]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Plain files of the folder that are not hidden, links followed, and those that an index points at."""
+    """Returns the folder's plain files that are not hidden, following links, and those that an index names."""
     found: dict[str, Path] = {}
     seen: set[str] = set()
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
-        if real in seen:  # by a link
+        if real in seen:  # through a link
             folders.clear()
             continue
         seen.add(real)
@@ -71,16 +71,16 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _code(file: Path) -> set[str]:
-    """The classes of its own that a configuration names."""
+    """Returns the model's own classes that a configuration names."""
     named = _json(file).get("auto_map")
     values = named.values() if isinstance(named, dict) else (named,)
     return {str(each) for value in values for each in (value if isinstance(value, list) else [value]) if each}
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """What a file holds, where it holds an object."""
+    """Returns a file's JSON object; an empty one if it holds something else."""
     try:
         read: Any = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        return {}  # whoever loads the model says so
+        return {}  # loading the model reports it
     return read if isinstance(read, dict) else {}

@@ -1,8 +1,8 @@
-"""forerun-opt: run passes over IR text, the mlir-opt habit.
+"""forerun-opt: runs passes over IR text, like mlir-opt.
 
     forerun-opt model.mlir -p canonicalize,tabulate-positions{max_length=64}
 
-The module goes to the standard output, with what the passes noted as comments above it.
+The module goes to standard output, with the passes' notes as comments above it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 NAME = "forerun-opt"
 SEPARATOR = "// -----"
-"""Between the modules of a file, as mlir-opt's --split-input-file has it."""
+"""Separates the modules of a file, as in mlir-opt's --split-input-file."""
 LARGEST_FILE = 1 << 28
-"""Bytes of a file: text carries no weights."""
+"""The most bytes of a file: text carries no weights."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; the exit codes are those of `forerun.tool`."""
+    """Runs the tool; the exit codes are those of `forerun.tool`."""
     try:
         from forerun.tool import run_tool
 
         return run_tool(NAME, _main, argv)
-    except KeyboardInterrupt:  # while that is imported
+    except KeyboardInterrupt:  # during that import
         return 130
 
 
@@ -78,14 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _modules(file: str, split: bool) -> Iterable[tuple[str, str]]:
-    """(name, text) of every module of a file."""
+    """Yields (name, text) of every module of a file."""
     name, text = "<stdin>" if file == "-" else file, _read(file)
     if not split:
         yield name, text
         return
     line = 1
     for part in text.split(f"\n{SEPARATOR}\n"):
-        yield name, "\n" * (line - 1) + part  # the parser's line numbers stay the file's
+        yield name, "\n" * (line - 1) + part  # keeps the file's line numbers in the parser
         line += part.count("\n") + 2
 
 
@@ -106,7 +106,7 @@ def _read(file: str) -> str:
 
 
 def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
-    """Any module may be given, so that a pass may meet what it did not expect: a sentence that names it."""
+    """Runs passes on any module; if a pass meets something unexpected, the error is a sentence that names the pass."""
     try:
         _run(name, text, passes, options)
     except (ForerunError, OSError, MemoryError):

@@ -1,8 +1,8 @@
-"""Compiled models on disk: what `compile` makes of a path, so that the next start neither traces nor packs weights.
+"""Compiled models on disk: what `compile` makes from a path, so that the next start neither traces nor packs weights.
 
-A folder a model, named by a digest of all that it depends on: every byte of the model's files, the options, the
-machine, the versions of the libraries and forerun's own sources. The one that was used longest ago makes room for a new
-one where all together exceed `$FORERUN_CACHE_GB` (8 by default, 0 to keep none).
+Each model has a folder, named by a digest of all that it depends on: every byte of the model's files, the options, the
+machine, the library versions and forerun's own sources. The least recently used folders make room for a new one if
+together they exceed `$FORERUN_CACHE_GB` (8 by default, 0 to keep none).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from forerun.storage import cache_directory, keeping
 
 GIGABYTE = 10**9
 ROOM = 8.0
-"""Gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
+"""The gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
 LIBRARIES = (
     *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
     *("torch", "transformers", "xdsl"),
     *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
 )
-"""forerun's dependencies, and what transformers uses where it is installed."""
+"""forerun's dependencies, and packages that transformers uses if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
-"""Beginnings of the environment variables that may change what is compiled or how constants are evaluated."""
+"""Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
 HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
 TOKENIZER, MODEL = "tokenizer", "model.json"
 
 
 @dataclass(frozen=True)
 class Built:
-    """A model behind all stages that no strategy changes."""
+    """A model after all stages that do not depend on the strategy."""
 
     executable: Executable
     tokenizer: PreTrainedTokenizerBase | None
@@ -56,14 +56,14 @@ class Built:
 def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | None:
     """Returns the folder in which a path's model is kept under these options; None if it is not to be kept.
 
-    The name is equal only where all options and all bytes of the model's files are.
+    Names are equal only if all options and all bytes of the model's files are.
     """
     directory, told = cache_directory(), _told(options)
     if _room() == 0 or directory is None or told is None:
         return None
     try:
         files = identity(path)
-    except OSError:  # whoever loads the model says what is wrong with its files
+    except OSError:  # loading the model reports what is wrong with its files
         return None
     if files is None:
         return None
@@ -74,7 +74,7 @@ def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | 
 
 
 def load(folder: Path, kept: Kept) -> Built | None:
-    """What was kept in a folder; None where there is none, or none that is as it was written."""
+    """Returns the model kept in a folder; None if it is missing or damaged."""
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
@@ -85,13 +85,13 @@ def load(folder: Path, kept: Kept) -> Built | None:
         ends = tuple(read["eos_token_ids"])
     except (CorruptFileError, KeyError, TypeError, ValueError):
         return None
-    with contextlib.suppress(OSError):  # a folder that may only be read keeps its time
+    with contextlib.suppress(OSError):  # a read-only folder keeps its time
         os.utime(folder)
     return Built(executable, tokenizer, ends)
 
 
 def save(folder: Path, built: Built, kept: Kept) -> None:
-    """Keep a model for the next start, where it can be kept (`storage.keeping`)."""
+    """Keeps a model for the next start, if it can be stored (`storage.keeping`)."""
     if built.tokenizer is not None and not can_keep(built.tokenizer):
         return
     if not _make_room(folder.parent, named(kept.size)(built.executable)):
@@ -104,10 +104,10 @@ def save(folder: Path, built: Built, kept: Kept) -> None:
 
 
 def _told(options: Mapping[str, object]) -> str | None:
-    """The options as text; None where one has a value that no text tells in full."""
+    """Returns the options as text; None if one has a value that text cannot fully represent."""
 
     def plain(value: Any) -> Any:
-        if hasattr(value, "to_dict"):  # a config of transformers
+        if hasattr(value, "to_dict"):  # a transformers config
             return {type(value).__name__: value.to_dict()}
         if is_dataclass(value):
             return {type(value).__name__: vars(value)}
@@ -122,7 +122,7 @@ def _told(options: Mapping[str, object]) -> str | None:
 
 
 def _surroundings() -> Iterable[str]:
-    """The libraries, and the environment as far as it changes what is compiled."""
+    """Yields the libraries, and the environment as far as it affects what is compiled."""
     yield sys.version
     for name in LIBRARIES:
         try:
@@ -135,7 +135,7 @@ def _surroundings() -> Iterable[str]:
 
 
 def _room() -> int:
-    """Bytes that may be kept. Raises `InvalidOptionError`."""
+    """Returns the bytes that may be kept. Raises `InvalidOptionError`."""
     text = os.environ.get("FORERUN_CACHE_GB", str(ROOM))
     try:
         room = float(text)
@@ -147,15 +147,15 @@ def _room() -> int:
 
 
 def _make_room(models: Path, needed: int) -> bool:
-    """Remove the folders used longest ago until `needed` bytes more may be kept; False where they never may.
+    """Removes the least recently used folders until `needed` more bytes may be kept; returns False if they never may.
 
-    Other processes may write, use and remove folders meanwhile: what is gone takes no room.
+    Other processes may write, use and remove folders meanwhile: a removed folder takes no room.
     """
     room = _room()
     if needed > room:
         return False
     names: list[str] = []
-    with contextlib.suppress(OSError):  # none yet
+    with contextlib.suppress(OSError):  # there may be none yet
         names = [each for each in os.listdir(models) if not each.startswith(".")]
     present = sorted((*_used(models / each), models / each) for each in names)
     total = needed + sum(size for _, size, _ in present)
@@ -169,7 +169,7 @@ def _make_room(models: Path, needed: int) -> bool:
 
 
 def _used(folder: Path) -> tuple[float, int]:
-    """When a folder was used last, and the bytes that it takes."""
+    """Returns when a folder was last used, and its size in bytes."""
     times, size = [0.0], 0
     with contextlib.suppress(OSError):
         times.append(folder.stat().st_mtime)
@@ -181,7 +181,7 @@ def _used(folder: Path) -> tuple[float, int]:
 
 
 def _sources() -> Iterable[str]:
-    """forerun's own files: a changed pass or template makes another model."""
+    """Yields forerun's own files: a changed pass or template makes a different model."""
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         yield str(path.relative_to(root))

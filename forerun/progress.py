@@ -21,28 +21,28 @@ from rich.progress import Progress as Display
 
 
 class Progress(Protocol):
-    """Whoever does long work opens a stage around it; stages may nest."""
+    """Long work opens a stage around itself; stages may nest."""
 
     seconds: dict[str, float]  # time spent in each stage so far
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """A context that lasts as long as the named work."""
+        """Returns a context that lasts as long as the named work."""
         ...
 
     def counted(self, name: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A stage whose work is counted: what it gives is told the units done and their number."""
+        """Returns a stage whose work is counted: its callback takes the units done and their total."""
         ...
 
 
 class SilentProgress:
-    """Stages are timed and not shown."""
+    """Times stages without showing them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Add the time of the body to `seconds[name]`."""
+        """Adds the time of the body to `seconds[name]`."""
         started = time.perf_counter()
         try:
             yield
@@ -56,7 +56,7 @@ class SilentProgress:
 
 
 class TerminalProgress(SilentProgress):
-    """Stages are timed and shown on the console: a spinner while one runs, a line when it ends."""
+    """Times stages and shows them on the console: a spinner while one runs, a line when it ends."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class TerminalProgress(SilentProgress):
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Show the stage for as long as the body runs."""
+        """Shows the stage while the body runs."""
         started = time.perf_counter()
         with self._shown(name), super().stage(name):
             yield
@@ -74,7 +74,7 @@ class TerminalProgress(SilentProgress):
 
     @contextmanager
     def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
-        """Show a bar for as long as the body runs."""
+        """Shows a bar while the body runs."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with _display(self._console, *columns) as display:
             task = display.add_task(name, total=None)
@@ -83,7 +83,7 @@ class TerminalProgress(SilentProgress):
 
     @contextmanager
     def _shown(self, name: str) -> Generator[None]:
-        """A line of the display that all open stages share; it stops with the last of them, whatever ends it."""
+        """Shows a line of the display that all open stages share; the display stops with the last of them."""
         self._open_stages += 1
         task: TaskID | None = None
         try:
@@ -104,16 +104,16 @@ class TerminalProgress(SilentProgress):
 
 
 class LineProgress(SilentProgress):
-    """Stages are timed and written as lines: where nothing that has been written can be changed."""
+    """Times stages and writes them as lines, for output that cannot be rewritten."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._unfinished: str | None = None  # the stage whose line waits for its time
+        self._unfinished: str | None = None  # the stage whose line still lacks its time
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Write the stage's name now and its time when the body has run."""
+        """Writes the stage's name now and its time when the body has run."""
         self._write(f"{name:<32} ", unfinished=name)
         started = time.perf_counter()
         with super().stage(name):
@@ -123,7 +123,7 @@ class LineProgress(SilentProgress):
 
     @contextmanager
     def counted(self, name: str) -> Generator[Callable[[int, int], None]]:
-        """Write a line for every tenth of the work."""
+        """Writes a line for every tenth of the work."""
         tenths = 0
 
         def count(done: int, total: int) -> None:
@@ -144,7 +144,7 @@ class LineProgress(SilentProgress):
 
 
 def _display(console: Console, *columns: ProgressColumn) -> Display:
-    """The program keeps its own sys.stdout and sys.stderr meanwhile: other threads print, and compile, as well."""
+    """Makes a display that leaves sys.stdout and sys.stderr alone, as other threads print and compile too."""
     return Display(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
@@ -153,7 +153,7 @@ def open_progress(quiet: bool = False) -> Progress:
 
     A terminal shows a spinner and a bar if it can move its cursor.
     """
-    # The stream of this moment: standard error may be redirected while a stage runs.
+    # The current stream: standard error may be redirected while a stage runs.
     if quiet or sys.stderr is None:
         return SilentProgress()
     console = Console(file=sys.stderr)

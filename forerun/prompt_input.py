@@ -1,4 +1,4 @@
-"""Prompts as the command line gets them: an argument, a file, the standard input, token ids."""
+"""Prompts as the command line gets them: an argument, a file, standard input, token ids."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from forerun.runtime.options import require_integer
 from forerun.tool import read_bytes
 
 LONGEST_PROMPT = 1 << 26
-"""Bytes of a prompt file: more than any model has positions for."""
+"""The most bytes of a prompt file: more than any model has positions for."""
 LARGEST_TOKEN = 2**31 - 1
 
 
 def token_ids(text: str) -> list[int]:
-    """The numbers of `--token-ids`. Raises `InvalidOptionError`."""
+    """Returns the numbers of `--token-ids`. Raises `InvalidOptionError`."""
     try:
         given = [int(each) for each in text.split(",")]
     except ValueError as error:
@@ -21,7 +21,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def prompt_file(file: str) -> str:
-    """The text of a prompt file, "-" the standard input.
+    """Returns the text of a prompt file, or of standard input for "-".
 
     Raises `SourceNotFoundError` and `InvalidOptionError`.
     """
@@ -40,11 +40,11 @@ def prompt_file(file: str) -> str:
 
 
 def prompt_text(text: str, name: str) -> str:
-    """A prompt that can be encoded; `name` is where it comes from. Raises `InvalidOptionError`."""
+    """Returns a prompt that can be encoded; `name` says where it comes from. Raises `InvalidOptionError`."""
     if not text:
         raise InvalidOptionError(f"{name} is empty; give a text.")
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # bytes of an argument that Python could not decode
+    except UnicodeEncodeError as error:  # an argument has bytes that Python could not decode
         raise InvalidOptionError(f"{name} is not UTF-8 text (character {error.start}); convert it to UTF-8.") from error
     return text

@@ -1,7 +1,7 @@
-"""What an entry takes and gives, and what it leaves behind, as plain data.
+"""The signature of an entry, its arguments and results, as plain data.
 
-Passes build functions after it, code generators lay out inputs after it, the runtime fills it in: nothing here knows
-the IR or a back end.
+Passes build functions from it, code generators lay out inputs by it, and the runtime fills them in. Nothing here
+depends on the IR or a back end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor that an entry takes or gives. Dimensions are sizes, or names whose sizes a call decides."""
+    """A tensor that an entry takes or returns. Dimensions are sizes, or names whose sizes each call decides."""
 
     name: str
     dims: tuple[Dim, ...]
@@ -30,7 +30,7 @@ class Signature:
     results: tuple[Argument, ...] = ()
 
     def argument(self, name: str) -> Argument:
-        """The argument of that name; KeyError where there is none."""
+        """Returns the argument of that name. Raises KeyError if there is none."""
         for each in self.arguments:
             if each.name == name:
                 return each
@@ -41,7 +41,7 @@ STEP = "step"
 """The entry that evaluates rows."""
 
 ENCODE = "encode"
-"""The entry that a session begins with, where a model has states for each request."""
+"""The entry with which a session begins, if the model has states for each request."""
 
 STEP_ARGUMENTS: Mapping[str, Argument] = {
     each.name: each
@@ -58,5 +58,5 @@ STEP_ARGUMENTS: Mapping[str, Argument] = {
         Argument("block_tables", ("S", "B")),
     )
 }
-"""What a step may take, in the order in which its inputs lie in memory: the fields of `runtime.executable.Rows`, which
-says what each one is. The block tables, which may grow, come last."""
+"""The arguments that a step may take, in the order of its inputs in memory: the fields of `runtime.executable.Rows`,
+which describes each one. The block tables, which may grow, come last."""

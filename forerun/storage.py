@@ -1,6 +1,6 @@
-"""The folder in which things are kept between runs, and atomic writes of files.
+"""The cache folder for data kept between runs, and atomic file writes.
 
-Nothing that is kept is needed: where it cannot be written or read, that is said once, and work goes on without.
+Nothing in the cache is required: if it cannot be written or read, one warning says so, and work continues without it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _said: set[str] = set()
 
 
 def cache_directory() -> Path | None:
-    """`$FORERUN_CACHE_DIR`, or `~/.cache/forerun`; None if that names the home of an unknown user."""
+    """Returns `$FORERUN_CACHE_DIR`, or `~/.cache/forerun`; None if that names the home of an unknown user."""
     chosen = os.environ.get("FORERUN_CACHE_DIR") or "~/.cache/forerun"
     try:
         return Path(chosen).expanduser()
@@ -28,7 +28,7 @@ def cache_directory() -> Path | None:
 
 @contextlib.contextmanager
 def keeping(what: str) -> Generator[None]:
-    """Go on without what the body cannot keep: a full disk or a folder that cannot be written is said once."""
+    """Continues if the body cannot store something; warns once of a full disk or a folder that is not writable."""
     try:
         yield
     except OSError as error:
@@ -37,14 +37,14 @@ def keeping(what: str) -> Generator[None]:
 
 
 def say_once(sentence: str) -> None:
-    """Log a warning, the first time that it is given in this process."""
+    """Logs a warning the first time it is given in this process."""
     if sentence not in _said:
         _said.add(sentence)
         log.warning(sentence)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name beside `path`, then rename: a reader sees the whole file or none. Raises OSError."""
+    """Writes under a temporary name beside `path`, then renames: readers see the whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".incomplete-")
     try:
@@ -55,12 +55,12 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full-disk error names no file
         raise
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` replaced by a home directory. Raises `InvalidOptionError` for one that no file can have."""
+    """Returns the path with `~` expanded to a home directory. Raises `InvalidOptionError` for an impossible path."""
     text = os.path.expanduser(os.fsdecode(path))
     if "\0" in text:
         raise InvalidOptionError(f"{text!r} holds a NUL character, which no path can have; write it without.")

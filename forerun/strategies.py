@@ -1,6 +1,6 @@
-"""The named strategies. A strategy is a schedule: it decides how many steps a text takes, never the text.
+"""The named strategies. A strategy is a schedule: it decides how many steps a text takes, never the text itself.
 
-Drafters and policies are described here by value and built for one compiled target by `build`.
+Drafters and policies are described here by value; `build` builds them for one compiled target.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from forerun.runtime.round_size import MostTokens, RoundSize, SameSize
 
 @dataclass(frozen=True)
 class Target:
-    """The compiled target that a strategy is built for."""
+    """The compiled target for which a strategy is built."""
 
     engine: Engine
     cost: CostModel | None  # t(n) on this machine, if the strategy needs it
-    tokenizer: Any  # None where none is known
+    tokenizer: Any  # None if none is known
     progress: Progress = field(default_factory=open_progress)
 
     @property
@@ -58,30 +58,30 @@ class Target:
 
     @property
     def most_rows(self) -> int:
-        """The most rows that an iteration on the device may have."""
+        """The most rows of an iteration on the device."""
         return min(LARGEST, self.executable.max_rows, self.executable.max_outputs)
 
 
 class DrafterSpec(Protocol):
-    """A drafter by value."""
+    """A drafter described by value."""
 
     def build(self, target: Target) -> base.Drafter: ...
 
 
 class PolicySpec(Protocol):
-    """A tree policy by value; `needs_cost` asks for a calibration of t(n) on this machine."""
+    """A tree policy described by value; `needs_cost` requests a calibration of t(n) on this machine."""
 
     needs_cost: ClassVar[bool]
 
     def build(self, target: Target) -> policies.Policy: ...
 
     def round_size(self, target: Target) -> RoundSize | None:
-        """The same of rounds on the device; None where it can only be decided on the host."""
+        """Returns the policy for iterations on the device; None if only the host can decide."""
         ...
 
 
 class PartSpec(Protocol):
-    """A method that chooses the part of the target that drafts, by value."""
+    """A method that chooses the part of the target that drafts, described by value."""
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod: ...
 
@@ -95,7 +95,7 @@ CONFIDENCE = has("a stop, such as LikeliestAbove(0.6)", "__call__", 1)
 
 @dataclass(frozen=True)
 class PromptLookup(Checked):
-    """Continuations of earlier occurrences of the context's last tokens (up to `longest` of them match)."""
+    """Proposes continuations of earlier occurrences of the context's last tokens (up to `longest` of them match)."""
 
     longest: int = integer(4, least=1)
     places: int = integer(8, least=1)
@@ -106,11 +106,11 @@ class PromptLookup(Checked):
 
 @dataclass(frozen=True)
 class TokenRecycling(Checked):
-    """Trees from the candidates that the target itself gave after each token so far (arXiv 2408.08696)."""
+    """Builds trees from the candidates that the target itself gave after each token so far (arXiv 2408.08696)."""
 
     deepest: int = integer(8, least=1)
     prompt_rows: bool = flag(False)
-    """Whether the prompt's rows give candidates too; their logits then have to be evaluated."""
+    """Whether the prompt's rows give candidates too; their logits must then be evaluated."""
 
     def build(self, target: Target) -> base.Drafter:
         limits = target.executable
@@ -137,9 +137,9 @@ class SkipLayers(Checked):
 
 @dataclass(frozen=True)
 class EarlyExit(Checked):
-    """The target's first layers draft, with its own norm and head; verification does the others (arXiv 2404.16710).
+    """The target's first layers draft, with its own norm and head; verification runs the others (arXiv 2404.16710).
 
-    `layer`: how many of them; None lets DEL choose from turn to turn (arXiv 2504.05598).
+    `layer`: how many of them; None lets DEL choose in each iteration (arXiv 2504.05598).
     """
 
     layer: int | None = integer(None, least=1, optional=True)
@@ -153,13 +153,13 @@ class EarlyExit(Checked):
 
 @dataclass(frozen=True)
 class DraftModel(Checked):
-    """Another model drafts, with a cache of its own (arXiv 2211.17192).
+    """Another model drafts, with its own cache (arXiv 2211.17192).
 
-    source      what `forerun.compile` takes, or a model that it returned
+    source      a source that `forerun.compile` takes, or a model that it returned
     vocabulary  how the draft's vocabulary meets the target's: "same"; "intersection", the tokens that both have;
-                "text", what the draft wrote in the target's tokens (arXiv 2502.05202); "auto", the closest there is
+                "text", the draft's text in the target's tokens (arXiv 2502.05202); "auto", the closest available
     drafter     drafts for the draft (arXiv 2308.04623)
-    dtype       how the draft's matrices are kept
+    dtype       the draft's weight dtype
 
     Two models that draft for each other must not generate at the same time: each waits for the other.
     """
@@ -185,7 +185,7 @@ class DraftModel(Checked):
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
             return Target(engine, None, self.source.tokenizer, target.progress)
-        from forerun.build import build  # with torch and transformers, which a strategy by value does not wait for
+        from forerun.build import build  # imports torch and transformers, which a strategy by value does not need
         from forerun.compile_options import resolve_target
 
         length = target.executable.max_length
@@ -194,7 +194,7 @@ class DraftModel(Checked):
 
 
 def draft_sources(drafters: Iterable[DrafterSpec]) -> Iterable[Any]:
-    """The sources of the models that draft, those that draft for them included."""
+    """Yields the sources of the models that draft, including models that draft for them."""
     for each in drafters:
         if isinstance(each, DraftModel):
             yield each.source
@@ -202,13 +202,13 @@ def draft_sources(drafters: Iterable[DrafterSpec]) -> Iterable[Any]:
 
 
 def _weight_bytes(executable: Executable) -> int:
-    """What a step reads of the weights."""
+    """Returns the weight bytes that a step reads."""
     return executable.head_bytes + sum(branch.bytes for branch in executable.branches)
 
 
 @dataclass(frozen=True)
 class CostAware(Checked):
-    """Rows as long as they pay in tokens per second, by the measured t(n); at most `rows` a step."""
+    """Adds rows as long as they pay in tokens per second, by the measured t(n); at most `rows` per step."""
 
     needs_cost: ClassVar[bool] = True
 
@@ -227,7 +227,7 @@ class CostAware(Checked):
 
 @dataclass(frozen=True)
 class Fixed(Checked):
-    """The likeliest `rows` rows of every proposal."""
+    """Takes the likeliest `rows` rows of every proposal."""
 
     needs_cost: ClassVar[bool] = False
 
@@ -257,22 +257,22 @@ class Strategy(Checked):
         return bool(self.drafters) and self.policy.needs_cost
 
     def build(self, target: Target) -> tuple[base.Drafter | None, policies.Policy]:
-        """The drafter (None for plain decoding) and the policy for one compiled target."""
+        """Returns the drafter (None for plain decoding) and the policy for one compiled target."""
         built = [each.build(target) for each in self.drafters]
         drafter = None if not built else built[0] if len(built) == 1 else merged.Merged(built)
         return drafter, self.policy.build(target)
 
     def on_device(self, target: Target) -> OnDevice | None:
-        """The same without the host, where the executable can go on by itself and has these drafters there; or None."""
+        """Returns the same for the device, if the executable can loop there and has these drafters; else None."""
         executable = target.executable
         if not isinstance(executable, Loops) or not executable.candidates or type(self).build is not Strategy.build:
             return None
         if not fills_inputs(executable):
-            return None  # states per row and per request ask for more than the loop knows
+            return None  # states per row and per request need inputs that the loop does not fill
         if not executable.draws:
-            return None  # drawn tokens alone tell a loop of NaN
+            return None  # the loop detects NaN only through sampled tokens
         drafting = drafting_on_device(self.drafters)
-        of_policy = getattr(self.policy, "round_size", None)  # a policy of a user's own may know the host alone
+        of_policy = getattr(self.policy, "round_size", None)  # a user's own policy may support only the host
         if drafting is None or of_policy is None:
             return None
         size: RoundSize | None = of_policy(target) if self.drafters else SameSize(1)
@@ -285,9 +285,9 @@ class Strategy(Checked):
 
 
 def drafting_on_device(drafters: Sequence[DrafterSpec]) -> Drafting | None:
-    """The drafters as the device has them: at most one of prompt lookup and one of token recycling; else None.
+    """Returns the drafters for the device: at most one prompt lookup and one token recycling; else None.
 
-    Occurrences are found there by their longest match, so that `longest`, the host's index, has no part in it.
+    The device finds occurrences by their longest match, so `longest`, which limits the host's index, is not used.
     """
     lookups = [each for each in drafters if type(each) is PromptLookup and each.places <= PLACES]
     recycling = [each for each in drafters if type(each) is TokenRecycling and not each.prompt_rows]
@@ -298,12 +298,12 @@ def drafting_on_device(drafters: Sequence[DrafterSpec]) -> Drafting | None:
 
 @dataclass(frozen=True)
 class Autoregressive(Strategy):
-    """Plain decoding: one row a step."""
+    """Plain decoding: one row per step."""
 
 
 @dataclass(frozen=True)
 class TreeSpec(Strategy):
-    """Trees from training-free drafters, verified by position-aligned tree attention, sized by measured cost."""
+    """Trees from training-free drafters, sized by measured cost and verified by position-aligned tree attention."""
 
     drafters: Sequence[DrafterSpec] = checked(DRAFTERS, (PromptLookup(), TokenRecycling()))
     policy: PolicySpec = checked(POLICY, CostAware())
@@ -322,7 +322,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 DRAFT_MODEL = "draft_model"
-"""The strategy that takes the draft's path with it: "draft_model:PATH"."""
+"""The strategy whose name includes the draft's path: "draft_model:PATH"."""
 
 
 DESCRIPTIONS: dict[str, str] = {
@@ -336,16 +336,16 @@ DESCRIPTIONS: dict[str, str] = {
     "early_exit": "the model's first layers draft",
     f"{DRAFT_MODEL}:PATH": "the model at PATH drafts",
 }
-"""A line for each strategy that has a name."""
+"""A line for each named strategy."""
 
 
 def strategy_names() -> list[str]:
-    """What `compile` takes as a strategy's name."""
+    """Returns the strategy names that `compile` takes."""
     return [*STRATEGIES, f"{DRAFT_MODEL}:PATH"]
 
 
 def resolve_strategy(strategy: object) -> Strategy:
-    """A strategy by name or as it is; UnknownStrategyError with the nearest name otherwise."""
+    """Returns a strategy given by name or as it is. Raises UnknownStrategyError with the nearest name otherwise."""
     if isinstance(strategy, Strategy):
         return strategy
     if isinstance(strategy, str) and strategy in STRATEGIES:

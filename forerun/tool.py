@@ -1,8 +1,8 @@
-"""What the command-line tools share: errors as sentences, signals as exit codes, streams that are closed or narrow.
+"""What the command-line tools share: errors as sentences, signals as exit codes, closed or limited streams.
 
-A `ForerunError` and what the environment refuses (files, memory, streams, packages) become one sentence on the standard
-error and exit code 2. A signal that ends a tool gives 128 and its number, as a shell counts. Anything else is a defect
-of forerun and keeps its traceback.
+A `ForerunError` or a failure of the environment (files, memory, streams, packages) becomes one sentence on standard
+error and exit code 2. A signal that ends a tool gives 128 plus its number, as in a shell. Anything else is a bug in
+forerun and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from forerun.storage import expanded
 REFUSED = 2
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 CLOSED_PIPE = 128 + 13
-"""What a shell reports for a tool that SIGPIPE ends: the reader of its output has gone away."""
+"""What a shell reports for a tool that SIGPIPE ends because the reader of its output has gone."""
 
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose a place with more of it",
@@ -39,7 +39,7 @@ REMEDIES = {
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "close other programs, or choose a smaller model or --max-length",
 }
-"""What helps, by the number of an OSError; for all others, checking the path does."""
+"""The remedy, by the number of an OSError; for all others, it is to check the path."""
 
 
 class Ended(KeyboardInterrupt):
@@ -47,7 +47,7 @@ class Ended(KeyboardInterrupt):
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every option that has one."""
+    """Shows the default after every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is False:
@@ -57,7 +57,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong options, and help that cannot be written, are errors like all others."""
+    """Treats wrong options, and help that cannot be written, as errors like all others."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, formatter_class=Help, **options)
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
-    """The exit code of `run`. Without `argv`, the process is the tool's own, whose end is looked after as well."""
+    """Returns the exit code of `run`. Without `argv`, the process is the tool's own, and its end is handled too."""
     own = argv is None
     arguments = list(sys.argv[1:] if argv is None else argv)
     if own:
@@ -89,7 +89,7 @@ def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]
 def read_bytes(file: str, most: int) -> bytes:
     """Returns the contents of a file, or of standard input for "-". A FIFO without a writer counts as empty.
 
-    Raises OSError, and `InvalidOptionError` for more than `most` bytes: devices have no end.
+    Raises OSError, and `InvalidOptionError` for more than `most` bytes, as devices have no end.
     """
     if file == "-":
         content = _standard_input(most + 1)
@@ -104,16 +104,16 @@ def read_bytes(file: str, most: int) -> bytes:
 
 
 def _standard_input(most: int) -> bytes:
-    """UTF-8 whatever encoding Python has chosen for the stream."""
+    """Returns standard input as UTF-8, whatever encoding Python has chosen for the stream."""
     if sys.stdin is None:
         raise InvalidOptionError("The standard input is closed; give a file, or something to read.")
     if hasattr(sys.stdin, "buffer"):
         return sys.stdin.buffer.read(most)
-    return sys.stdin.read(most).encode("utf-8")  # a stream of text in its place
+    return sys.stdin.read(most).encode("utf-8")  # a text stream in its place
 
 
 def refuse(name: str, error: Exception, as_json: bool = False) -> int:
-    """Say what is wrong on the standard error, and as an object on the standard output where asked; exit code 2."""
+    """Reports an error on standard error, and as an object on standard output if `as_json`; returns exit code 2."""
     if as_json:
         _write(sys.stdout, json.dumps({"error": type(error).__name__, "message": sentence(error)}))
     _write(sys.stderr, f"{name}: {sentence(error)}")
@@ -121,7 +121,7 @@ def refuse(name: str, error: Exception, as_json: bool = False) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """What a user is told about an error that is no defect of forerun."""
+    """Returns the message for an error that is not a bug in forerun."""
     error = _as_os_error(error)
     if isinstance(error, OSError) and error.strerror:
         names = [repr(os.fsdecode(each)) for each in (error.filename, error.filename2) if isinstance(each, str | bytes)]
@@ -139,9 +139,9 @@ def sentence(error: Exception) -> str:
 
 
 def _code_of(name: str, error: BaseException, received: list[int], as_json: bool) -> int:
-    """The exit code of an error; a defect is raised again."""
+    """Returns the exit code of an error; re-raises a bug."""
     if received:
-        return 128 + received[0]  # whatever a library has made of the interruption
+        return 128 + received[0]  # whatever a library has turned the interruption into
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, BrokenPipeError):
@@ -161,7 +161,7 @@ def _is_of_the_environment(error: Exception) -> bool:
 
 
 def _as_os_error(error: Exception) -> Exception:
-    """The OSError that a library written in Rust (tokenizers, safetensors) reports as text; others as they are."""
+    """Returns the OSError that a Rust library (tokenizers, safetensors) reports as text; other errors as they are."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     if found is None or isinstance(error, ForerunError | OSError):
         return error
@@ -169,7 +169,7 @@ def _as_os_error(error: Exception) -> Exception:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """MemoryError, and what torch raises in its place: it has a class of its own for accelerators alone."""
+    """Recognizes MemoryError and torch's substitute; torch has its own class only for accelerators."""
     if isinstance(error, MemoryError):
         return True
     named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
@@ -178,12 +178,12 @@ def _lacks_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _signals(received: list[int], own: bool) -> Generator[None]:
-    """Signals that end a process raise `Ended` in the body and are written down. The second one ends it at once.
+    """Signals that end a process raise `Ended` in the body and are recorded. The second one ends it at once.
 
-    Of a process of the tool's `own`, any signal does so after the body: the interpreter is about to stop.
+    In the tool's `own` process, any signal after the body does so too, as the interpreter is about to stop.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python gives signals to the main thread alone
+        yield  # Python delivers signals only to the main thread
         return
     stopping = False
 
@@ -200,7 +200,7 @@ def _signals(received: list[int], own: bool) -> Generator[None]:
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {each: signal.getsignal(each) for each in ENDING}
-    before = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # as of nohup
+    before = {each: handler for each, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup's
     try:
         for each in before:
             signal.signal(each, end)
@@ -215,7 +215,7 @@ def _signals(received: list[int], own: bool) -> Generator[None]:
 
 @contextlib.contextmanager
 def _any_character() -> Generator[None]:
-    """Characters that a stream's encoding lacks are written as escapes while the body runs."""
+    """Writes characters that a stream's encoding lacks as escapes while the body runs."""
     streams = [each for each in (sys.stdout, sys.stderr) if hasattr(each, "reconfigure")]
     before = [each.errors for each in streams]
     for each in streams:
@@ -228,24 +228,24 @@ def _any_character() -> Generator[None]:
 
 
 def _reconfigure(stream: Any, errors: str | None) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or whose reader has gone away
+    with contextlib.suppress(OSError, ValueError):  # the stream is closed, or its reader has gone
         stream.reconfigure(errors=errors)
 
 
 def _open_standard_streams() -> None:
-    """A stream that the caller has closed becomes the null device: no other file may get its number."""
+    """Opens closed standard streams on the null device, so that no other file gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # `print` and argparse would take another stream instead
+        if getattr(sys, name) is None:  # `print` and argparse would use another stream instead
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _flushed(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run, and write what is left: at the end of the process the error could not be caught."""
+    """Runs `run` and flushes output, as an error at the end of the process could not be caught."""
     try:
         return run(arguments)
     finally:
@@ -264,7 +264,7 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def _drop_output() -> None:
-    """Send what can no longer be written to the null device, so that the end of the process does not try again."""
+    """Redirects output that can no longer be written to the null device, so that process exit does not retry."""
     for number, stream in ((1, sys.__stdout__), (2, sys.__stderr__)):
         try:
             if stream is not None:

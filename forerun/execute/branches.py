@@ -1,7 +1,7 @@
-"""Parts of a step, for every back end: which kernels remain where residual branches are left out.
+"""Parts of a step, for every back end: which kernels remain when residual branches are left out.
 
-The stream's values take turns in two buffers. With a branch left out, the kernels behind it find the stream in the
-other buffer.
+The stream's values alternate between two buffers. If a branch is left out, later kernels find the stream in the other
+buffer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class BranchKernel(Protocol):
 
     @property
     def branch(self) -> int | None:
-        """The residual branch that it belongs to."""
+        """The residual branch to which the kernel belongs."""
         ...
 
     @property
     def begins(self) -> bool:
-        """Whether the stream's first value is all that it gives."""
+        """Whether the stream's first value is the kernel's only result."""
         ...
 
 
@@ -32,9 +32,9 @@ K = TypeVar("K", bound=BranchKernel)
 
 
 def remaining(kernels: Sequence[K], part: Part, branches: int) -> tuple[list[K], list[int]]:
-    """The kernels that a part runs, and the branches that it evaluates, of `branches`.
+    """Returns the kernels that a part runs and which of the `branches` branches it evaluates.
 
-    Raises `InvalidOptionError` where the step has no such part.
+    Raises `InvalidOptionError` if the step has no such part.
     """
     evaluated = part.branches(branches)
     if part.enter and not any(kernel.begins for kernel in kernels):
@@ -49,12 +49,12 @@ def _remains(kernel: BranchKernel, part: Part, evaluated: list[int]) -> bool:
 
 
 def turn(evaluated: list[int], number: int) -> int:
-    """The buffer of the stream's value `number`: they change with each branch that is evaluated."""
+    """Returns the buffer of the stream's value `number`: the buffer changes with each evaluated branch."""
     return bisect_left(evaluated, number) % 2
 
 
 def check_hidden(part: Part, given: bool) -> None:
-    """`hidden` is given if and only if the part enters behind branch 0; else `InvalidOptionError`."""
+    """Raises `InvalidOptionError` unless `hidden` is given if and only if the part enters behind branch 0."""
     if given != (part.enter > 0):
         raise InvalidOptionError(
             f"a part that enters at branch {part.enter} {'needs' if part.enter else 'takes no'} hidden"

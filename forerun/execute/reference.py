@@ -1,4 +1,4 @@
-"""The reference back end: entries evaluated operation by operation. Slow; it shows what a step means."""
+"""The reference back end: evaluates entries operation by operation. It is slow, and defines what a step means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forerun.signature import STEP
 
 
 class ReferenceExecutable(EntryRunner[State]):
-    """A step evaluated operation by operation. Its bits are torch's, so the exactness contract does not hold for it."""
+    """Evaluates a step operation by operation. Its bits are torch's, so the exactness contract does not hold here."""
 
     draws = False
 
@@ -35,7 +35,7 @@ class ReferenceExecutable(EntryRunner[State]):
 
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
-        """A cache of `blocks * P` slots; DeviceMemoryError where the machine has not the room."""
+        """Returns a cache of `blocks * P` slots. Raises DeviceMemoryError if there is not enough memory."""
         slots = blocks * self.block
         needed = slots * self.program.slot_bytes + requests * self.program.request_bytes
         require_memory({f"a cache of {slots} positions": needed})

@@ -1,4 +1,4 @@
-"""Running an entry by its name: the half of an executable that is the same for every back end."""
+"""Running an entry by name: the half of an executable that all back ends share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ S = TypeVar("S")
 
 
 class EntryRunner(ABC, Generic[S]):
-    """Checks what an entry is given before a back end sees it. `S` is the back end's state."""
+    """Checks an entry's inputs before a back end sees them. `S` is the back end's state."""
 
     entries: Mapping[str, Signature]
     max_length: int
@@ -63,19 +63,19 @@ class EntryRunner(ABC, Generic[S]):
         hidden: Float32 | None,
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        """Runs a part of the step over rows."""
+        """Runs a part of the step on rows."""
 
     @abstractmethod
     def run_entry(
         self, name: str, state: S, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
     ) -> tuple[NDArray[Any], ...]:
-        """Runs another entry on its arguments in order, int32 and float32; `sizes` are those of its dimensions."""
+        """Runs another entry on its arguments in order, int32 and float32; `sizes` gives its dimensions' sizes."""
 
 
 def _bound(entries: Mapping[str, Signature], entry: str, inputs: Inputs) -> tuple[list[NDArray[Any]], dict[str, int]]:
     """Returns an entry's arguments in order, int32 and float32, and the sizes of its named dimensions.
 
-    Raises `InvalidOptionError` if there is no such entry, or the inputs are not its arguments.
+    Raises `InvalidOptionError` if there is no such entry, or if the inputs are not its arguments.
     """
     if entry not in entries or entry == STEP:
         others = ", ".join(name for name in entries if name != STEP) or "none"

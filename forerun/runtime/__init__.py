@@ -1,1 +1,1 @@
-"""The runtime: trees, the cache, the engine, the generation loop, drafters and tree policies. It knows no IR."""
+"""The runtime: trees, the cache, the engine, the generation loop, drafters and tree policies. It uses no IR."""

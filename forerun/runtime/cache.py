@@ -1,4 +1,4 @@
-"""Places for states: sequences own blocks of P positions, a step's tree rows borrow spare slots."""
+"""Slots for states: sequences own blocks of P positions, and a step's tree rows borrow spare slots."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from forerun.errors import InvalidOptionError, TooLongError
 from forerun.runtime.executable import Int32
 
 REQUESTS = 64
-"""Sequences that a cache has places for, unless it is told."""
+"""The number of sequences that a cache has room for by default."""
 
 
 @dataclass(eq=False)
@@ -20,18 +20,18 @@ class CachedSequence:
     block: int  # P
     blocks: Int32  # [B] block b holds positions [b * P, (b + 1) * P)
     length: int = 0
-    request: int = -1  # the slot of what is constant for its request; -1 before the sequence has room
+    request: int = -1  # the slot of its request's constant state; -1 before the sequence has room
 
     @property
     def requests(self) -> Int32:
-        """[1], as the rows of a step name it."""
+        """[1] the `requests` of a step's rows."""
         return np.array([self.request], np.int32)
 
     def cut(self, length: int) -> None:
-        """Go back to an earlier committed position: what follows it is forgotten.
+        """Go back to an earlier committed position and forget what follows it.
 
-        All states allow it: a record of every committed position, of recurrent states too, stays at its slot.
-        Raises `InvalidOptionError` where the position is not committed.
+        All states allow this: the record of every committed position, recurrent states included, stays at its slot.
+        Raises `InvalidOptionError` if the position is not committed.
         """
         if not 0 <= length <= self.length:
             raise InvalidOptionError(
@@ -40,14 +40,14 @@ class CachedSequence:
         self.length = length
 
     def home(self, positions: Int32) -> Int32:
-        """The slots where these positions lie once they are committed."""
+        """Returns the slots of these positions after a commit."""
         return self.blocks[positions // self.block] * self.block + positions % self.block
 
 
 class StepSlots:
-    """Slots for the rows that one sequence has in one step, handed out a row at a time; none has two owners.
+    """Hands out slots to the rows of one sequence in one step; no slot has two owners.
 
-    The first row of a position gets its home, where a commit need not move it; any other gets a spare slot.
+    The first row at a position gets its home slot, so that a commit need not move it; any other gets a spare slot.
     """
 
     def __init__(self, sequence: CachedSequence, spare: Int32) -> None:
@@ -57,11 +57,11 @@ class StepSlots:
 
     @property
     def left(self) -> int:
-        """Rows for which there is a slot, whatever their positions."""
+        """The number of rows that are sure to get a slot, whatever their positions."""
         return len(self._spare)
 
     def take(self, positions: Int32) -> Int32:
-        """A slot for each position [n], which must have room in the sequence's blocks."""
+        """Returns a slot for each position [n]; the sequence's blocks must have room for them."""
         slots = self.sequence.home(positions)
         for row, slot in enumerate(slots.tolist()):
             if slot in self._taken:
@@ -70,20 +70,20 @@ class StepSlots:
         return slots
 
     def borrow(self, count: int) -> Int32:
-        """At most `count` free slots [n], for a run whose keys and values are not read afterwards."""
+        """Returns at most `count` free slots [n], for a run whose keys and values are not read afterwards."""
         return np.array(self._spare[:count], np.int32)
 
 
 class BlockCache:
     """Hands out blocks and spare slots; no slot has two owners.
 
-    The spare slots lie in blocks of their own, enough for every row of one step. They belong to one step at a time.
+    The spare slots are in blocks of their own, enough for every row of one step, and belong to one step at a time.
     """
 
     def __init__(
         self, blocks: int, block: int, spare: int, order: Sequence[int] | None = None, requests: int = REQUESTS
     ) -> None:
-        """`order` is a permutation of the blocks: those handed out first come first. `requests`: sequences at once."""
+        """`order`: a permutation of the blocks, in which they are handed out. `requests`: sequences at one time."""
         order = range(blocks) if order is None else order
         if sorted(order) != list(range(blocks)):
             raise InvalidOptionError(f"order must hold each of the {blocks} blocks once")
@@ -127,7 +127,7 @@ class BlockCache:
 
     @contextmanager
     def sequence(self, positions: int) -> Generator[CachedSequence]:
-        """A sequence with room for `positions`, whose blocks are free again afterwards, whatever happens."""
+        """Yields a sequence with room for `positions`; its blocks are freed on exit, also after an error."""
         sequence = CachedSequence(self.block, np.empty(0, np.int32))
         try:
             self.reserve(sequence, positions)

@@ -1,4 +1,4 @@
-"""Calibration: t(n), the time of a step of n rows, as measured on this machine."""
+"""Calibration measures t(n), the time of a step of n rows on this machine."""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -21,7 +21,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of a step by its rows: measured at `rows`, never falling, interpolated between, extended at the end."""
+    """Seconds of a step by its rows: measured at `rows`, made non-decreasing, interpolated and extrapolated."""
 
     rows: tuple[int, ...]  # ascending
     measured: tuple[float, ...]  # seconds
@@ -43,12 +43,12 @@ class CostModel:
         return {}
 
     def table(self, rows: int) -> Float64:
-        """[rows] seconds of steps of 1 to `rows` rows."""
+        """Returns the seconds [rows] of steps of 1 to `rows` rows."""
         if rows not in self._tables:
             counts = np.arange(1, rows + 1, dtype=np.float64)
             table = np.interp(counts, self.rows, self._fitted)
             beyond = counts > self.rows[-1]
-            table[beyond] *= counts[beyond] / self.rows[-1]  # each further row costs as much as the measured ones did
+            table[beyond] *= counts[beyond] / self.rows[-1]  # beyond the last measurement, time is proportional to rows
             self._tables[rows] = table
         return self._tables[rows]
 
@@ -64,7 +64,7 @@ class CostModel:
 
 
 def isotonic(values: Sequence[float]) -> list[float]:
-    """The never-falling sequence nearest to `values` in squares (pool adjacent violators)."""
+    """Returns the non-decreasing least-squares fit to `values` (pool adjacent violators)."""
     pools: list[tuple[float, int]] = []
     for value in values:
         mean, count = value, 1
@@ -83,9 +83,9 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> CostModel:
-    """Medians of interleaved rounds over `sizes`, with `context` tokens in the cache, for about `seconds`.
+    """Measures median step times, interleaved over `sizes`, with `context` tokens cached, for about `seconds`.
 
-    There are 3 rounds at least and 25 at most. `progress` is told the fraction done.
+    Each size is timed 3 to 25 times. `progress` is called with the fraction done.
     """
     limits = engine.executable
     sizes = [size for size in sizes if size <= min(limits.max_rows, limits.max_outputs)]
@@ -106,7 +106,7 @@ def calibrate(
 
 @contextmanager
 def trial_steps(engine: Engine, sizes: Sequence[int], context: int = 128, seed: int = 0) -> Generator[list[Rows]]:
-    """Steps of random trees of these sizes behind one prompt of `context` tokens, to be run in any order."""
+    """Yields steps of random trees of these sizes after a prompt of `context` tokens, to be run in any order."""
     executable = engine.executable
     context = max(1, min(context, executable.max_length // 2))
     deepest = max(1, min(executable.max_path, executable.max_length - context - 1))
@@ -122,7 +122,7 @@ def trial_steps(engine: Engine, sizes: Sequence[int], context: int = 128, seed: 
 
 
 def _comb(tokens: Int32, deepest: int) -> Tree:
-    """A tree such as drafters make: half of the rows a chain, the others leaves along it."""
+    """Returns a tree like those of drafters: half of the rows form a chain, the others are leaves along it."""
     parents, depths = [-1], [0]
     tip = 0
     for row in range(1, len(tokens)):

@@ -1,4 +1,4 @@
-"""Random schedules of a few sequences: chunked prompts, trees, row orders, slots. What `certify` runs."""
+"""The random schedules that `certify` runs: a few sequences with chunked prompts, trees, row orders and slots."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,33 +16,33 @@ from forerun.signature import ENCODE
 SEQUENCES = 4
 TREE_ROWS = 64
 SHORT = 40  # most prompts are no longer than this
-MIDDLE = 200  # and nearly all of the others no longer than this
-FULL_EVERY, FULL_AT = 32, 7  # cases 7, 39, 71, ... have a chunk as large as a step may be
-END_AT = 19  # the case that goes to the last position of a sequence
-FURTHEST = 4096  # or as far as this, as plain decoding takes a step for each position
-NAMED = 9  # elements of a named axis of what a model takes beside its prompt, at most
+MIDDLE = 200  # nearly all others are no longer than this
+FULL_EVERY, FULL_AT = 32, 7  # cases 7, 39, 71, ... have a chunk of the largest size
+END_AT = 19  # the case that reaches the last position of a sequence
+FURTHEST = 4096  # or this position, as plain decoding takes one step per position
+NAMED = 9  # the most elements of a named axis of a model's inputs besides the prompt
 LONG_TEXT = 0  # the text that long prompts are cut from
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a case may be, for one executable."""
+    """The size limits of a case for one executable."""
 
     rows: int  # of a step
     outputs: int  # of a step
     tree_rows: int  # of all trees of a step
     height: int  # of a tree
     trees: int  # of a sequence, one after another
-    text: int  # the longest prompt but for a few
-    full: int  # the longest prompt but for one: more than the rows of a step, where `max_length` allows it
-    end: int  # the positions of the sequence that goes furthest
+    text: int  # the longest prompt, a few excepted
+    full: int  # the longest prompt, one excepted: more than the rows of a step if `max_length` allows it
+    end: int  # the positions of the longest sequence
 
     @classmethod
     def of(cls, executable: Executable) -> "Limits":
         height = max(0, min(executable.max_path - 1, executable.max_length // 4 - 1))
         trees = min(2, executable.max_length - 1)
         room = executable.max_length - trees * (height + 1)
-        text = min(max(SHORT, executable.block * 5 // 2), MIDDLE, room)  # across blocks where they are not too long
+        text = min(max(SHORT, executable.block * 5 // 2), MIDDLE, room)  # across blocks unless they are too long
         full = max(text, min(executable.max_rows + 2 * executable.block + 8, room, FURTHEST))
         outputs = executable.max_outputs
         tree_rows = min(executable.max_rows, outputs, TREE_ROWS)
@@ -50,21 +50,21 @@ class Limits:
         return cls(executable.max_rows, outputs, tree_rows, height, trees, text, full, end)
 
     def texts(self, count: int) -> list[int]:
-        """The lengths of the texts that prompts are cut from."""
+        """Returns the lengths of the texts that prompts are cut from."""
         return [self.end if text == LONG_TEXT else self.text for text in range(count)]
 
     def blocks(self, block: int) -> int:
-        """Blocks that the sequences of any one case fit in."""
+        """Returns enough blocks for the sequences of any one case."""
         longest = self.full + self.trees * (self.height + 1)
         return max(-(-self.end // block), SEQUENCES * -(-longest // block))
 
 
 @dataclass(frozen=True)
 class Script:
-    """What becomes of one sequence: chunks of a text, then a tree of which a path is committed, then another tree."""
+    """The schedule of one sequence: chunks of a text, then a tree of which a path is committed, then another tree."""
 
     text: int
-    chunks: list[int]  # rows a step, in order
+    chunks: list[int]  # rows per step, in order
     trees: list[Tree]
 
     @property
@@ -73,12 +73,12 @@ class Script:
 
     @property
     def positions(self) -> int:
-        """The most that it takes."""
+        """The most positions that the sequence takes."""
         return self.prompt + sum(tree.height + 1 for tree in self.trees)
 
 
 def random_scripts(random: Generator, limits: Limits, case: int, texts: int, vocabulary: int) -> list[Script]:
-    """What becomes of the sequences of a case, one to `SEQUENCES`."""
+    """Returns the scripts of a case's sequences, 1 to `SEQUENCES` of them."""
     if case == END_AT:
         return [_to_the_end(random, limits, vocabulary)]
     if case % FULL_EVERY == FULL_AT:
@@ -87,7 +87,7 @@ def random_scripts(random: Generator, limits: Limits, case: int, texts: int, voc
 
 
 def _ordinary(random: Generator, limits: Limits, texts: int, vocabulary: int) -> list[Script]:
-    """Sequences whose first trees together have as many rows as a step may have, or fewer."""
+    """Returns scripts whose first trees together fit in one step."""
     count = int(random.integers(1, min(SEQUENCES, limits.tree_rows) + 1))
     total = max(count, log_uniform(random, limits.tree_rows))
     cuts = np.sort(random.choice(np.arange(1, total), count - 1, replace=False)) if count > 1 else np.empty(0, np.int64)
@@ -108,7 +108,7 @@ def _ordinary(random: Generator, limits: Limits, texts: int, vocabulary: int) ->
 
 
 def _full_chunks(random: Generator, limits: Limits, vocabulary: int) -> list[Script]:
-    """One long prompt twice: with a chunk as large as a step may be, at a random place, and in other chunks."""
+    """Returns one long prompt twice: with a chunk of the largest size at a random place, and in other chunks."""
     chunk = min(limits.rows, limits.full)
     before = int(random.integers(limits.full - chunk + 1))
     rest = limits.full - chunk - before
@@ -119,7 +119,7 @@ def _full_chunks(random: Generator, limits: Limits, vocabulary: int) -> list[Scr
 
 
 def _to_the_end(random: Generator, limits: Limits, vocabulary: int) -> Script:
-    """One sequence whose last tree's deepest row stands at the last position."""
+    """Returns a script whose last tree's deepest row is at the last position."""
     sizes = [1, min(8, limits.tree_rows)][: limits.trees]  # all of the first tree is committed
     trees = [random_tree(random, size, limits.height, vocabulary) for size in sizes]
     prompt = limits.end - sum(tree.height + 1 for tree in trees)
@@ -127,13 +127,13 @@ def _to_the_end(random: Generator, limits: Limits, vocabulary: int) -> Script:
 
 
 def _trees(random: Generator, limits: Limits, rows: int, vocabulary: int) -> list[Tree]:
-    """A tree of `rows` rows, then a small one."""
+    """Returns a tree of `rows` rows and a small one."""
     sizes = [rows, int(random.integers(1, 4))][: limits.trees]
     return [random_tree(random, size, limits.height, vocabulary) for size in sizes]
 
 
 def random_chunks(random: Generator, rows: int, most: int) -> list[int]:
-    """Sizes that add up to `rows`, none above `most`."""
+    """Returns sizes that add up to `rows`, none above `most`."""
     chunks: list[int] = []
     while rows > 0:
         chunks.append(log_uniform(random, min(most, rows)))
@@ -142,8 +142,8 @@ def random_chunks(random: Generator, rows: int, most: int) -> list[int]:
 
 
 def random_tree(random: Generator, rows: int, height: int, vocabulary: int) -> Tree:
-    """From chains to stars. Siblings may hold the same token."""
-    reach = int(random.integers(1, rows + 1))  # a row's parent is among the last so many rows
+    """Returns a tree of any shape from chain to star. Siblings may hold the same token."""
+    reach = int(random.integers(1, rows + 1))  # a row's parent is one of the last `reach` rows
     parents, depths = [-1], [0]
     for row in range(1, rows):
         parent = int(random.integers(max(0, row - reach), row))
@@ -162,7 +162,7 @@ def random_tree(random: Generator, rows: int, height: int, vocabulary: int) -> T
 
 
 def random_prompt_rows(random: Generator, sequence: CachedSequence, tokens: Int32, max_path: int) -> Rows:
-    """A chunk's rows. Some find the end of their history through paths, though it lies at home."""
+    """Returns a chunk's rows. Some find the end of their history through paths although it is at home."""
     count = len(tokens)
     rows = prompt_rows(sequence, tokens, np.arange(count, dtype=np.int32))
     if random.random() < 0.5:
@@ -177,13 +177,13 @@ def random_prompt_rows(random: Generator, sequence: CachedSequence, tokens: Int3
 
 
 def random_tree_rows(random: Generator, sequence: CachedSequence, tree: Tree, spare: Int32) -> Rows:
-    """A tree's rows as the engine lays them out, or with all rows away from home, the root as well."""
+    """Returns a tree's rows as the engine lays them out, or with all rows, the root included, away from home."""
     slots, _ = tree_slots(sequence, tree, spare)
     return tree_rows(sequence, tree, slots if random.random() < 0.5 else spare[: len(tree)].copy())
 
 
 def random_inputs(random: Generator, executable: Executable) -> Inputs:
-    """What a model takes beside a prompt: integers are tokens, axes with a name have a few elements."""
+    """Returns a model's inputs besides the prompt: integers are tokens, and named axes have a few elements."""
     entry = executable.entries.get(ENCODE)
     found: dict[str, NDArray[Any]] = {}
     sizes: dict[str, int] = {}
@@ -204,7 +204,7 @@ def random_inputs(random: Generator, executable: Executable) -> Inputs:
 
 
 def random_outputs(random: Generator, rows: int, most: int) -> Int32:
-    """The rows whose logits are requested: all of them in order, or some in any order, at most `most`."""
+    """Returns the rows whose logits are requested: all in order, or some in any order, at most `most`."""
     if rows <= most and random.random() < 0.6:
         return np.arange(rows, dtype=np.int32)
     count = max(1, int(random.integers(rows)))
@@ -212,5 +212,5 @@ def random_outputs(random: Generator, rows: int, most: int) -> Int32:
 
 
 def log_uniform(random: Generator, largest: int) -> int:
-    """From 1 to `largest`, each octave equally likely."""
+    """Returns a number from 1 to `largest`; all octaves are equally likely."""
     return min(largest, int(np.exp(random.uniform(0, np.log(largest + 1)))))

@@ -1,8 +1,8 @@
-"""`forerun verify`: whether a compiled model keeps row determinism, on random schedules against plain decoding.
+"""`forerun verify` checks a compiled model's row determinism: random schedules against plain decoding.
 
-Every row of every step of a case is held bit for bit against the same history decoded one row at a time in a sequence
-of its own; some steps are entered late, as verification is behind a draft. On a difference the first kernel whose
-output differs in the row's history is named, where the executable can trace its kernels.
+Every row of every step of a case is compared bit for bit with the same history decoded one row at a time in a sequence
+of its own; some steps are entered late, as a verification is after a draft. If a row differs and the executable can
+trace its kernels, the report names the first kernel whose output differs in the row's history.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class Divergence:
     case: int
     step: int  # of the case
     row: int  # of the step
-    rows: int  # that the step has
+    rows: int  # the number of rows of the step
     position: int  # of the row in its sequence
     largest_difference: float  # between the logits
     kernel: str | None  # where its history first differs, maybe in an earlier step; None if it cannot be traced
@@ -67,7 +67,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the cases showed."""
+    """The result of the cases."""
 
     cases: int
     steps: int
@@ -90,11 +90,11 @@ class VerifyReport:
 def certify(
     executable: Executable, cases: int = 200, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
-    """Run `cases` random cases, the same for the same seed. `progress` is told the cases done and their number.
+    """Run `cases` random cases, the same for the same seed. `progress` is called with the cases done and their number.
 
-    The executable must not be used by anyone else meanwhile, by a model that generates least of all: the caches are
-    certify's own, but the memory in which a step computes is the executable's.
-    From the 20th case on, the last positions of `max_length` are among those compared (up to `cases.FURTHEST`).
+    Nothing else may use the executable meanwhile, in particular a model that generates: `certify` has its own caches,
+    but steps compute in the executable's memory.
+    From the 20th case on, the last positions of `max_length` are compared too (up to `cases.FURTHEST`).
     """
     cases, seed = require_cases(cases, seed)
     certifier = _Certifier(executable, seed)
@@ -106,18 +106,18 @@ def certify(
 
 
 def require_cases(cases: int, seed: int) -> tuple[int, int]:
-    """Number and seed of the cases, as Python's int. Raises `InvalidOptionError`."""
+    """Returns the number and the seed of the cases as Python ints. Raises `InvalidOptionError`."""
     return require_integer("cases", cases, least=1), require_integer("seed", seed, least=0)
 
 
 @dataclass(eq=False)
 class _Progress:
-    """One sequence of a case under way."""
+    """A sequence of the running case."""
 
     branch: int
     script: Script
     sequence: CachedSequence
-    done: int = 0  # parts of the script
+    done: int = 0  # parts of the script that have run
     committed: tuple[int, ...] = ()  # tokens after the prompt
 
     @property
@@ -144,7 +144,7 @@ class _Expected:
     tail: tuple[int, ...]
 
     def begins(self, other: "_Expected") -> bool:
-        """Whether this history is the beginning of the other, or all of it."""
+        """Whether this history is a prefix of the other, or equal to it."""
         if self.owner is not other.owner:
             return False
         if self.position >= 0:
@@ -156,7 +156,7 @@ class _Expected:
 class _Step:
     rows: Rows
     expected: list[_Expected]  # of each row
-    enter: int  # in two parts that meet behind so many branches, or whole where it is 0
+    enter: int  # the step runs in two parts that meet after this many branches; whole if 0
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class _Certifier:
             step += 1
 
     def _run_step(self, case: int, step: int, chosen: list[_Progress], cache: BlockCache) -> None:
-        """The next part of each chosen sequence's script, all in one step of random row order."""
+        """Run the next part of each chosen sequence's script in one step, its rows in random order."""
         spare = self.random.permutation(cache.spare)
         parts: list[Rows] = []
         expected: list[_Expected] = []
@@ -225,7 +225,7 @@ class _Certifier:
             self._advance(progress, part)
 
     def _evaluate(self, step: _Step) -> StepResult:
-        """A step whole, or entered late with what its first part gave, as verification is behind a draft."""
+        """Run a step whole, or in two parts, as verification after a draft does."""
         if not step.enter:
             return self.executable.run(WHOLE, self.state, step.rows)
         first = replace(step.rows, outputs=step.rows.outputs[:0])
@@ -261,7 +261,7 @@ class _Certifier:
 
     def _compare(self, case: int, number: int, step: _Step, result: StepResult) -> None:
         self.steps += 1
-        # Copied, as plain decoding may reuse the result's memory; by history, so that plain decoding rarely goes back.
+        # Copied, as plain decoding may reuse the result's memory; sorted by history, so that it rarely rewinds.
         logits, candidates = np.array(result.logits), np.array(result.candidates)
         candidate_logits = np.array(result.candidate_logits)
         rows, expected = step.rows, step.expected
@@ -299,9 +299,9 @@ class _Certifier:
         return self.plain.last_row(owner.branch, expected.tail)
 
     def _locate(self, expected: _Expected) -> tuple[str | None, str | None]:
-        """The first kernel, and its output, whose bits differ in a history.
+        """Returns the first kernel, and its output, whose bits differ in a history.
 
-        The case so far is run again: a row without requested logits, in an earlier step, may have left wrong keys
+        The case so far is run again: in an earlier step, a row whose logits were not requested may have left wrong keys
         and values in the cache, and the kernel that reads them is not to blame. The state is the same afterwards.
         """
         executable, origin = self.executable, None
@@ -317,7 +317,7 @@ class _Certifier:
         return origin or (None, None)
 
     def _differing(self, executable: Traceable, step: _Step, expected: _Expected) -> tuple[str, str] | None:
-        """Run a step; its first kernel, and that kernel's output, that differs in a row of the history `expected`."""
+        """Run a step; return the first kernel, and its output, that differs in a row of the history `expected`."""
         results = executable.trace(self.state, step.rows)
         first, outputs = len(results), step.rows.outputs.tolist()
         for row, history in enumerate(step.expected):
@@ -334,7 +334,7 @@ class _Certifier:
 
 
 def _some(random: Generator, running: list[_Progress], most_rows: int) -> list[_Progress]:
-    """Sequences whose next parts fit in one step together, at least one."""
+    """Returns at least one sequence; the next parts of all returned ones fit in one step."""
     unfinished = [progress for progress in running if not progress.finished]
     random.shuffle(unfinished)  # type: ignore[arg-type]
     chosen, total = unfinished[:1], unfinished[0].next_rows
@@ -346,7 +346,7 @@ def _some(random: Generator, running: list[_Progress], most_rows: int) -> list[_
 
 
 def likeliest(logits: Float32, count: int) -> Int32:
-    """The token ids of the `count` largest of logits [V], largest first, the lower id first among equals.
+    """Returns the token ids of the `count` largest of logits [V], largest first, the lower id first on ties.
 
     NaN counts as -inf.
     """

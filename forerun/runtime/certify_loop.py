@@ -1,4 +1,4 @@
-"""Certifies decoding on the device: random texts, drafted and plain, against plain decoding that the host decides."""
+"""Certifies decoding on the device: random texts, with and without drafts, against plain decoding on the host."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,18 +18,18 @@ from forerun.runtime.round_size import SameSize
 from forerun.runtime.sampling import SamplingSettings
 
 SIZES = (1, 3, 8, 16, 32)
-"""Rows of a round."""
+"""Rows of an iteration."""
 NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class LoopReport:
-    """What the texts showed."""
+    """The result of the texts."""
 
     texts: int
     tokens: int
-    rounds: int  # that they took on the device
-    differences: int  # texts of which a token or a bit of a logit differs
+    rounds: int  # iterations that they took on the device
+    differences: int  # texts in which a token or a bit of a logit differs
     first: str | None  # the first of them, in words
 
     @property
@@ -47,10 +47,10 @@ class LoopReport:
 def certify_loop(
     executable: Executable, texts: int = 20, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> LoopReport | None:
-    """Decode `texts` random prompts, greedily and by draws; None where the executable has no loop on the device.
+    """Decode `texts` random prompts, greedy and sampled; None if the executable has no loop on the device.
 
-    Half of the texts are decoded with rounds running ahead, and compared by their tokens; the others by the bits of
-    their logits too. The executable must not be used by anyone else meanwhile.
+    Half of the texts are decoded with iterations running ahead and compared by their tokens, the others also by the
+    bits of their logits. Nothing else may use the executable meanwhile.
     """
     if texts < 1:
         raise InvalidOptionError(f"texts must be at least 1, not {texts}")
@@ -77,7 +77,7 @@ def certify_loop(
 
 
 def _steps(decoded: Iterable[Step]) -> list[Step]:
-    """All steps of a text, or those before a row of logits that are not numbers."""
+    """Returns all steps of a text, or those before a row with NaN logits."""
     found: list[Step] = []
     with suppress(NotANumberError):
         found.extend(decoded)
@@ -85,7 +85,7 @@ def _steps(decoded: Iterable[Step]) -> list[Step]:
 
 
 def _request(random: np.random.Generator, executable: Executable, text: int) -> Request:
-    """A prompt that repeats itself, so that drafts are made; half of the texts are sampled, half keep their logits."""
+    """Returns a repetitive prompt, so that drafts are made; half of the texts are sampled, half keep their logits."""
     room = executable.max_length - 2
     new_tokens = max(1, min(NEW_TOKENS, room // 2))
     phrase = random.integers(0, executable.vocabulary, int(random.integers(1, 9))).tolist()
@@ -97,7 +97,7 @@ def _request(random: np.random.Generator, executable: Executable, text: int) -> 
 
 
 def _parts_at(expected: list[Step], found: list[Step]) -> int | None:
-    """The number of the first token at which two texts differ, or of the bits of whose logits they do."""
+    """Returns the number of the first token that differs between two texts, else of the first whose logits differ."""
     one, other = _tokens(expected), _tokens(found)
     for number in range(max(len(one), len(other))):
         if one[number : number + 1] != other[number : number + 1]:

@@ -1,8 +1,8 @@
-"""The decoding loop on the device: drafting, step, verification and commit are enqueued, and the host reads along.
+"""The decoding loop on the device: the host enqueues drafting, step, verification and commit, and reads the results.
 
-A turn of the loop there is a *round*. The host chooses how many rows the next one has and is a round or two behind with
-reading, so that the device never waits for it. The text is that of `generation.decode`, which decides the same by the
-same rules; what differs is where.
+The host chooses how many rows the next iteration (`Round`) has, and reads an iteration or two behind, so that the
+device never waits for it. The text is that of `generation.decode`: the device makes the same decisions by the same
+rules.
 """
 
 from collections.abc import Generator, Sequence
@@ -24,20 +24,20 @@ from forerun.runtime.tree import Float64
 from forerun.signature import ENCODE, STEP
 
 AHEAD = 2
-"""Rounds that are enqueued while the host waits for one."""
+"""Iterations that are enqueued while the host waits for one."""
 RANKS = (1.0, 0.4, 0.2)
-"""What a continuation is worth at first beside its siblings: the first, the second, any later one."""
+"""A continuation's initial weight by its rank among siblings: the first, the second, any later one."""
 FILLED = ("tokens", "positions", "sequences", "slots", "bases", "paths", "outputs", "block_tables")
 """Arguments of a step that a loop on the device fills in."""
 LARGEST = 64
-"""Rows of a round at most."""
+"""The most rows of an iteration."""
 PLACES = 24
-"""Earlier occurrences that a tree may continue on the device: which of them a row reads like are bits of a number."""
+"""The most earlier occurrences that a tree may continue on the device; a bit mask says which of them a row matches."""
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """What drafts on the device: prompt lookup and token recycling, in one tree (`runtime.drafters`)."""
+    """The drafters on the device: prompt lookup and token recycling, in one tree (`runtime.drafters`)."""
 
     places: int = 8  # earlier occurrences that a tree continues, at most `PLACES`; 0 for no prompt lookup
     deepest: int = 8  # the deepest row that recycled candidates may have; 0 for none
@@ -51,11 +51,11 @@ class Drafting:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest match that counts."""
+        """The length in tokens of the longest match that counts."""
         return LONGEST_COUNTED_MATCH if self.places else 0
 
     def prior(self) -> Float64:
-        """[features] acceptance rates before anything is known, drafters erring independently.
+        """Returns the prior acceptance rates [features], if drafters err independently.
 
         A feature is (match length and rank, or not looked up; class of share, or not recycled; depth).
         """
@@ -68,80 +68,80 @@ class Drafting:
 
 
 class DeviceLoop(Protocol):
-    """Rounds of one sequence at a time, run in order and reported in order. What it learned outlives a sequence."""
+    """Runs and reports the iterations of one sequence at a time, in order. What it learned outlives the sequence."""
 
     @property
     def pending(self) -> int:
-        """Rounds enqueued and not yet reported."""
+        """Iterations enqueued and not yet reported."""
         ...
 
     @property
     def prepares(self) -> bool:
-        """Whether rounds of a size are compiled before the first text, by `prepare`."""
+        """Whether `prepare` compiles iterations of each size before the first text."""
         ...
 
     def prepare(self, rows: int, trial: Rows) -> None:
-        """Make rounds of at most so many rows ready; `trial` is a step of as many rows, of no text."""
+        """Prepare iterations of at most `rows` rows; `trial` is a step of that many rows, of no text."""
         ...
 
     def begin(
         self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int, draw: Draw | None = None
     ) -> None:
-        """A text of which all `tokens` but the last are in the cache; no row will stand behind position `last`.
+        """Begin a text of which all `tokens` but the last are in the cache; no row will come after position `last`.
 
-        Rows beside the first of their depth lie at `spare` slots. Without a `draw` the likeliest token is taken.
+        All rows of a depth but the first are at `spare` slots. Without a `draw`, the likeliest token is chosen.
         """
         ...
 
     def enqueue(self, rows: int) -> None:
-        """One more round, of at most `rows` rows. Behind the text's last position it does nothing."""
+        """Enqueue an iteration of at most `rows` rows. After the text's last position it does nothing."""
         ...
 
     def report(self) -> Round:
-        """The oldest round that is not reported yet; waits for it."""
+        """Wait for the oldest iteration not yet reported, and return it."""
         ...
 
     def logits(self, rows: Sequence[int]) -> Float32:
-        """[n, V] of some rows of the round reported last, if no other was enqueued since."""
+        """Returns the logits [n, V] of some rows of the iteration reported last, if no other was enqueued since."""
         ...
 
     def end(self) -> None:
-        """Waits for what is enqueued, and forgets it."""
+        """Wait for all enqueued iterations, and discard them."""
         ...
 
 
 @runtime_checkable
 class Loops(Protocol):
-    """An executable that can go on by itself."""
+    """An executable that can run the loop on the device."""
 
     def loop(self, state: object, drafting: Drafting, largest: int) -> DeviceLoop:
-        """A loop over a cache, of rounds of at most `largest` rows."""
+        """Returns a loop over a cache, with iterations of at most `largest` rows."""
         ...
 
 
 def fills_inputs(executable: Executable) -> bool:
-    """Whether a loop on the device fills in all that a step takes, and a session needs nothing else to begin."""
+    """Whether a loop on the device fills in all arguments of a step, and a session needs nothing else to begin."""
     arguments = executable.entries[STEP].arguments
     return ENCODE not in executable.entries and all(each.name in FILLED for each in arguments)
 
 
 @dataclass
 class OnDevice:
-    """A loop and the sizes of its rounds. It decodes one text at a time; while it is `busy`, others are the host's."""
+    """A loop and the sizes of its iterations. One text at a time; while it is `busy`, the host decodes others."""
 
     loop: DeviceLoop
     size: RoundSize
     busy: bool = False
 
     def prepare(self, engine: Engine) -> None:
-        """Compile and measure what rounds of all sizes need, before the first text."""
+        """Compile and measure iterations of all sizes before the first text."""
         if self.loop.prepares:
             with trial_steps(engine, self.size.sizes) as trials:
                 for size, trial in zip(self.size.sizes, trials, strict=True):
                     self.loop.prepare(size, trial)
 
     def serves(self, executable: Executable, request: Request) -> bool:
-        """Whether a request can be decoded here now: the likeliest token and a drawn one are known, others are not."""
+        """Whether the device can decode a request now: it chooses the likeliest or a sampled token, no others."""
         chosen_here = not request.sampling.do_sample or drawn_by(executable, request) is not None
         host_chooses = request.allow_nan or (request.min_new_tokens > 0 and request.stop)
         return chosen_here and not host_chooses and not self.busy
@@ -167,11 +167,11 @@ class OnDevice:
                 self.loop.end()
 
     def _rounds(self, request: Request) -> Generator[Step]:
-        ahead = 0 if request.keep_logits else AHEAD  # logits are those of the last round that ran
+        ahead = 0 if request.keep_logits else AHEAD  # logits are those of the last iteration that ran
         sizes: list[int] = []
         generated, finished = 0, False
         while not finished:
-            # A round brings a token at least: more than are missing would have nothing to do.
+            # An iteration yields at least one token: more iterations than missing tokens would have nothing to do.
             while self.loop.pending <= ahead and generated + self.loop.pending < request.max_new_tokens:
                 sizes.append(self.size.choose())
                 self.loop.enqueue(sizes[-1])

@@ -1,4 +1,4 @@
-"""The rows of a tree that a draft evaluates while it grows, a level at a time."""
+"""The rows of a growing tree that a draft evaluates, one level at a time."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ from forerun.runtime.tree import TreeBuilder
 
 
 class DraftRows:
-    """Gives rows their slots, and remembers where each one's path lies.
+    """Gives rows their slots and records the slots of their paths.
 
-    The root takes the next position of `sequence`. Where it lies at home paths begin below it, else with it.
+    The root takes the next position of `sequence`. If it is at home, paths begin below it, otherwise with it.
     """
 
     def __init__(self, sequence: CachedSequence, slots: StepSlots) -> None:
         self._sequence, self._slots = sequence, slots
-        self._paths: dict[int, list[int]] = {}  # by row evaluated
+        self._paths: dict[int, list[int]] = {}  # by evaluated row
         self._base = sequence.length
-        self.slots: dict[int, int] = {}  # by row evaluated
+        self.slots: dict[int, int] = {}  # by evaluated row
 
     def batch(self, builder: TreeBuilder, rows: Sequence[int]) -> Rows:
-        """Rows of one depth, whose parents were evaluated; every logit row is wanted."""
+        """Returns the rows of one depth, whose parents were evaluated; all logits are requested."""
         count, position = len(rows), self._sequence.length + builder.depths[rows[0]]
         positions = np.full(count, position, np.int32)
         slots = self._slots.take(positions)

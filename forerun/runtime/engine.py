@@ -19,7 +19,7 @@ from forerun.signature import ENCODE
 
 @dataclass(frozen=True)
 class TreeResult:
-    """What a step says of one sequence's tree; valid until the next step."""
+    """A step's results for one sequence's tree; valid until the next step."""
 
     tree: Tree
     slots: Int32  # [n]
@@ -27,11 +27,11 @@ class TreeResult:
     first: int  # the step's output row of the root
 
     def logits(self, row: int) -> Float32:
-        """[V] of one tree row."""
+        """Returns the logits [V] of one tree row."""
         return self.step.logits[self.first + row]
 
     def first_nan(self, path: Sequence[int]) -> tuple[int, int] | None:
-        """The number of the first row of a path whose logits are not all numbers, and the first such token id."""
+        """Returns the number of the first row of a path with NaN among its logits, and the first such token id."""
         found = ((number, self.step.first_nan(self.first + row)) for number, row in enumerate(path))
         return next(((number, token) for number, token in found if token is not None), None)
 
@@ -47,7 +47,7 @@ class TreeResult:
 
     @property
     def drawn(self) -> Int32:
-        """[n] where the executable drew"""
+        """[n] the sampled tokens, if the executable sampled"""
         return self.step.drawn[self.first : self.first + len(self.tree)]
 
 
@@ -55,20 +55,20 @@ PromptObserver = Callable[[Int32, StepResult], None]
 
 
 class Engine:
-    """State around an `Executable`: what is cached where. All decisions are made elsewhere."""
+    """An `Executable` with its cache. All decisions are made elsewhere."""
 
     def __init__(self, executable: Executable, blocks: int | None = None) -> None:
-        """`blocks`: room in the cache; by default one sequence of `max_length` and a step's spare slots."""
+        """`blocks`: room in the cache; by default for one sequence of `max_length` and a step's spare slots."""
         self.executable = executable
         if blocks is None:
             blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
         self.state = executable.new_state(blocks, REQUESTS)
         self.serving = Turn("generating")
-        """Held by a request while it runs: steps share buffers, whoever asks for them."""
+        """Held by a request while it runs, as all steps share buffers."""
 
     def sequence(self, positions: int) -> AbstractContextManager[CachedSequence]:
-        """A new sequence with room for `positions`, freed on leaving the context."""
+        """Returns the context of a new sequence with room for `positions`, freed on exit."""
         if positions > self.executable.max_length:
             raise TooLongError(
                 f"{positions} positions exceed max_length {self.executable.max_length}: shorten the prompt or "
@@ -77,9 +77,9 @@ class Engine:
         return self.cache.sequence(positions)
 
     def begin(self, sequence: CachedSequence, inputs: Inputs) -> None:
-        """Evaluate what is constant for a sequence's request, where the model has such states.
+        """Evaluate the states that are constant for a sequence's request, if the model has any.
 
-        Raises `InvalidOptionError` where `inputs` are not what the entry `encode` takes.
+        Raises `InvalidOptionError` if `inputs` are not the arguments of the entry `encode`.
         """
         encode(self.executable, self.state, sequence, inputs)
 
@@ -90,10 +90,10 @@ class Engine:
         chunk: int | None = None,
         observer: PromptObserver | None = None,
     ) -> None:
-        """Commit `tokens` to the cache, `chunk` rows a step.
+        """Commit `tokens` to the cache, `chunk` rows per step.
 
-        An `observer` sees the results of all rows, a step at a time; without one only a step's last row is evaluated to
-        the logits.
+        An `observer` sees the results of all rows, step by step; without one, only a step's last row is evaluated up
+        to the logits.
         """
         most = self.executable.max_outputs if observer else self.executable.max_rows
         chunk = min(chunk or most, most)
@@ -115,13 +115,13 @@ class Engine:
     ) -> list[TreeResult]:
         """Evaluate one tree of each sequence, all in one step. Commit before the next step, or the trees are lost.
 
-        `prefix`: what drafts have computed of the rows of the one sequence. The step is entered behind it.
-        `draws`: how each sequence draws its tokens, where the executable does.
+        `prefix`: what drafts have computed for the rows of the only sequence. The step is entered after it.
+        `draws`: how each sequence's tokens are sampled, if the executable samples.
         """
         self._check_room(trees)
         for sequence, tree in zip(sequences, trees, strict=True):
             self.cache.reserve(sequence, sequence.length + tree.height + 1)
-        # A draft's root may lie away from home, and then takes a place of the longest path as well.
+        # A draft's root may be away from home; it then takes an entry of the longest path too.
         if prefix is not None and trees[0].height < self.executable.max_path:
             [sequence], [tree] = sequences, trees
             return [self._step_behind(prefix, sequence, tree, draws)]
@@ -140,7 +140,7 @@ class Engine:
     def _step_behind(
         self, prefix: Prefix, sequence: CachedSequence, tree: Tree, draws: Sequence[Draw | None] | None
     ) -> TreeResult:
-        """A step from the branch that drafts have brought rows to; other rows are brought there first."""
+        """Run a step from the branch that drafts have reached; other rows are evaluated up to there first."""
         slots, known = prefix.place(tree, sequence.length)
         rows = tree_rows(sequence, tree, slots)
         hidden = np.empty((len(tree), self.executable.width), np.float32)
@@ -155,7 +155,7 @@ class Engine:
     def commit(
         self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]
     ) -> None:
-        """Make the keys and values of each path (rows from the root on) permanent. Only rows away from home move."""
+        """Make the keys and values of each path (rows from the root on) final. Only rows away from home are moved."""
         self.keep(sequences, [result.slots[list(path)] for result, path in zip(results, paths, strict=True)])
 
     def keep(self, sequences: Sequence[CachedSequence], rows: Sequence[Int32]) -> None:
@@ -191,7 +191,7 @@ class Engine:
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:
-    """Leave the state that is constant for a request at the sequence's place for it (`Engine.begin`)."""
+    """Write the state that is constant for a request to the sequence's slot for it (`Engine.begin`)."""
     entry = executable.entries.get(ENCODE)
     wanted = [] if entry is None else [each.name for each in entry.arguments if each.name != "requests"]
     if sorted(wanted) != sorted(inputs):

@@ -1,13 +1,13 @@
-"""What the runtime asks of compiled code: one step over a batch of rows.
+"""The interface to compiled code: one step over a batch of rows.
 
-A `Rows` says, for each of N rows, which token it is, where it stands, where its keys and values go, and how to find its
-history. A row's history is its sequence's committed positions and then its own path in the tree:
+A `Rows` gives for each of N rows its token, its position, the slot of its keys and values, and the way to its history.
+A row's history is its sequence's committed positions and then its own path in the tree:
 
     slot(row r, position j) = block_tables[sequences[r], j // P] * P + j % P    for j <  bases[r]
                             = paths[r, j - bases[r]]                            for j >= bases[r], j <= positions[r]
 
-The last path entry of a row is its own slot. A row whose whole history, itself included, lies in its sequence's blocks
-(a prompt's rows do) has `bases[r] = positions[r] + 1` and an empty path.
+The last path entry of a row is its own slot. A row whose whole history, itself included, is in its sequence's blocks
+(as for a prompt's rows) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from forerun.signature import Signature
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]
-"""What an entry other than the step is given: its arguments by name, int32 or float32."""
+"""The arguments of an entry other than the step, by name; int32 or float32."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Rows:
     slots: Int32  # [N] where the row's keys and values are written
     bases: Int32  # [N] positions below this one are read through block_tables
     paths: Int32  # [N, D] slots of positions bases[r] .. positions[r], padded with 0
-    block_tables: Int32  # [S, B] block b of a sequence lies at slots [table[b] * P, (table[b] + 1) * P)
-    outputs: Int32  # [M] the rows whose logits are wanted
+    block_tables: Int32  # [S, B] block b of a sequence is at slots [table[b] * P, (table[b] + 1) * P)
+    outputs: Int32  # [M] the rows whose logits are requested
     requests: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
     """[S] the slot of each sequence's state that is constant for a request; empty for models without such a state"""
 
@@ -49,7 +49,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch of the target: what turns the stream x into x + f(x)."""
+    """A residual branch of the target model: it turns the stream x into x + f(x)."""
 
     layer: int
     kind: str  # "attention", "feed_forward", or "layer" where both add to one x
@@ -60,9 +60,9 @@ class Branch:
 class Part:
     """An entry derived from the step: the residual branches from `enter` up to `leave`, less the skipped ones.
 
-    A branch that is left out leaves the stream as it is, and writes no keys and values. Behind the last one come the
-    final norm and the head, for the rows whose logits are wanted. Entering later than at branch 0, a step is given the
-    rows' stream as an earlier one left it, so that two parts give the bits of the whole.
+    An omitted branch leaves the stream unchanged, and writes no keys and values. After the last one come the final norm
+    and the head, for the rows whose logits are requested. A step that enters later than branch 0 is given the rows'
+    stream as an earlier step left it, so that two parts give the bits of the whole.
     """
 
     enter: int = 0
@@ -70,7 +70,7 @@ class Part:
     skipped: frozenset[int] = frozenset()
 
     def branches(self, count: int) -> list[int]:
-        """The branches evaluated, of `count`; `InvalidOptionError` where the part does not fit them."""
+        """Returns the evaluated branches of `count`. Raises `InvalidOptionError` if the part does not fit them."""
         leave = count if self.leave is None else self.leave
         if not 0 <= self.enter <= leave <= count:
             raise InvalidOptionError(
@@ -80,10 +80,10 @@ class Part:
         return [branch for branch in range(self.enter, leave) if branch not in self.skipped]
 
     def shared(self, count: int) -> int:
-        """How many of the first of `count` branches it evaluates as the whole step does.
+        """Returns how many of the first of `count` branches it evaluates as the whole step does.
 
-        What stands behind the first branch that is left out differs from the whole step's (the pass reuse-kv-cache
-        proves both by structure), so that a step can be entered there, and no later.
+        After the first omitted branch the values differ from the whole step's (the pass reuse-kv-cache proves both by
+        structure), so a step can be entered there, and no later.
         """
         left_out = [count if self.leave is None else self.leave, *self.skipped]
         return 0 if self.enter else min(left_out)
@@ -95,7 +95,7 @@ WHOLE = Part()
 
 @dataclass(frozen=True)
 class Draw:
-    """How one sequence's tokens are drawn from all of their logits: `sampling.sample_token` without filters."""
+    """How one sequence's tokens are sampled from all logits: `sampling.sample_token` without filters."""
 
     seed: int
     identifier: int  # of the sequence
@@ -107,24 +107,24 @@ class StepResult:
     """Row m belongs to row `outputs[m]` of the step. The arrays are valid until the next step."""
 
     logits: Float32  # [M, V]
-    candidates: Int32  # [M, K] the K largest logits' token ids, largest first, the lower id first among equals
-    candidate_logits: Float32  # [M, K] NaN counts as -inf, and is given as such
+    candidates: Int32  # [M, K] token ids of the K largest logits, largest first, the lower id first on ties
+    candidate_logits: Float32  # [M, K] NaN counts as -inf, and is given as -inf
     hidden: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """[N, D] the residual stream behind the last branch evaluated; empty where the graph has no such stream."""
+    """[N, D] the residual stream after the last evaluated branch; empty if the graph has no such stream."""
     drawn: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M] the token each row draws for the position behind its own, or -1 - t where the logit of token t is the first
-    NaN of the row; empty where the step drew none."""
+    """[M] the token that each row samples for the next position, or -1 - t if the logit of token t is the row's first
+    NaN; empty if the step sampled none."""
 
     def first_nan(self, row: int) -> int | None:
-        """The first token id whose logit is NaN in an output row; None where all are numbers."""
+        """Returns the first token id whose logit is NaN in an output row; None if all are numbers."""
         if len(self.drawn):
             return nan_of(int(self.drawn[row]))
         logits = self.logits[row]
-        return int(np.isnan(logits).argmax()) if np.isnan(logits.max()) else None  # the largest of any NaN is NaN
+        return int(np.isnan(logits).argmax()) if np.isnan(logits.max()) else None  # max() propagates NaN
 
 
 def nan_of(drawn: int) -> int | None:
-    """What a drawn token says of NaN in its row (`StepResult.drawn`)."""
+    """Returns the token id of the NaN that an entry of `StepResult.drawn` stands for, or None."""
     return -1 - drawn if drawn < 0 else None
 
 
@@ -136,27 +136,27 @@ class KernelOutput:
     output: str
     value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
     along: str | None
-    """What the leading axis is: "N" for the step's rows, "M" for its outputs, None where no axis runs along them."""
+    """The leading axis: "N" for the step's rows, "M" for its outputs, None if no axis runs along them."""
 
 
 class Executable(Protocol):
-    """A compiled module with its weights. `state` is what its entries leave behind, opaque to the runtime."""
+    """A compiled module with its weights. `state` is what its entries store, opaque to the runtime."""
 
     entries: Mapping[str, Signature]  # the functions of the module that can be run; `@step` is one
-    block: int  # P, positions a block
+    block: int  # P, positions per block
     max_rows: int  # the largest N
     max_outputs: int  # the largest M
     max_path: int  # the largest D
-    max_length: int  # positions a sequence may have
+    max_length: int  # the most positions of a sequence
     vocabulary: int  # V
     candidates: int  # K
-    branches: tuple[Branch, ...]  # of the residual stream; none where the graph has no such stream
+    branches: tuple[Branch, ...]  # of the residual stream; none if the graph has no such stream
     head_bytes: int  # of the weights that turn the stream into logits
-    width: int  # D, the features of the stream; 0 where there is none
-    draws: bool  # whether a step can draw tokens
+    width: int  # D, the features of the stream; 0 if there is none
+    draws: bool  # whether a step can sample tokens
 
     def new_state(self, blocks: int, requests: int = 1) -> Any:
-        """Room for `blocks * P` slots, and for the constants of so many requests."""
+        """Returns a state with room for `blocks * P` slots and the constants of `requests` requests."""
         ...
 
     @overload
@@ -180,11 +180,11 @@ class Executable(Protocol):
     ) -> StepResult | tuple[NDArray[Any], ...]:
         """Run an entry: a part of the step over rows, or another function of the module by its name.
 
-        The step leaves the rows' records at their slots. `hidden` [N, D] is the rows' stream where a part enters; it is
-        given if and only if that is behind branch 0. `draws` says how each sequence of the block tables samples its
-        tokens, None for the likeliest one; an executable that does not sample has no use for it.
-        What another entry returns is valid until the next run. Raises `InvalidOptionError` where there is no such
-        entry, or the inputs are not its arguments.
+        The step writes the rows' records to their slots. `hidden` [N, D] is the rows' stream where a part enters; it is
+        given if and only if that is after branch 0. `draws` says how each sequence of the block tables samples its
+        tokens, None for the likeliest one; an executable that does not sample ignores it.
+        The results of another entry are valid until the next run. Raises `InvalidOptionError` if there is no such
+        entry, or if the inputs are not its arguments.
         """
         ...
 

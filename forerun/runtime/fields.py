@@ -1,4 +1,4 @@
-"""Dataclasses whose fields are checked when a value is made: each field says by its default what it takes."""
+"""Dataclasses that check their fields on creation: each field's default says what the field accepts."""
 
 import os
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from forerun.errors import InvalidOptionError
 from forerun.runtime.options import dtype_name, require_flag, require_integer, require_number
 
 Check = Callable[[str, Any], Any]
-"""(name, value) -> the value as it is kept; raises `InvalidOptionError`, whose sentence begins with the name."""
+"""(name, value) -> the value to keep; raises `InvalidOptionError` with a message that begins with the name."""
 CHECK = "check"
 DTYPES = ("float32", "bfloat16", "float16", "native")
 
 
 class Checked:
-    """The base of a frozen dataclass with such fields. Raises `InvalidOptionError` naming the field and the class."""
+    """The base class of dataclasses with such fields. Raises `InvalidOptionError` naming the field and the class."""
 
     def __post_init__(self) -> None:
         for each in fields(cast(Any, self)):
@@ -27,12 +27,12 @@ class Checked:
 
 
 def checked(check: Check, default: Any = MISSING) -> Any:
-    """A field that is kept as `check` gives it."""
+    """Returns a field that keeps what `check` returns."""
     return field(metadata={CHECK: check}) if default is MISSING else field(default=default, metadata={CHECK: check})
 
 
 def integer(default: Any = MISSING, *, least: int, most: int | None = None, optional: bool = False) -> Any:
-    """An integer in [least, most]; None too where it is `optional`."""
+    """Returns a field for an integer in [least, most], or None if `optional`."""
 
     def check(name: str, value: Any) -> int | None:
         return None if optional and value is None else require_integer(name, value, least, most)
@@ -41,17 +41,17 @@ def integer(default: Any = MISSING, *, least: int, most: int | None = None, opti
 
 
 def number(default: Any = MISSING, **bounds: float) -> Any:
-    """A number within bounds (`require_number`)."""
+    """Returns a field for a number within bounds (`require_number`)."""
     return checked(lambda name, value: require_number(name, value, **bounds), default)
 
 
 def flag(default: Any = MISSING) -> Any:
-    """True or False."""
+    """Returns a field for True or False."""
     return checked(require_flag, default)
 
 
 def one_of(names: tuple[str, ...], default: Any = MISSING) -> Any:
-    """One of some names; of a dtype, torch's or numpy's too."""
+    """Returns a field for one of some names; a dtype may also be torch's or numpy's."""
 
     def check(name: str, value: Any) -> str:
         given = dtype_name(value)
@@ -63,7 +63,7 @@ def one_of(names: tuple[str, ...], default: Any = MISSING) -> Any:
 
 
 def instance(kind: type, default: Any = MISSING) -> Any:
-    """A value of one class."""
+    """Returns a field for an instance of one class."""
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, kind):
@@ -74,7 +74,7 @@ def instance(kind: type, default: Any = MISSING) -> Any:
 
 
 def model_or_path(name: str, value: Any) -> Any:
-    """A path that is not empty, or a model."""
+    """The check for a model, or a path that is not empty."""
     empty = isinstance(value, str | bytes | os.PathLike) and not os.fspath(cast("str | bytes", value))
     if value is None or empty or isinstance(value, int | float | complex | bytes | list | tuple | dict | set | type):
         raise InvalidOptionError(f"{name} must be a model or the path of one, not {described(value)}")
@@ -82,7 +82,7 @@ def model_or_path(name: str, value: Any) -> Any:
 
 
 def has(words: str, method: str, arguments: int, *attributes: str, without: tuple[str, ...] = ()) -> Check:
-    """A value, not a class, with a method that takes so many arguments; `words` say what it is, with an example."""
+    """Returns the check for an instance whose `method` takes this many arguments; `words` name it, with an example."""
 
     def fits(value: Any) -> bool:
         found = getattr(value, method, None)
@@ -105,7 +105,7 @@ def has(words: str, method: str, arguments: int, *attributes: str, without: tupl
 
 
 def several(check: Check, words: str) -> Check:
-    """A tuple or a list of values, kept as a tuple; `words` say what they are."""
+    """Returns the check for a tuple or a list of values, kept as a tuple; `words` describe them."""
 
     def check_all(name: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, tuple | list):
@@ -116,7 +116,7 @@ def several(check: Check, words: str) -> Check:
 
 
 def described(value: Any) -> str:
-    """A value in a sentence."""
+    """Returns the words for a value in an error message."""
     if isinstance(value, type):
         return f"the class {value.__name__}: make one, {value.__name__}(...)"
     text = repr(value)

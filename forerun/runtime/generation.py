@@ -20,18 +20,18 @@ from forerun.runtime.verify import verify
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be generated: the text depends on this, the target and nothing else."""
+    """What to generate: the text depends on this and the target model only."""
 
     prompt: list[int]
     max_new_tokens: int
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stop: frozenset[int] = frozenset()  # a token of these is the last one
-    identifier: int = 0  # tells the random numbers of sequences with one seed apart
+    stop: frozenset[int] = frozenset()  # the text ends with the first of these tokens
+    identifier: int = 0  # separates the random numbers of sequences with one seed
     keep_logits: bool = False
-    min_new_tokens: int = 0  # a token of `stop` is none of the first ones
-    allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails where a token meets it
+    min_new_tokens: int = 0  # this many tokens come before any of `stop`
+    allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails at a token's row with NaN
     inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
-    """What the model takes beside the prompt, by the names of its entry `encode`."""
+    """The model's inputs besides the prompt, by the names of its entry `encode`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
@@ -39,18 +39,18 @@ class Request:
         object.__setattr__(self, "allow_nan", require_flag("allow_nan", self.allow_nan))
 
     def forbidden(self, generated: int) -> frozenset[int]:
-        """The tokens that cannot follow `generated` new ones."""
+        """Returns the tokens that cannot follow `generated` new ones."""
         return self.stop if generated < self.min_new_tokens else frozenset()
 
     def keep(self, tokens: list[int], generated: int) -> int:
-        """How many of a step's tokens belong to the text, after `generated` others."""
+        """Returns how many of a step's tokens belong to the text, after `generated` others."""
         room = self.max_new_tokens - generated
         return next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.stop), min(len(tokens), room))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of the loop. The first one, of no rows, tells that the prompt is in the cache."""
+    """One iteration of the loop. The first one has no rows and says that the prompt is in the cache."""
 
     tokens: list[int]  # the tokens that this step committed
     rows: int  # the rows that it evaluated
@@ -60,9 +60,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation cost."""
+    """The cost of a generation."""
 
-    steps: int  # evaluations of the target after the prefill
+    steps: int  # evaluations of the target model after the prefill
     rows: int  # rows of these steps
     tokens: int
     prefill_seconds: float
@@ -75,7 +75,7 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoding speed, the prefill apart."""
+        """Decoding speed without the prefill."""
         return self.tokens / self.decode_seconds
 
 
@@ -89,11 +89,11 @@ class Generation:
     stats: Stats
     prompt_ids: list[int] = field(default_factory=list[int], repr=False)
     scores: Float32 | None = field(default=None, repr=False)
-    """[len(token_ids), V] logits behind min_new_tokens, temperature, top_k and top_p; None unless requested."""
+    """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
 
     @property
     def sequences(self) -> Any:
-        """The prompt and the new tokens as transformers gives them, a tensor [1, T + n] of int64."""
+        """The prompt and the new tokens as transformers returns them, a tensor [1, T + n] of int64."""
         import torch  # nothing else here needs it
 
         return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
@@ -101,7 +101,7 @@ class Generation:
     def has_bits_of(self, other: "Generation") -> bool:
         """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.
 
-        Raises `InvalidOptionError` where one was generated without `return_logits=True`.
+        Raises `InvalidOptionError` if one was generated without `return_logits=True`.
         """
         if self.logits is None or other.logits is None:
             raise InvalidOptionError("a text has no logits to compare: generate it with return_logits=True")
@@ -154,9 +154,9 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
 
 
 def drawn_by(executable: Executable, request: Request) -> Draw | None:
-    """How an executable draws a request's tokens; None where it does not: greedily, and behind filters.
+    """Returns how an executable samples a request's tokens; None if it does not: in greedy decoding, or with filters.
 
-    It depends on the target and the request alone, so that all strategies draw by the same function.
+    It depends on the executable and the request only, so all strategies sample by the same function.
     """
     sampling = request.sampling
     if not (executable.draws and sampling.do_sample and sampling.top_k is None and sampling.top_p is None):
@@ -165,10 +165,10 @@ def drawn_by(executable: Executable, request: Request) -> Draw | None:
 
 
 def token_choice(result: TreeResult, request: Request, root: int, draw: Draw | None = None) -> Callable[[int], int]:
-    """The token that a tree row's logits choose for the position after the row's own; the root's position is `root`.
+    """Returns the choice of the next token by a tree row's logits; the root's position is `root`.
 
-    Under a `draw`, the executable has drawn it. A token that is forbidden there is left out of the choice: one that was
-    chosen among more tokens, and is allowed, would have been chosen among fewer.
+    With a `draw`, the executable has sampled the token. Tokens that are forbidden there are excluded: an allowed token
+    that was chosen among more would have been chosen among fewer.
     """
     sampling, depth = request.sampling, result.tree.depth
 

@@ -1,8 +1,8 @@
-"""The keywords of `generate`, which are transformers', and what they ask for together.
+"""The keywords of `generate`, which are transformers', and the request that they make together.
 
 Each is in one table: those that say what is generated (`Keywords`), those that change no text whatever their value
-(`NO_EFFECT`), and those that have one value that asks for nothing (`NEUTRAL_VALUES`). Any other value would change the
-text, and is refused by name.
+(`NO_EFFECT`), and those that have one value without effect (`NEUTRAL_VALUES`). Any other value would change the text,
+and is rejected by name.
 """
 
 import warnings
@@ -23,11 +23,11 @@ from forerun.runtime.sampling import SamplingSettings, scores_of
 from forerun.runtime.stopping import Criterion, criteria_of
 
 NEW_TOKENS = 128
-"""New tokens at most, unless told otherwise."""
+"""The most new tokens by default."""
 
 
 class Unset(Enum):
-    """Stands for a keyword that was not given, where None was meant to say something."""
+    """Stands for a keyword that was not given, where None has a meaning."""
 
     UNSET = "unset"
 
@@ -36,21 +36,21 @@ UNSET = Unset.UNSET
 
 
 class Keywords(TypedDict, total=False):
-    """What `generate` takes beside its first parameters. None stands for the default.
+    """The keywords of `generate` besides its first parameters. None stands for the default.
 
     inputs                  the prompt, by transformers' name
     attention_mask          all ones; a prompt has no padding
     token_type_ids          all zeros
     position_ids            0, 1, 2, ...
-    max_length              prompt and new tokens together; max_new_tokens comes before it
+    max_length              prompt and new tokens together; max_new_tokens has precedence
     min_new_tokens          new tokens before which no token of eos_token_id is chosen
-    min_length              the same, of prompt and new tokens together; min_new_tokens comes before it
-    generation_config       a transformers GenerationConfig, or a mapping: keywords, for which those given stand first
-    stopping_criteria       callables (input_ids [1, n], scores) -> bool, asked after each token in order
+    min_length              the same for prompt and new tokens together; min_new_tokens has precedence
+    generation_config       a transformers GenerationConfig or a mapping of keywords; direct ones have precedence
+    stopping_criteria       callables (input_ids [1, n], scores) -> bool, called after each token in order
     return_dict_in_generate True or False: a `Generation` is returned in either case
-    output_logits           whether the logits are kept, as return_logits
-    output_scores           whether the scores are kept: the logits behind min_new_tokens, temperature, top_k and top_p
-    allow_nan               whether NaN counts as the smallest logit, where otherwise NotANumberError is raised
+    output_logits           whether the logits are kept, like return_logits
+    output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
+    allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
     """
 
     inputs: Any
@@ -76,7 +76,7 @@ FIRST = (
     "input_ids", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed", "eos_token_id",
     "return_logits", "streamer",
 )  # fmt: skip
-"""The keywords that stand in the signature of `generate`."""
+"""The keywords in the signature of `generate`."""
 NO_EFFECT = frozenset(
     (
         "use_cache", "pad_token_id", "bos_token_id", "decoder_start_token_id", "cache_implementation", "cache_config",
@@ -87,7 +87,7 @@ NO_EFFECT = frozenset(
         "early_stopping", "length_penalty", "transformers_version",
     )
 )  # fmt: skip
-"""Caching, drafting and padding are a matter of schedule; beams, which alone read some of these, are refused."""
+"""Caching, drafting and padding change only the schedule; beams, which alone use some of these, are rejected."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_return_sequences": (1,),
@@ -116,15 +116,15 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call of `generate` asks for."""
+    """What a call of `generate` requests."""
 
     request: Request
     criteria: list[Criterion]
-    scores: Callable[[Float32, int], Float32] | None  # of a row of logits and the number of its token, where kept
+    scores: Callable[[Float32, int], Float32] | None  # of a row of logits and the number of its token, if kept
 
 
 def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int]) -> Asked:
-    """What a call asks for. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
+    """Returns what a call requests. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
     keywords = {name: value for name, value in given.items() if value is not UNSET}
     if keywords.get("inputs") is not None:
         if input_ids is not None:
@@ -162,14 +162,14 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords, those of a `generation_config` among them. Raises `InvalidOptionError` for others."""
+    """Returns the keywords, those of a `generation_config` included. Raises `InvalidOptionError` for others."""
     keywords = dict(given)
     config = _config(keywords.pop("generation_config", None))
     for owner, each in (("generate", keywords), ("generation_config", config)):
         for name, value in each.items():
             _check_known(name, value, owner)
     if not (keywords["do_sample"] if "do_sample" in keywords else config.get("do_sample", False)):
-        # A config's settings of sampling wait for do_sample=True.
+        # A config's sampling settings apply only with do_sample=True.
         config = {name: value for name, value in config.items() if name not in SAMPLING}
     return config | keywords
 
@@ -180,7 +180,7 @@ def _sampling(keywords: Mapping[str, Any], given: Mapping[str, Any]) -> Sampling
 
 
 def _check_unused(keywords: Mapping[str, Any]) -> None:
-    """The kinds of those that change nothing."""
+    """Check the types of keywords that change nothing."""
     for name in ("use_cache", "return_dict_in_generate"):
         _flag(keywords, name)
     pad = keywords.get("pad_token_id", 0)
@@ -194,12 +194,12 @@ def _check_unused(keywords: Mapping[str, Any]) -> None:
 
 
 def _flag(keywords: Mapping[str, Any], name: str) -> bool:
-    """Whether a keyword is given as True."""
+    """Returns whether a keyword is given as True."""
     return require_flag(name, keywords.get(name, False))
 
 
 def stop_tokens(eos_token_id: Any, vocabulary: int) -> frozenset[int]:
-    """Token ids that end a text, from one id or a flat list, array or tensor of them."""
+    """Returns the token ids that end a text, from one id or a flat list, array or tensor of them."""
     try:
         given = np.asarray(eos_token_id)
     except ValueError as error:
@@ -210,7 +210,7 @@ def stop_tokens(eos_token_id: Any, vocabulary: int) -> frozenset[int]:
 
 
 def _config(config: Any) -> dict[str, Any]:
-    """The fields of a generation config that are set."""
+    """Returns the fields of a generation config that are set."""
     if config is None:
         return {}
     fields = config.to_dict() if hasattr(config, "to_dict") and not isinstance(config, type) else config
@@ -246,12 +246,12 @@ def _equal(value: Any, neutral: Any) -> bool:
 
 
 def known_keywords() -> tuple[str, ...]:
-    """All keywords that have an effect, or that a caller may well give."""
+    """Returns all keywords that have an effect, or that callers often give."""
     return (*FIRST, *Keywords.__annotations__)
 
 
 def _most(keywords: Mapping[str, Any], prompt: int) -> int:
-    """New tokens at most."""
+    """Returns the most new tokens."""
     if "max_length" not in keywords:
         return keywords.get("max_new_tokens", NEW_TOKENS)
     length = require_integer("max_length", keywords["max_length"], least=1)
@@ -267,7 +267,7 @@ def _most(keywords: Mapping[str, Any], prompt: int) -> int:
 
 
 def _least(keywords: Mapping[str, Any], prompt: int) -> int:
-    """New tokens before which the text does not end."""
+    """Returns the number of new tokens before which the text does not end."""
     length = require_integer("min_length", keywords.get("min_length", 0), least=0)
     if "min_new_tokens" in keywords:
         if "min_length" in keywords:

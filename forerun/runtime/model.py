@@ -48,14 +48,14 @@ class Origin:
 
 
 def source_name(source: Any) -> str:
-    """What a repr calls a source."""
+    """Returns a source's name in a repr."""
     if isinstance(source, str | os.PathLike):
         return os.path.basename(os.path.normpath(os.fspath(source)))
     return type(source).__name__
 
 
 class CompiledModel:
-    """A model that generates. Requests are served one at a time; one that fails leaves the model as it was."""
+    """A model that generates. Requests are served one at a time; one that fails leaves the model unchanged."""
 
     def __init__(
         self,
@@ -70,13 +70,12 @@ class CompiledModel:
         strategy: object = None,
         origin: Origin | None = None,
     ) -> None:
-        """Without a drafter it decodes plainly. `eos_token_ids` end a text unless `generate` is told others.
+        """Without a drafter, decoding is plain. `eos_token_ids` end a text unless `generate` is given others.
 
         `on_device`: the same schedule without the host, for the requests that it serves.
         `strategy`: what drafter and policy were built from.
-
-        `engine`: one that already runs this executable, say for calibration; by default a new one with room for one
-        sequence of `max_length`.
+        `engine`: one that already runs this executable, such as for calibration; by default a new one with room for
+        one sequence of `max_length`.
         """
         self.executable = executable
         self.engine = engine or Engine(executable)
@@ -91,17 +90,17 @@ class CompiledModel:
 
     @property
     def max_length(self) -> int:
-        """Positions that a text may have, prompt and new tokens together."""
+        """The most positions of a text, prompt and new tokens together."""
         return self.executable.max_length
 
     @property
     def target(self) -> str | None:
-        """What the model was compiled for, "cpu" say; None where an executable is all that is known."""
+        """The back end that the model was compiled for, such as "cpu"; None if only the executable is known."""
         return self.origin.target if self.origin else None
 
     @property
     def dtype(self) -> str | None:
-        """How its matrices are kept, "float32" say; None where an executable is all that is known."""
+        """The weight dtype, such as "float32"; None if only the executable is known."""
         return self.origin.dtype if self.origin else None
 
     def __repr__(self) -> str:
@@ -130,9 +129,9 @@ class CompiledModel:
     ) -> Generation:
         """Continue a prompt: token ids as a list, an array or a tensor, [T] or [1, T], or a tokenizer's encoding.
 
-        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`), which here have no other
-        defaults than the ones of the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
-        Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at logits that are NaN.
+        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The only defaults are those of
+        the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
+        Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
         named = {
             "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
@@ -164,21 +163,21 @@ class CompiledModel:
         return Generation(tokens, kept, text, meter.stats(), request.prompt, scores)
 
     def steps(self, request: Request) -> Generator[Step]:
-        """The loop, a step at a time, for one thread. Close the iterator to free the cache before the text's end."""
+        """Iterates over the loop's steps, in one thread. Close the iterator to free the cache before the text's end."""
         require_room(len(request.prompt), request.max_new_tokens, self.executable.max_length)
         return self._steps(request)
 
     def _steps(self, request: Request) -> Generator[Step]:
-        """Chooses when the first step is requested: the device, if it is free then and samples such tokens."""
+        """Decodes on the device if, at the first step, it is free and serves such a request; otherwise on the host."""
         if self.on_device is not None and self.on_device.serves(self.executable, request):
             yield from self.on_device.decode(self.engine, request)
         else:
             yield from decode(self.engine, request, self.drafter, self.policy)
 
     def evaluate_trees(self, prompts: Sequence[Any], trees: Sequence[Tree]) -> list[Float32]:
-        """The logits [n, V] of each tree's rows, all trees evaluated in one step.
+        """Returns the logits [n, V] of each tree's rows; all trees are evaluated in one step.
 
-        A tree's root stands for the last token of its prompt. Raises `PromptError`, `TooLongError` and
+        A tree's root is the last token of its prompt. Raises `PromptError`, `TooLongError` and
         `InvalidOptionError`.
         """
         if len(prompts) != len(trees) or not trees:
@@ -203,7 +202,7 @@ class CompiledModel:
 
 
 class _Meter:
-    """Listens to the steps of a generation and times them."""
+    """Counts and times the steps of a generation."""
 
     def __init__(self) -> None:
         self._steps = self._rows = self._tokens = 0

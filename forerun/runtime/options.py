@@ -1,6 +1,6 @@
-"""Options that a caller gives: of the right type and in range, or InvalidOptionError that says what is.
+"""Checks of a caller's options: the right type and range, or an InvalidOptionError that says what is accepted.
 
-An integer, a number or a flag may be Python's, numpy's, or an array or a tensor of no dimensions.
+An integer, a number or a flag may be Python's or numpy's, or a zero-dimensional array or tensor.
 """
 
 import math
@@ -12,7 +12,7 @@ from forerun.errors import InvalidOptionError, TooLongError
 
 
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The option as Python's int, in [least, most]."""
+    """Returns the option as a Python int in [least, most]."""
     span = f"{least} or more" if most is None else f"from {least} to {most}"
     try:
         value = unwrapped(value)
@@ -34,7 +34,7 @@ def require_number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """The option as Python's float, from any real number but NaN, in [least, most] and (above, below)."""
+    """Returns the option as a Python float in [least, most] and (above, below), from any real number but NaN."""
     value = unwrapped(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
         raise InvalidOptionError(f"{name} must be a number, not {value!r}")
@@ -52,7 +52,7 @@ def require_number(
 
 
 def require_flag(name: str, value: Any) -> bool:
-    """The option as Python's bool."""
+    """Returns the option as a Python bool."""
     value = unwrapped(value)
     if not isinstance(value, bool):
         raise InvalidOptionError(f"{name} must be True or False, not {value!r}")
@@ -60,22 +60,22 @@ def require_flag(name: str, value: Any) -> bool:
 
 
 def unwrapped(value: Any) -> Any:
-    """Python's number in place of numpy's, and of an array or a tensor of no dimensions."""
+    """Returns the Python number in a numpy scalar or a zero-dimensional array or tensor; others are unchanged."""
     shape = getattr(value, "shape", None)
     return value.item() if isinstance(shape, tuple) and not shape and hasattr(value, "item") else value
 
 
 def dtype_name(dtype: Any) -> Any:
-    """The name of torch's or numpy's dtype ("float32" of `torch.float32`, `numpy.float32`); anything else as it is."""
+    """Returns a dtype's name ("float32" for `torch.float32` and `numpy.float32`); anything else is unchanged."""
     if isinstance(dtype, type):
-        return getattr(dtype, "__name__", dtype)  # numpy's scalar types are named as their dtypes
+        return getattr(dtype, "__name__", dtype)  # numpy's scalar types are named like their dtypes
     if type(dtype).__name__ == "dtype" or type(dtype).__module__ == "numpy.dtypes":
         return str(dtype).removeprefix("torch.")
     return dtype
 
 
 def require_room(prompt: int, new_tokens: int, max_length: int) -> None:
-    """Raise `TooLongError` where a prompt of so many tokens and the new ones have more positions than there are."""
+    """Raise `TooLongError` if a prompt of `prompt` tokens and the new ones exceed `max_length`."""
     if prompt + new_tokens > max_length:
         raise TooLongError(
             f"a prompt of {prompt} tokens and {new_tokens} new ones exceed max_length {max_length}: shorten the prompt "

@@ -1,4 +1,4 @@
-"""Plain decoding, one row a step: what every schedule is held against."""
+"""Plain decoding, one row per step: the reference for every schedule."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ FIRST_OUTPUT = np.zeros(1, np.int32)
 
 
 def digest(logits: Float32) -> bytes:
-    """Stands for all bits of logits [V], which would be too many to keep for every row."""
+    """Returns a hash of all bits of logits [V], which would be too many to keep for every row."""
     return hashlib.sha256(np.ascontiguousarray(logits).data).digest()
 
 
@@ -28,7 +28,7 @@ class _Text:
 
 @dataclass(eq=False)
 class _Branch:
-    """A sequence that shares a text's beginning and then goes its own way."""
+    """A sequence that shares a text's beginning and then diverges."""
 
     sequence: CachedSequence  # begins with blocks of the text
     start: int  # tokens of the text that it begins with
@@ -37,21 +37,21 @@ class _Branch:
 
 
 class PlainDecoder:
-    """Decodes a few texts a row at a time, each as far as needed, and branches from any of their beginnings.
+    """Decodes a few texts one row at a time, each as far as needed, and branches from any prefix of them.
 
-    What it returns for a row is the digest of its logits [V].
+    The result for a row is the digest of its logits [V].
     """
 
     def __init__(
         self, executable: Executable, texts: list[Int32], inputs: Sequence[Inputs], branches: int, longest: int
     ) -> None:
-        """`inputs`: what the model takes beside each text.
+        """`inputs`: the model's inputs besides each text.
 
-        `longest`: the most positions that a branch may take after what it shares with its text.
+        `longest`: the most positions of a branch after the part that it shares with its text.
         """
         self.executable = executable
         block = executable.block
-        self._own = longest + block  # a branch's first block holds the end of what it shares
+        self._own = longest + block  # a branch's first block holds the end of the shared part
         blocks = sum(-(-len(text) // block) for text in texts) + branches * -(-self._own // block) + 1
         requests = len(texts) + branches
         self.cache = BlockCache(blocks, block, spare=1, requests=requests)
@@ -63,7 +63,7 @@ class PlainDecoder:
         self._branches: list[_Branch] = []
 
     def text_digest(self, text: int, position: int) -> bytes:
-        """The digest of one position of a text."""
+        """Returns the digest of one position of a text."""
         self._decode(text, position + 1)
         return self._texts[text].known[position]
 
@@ -71,7 +71,7 @@ class PlainDecoder:
         self._branches = []
 
     def begin(self, text: int, start: int) -> int:
-        """A new branch that begins with the first `start` tokens of `text`."""
+        """Begin a branch with the first `start` tokens of `text`, and return its number."""
         self._decode(text, start)
         block, source = self.executable.block, self._texts[text].sequence
         shared = start // block
@@ -83,19 +83,19 @@ class PlainDecoder:
         return len(self._branches) - 1
 
     def digest(self, branch: int, tail: tuple[int, ...]) -> bytes:
-        """The digest of the last token of `tail`, which follows the branch's beginning."""
+        """Returns the digest of the last token of `tail`, which follows the branch's beginning."""
         known = self._branches[branch].known
         if tail not in known:
             self._rewind(branch, tail)
         return known[tail]
 
     def last_row(self, branch: int, tail: tuple[int, ...]) -> Rows:
-        """The one-row step that decodes the last token of `tail`, all before it being in the cache."""
+        """Returns the one-row step that decodes the last token of `tail`; all before it is then in the cache."""
         self._rewind(branch, tail[:-1])
         return self._row(self._branches[branch].sequence, tail[-1])
 
     def text_row(self, text: int, position: int) -> Rows:
-        """The one-row step that decodes a text's token, all before it being in the cache."""
+        """Returns the one-row step that decodes a text's token; all before it is then in the cache."""
         self._decode(text, position)
         kept = self._texts[text]
         return self._row(
@@ -110,7 +110,7 @@ class PlainDecoder:
             kept.known.append(self._feed(kept.sequence, token))
 
     def _rewind(self, branch_index: int, tail: tuple[int, ...]) -> None:
-        """Bring the branch's cache to `tail`: go back to what is shared, then decode the rest."""
+        """Bring the branch's cache to `tail`: go back to the common prefix, then decode the rest."""
         branch = self._branches[branch_index]
         shared = next((i for i, (a, b) in enumerate(zip(branch.tail, tail, strict=False)) if a != b), None)
         if shared is None:

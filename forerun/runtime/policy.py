@@ -20,29 +20,29 @@ class Policy(Protocol):
 
     @property
     def rows(self) -> int:
-        """The most rows that it takes in a step, and so the most that are worth proposing for a sequence."""
+        """The most rows that it selects for a step, and so the most that are worth proposing for a sequence."""
         ...
 
     @property
     def price(self) -> float:
-        """Tokens that a second of drafting has to be worth; 0 where time does not count."""
+        """The tokens that a second of drafting must be worth; 0 if time does not count."""
         ...
 
     @property
     def pace(self) -> float:
-        """Seconds of a plain step now over those of the calibration."""
+        """The seconds of a plain step now, divided by those of the calibration."""
         ...
 
     def begin(self) -> None:
-        """A turn of the loop begins: drafting is next."""
+        """Called when an iteration of the loop begins, before drafting."""
         ...
 
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
-        """A part of each tree, its root at least. `share`: what of a step's bytes drafts have not read already."""
+        """Returns a part of each tree, at least its root. `share`: the part of a step's bytes not read by drafts."""
         ...
 
     def observe(self, rows: int, tokens: int) -> None:
-        """A step of `rows` committed `tokens`."""
+        """Called after a step of `rows` rows that committed `tokens` tokens."""
         ...
 
 
@@ -72,31 +72,31 @@ class Fixed(Checked):
 
 @dataclass
 class CurrentCost(Checked):
-    """What steps cost of late: a t(1) + b (t(n) - t(1)), with t(n) as calibrated.
+    """The recent cost of steps: a t(1) + b (t(n) - t(1)), with t(n) as calibrated.
 
-    The calibration stood behind one context, in one state of the machine. As a context grows, or a neighbour takes
-    memory bandwidth, the price of a step and that of its further rows change, each by a factor of its own. They are
-    fitted by least squares to the steps as timed, whose evidence fades, and drawn to 1.
+    The calibration used one context, in one state of the machine. As the context grows, or another process takes
+    memory bandwidth, the cost of a step and that of its further rows change, each by its own factor. The factors are
+    fitted by least squares to the timed steps, whose evidence fades, and are regularized towards 1.
     """
 
     calibrated: CostModel
-    memory: float = number(0.97, above=0, below=1)  # what a step's evidence still weighs a step later
+    memory: float = number(0.97, above=0, below=1)  # the weight of a step's evidence one step later
     _a: float = field(init=False, default=1.0)
     _b: float = field(init=False, default=1.0)
     _sums: list[float] = field(init=False, default_factory=lambda: [0.0] * 5)  # 1, x, x x, y, x y, in units of t(1)
 
     def table(self, rows: int) -> Float64:
-        """[rows] seconds of steps of 1 to `rows` rows."""
+        """Returns the seconds [rows] of steps of 1 to `rows` rows."""
         times = self.calibrated.table(rows)
         return self._a * times[0] + self._b * (times - times[0])
 
     def seconds(self, rows: int) -> float:
-        """Seconds of a step of so many rows."""
+        """Returns the seconds of a step of `rows` rows."""
         first = self.calibrated.seconds(1)
         return self._a * first + self._b * (self.calibrated.seconds(rows) - first)
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A step of `rows` took so long; what is out of all proportion says nothing of the next one."""
+        """Called after a step of `rows` rows; ignores outliers, which say nothing about the next step."""
         first = self.calibrated.seconds(1)
         x = self.calibrated.seconds(rows) / first - 1
         y = seconds / first
@@ -104,7 +104,7 @@ class CurrentCost(Checked):
             return
         self._sums = [old * self.memory + new for old, new in zip(self._sums, (1.0, x, x * x, y, x * y), strict=True)]
         ones, xs, squares, ys, products = self._sums
-        ones, ys = ones + 2, ys + 2  # two plain steps, and what two further rows cost in one, as calibrated
+        ones, ys = ones + 2, ys + 2  # prior: two plain steps, and the cost of two further rows in one, as calibrated
         squares, products = squares + 0.5, products + 0.5
         determinant = ones * squares - xs * xs
         self._a = max(0.25, (ys * squares - xs * products) / determinant)
@@ -113,19 +113,19 @@ class CurrentCost(Checked):
 
 @dataclass
 class CostAware(Checked):
-    """Takes rows, the likeliest first, as long as they pay in tokens per second.
+    """Selects rows, the likeliest first, as long as they increase tokens per second.
 
-    A step of n rows is worth the tokens it is expected to commit, less the tokens that its time would bring elsewhere:
-    sum of path probabilities - rate * t(n), with `rate` the tokens per second of late. Maximising this in every step
+    A step of n rows is worth the tokens it is expected to commit, less the tokens that its time would yield elsewhere:
+    sum of path probabilities - rate * t(n), where `rate` is the recent tokens per second. Maximising this in every step
     maximises tokens over time (Dinkelbach 1967). The roots alone are always a candidate.
     """
 
     calibrated: CostModel
     most: int = integer(64, least=1)  # rows of a step
-    memory: float = number(0.98, above=0, below=1)  # what a step's evidence of the rate still weighs a step later
+    memory: float = number(0.98, above=0, below=1)  # the weight of a step's evidence of the rate one step later
     clock: Callable[[], float] = time.perf_counter
     cost: CurrentCost = field(init=False)
-    _tokens: float = field(init=False, default=10.0)  # at first, as ten steps of plain decoding
+    _tokens: float = field(init=False, default=10.0)  # initially as after ten steps of plain decoding
     _seconds: float = field(init=False)
     _room: int = field(init=False)
     _turn: float | None = field(init=False, default=None)  # when drafting began
@@ -140,17 +140,17 @@ class CostAware(Checked):
 
     @property
     def rows(self) -> int:
-        """Twice what was taken last: more would cost time to propose, and fewer could not grow."""
+        """Twice the rows selected last: more would cost time to propose, and fewer could not grow."""
         return self._room
 
     @property
     def rate(self) -> float:
-        """Tokens per second of late, the time of drafting included."""
+        """The recent tokens per second, drafting time included."""
         return self._tokens / self._seconds
 
     @property
     def price(self) -> float:
-        """What time is worth elsewhere: the rate of late, or plain decoding's, which is always to be had."""
+        """The value of time elsewhere: the recent rate, or that of plain decoding, which is always possible."""
         return max(self.rate, 1.0 / self.cost.seconds(1))
 
     @property
@@ -170,7 +170,7 @@ class CostAware(Checked):
         best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
         expected = np.concatenate([[0.0], np.cumsum(best)])
         worth = expected - self.price * share * self.cost.table(roots + len(best))[roots - 1 :]
-        taken = int(worth.argmax())  # of equals the fewest rows
+        taken = int(worth.argmax())  # ties go to the fewest rows
         self._room = min(self.most, max(LEAST_ROOM, 2 * (roots + taken)))
         if taken == 0:
             return [tree.select(np.zeros(1, np.intp)) for tree in trees]
@@ -184,7 +184,7 @@ class CostAware(Checked):
         if self._began is not None:
             took = self.clock() - self._began
             if self._share < 1.0:
-                seconds = min(took, 4 * seconds)  # with what brought further rows to the entry
+                seconds = min(took, 4 * seconds)  # includes evaluating further rows up to the entry
             else:
                 self.cost.observe(rows, took)
                 seconds = self.cost.seconds(rows)
@@ -196,7 +196,7 @@ class CostAware(Checked):
 
 
 def _shares(trees: Sequence[Tree], drafted: int) -> list[int]:
-    """How many rows each tree gets if the `drafted` likeliest of all of them are taken beside the roots."""
+    """Returns how many rows each tree gets if the `drafted` likeliest of all are selected besides the roots."""
     owner = np.repeat(np.arange(len(trees)), [len(tree) - 1 for tree in trees])
     probability = np.concatenate([tree.probability[1:] for tree in trees])
     taken = owner[np.argsort(-probability, kind="stable")[:drafted]]

@@ -1,4 +1,4 @@
-"""What drafting has computed of a step that is to come, so that the step need not compute it again."""
+"""The part of the next step that drafting has computed, so that the step need not compute it again."""
 
 from dataclasses import dataclass, field
 
@@ -9,33 +9,33 @@ from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.tree import Tree
 
 ROOT = -1
-"""What the root's parent is called."""
+"""The number that stands for the root's parent."""
 
 
 @dataclass(eq=False)
 class Prefix:
-    """Rows whose first branches a draft has evaluated as the target does: their keys and values lie at their slots.
+    """Rows whose first branches a draft evaluated as the target model does: their keys and values are at their slots.
 
-    A row is known by its path of tokens from the root. By row determinism equal paths are equal bits, whoever proposes
-    them, so that a step over any tree of the same sequence can be entered behind these branches (`Engine.step`).
+    A row is identified by its path of tokens from the root. By row determinism equal paths have equal bits, whoever
+    proposes them, so a step over any tree of the same sequence can be entered after these branches (`Engine.step`).
     """
 
     leave: int  # the branches evaluated
-    share: float  # of a step's bytes, what is left of it behind them
+    share: float  # the part of a step's bytes that is left after them
     slots: StepSlots
     _rows: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     _slots: list[int] = field(default_factory=list[int])
     _hidden: list[Float32] = field(default_factory=list[Float32])
 
     def add(self, parent: int, token: int, slot: int, hidden: Float32) -> int:
-        """The number of a new row: `token` under the row `parent` (`ROOT` for the root itself), with its stream [D]."""
+        """Add a row, `token` under `parent` (`ROOT` for the root itself), with its stream [D]; return its number."""
         self._rows[parent, token] = len(self._slots)
         self._slots.append(slot)
         self._hidden.append(hidden)
         return len(self._slots) - 1
 
     def place(self, tree: Tree, length: int) -> tuple[Int32, list[Float32 | None]]:
-        """The slot of each row of a tree under position `length`, a new one if no draft evaluated it, and its stream.
+        """Returns each row's slot, a new one if no draft evaluated it, and stream, for a tree at position `length`.
 
         Shapes: [n] and n times [D] or None.
         """

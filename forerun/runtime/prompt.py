@@ -1,4 +1,4 @@
-"""A prompt, as callers have it: token ids, or what a tokenizer returns."""
+"""Prompts as callers have them: token ids, or what a tokenizer returns."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -9,11 +9,11 @@ from forerun.errors import PromptError
 
 ENCODE = "encode the text with the tokenizer first"
 NEUTRAL = {"attention_mask": "1", "token_type_ids": "0", "position_ids": "the position itself"}
-"""What a tokenizer adds to token ids, with the entries that say nothing new of one prompt without padding."""
+"""What a tokenizer adds to token ids, with the entries that say nothing new about one prompt without padding."""
 
 
 def opened_encoding(input_ids: Any) -> tuple[Any, dict[str, Any]]:
-    """Token ids and what came with them, of a tokenizer's encoding; anything else as it is. Raises `PromptError`."""
+    """Returns a tokenizer's token ids and what came with them; anything else is unchanged. Raises `PromptError`."""
     if isinstance(input_ids, Mapping):
         entries = {str(name): value for name, value in cast("Mapping[Any, Any]", input_ids).items()}
         if "input_ids" not in entries:
@@ -24,7 +24,7 @@ def opened_encoding(input_ids: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
-    """One prompt's token ids, from a list, an array or a tensor, [T] or [1, T]. Raises `PromptError`."""
+    """Returns one prompt's token ids, from a list, an array or a tensor, [T] or [1, T]. Raises `PromptError`."""
     if input_ids is None or isinstance(input_ids, str | bytes | Mapping):
         raise PromptError(
             f"input_ids must be token ids, not {type(input_ids).__name__}: {ENCODE} and give its input_ids"
@@ -55,7 +55,7 @@ def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
 
 
 def check_companion(name: str, value: Any, length: int) -> None:
-    """One of `NEUTRAL` for a prompt of so many tokens, [T] or [1, T]. Raises `PromptError` naming the position."""
+    """Check one of `NEUTRAL`, [T] or [1, T], for `length` prompt tokens. Raises `PromptError` naming the position."""
     try:
         given = as_array(value)
         numbers = given.astype(np.float64)
@@ -76,5 +76,5 @@ def check_companion(name: str, value: Any, length: int) -> None:
 
 
 def as_array(value: Any) -> Any:
-    """Any array, tensor or nested list as numpy's."""
+    """Returns any array, tensor or nested list as a numpy array."""
     return np.asarray(value.detach().cpu().tolist() if hasattr(value, "detach") else value)

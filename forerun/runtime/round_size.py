@@ -1,4 +1,4 @@
-"""How many rows a round of the loop on the device has: what policies are to the host's loop (`policy`)."""
+"""Chooses how many rows an iteration of the loop on the device has, as policies do for the host's loop (`policy`)."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,32 +9,32 @@ from forerun.runtime.calibration import CostModel
 
 @dataclass(frozen=True)
 class Round:
-    """What a round did."""
+    """The result of an iteration."""
 
-    rows: int  # that it evaluated
+    rows: int  # evaluated rows
     path: list[int]  # the accepted rows, from the root on; rows are numbered the likeliest first
-    tokens: list[int]  # that it committed, as many as the path has rows; -1 - t where the logit of token t is NaN
-    seconds: float | None = None  # of the device; None where they say nothing of the next one
+    tokens: list[int]  # the committed tokens, one per row of the path; -1 - t where the logit of token t is NaN
+    seconds: float | None = None  # on the device; None if they say nothing about the next iteration
 
 
 class RoundSize(Protocol):
-    """Chooses how many rows a round has."""
+    """Chooses how many rows an iteration has."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """All that it may choose."""
+        """All sizes that it may choose."""
         ...
 
     def choose(self) -> int: ...
 
     def observe(self, size: int, done: Round) -> None:
-        """What a round of `size` rows at most did."""
+        """Called with the result of an iteration of at most `size` rows."""
         ...
 
 
 @dataclass(frozen=True)
 class SameSize:
-    """Every round has so many rows."""
+    """Every iteration has `rows` rows."""
 
     rows: int
 
@@ -51,21 +51,21 @@ class SameSize:
 
 @dataclass
 class MostTokens:
-    """The size that brings most tokens a second, by what rounds of late brought and took.
+    """Chooses the size with the most tokens per second, by the tokens and times of recent iterations.
 
-    The first n rows of a round are the tree of n rows, so that a round says what every smaller one would have brought:
-    a token for each row of the path that is among the first n. One round in `trial` is another than the best, the
-    largest and each in turn. The calibration knows steps that the host waits for: of its times only the differences are
-    believed, and those until a size was timed.
+    The first n rows of an iteration are the tree of n rows, so an iteration shows what every smaller one would have
+    committed: a token for each row of the path that is among the first n. One iteration in `trial` does not have the
+    best size, but alternately the largest and each in turn. The calibration times steps that the host waits for, so
+    only differences of its times are used, and only until a size has been timed.
     """
 
     cost: CostModel
     sizes: tuple[int, ...]  # ascending
-    memory: float = 0.95  # what a round's evidence still weighs a round later
+    memory: float = 0.95  # the weight of an iteration's evidence one iteration later
     trial: int = 24
     _tokens: list[float] = field(init=False)
     _seconds: list[float | None] = field(init=False)
-    _seen: list[int] = field(init=False)  # the round in which each was observed last
+    _seen: list[int] = field(init=False)  # the iteration in which each was observed last
     _rounds: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class MostTokens:
         number = self.sizes.index(size)
         for index, smaller in enumerate(self.sizes[: number + 1]):
             tokens = sum(row < smaller for row in done.path)
-            weight = 1 - self.memory ** min(self._rounds - self._seen[index], self.trial)  # what is stale weighs little
+            weight = 1 - self.memory ** min(self._rounds - self._seen[index], self.trial)  # old evidence weighs little
             self._tokens[index] += max(weight, 1 - self.memory) * (tokens - self._tokens[index])
             self._seen[index] = self._rounds
         if done.seconds is not None:

@@ -1,4 +1,4 @@
-"""From prompts and trees to the rows of a step. Pure functions; several sequences are joined without padding."""
+"""Pure functions from prompts and trees to the rows of a step; several sequences are joined without padding."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from forerun.runtime.tree import Tree
 
 
 def prompt_rows(sequence: CachedSequence, tokens: Int32, outputs: Int32) -> Rows:
-    """The rows of `tokens` at the positions that follow the committed ones, all at home."""
+    """Returns the rows of `tokens` at the positions after the committed ones, all at home."""
     count = len(tokens)
     positions = np.arange(sequence.length, sequence.length + count, dtype=np.int32)
     return Rows(
@@ -28,9 +28,9 @@ def prompt_rows(sequence: CachedSequence, tokens: Int32, outputs: Int32) -> Rows
 
 
 def tree_slots(sequence: CachedSequence, tree: Tree, spare: Int32) -> tuple[Int32, int]:
-    """The slots [n] of a tree's rows, and how many of `spare` they use.
+    """Returns the slots [n] of a tree's rows, and how many of `spare` they use.
 
-    The first row of each depth lies at its home, where a commit need not move it; siblings lie at spare slots.
+    The first row of each depth is at its home, so that a commit need not move it; all others are at spare slots.
     """
     _, first = np.unique(tree.depth, return_index=True)
     at_home = np.zeros(len(tree), np.bool_)
@@ -42,7 +42,7 @@ def tree_slots(sequence: CachedSequence, tree: Tree, spare: Int32) -> tuple[Int3
 
 
 def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
-    """A tree's rows, every logit row wanted. Where the root lies at home, paths begin below it, else with it."""
+    """Returns a tree's rows, all logits requested. If the root is at home, paths begin below it, otherwise with it."""
     count, first = len(tree), int(slots[0] != sequence.home(np.array([sequence.length]))[0])
     paths = np.zeros((count, max(1, tree.height + first)), np.int32)
     if first:
@@ -64,9 +64,9 @@ def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
 
 
 def replayed_rows(sequence: CachedSequence, tokens: Int32, slots: Int32) -> Rows:
-    """The last committed tokens [n] once more, at other slots [n]: what they wrote stays. Every logit row is wanted.
+    """Returns rows that repeat the last committed tokens [n] at other slots [n]; what they wrote stays.
 
-    n may be at most the longest path.
+    All logits are requested. n may be at most the longest path.
     """
     count = len(tokens)
     start = sequence.length - count
@@ -85,7 +85,7 @@ def replayed_rows(sequence: CachedSequence, tokens: Int32, slots: Int32) -> Rows
 
 
 def same_position(sequence: CachedSequence, token: int, slots: Int32) -> Rows:
-    """One committed token, the sequence's last, as many rows that do not see each other; no logits are wanted."""
+    """Returns rows of the sequence's last committed token that do not see each other; no logits are requested."""
     count = len(slots)
     position = sequence.length - 1
     return Rows(
@@ -102,12 +102,12 @@ def same_position(sequence: CachedSequence, token: int, slots: Int32) -> Rows:
 
 
 def pick(rows: Rows, chosen: NDArray[np.intp], outputs: bool) -> Rows:
-    """The chosen rows alone; all of their logits are wanted, or none."""
+    """Returns only the chosen rows; all of their logits are requested, or none."""
     return _at(rows, chosen, np.arange(len(chosen) if outputs else 0, dtype=np.int32))
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """The rows of several sequences as one step's, in this order."""
+    """Returns the rows of several sequences, in this order, as those of one step."""
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0] + [len(part.tokens) for part in parts])
@@ -130,7 +130,7 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def reorder(rows: Rows, order: NDArray[np.intp]) -> Rows:
-    """The same rows in another order; `outputs` still names the same rows, in the same order."""
+    """Returns the same rows in another order; `outputs` still names the same rows, in the same order."""
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     return _at(rows, order, place[rows.outputs])
@@ -151,7 +151,7 @@ def _at(rows: Rows, chosen: NDArray[np.intp], outputs: Int32) -> Rows:
 
 
 def _stack(tables: Sequence[Int32]) -> Int32:
-    """Tables of several widths above one another, padded with 0."""
+    """Stacks tables of different widths, padded with 0."""
     stacked = np.zeros((sum(len(table) for table in tables), max(table.shape[1] for table in tables)), np.int32)
     start = 0
     for table in tables:

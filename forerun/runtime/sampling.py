@@ -2,7 +2,7 @@
 
 Random numbers are counter-based: token id t at position p of sequence s under seed k gets the t-th double of the
 Philox 4x64 stream with key (k, s) and counter (0, 0, p, 0). It depends on nothing else, so a sampled token is a
-property of its position, however many rows a step evaluates. The draw is Gumbel-max over the tokens the filters keep.
+property of its position, however many rows a step evaluates. Sampling is Gumbel-max over the tokens the filters keep.
 """
 
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ Float64 = NDArray[np.float64]
 Kept = NDArray[np.intp]
 
 LEAST_TEMPERATURE = 1e-200  # logits divided by less leave float64's range
-NUCLEUS_FIRST_LOOK = 1024  # tokens sorted before a nucleus is looked for in all of them
+NUCLEUS_FIRST_LOOK = 1024  # tokens searched for a nucleus before all are sorted
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """transformers' sampling options with their meanings. `None` filters nothing, nor does `top_k=0` or `top_p=1`."""
+    """transformers' sampling options with their meanings. `None`, `top_k=0` and `top_p=1` filter nothing."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -64,7 +64,7 @@ class SamplingSettings:
 
 
 def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
-    """The token at `position` (absolute) of `sequence`, drawn from logits [V]."""
+    """Returns the token at `position` (absolute) of `sequence`, sampled from logits [V]."""
     scores, kept = filtered(logits, settings)
     if len(kept) == 1:
         return int(kept[0])
@@ -75,19 +75,19 @@ def sample_token(logits: Float32, settings: SamplingSettings, sequence: int, pos
 
 
 def choose_token(logits: Float32, settings: SamplingSettings, sequence: int, position: int) -> int:
-    """The same, or the likeliest one where nothing is sampled: of equals the lowest id."""
+    """Returns the sampled token, or the likeliest one without sampling: on ties the lowest id."""
     if settings.do_sample:
         return sample_token(logits, settings, sequence, position)
     return int(as_numbers(logits).argmax())
 
 
 def as_numbers(logits: Float32) -> Float32:
-    """Logits as tokens are chosen by them: NaN counts as -inf."""
+    """Returns logits with -inf for NaN, as tokens are chosen by them."""
     return np.where(np.isnan(logits), np.float32(-np.inf), logits)
 
 
 def without(logits: Float32, forbidden: Iterable[int]) -> Float32:
-    """Logits [V] by which none of some tokens is chosen."""
+    """Returns logits [V] by which no forbidden token is chosen."""
     ids = list(forbidden)
     if not ids:
         return logits
@@ -97,7 +97,7 @@ def without(logits: Float32, forbidden: Iterable[int]) -> Float32:
 
 
 def scores_of(logits: Float32, settings: SamplingSettings, forbidden: Iterable[int] = ()) -> Float32:
-    """Logits [V] as transformers' scores: behind all that was done to them, -inf for what is left out."""
+    """Returns transformers' scores of logits [V]: the logits after all processing, -inf for excluded tokens."""
     masked = as_numbers(without(logits, forbidden))
     if not settings.do_sample:
         return masked
@@ -108,7 +108,7 @@ def scores_of(logits: Float32, settings: SamplingSettings, forbidden: Iterable[i
 
 
 def filtered(logits: Float32, settings: SamplingSettings) -> tuple[Float64, Kept]:
-    """Scores [V] and the ascending ids of those kept: temperature, then top_k, then top_p. NaN counts as -inf."""
+    """Returns scores [V] and the ascending kept ids: temperature, then top_k, then top_p. NaN counts as -inf."""
     scores = logits.astype(np.float64) / settings.temperature
     if np.isnan(scores.max()):
         scores[np.isnan(scores)] = -np.inf
@@ -121,7 +121,7 @@ def filtered(logits: Float32, settings: SamplingSettings) -> tuple[Float64, Kept
 
 
 def random_row(seed: int, sequence: int, position: int, vocabulary: int) -> Float64:
-    """[V] uniform numbers in [0, 1), one for each token id."""
+    """Returns [V] uniform numbers in [0, 1), one for each token id."""
     philox = np.random.Philox(
         key=np.array([seed, sequence], np.uint64), counter=np.array([0, 0, position, 0], np.uint64)
     )
@@ -129,22 +129,22 @@ def random_row(seed: int, sequence: int, position: int, vocabulary: int) -> Floa
 
 
 def keep_top_k(scores: Float64, k: int) -> Kept:
-    """Ascending ids of the k largest scores; all that equal the k-th stay, as in transformers."""
+    """Returns the ascending ids of the k largest scores; all that equal the k-th stay, as in transformers."""
     smallest = np.partition(scores, len(scores) - k)[len(scores) - k]
     return np.flatnonzero(scores >= smallest)
 
 
 def keep_top_p(scores: Float64, p: float) -> Kept:
-    """Ascending ids of the fewest tokens whose probabilities sum to p or more, at least one.
+    """Returns the ascending ids of the fewest tokens whose probabilities sum to p or more, at least one.
 
-    A token stays if those above it sum to less than p. Of equal scores the lower id stands above.
+    A token stays if those above it sum to less than p. Of equal scores, the lower id ranks higher.
     """
-    with np.errstate(invalid="ignore"):  # where the largest is infinite, only the first of its equals is kept
+    with np.errstate(invalid="ignore"):  # if the largest is infinite, only the first token that has it is kept
         probabilities = np.exp(scores - scores.max())
         probabilities /= probabilities.sum()
     if len(scores) > NUCLEUS_FIRST_LOOK:
         smallest = np.partition(scores, len(scores) - NUCLEUS_FIRST_LOOK)[len(scores) - NUCLEUS_FIRST_LOOK]
-        # All scores above `smallest` are here, so that the order among them is the order among all.
+        # All scores above `smallest` are here, so their order is the order among all.
         likely = np.flatnonzero(scores > smallest)
         if probabilities[likely].sum() > p + 1e-6:
             return likely[_nucleus(scores[likely], probabilities[likely], p)]

@@ -1,4 +1,4 @@
-"""Stopping criteria: callables of transformers' form, asked after each token of the text whatever the strategy."""
+"""Stopping criteria: callables of transformers' form, called after each token of the text whatever the strategy."""
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
@@ -13,12 +13,12 @@ from forerun.runtime.generation import Request, Step
 Criterion = Callable[[Any, Any], Any]
 """(input_ids [1, n] of prompt and text so far, scores) -> whether the text ends here: a bool, or a tensor of one.
 
-`scores` is a tuple of a tensor [1, V] for each new token where scores are kept, else None.
+`scores` is a tuple of a tensor [1, V] for each new token if scores are kept, else None.
 """
 
 
 def criteria_of(given: Any) -> list[Criterion]:
-    """The criteria of a `StoppingCriteriaList`, another list of callables, or one callable; None has none."""
+    """Returns the criteria of a `StoppingCriteriaList`, another list of callables, or one callable; None has none."""
     found = [] if given is None else list(cast("Any", given)) if isinstance(given, list | tuple) else [given]
     for each in found:
         if not callable(each) or isinstance(each, type):
@@ -35,9 +35,9 @@ def until(
     criteria: list[Criterion],
     scores: Callable[[Float32, int], Float32] | None = None,
 ) -> Generator[Step]:
-    """The steps up to the first token after which a criterion holds: of its step, the tokens up to that one.
+    """Yields the steps up to the first token after which a criterion holds; that step is cut after this token.
 
-    Criteria see one token more each time, in order. `scores`: of a row of logits that chose the given new token.
+    Criteria see one more token each time, in order. `scores`: of a row of logits and the number of its new token.
     """
     if not criteria:
         yield from steps

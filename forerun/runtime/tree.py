@@ -1,4 +1,4 @@
-"""Trees of drafted tokens: data, and pure functions over it."""
+"""Trees of drafted tokens, and pure functions over them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,29 +53,29 @@ class Tree:
         return np.flatnonzero(self.parent == row).tolist()
 
     def child(self, row: int, token: int) -> int | None:
-        """The first child of `row` that holds `token`."""
+        """Returns the first child of `row` that holds `token`, or None."""
         return self._rows.get((row, token))
 
     @cached_property
     def _rows(self) -> dict[tuple[int, int], int]:
         edges = list(zip(self.parent.tolist(), self.token.tolist(), strict=True))
-        return {edge: row for row, edge in reversed(list(enumerate(edges)))}  # of equal siblings the first
+        return {edge: row for row, edge in reversed(list(enumerate(edges)))}  # the first of equal siblings
 
     def path(self, row: int) -> list[int]:
-        """Rows from the root to `row`, both included."""
+        """Returns the rows from the root to `row`, both included."""
         path = [row]
         while (row := int(self.parent[row])) >= 0:
             path.append(row)
         return path[::-1]
 
     def select(self, rows: NDArray[np.intp]) -> "Tree":
-        """The tree of these rows alone: ascending, the root first, each row's parent among them."""
+        """Returns the tree of these rows only; they are ascending, the root first, each row's parent among them."""
         place = np.full(len(self) + 1, -1, np.int32)  # the last entry stands for the root's parent, -1
         place[rows] = np.arange(len(rows), dtype=np.int32)
         return Tree(self.token[rows], place[self.parent[rows]], self.depth[rows], self.probability[rows])
 
     def likeliest(self, count: int) -> "Tree":
-        """The tree of the `count` likeliest rows."""
+        """Returns the tree of the `count` likeliest rows."""
         return self if len(self) <= count else self.select(best_rows(self, count))
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Tree:
 
 
 class TreeBuilder:
-    """Grows a tree by token prefix: a second row with the same parent and token is the first one."""
+    """Grows a tree by token prefix: a second row with the same parent and token is the same row."""
 
     def __init__(self, root: int) -> None:
         self.tokens, self.parents, self.depths, self.probabilities = [root], [-1], [0], [1.0]
@@ -102,7 +102,7 @@ class TreeBuilder:
         return self._rows.get((parent, token))
 
     def add(self, parent: int, token: int, edge: float) -> int:
-        """The row of `token` under `parent`; a new one is accepted with probability `edge`, given its parent."""
+        """Returns the row of `token` under `parent`; a new one is accepted with probability `edge` given its parent."""
         row = self._rows.setdefault((parent, token), len(self.tokens))
         if row == len(self.tokens):
             self.tokens.append(token)
@@ -121,12 +121,12 @@ class TreeBuilder:
 
 
 def root_only(token: int) -> Tree:
-    """No speculation: plain decoding's tree."""
+    """Returns the tree of plain decoding, without speculation."""
     return TreeBuilder(token).build()
 
 
 def chain(root: int, tokens: Sequence[int]) -> Tree:
-    """A tree of one path, each row certain."""
+    """Returns a tree of one path whose rows all have probability 1."""
     builder = TreeBuilder(root)
     row = 0
     for token in tokens:
@@ -135,13 +135,13 @@ def chain(root: int, tokens: Sequence[int]) -> Tree:
 
 
 def best_rows(tree: Tree, count: int) -> NDArray[np.intp]:
-    """The `count` likeliest rows, ascending. A path is never likelier than its prefix, so they make a tree."""
-    order = np.argsort(-tree.probability, kind="stable")  # stable: of equals the parent stays before its child
+    """Returns the `count` likeliest rows, ascending. A path is never likelier than its prefix, so they form a tree."""
+    order = np.argsort(-tree.probability, kind="stable")  # stable: on ties the parent stays before its child
     return np.sort(order[:count])
 
 
 def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
-    """Several trees of one root as one, by token prefix; members[i, k] is the row of tree k that row i holds, or -1.
+    """Merges trees of one root by token prefix; members[i, k] is the row of tree k that row i holds, or -1.
 
     A row of several trees takes the largest of their edge probabilities.
     """
@@ -169,7 +169,7 @@ def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:
 
 
 def with_edges(tree: Tree, edges: Float64) -> Tree:
-    """The same rows with other edge probabilities [n]."""
+    """Returns the same rows with other edge probabilities [n]."""
     probabilities = edges.tolist()
     probabilities[0] = 1.0
     for row, parent in enumerate(tree.parent.tolist()[1:], start=1):
@@ -178,7 +178,7 @@ def with_edges(tree: Tree, edges: Float64) -> Tree:
 
 
 def check(tree: Tree, vocabulary: int) -> None:
-    """Raises `InvalidOptionError` unless the arrays make a tree over token ids below `vocabulary`."""
+    """Raises `InvalidOptionError` unless the arrays form a tree over token ids below `vocabulary`."""
     if len({len(column) for column in (tree.token, tree.parent, tree.depth, tree.probability)}) != 1:
         raise InvalidOptionError("a tree's arrays must have one length")
     if len(tree) == 0 or tree.parent[0] != -1 or tree.depth[0] != 0:

@@ -1,4 +1,4 @@
-"""Verification: sample at every row of the path and follow the child that was drawn."""
+"""Verification: sample at every row of the path and follow the child with the sampled token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from forerun.runtime.tree import Tree
 
 @dataclass(frozen=True)
 class Verdict:
-    """The accepted path and what it decided: tokens[i] was drawn at row path[i]; the last one is the bonus token."""
+    """The accepted path and its tokens: tokens[i] was sampled at row path[i]; the last one is the bonus token."""
 
     path: list[int]  # rows from the root on
     tokens: list[int]  # as many as the path has rows
 
     def cut(self, count: int) -> "Verdict":
-        """The first `count` tokens, and the rows that drew them."""
+        """Returns the first `count` tokens, and the rows that sampled them."""
         return Verdict(self.path[:count], self.tokens[:count])
 
 
 def verify(tree: Tree, draw: Callable[[int], int]) -> Verdict:
     """Follow the sampled children from the root. `draw(row)` is called for rows of the path only.
 
-    A drawn token is a function of its row's logits and position alone, so the tokens are plain decoding's.
+    A sampled token is a function of its row's logits and position alone, so the tokens are those of plain decoding.
     """
     path, tokens = [0], [draw(0)]
     while (child := tree.child(path[-1], tokens[-1])) is not None:

@@ -1,4 +1,4 @@
-"""From a program to something that runs, or to files that show what would."""
+"""Turns a program into an executable, or into files that show what would run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TUNE = "FORERUN_TUNE"
 
 
 def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None) -> TritonExecutable:
-    """A program on a GPU, ready to run; `device="cpu"` runs its kernels in Triton's interpreter.
+    """Makes a program ready to run on a GPU; `device="cpu"` runs its kernels in Triton's interpreter.
 
-    `tune` measures how launches are best divided, the first time each is met; unless `$FORERUN_TUNE` is 0, by default.
-    Nothing is allocated before the GPU and its memory are known to fit.
+    `tune` measures the best division of each launch when it first occurs; the default is on, unless `$FORERUN_TUNE` is
+    0. Nothing is allocated before the GPU and its memory are known to fit.
     """
     if device != "cpu":
         require_gpu()
@@ -38,12 +38,12 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
 
 
 def texts(program: TritonProgram) -> dict[str, str]:
-    """The file of every kernel, those replaced by the user's included, as it would run."""
+    """Returns the file of every kernel as it would run, including those replaced by the user."""
     return {name: each.text for name, each in overridden({**program.step.sources, "loop": loop_source()}).items()}
 
 
 def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
-    """Every kernel compiled ahead of time, and what was measured on the GPUs that this machine has met."""
+    """Compiles every kernel ahead of time, and adds what was measured on GPUs that this machine has used."""
     from forerun.execute.triton import compilation
     from forerun.execute.triton.tuning import known_choices
 

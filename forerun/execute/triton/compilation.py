@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, with no GPU: their registers and shared memory, and whether they spill."""
+"""Compiles kernels ahead of time, without a GPU: their registers and shared memory, and whether they spill."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from forerun.runtime.device_loop import Drafting
 
 POINTERS = {"f32": "*fp32", "bf16": "*bf16", "f16": "*fp16", "i32": "*i32", "f64": "*fp64"}
 CAPABILITIES = (80, 90)
-"""A100 and H100: what kernels are checked for without a GPU."""
+"""A100 and H100: the architectures for which kernels are checked without a GPU."""
 ALIGNED = [["tt.divisibility", 16]]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes on one architecture. `stack` bytes of a thread are what registers cannot hold."""
+    """The resources of a kernel on one architecture. `stack` is the bytes per thread that registers cannot hold."""
 
     kernel: str
     capability: int
@@ -43,7 +43,7 @@ class Resources:
 
 
 def compile_kernel(source: Source, config: Config, capability: int, shared: int = 1) -> Resources:
-    """Compile one function of a kernel's file to a cubin, under the division given."""
+    """Compiles one function of a kernel's file to a cubin, with the given division."""
     function = getattr(load(source, interpret=False), function_name(shared))
     names = function.arg_names
     signature = dict(zip(names, ["*i32", *(POINTERS[each] for each in source.elements)], strict=False))
@@ -65,7 +65,7 @@ def _resources(name: str, text: Any, config: Config, capability: int) -> Resourc
 def compile_step(
     step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
-    """Every function of every kernel of a step, for each architecture, as it is divided first for so many rows."""
+    """Compiles every function of every kernel of a step, for each architecture, with its first division for `rows`."""
     every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.asked))
     launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
@@ -78,7 +78,7 @@ def compile_step(
 def compile_loop(
     step: TritonStep, rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
-    """Every kernel of the loop on the device around a step, in rounds of so many rows; on the CPU nothing runs."""
+    """Compiles every kernel of the device loop around a step, for iterations of `rows` rows; nothing is run."""
     executable = TritonExecutable(step, {}, "cpu")
     loop = executable.loop(executable.new_state(1), Drafting(), max(rows))
     kernels = load_kernels(interpret=False)
@@ -110,7 +110,7 @@ def _kind(value: Any) -> str:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack, of the kernel in a cubin."""
+    """Returns the registers and the stack bytes of the kernel in a cubin."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -1,7 +1,7 @@
-"""How a launch may be divided: a first choice that spills nothing, and the candidates of the autotuner.
+"""How a launch may be divided: a first choice that spills nothing, and the autotuner's candidates.
 
-None of it changes a bit: `block` and `warps` divide outputs, `rows` divides rows in tiles of 16 or 32 (one mma
-instruction has 16), `stages` is how far loads run ahead. Blocks of features and of keys are no choice.
+No division changes a bit: `block` and `warps` divide outputs, `rows` divides rows into tiles of 16 or 32 (one mma
+instruction has 16), `stages` is how far loads run ahead. Blocks of features and of keys are fixed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from forerun.codegen.triton.step import LEAST_BLOCK, Config, Launch
 
 FILLED = 128
-"""Programs that a launch should have at least: about one a multiprocessor."""
+"""The fewest programs that a launch should have: about one per multiprocessor."""
 
 
 def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
-    """The division of a launch of so many rows where nothing was measured."""
+    """Returns the division of a launch of `rows` rows when nothing has been measured."""
     element = weight_element(launch)
     match launch.grid.kind:
         case "products" | "head":
@@ -25,14 +25,14 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
             if element == "f32":
                 return Config(64, 16, 8 if shared > 1 else 4, 3)
             if shared > 4:
-                return Config(64, 16, 8, 1)  # with loads ahead some registers spill, which may be faster still
+                return Config(64, 16, 8, 1)  # with loads ahead, some registers spill, which may still be faster
             return Config(64, 16, 8, 2) if shared > 2 else Config(64, 16, 4, 3)
         case _:
             return launch.config
 
 
 def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
-    """The first choice, and what else may be faster."""
+    """Returns the first choice, and others that may be faster."""
     first = first_config(launch, rows, shared)
     others: list[Config] = []
     match launch.grid.kind:
@@ -49,12 +49,12 @@ def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
 
 
 def tuned_rows(rows: int) -> int:
-    """Row counts that share a choice: one tile of 16, one of 32, several."""
+    """Returns the bucket of row counts that share a choice: one tile of 16, one of 32, or several."""
     return 16 if rows <= 16 else 32 if rows <= 32 else 256
 
 
 def weight_element(launch: Launch) -> str:
-    """The element type that a launch's products are taken in."""
+    """Returns the element type in which a launch's products are computed."""
     kinds = {"products": "weight", "head": "weight", "attention": "state"}
     wanted = kinds.get(launch.grid.kind)
     found = [each.element for each in launch.operands if each.kind == wanted]
@@ -62,7 +62,7 @@ def weight_element(launch: Launch) -> str:
 
 
 def _least(launch: Launch) -> int:
-    """The smallest tile: a head has room for the candidates of so many, and no more."""
+    """Returns the smallest tile: a head has no room for the candidates of more, smaller tiles."""
     return LEAST_BLOCK if launch.grid.kind == "head" else 16
 
 

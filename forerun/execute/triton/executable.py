@@ -1,8 +1,8 @@
 """A Triton step with its weights on a device: one copy in, one graph launch, one wait.
 
-On a GPU the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, the copy of the
-candidates and sampled tokens back to the host at its end. Logits are computed on demand. On the CPU the
-same launches run one by one in Triton's interpreter.
+On a GPU, the launches of a (row bucket, output bucket, part) are captured once as a CUDA graph, which ends with the
+copy of the candidates and sampled tokens to the host. Logits are computed on demand. On the CPU, the same launches run
+one by one in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TritonExecutable(EntryRunner[State]):
             torch.zeros(each.sizes(most), dtype=dtype, pin_memory=pinned).view(-1)
             for each, dtype in zip(self._answers, types, strict=True)
         ]
-        late = any(kernel.begins for kernel in step.kernels)  # else no part could be entered behind branch 0
+        late = any(kernel.begins for kernel in step.kernels)  # otherwise no part can be entered behind branch 0
         found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
         self.branches = tuple(found) if late else ()
         self.head_bytes = self._read(None) if late else self.weight_bytes
@@ -73,18 +73,17 @@ class TritonExecutable(EntryRunner[State]):
 
     @property
     def weight_bytes(self) -> int:
-        """What a step reads of its weights: those of its linears."""
+        """The weight bytes that a step reads: those of its linears."""
         return sum(each.weight_bytes for each in self.step.kernels)
 
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
-        """A cache of `blocks * P` slots, all zero."""
+        """Returns a zeroed cache of `blocks * P` slots."""
         self.launcher.require_process()
         return new_state(self.step, max(1, blocks), self.launcher.device, requests)
 
     def _copied_back(self) -> list[Value]:
-        """What the host waits for: the candidates' ids and logits, and the drawn tokens; nothing of a step that has
-        none."""
+        """Returns the values that the host waits for: the candidates' ids and logits and the sampled tokens, if any."""
         answers = [*self.step.returned[1:]] if self.candidates else []
         return [*answers, self.step.drawn] if self.step.drawn is not None else answers
 
@@ -124,7 +123,7 @@ class TritonExecutable(EntryRunner[State]):
         return DeviceStepResult(Ran(self.launcher, state, layout, sizes, evaluated), ids, best, drawn, chosen)
 
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
-        """The launches of some kernels of a step, to be measured or captured; the inputs are in place."""
+        """Returns the launches of some kernels of a step, to be measured or captured; the inputs are in place."""
         layout, _ = self.launcher.load(rows)
         chosen = [each for each in self.step.kernels if each.name in kernels]
         every = list(range(len(self.step.branches)))
@@ -132,7 +131,7 @@ class TritonExecutable(EntryRunner[State]):
 
     @with_live_threads
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
-        """One step, kernel by kernel, with a copy of every kernel's results in order."""
+        """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
         layout, sizes = self.launcher.load(rows)
         entries: list[KernelOutput] = []
         every = list(range(len(self.step.branches)))
@@ -153,9 +152,9 @@ class TritonExecutable(EntryRunner[State]):
 
     @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
-        """Copy what is cached at each source slot to its destination; all reads happen before all writes.
+        """Copies the cached contents of each source slot to its destination; all reads precede all writes.
 
-        On a GPU this is enqueued behind the step, and the host does not wait for it.
+        On a GPU this is enqueued after the step, and the host does not wait for it.
         """
         if len(source) == 0:
             return
@@ -168,12 +167,12 @@ class TritonExecutable(EntryRunner[State]):
     def _replay(
         self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
     ) -> list[NDArray[Any]]:
-        """Launch the graph of this shape, captured the first time, and wait for what it copies back."""
+        """Launches the graph of this shape, captured the first time, and waits for the values it copies back."""
         key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
         sizes = {"N": layout.rows, "M": layout.outputs}
         stream = torch.cuda.current_stream(self.launcher.device)
         if key not in state.graphs:
-            self.launcher.launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside of the capture
+            self.launcher.launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside the capture
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

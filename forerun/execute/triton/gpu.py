@@ -1,4 +1,4 @@
-"""What must hold of the machine before anything is allocated: a GPU, new enough, with room; one sentence otherwise."""
+"""Checks before anything is allocated: a GPU that is new enough and has room; otherwise a one-sentence error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from forerun.execute.triton.memory import TORCH, buffer_bytes, state_bytes
 from forerun.forking import gpu_of_parent
 
 CAPABILITY = (8, 0)
-"""The oldest GPUs that have mma units for bfloat16, and what the kernels are checked for."""
+"""The oldest GPUs with mma units for bfloat16, for which the kernels are checked."""
 GIGABYTE = 1e9
 RESERVE = 0.5e9
 """Bytes for the CUDA context, compiled kernels and graphs."""
 
 
 def require_gpu() -> None:
-    """DeviceError where there is no GPU, or one that is too old, or no Triton; ForkError where a parent uses it."""
+    """Raises DeviceError without a new enough GPU or without Triton, and ForkError if a parent process uses the GPU."""
     if getattr(torch.cuda, "_is_in_bad_fork", bool)():
         raise gpu_of_parent()
     if not torch.cuda.is_available():
@@ -38,7 +38,7 @@ def require_gpu() -> None:
 
 
 def require_triton() -> None:
-    """DeviceError where Triton is not installed; what is compiled ahead of time needs nothing else."""
+    """Raises DeviceError if Triton is not installed; ahead-of-time compilation needs nothing else."""
     if importlib.util.find_spec("triton") is None:
         raise DeviceError(
             'target="cuda" needs Triton, which is not installed; run pip install "forerun[cuda]", or pip install '
@@ -47,14 +47,14 @@ def require_triton() -> None:
 
 
 def needed_bytes(program: TritonProgram) -> dict[str, int]:
-    """What a compiled model takes on the GPU: weights, the cache of one sequence, buffers."""
+    """Returns the bytes of a compiled model on the GPU: weights, the cache of one sequence, buffers."""
     step = program.step
     weights = sum(program.sizes[name] * TORCH[element].itemsize for name, element in step.weights.items())
     return {"weights": weights, "cache": state_bytes(step, cache_blocks(step)), "buffers": buffer_bytes(step)}
 
 
 def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:
-    """DeviceMemoryError where the GPU has not the room."""
+    """Raises DeviceMemoryError if the GPU does not have enough memory."""
     free = torch.cuda.mem_get_info()[0] if free is None else free
     total = sum(needed.values()) + RESERVE
     if total <= free:
@@ -67,5 +67,5 @@ def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:
 
 
 def cache_blocks(step: TritonStep) -> int:
-    """Blocks of the cache of one sequence of `max_length`, and a step's spare slots (`runtime.engine.Engine`)."""
+    """Returns the cache blocks of one sequence of `max_length` and a step's spare slots (`runtime.engine.Engine`)."""
     return -(-step.max_length // step.block) + -(-step.max_rows // step.block)

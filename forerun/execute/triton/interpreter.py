@@ -1,12 +1,11 @@
-"""Triton's interpreter, made fit to stand in for a GPU: kernels on CPU tensors whose sums have a fixed order.
+"""Triton's interpreter as a stand-in for a GPU: kernels run on CPU tensors, and their sums have a fixed order.
 
-What this shows and what it does not: the interpreter's own `tl.dot` is numpy's matrix product, whose order of sums
-depends on the shape, so it is replaced by one chain over the features in order, as an mma unit also has a fixed order,
-but not that one. So bits here are not a GPU's bits. That a row's bits depend on the row alone is then a statement about
-everything that these kernels decide: which numbers meet, masks, splits, tiles, where keys are read, trees of sums. That
-the instructions behind `tl.dot` keep an order of their own for every row of a tile, only a GPU can show
-(`forerun verify --target cuda`). Rounding to bfloat16 is to nearest, ties to even, as a GPU's is; the interpreter's
-truncates.
+The interpreter's own `tl.dot` is numpy's matrix product, whose order of sums depends on the shape. It is replaced by
+one chain over the features in order. An mma unit also has a fixed order, but a different one, so bits here are not a
+GPU's bits. What can be shown here is that a row's bits depend on the row alone in everything that these kernels decide:
+which numbers meet, masks, splits, tiles, where keys are read, trees of sums. Only a GPU can show that the instructions
+behind `tl.dot` keep their order for every row of a tile (`forerun verify --target cuda`). Rounding to bfloat16 is to
+nearest, ties to even, as on a GPU; the interpreter's own truncates.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ runtime: Any = importlib.import_module("triton.runtime.interpreter")
 
 
 def ordered_dot(left: NDArray[np.float32], right: NDArray[np.float32], start: NDArray[np.float32]) -> Any:
-    """start + left right, feature after feature, rounded after each product and each sum."""
+    """Returns start + left right, feature by feature, rounded after each product and each sum."""
     total = start.astype(np.float32)
     for feature in range(left.shape[1]):
         total = total + left[:, feature, None] * right[None, feature]
@@ -33,14 +32,14 @@ def ordered_dot(left: NDArray[np.float32], right: NDArray[np.float32], start: ND
 
 
 def widened(data: NDArray[Any], kind: Any) -> NDArray[np.float32]:
-    """Numbers as float32; the interpreter keeps bfloat16 as the upper halves."""
+    """Returns numbers as float32; the interpreter stores bfloat16 as the upper halves."""
     if kind == language.bfloat16:
         return (data.astype(np.uint32) << 16).view(np.float32)
     return data.astype(np.float32)
 
 
 def rounded(data: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of the nearest bfloat16 numbers, ties to even."""
+    """Returns the upper halves of the nearest bfloat16 numbers, ties to even."""
     words = np.ascontiguousarray(data).view(np.uint32)
     nearest = ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(data), np.uint16(0x7FC0), nearest)
@@ -72,20 +71,20 @@ def _smallest(x: Any, axis: int | None = None, keep_dims: bool = False) -> Any:
 
 
 def _sum(x: Any, axis: int | None = None, keep_dims: bool = False) -> Any:
-    """In x's own type, where numpy would widen integers."""
+    """Sums in x's own type; numpy would widen integers."""
     total = runtime.ReduceOps(axis, standard._sum_combine, keep_dims).apply(x)
     total.handle.data = np.asarray(total.handle.data).astype(x.handle.data.dtype)
     return total
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A device function: Triton's names are already the interpreter's while a kernel runs."""
+    """Calls a device function; while a kernel runs, Triton's names are already the interpreter's."""
     return self.rewrite()(*args, **kwargs)
 
 
 @contextmanager
 def replaced() -> Generator[None]:
-    """The interpreter with these replacements."""
+    """Applies these replacements to the interpreter while the body runs."""
     builder, function = runtime.InterpreterBuilder, runtime.InterpretedFunction
     changes = [
         (builder, "create_dot", _create_dot),
@@ -100,7 +99,7 @@ def replaced() -> Generator[None]:
     checked = options.sanitize_overflow
     for owner, name, value in changes:
         setattr(owner, name, value)
-    object.__setattr__(options, "sanitize_overflow", False)  # checks of integers take half of the time
+    object.__setattr__(options, "sanitize_overflow", False)  # integer checks take half of the time
     try:
         yield
     finally:
@@ -110,6 +109,6 @@ def replaced() -> Generator[None]:
 
 
 def run(function: Any, grid: Sequence[int], pointers: Sequence[Any], constants: Mapping[str, int]) -> None:
-    """Run a kernel of a module that was loaded for interpretation, on CPU tensors."""
-    with replaced(), np.errstate(all="ignore"):  # lanes that are masked off may hold anything
+    """Runs a kernel of a module loaded for interpretation, on CPU tensors."""
+    with replaced(), np.errstate(all="ignore"):  # masked lanes may hold anything
         function[tuple(grid)](*pointers, **constants)

@@ -1,6 +1,6 @@
-"""The launches of a step's kernels, and what they work on: its inputs, its arena and its weights on a device.
+"""Launches a step's kernels on its inputs, its arena and its weights, which lie on a device.
 
-On the CPU the kernels run in Triton's interpreter.
+On the CPU, the kernels run in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from forerun.forking import require_process
 from forerun.runtime.executable import Draw, Float32, Rows
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-"""Row counts of a graph; rows beyond a step's own do nothing."""
+"""The row counts of graphs; rows beyond a step's own do nothing."""
 
 
 class Tuner(Protocol):
-    """Chooses how a launch of so many rows is divided (`tuning`)."""
+    """Chooses how a launch of `rows` rows is divided (`tuning`)."""
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class Launcher:
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
         self.choices: dict[tuple[str, int, int], Config] = {}
-        """By kernel, rows and tiles that share a load."""
+        """The chosen divisions, by kernel, rows and number of tiles that share a load."""
         self.tuner = tuner
         self._modules: dict[str, Any] = {}
         self.arena = torch.zeros(step.arena, device=self.device)
@@ -69,12 +69,12 @@ class Launcher:
     # --- memory
 
     def require_process(self) -> None:
-        """ForkError in a process that was forked from the one that made this."""
+        """Raises ForkError in a process forked from the one that made this launcher."""
         if not self.interpreted:
             require_process(self._process)
 
     def load(self, rows: Rows, draws: Sequence[Draw | None] = ()) -> tuple[InputLayout, dict[str, int]]:
-        """Put a step's inputs in their place; where they lie, and the numbers of rows and outputs."""
+        """Puts a step's inputs in place; returns their layout and the numbers of rows and outputs."""
         self.require_process()
         count, path = rows.paths.shape
         outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
@@ -94,7 +94,7 @@ class Launcher:
         return layout, {"N": count, "M": outputs}
 
     def load_entry(self, entry: Entry, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]) -> None:
-        """Puts the arguments of another entry than the step in their places, with the sizes of its dimensions."""
+        """Puts the arguments of an entry other than the step in place, with the sizes of its dimensions."""
         self.require_process()
         for argument, value in zip(entry.signature.arguments, given, strict=True):
             at = entry.places[argument.name]
@@ -108,21 +108,21 @@ class Launcher:
         return InputLayout(*buckets, self.step.max_path, self.step.tables, self.step.extra)
 
     def value(self, value: Value, sizes: Mapping[str, int]) -> NDArray[Any]:
-        """A value of the arena, on the host."""
+        """Returns a value of the arena, on the host."""
         shape = value.sizes(sizes)
         return self.place(value)[: int(np.prod(shape))].reshape(shape).cpu().numpy()
 
     def stream(self, place: int, rows: int) -> Float32:
-        """[N, D]"""
+        """Returns [N, D]."""
         return self.arena[place : place + rows * self.step.width].reshape(rows, self.step.width).cpu().numpy()
 
     def give_stream(self, hidden: Float32) -> None:
-        """Put the stream's values [N, D] where a part that enters late begins with them."""
+        """Puts the stream's values [N, D] where a part that enters late reads them."""
         place, count = self.step.stream[0], hidden.size
         self.arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
 
     def place(self, value: Value) -> torch.Tensor:
-        """What begins with a value of the arena."""
+        """Returns the memory that begins with a value of the arena."""
         return (self.arena if value.dtype == "f32" else self._views["i32"])[value.place :]
 
     def _pointer(
@@ -147,7 +147,7 @@ class Launcher:
     # --- launches
 
     def launch_step(self, state: State, layout: InputLayout, inputs: torch.Tensor | None = None) -> None:
-        """The launches of a whole step; its inputs may lie elsewhere."""
+        """Launches a whole step; its inputs may lie elsewhere."""
         self.launch_all(state, layout, self.step.kernels, list(range(len(self.step.branches))), inputs)
 
     def launch_all(
@@ -158,7 +158,7 @@ class Launcher:
         evaluated: list[int],
         inputs: torch.Tensor | None = None,
     ) -> None:
-        """The launches of some kernels of a step."""
+        """Launches some kernels of a step."""
         for kernel in kernels:
             self.launch_each(kernel.launches, state, layout, evaluated, inputs)
 
@@ -170,12 +170,12 @@ class Launcher:
         evaluated: list[int],
         inputs: torch.Tensor | None = None,
     ) -> None:
-        """Launches of a step one after another; the inputs are in place."""
+        """Performs launches of a step one after another; the inputs are in place."""
         sizes = {"N": layout.rows, "M": layout.outputs}
         self._launch_on(launches, state, layout.places, sizes, evaluated, self._inputs if inputs is None else inputs)
 
     def launch_entry(self, entry: Entry, state: State, sizes: Mapping[str, int]) -> None:
-        """The launches of another entry than the step; its arguments are in place."""
+        """Launches an entry other than the step; its arguments are in place."""
         for kernel in entry.kernels:
             self._launch_on([*kernel.launches, *kernel.asked], state, entry.places, sizes, [], self._inputs)
 
@@ -194,7 +194,7 @@ class Launcher:
             self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 
     def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
-        """How a launch is divided."""
+        """Returns how a launch is divided."""
         rows, shared = launch.grid.count(sizes), launch.grid.shared(sizes)
         key = (launch.source, rows, shared)
         if key not in self.choices:
@@ -205,7 +205,7 @@ class Launcher:
         return self.choices[key]
 
     def launch(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int], config: Config) -> None:
-        """Run one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off."""
+        """Runs one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off."""
         if launch.source not in self._modules:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
         shared = launch.grid.shared(sizes)
@@ -221,10 +221,10 @@ class Launcher:
 
 
 def bucket(count: int, most: int) -> int:
-    """The row count of the graph that runs so many rows, where a step has at most `most`."""
+    """Returns the row count of the graph that runs `count` rows; a step has at most `most`."""
     return min(next((each for each in BUCKETS if each >= count), most), most)
 
 
 def compile_options(config: Config) -> dict[str, Any]:
-    """What Triton is told of a kernel beside its constants."""
+    """Returns the options that Triton gets for a kernel, besides its constants."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}

@@ -1,6 +1,6 @@
-"""The loop on the device (`runtime.device_loop`): an iteration is one launch of a CUDA graph, from drafting to commit.
+"""The device loop (`runtime.device_loop`): an iteration, from drafting to commit, is one launch of a CUDA graph.
 
-On the CPU the kernels of a round run one by one in Triton's interpreter.
+On the CPU, the kernels of an iteration run one by one in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from forerun.runtime.round_size import Round
 
 @dataclass(frozen=True)
 class Enqueued:
-    """A round under way: its report's place, and the events around it, which the interpreter has none of."""
+    """An iteration in flight: its report's entry and the events around it, which the interpreter lacks."""
 
     size: Size
     entry: int
-    began: Any  # None as well where the round was not yet a graph: its time says nothing
+    began: Any  # also None if the iteration was not yet a graph: its time means nothing
     heard: Any
 
 
 class TritonLoop:
-    """Rounds over one cache (`runtime.device_loop.DeviceLoop`), of at most `largest` rows."""
+    """Iterations of at most `largest` rows over one cache (`runtime.device_loop.DeviceLoop`)."""
 
     def __init__(self, launcher: Launcher, state: State, drafting: Drafting, largest: int) -> None:
         step = launcher.step
@@ -61,9 +61,9 @@ class TritonLoop:
         return len(self._enqueued)
 
     def prepare(self, rows: int, trial: Rows) -> None:
-        layout, _ = self.launcher.load(trial)  # kernels are measured on as many rows as they will have
+        layout, _ = self.launcher.load(trial)  # kernels are measured with as many rows as they will have
         self.launcher.launch_step(self.state, layout)
-        self.text.begin([0, 0], 0, np.zeros(0, np.int32))  # behind its last position: nothing is written
+        self.text.begin([0, 0], 0, np.zeros(0, np.int32))  # beyond its last position, so nothing is written
         size = self.size(rows)
         self._launch(size)
         self._capture(size)
@@ -115,7 +115,7 @@ class TritonLoop:
         self._enqueued.clear()
 
     def size(self, rows: int) -> Size:
-        """The inputs of rounds of at most so many rows."""
+        """Returns the inputs of iterations of at most `rows` rows."""
         if not 1 <= rows <= self.largest:
             raise InvalidOptionError(f"a round of this loop has 1 to {self.largest} rows, not {rows}")
         if rows not in self._sizes:
@@ -127,7 +127,7 @@ class TritonLoop:
         return self._sizes[rows]
 
     def _capture(self, size: Size) -> None:
-        """The launches of a round as a graph; they ran once before, so that everything is compiled and tuned."""
+        """Captures an iteration's launches as a graph; they ran before, so that everything is compiled and tuned."""
         torch.cuda.current_stream(self.launcher.device).synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -142,7 +142,7 @@ class TritonLoop:
             self.run(call)
 
     def run(self, call: Call) -> None:
-        """One kernel, by itself."""
+        """Runs one kernel by itself."""
         function = getattr(self._kernels, call.kernel)
         constants = call.constants_of(function)
         if self.launcher.interpreted:
@@ -155,7 +155,7 @@ class TritonLoop:
 
 
 def _mark() -> Any:
-    """A point in what is enqueued."""
+    """Records an event in the stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

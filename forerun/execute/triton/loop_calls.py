@@ -1,4 +1,4 @@
-"""An iteration of the loop on the device as calls of its kernels (`loop_kernels.py`), before its step and after."""
+"""An iteration of the device loop as calls of its kernels (`loop_kernels.py`), before and after its step."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
 
 CHUNK = 2048
-"""Positions of a program that looks a text's end up."""
+"""Positions per program that looks up a text's end."""
 PART = 1024
-"""Numbers of a program that moves a slot."""
+"""Numbers per program that moves a slot."""
 SUCCESSORS = 8
-"""Candidates that are remembered of a token."""
+"""Candidates remembered per token."""
 RING = 8
-"""Reports that are kept: more than the rounds in flight."""
+"""Reports that are kept: more than the iterations in flight."""
 STRENGTH = 6.0
-"""Observations that a prior weighs as much as."""
+"""The weight of a prior, in observations."""
 MEMORY = 4000.0
-"""Observations of a feature after which its evidence is halved, between two texts."""
+"""The observations of a feature after which its evidence is halved, between two texts."""
 WARPS = {"look_up": 4, "propose": 1, "verify": 1, "remember": 1, "commit": 4}
-"""One where a program goes step by step: what its lanes tell each other then stays within a warp."""
+"""One warp if a program runs step by step: its lanes then communicate within a warp."""
 
 
 def loop_source() -> Source:
-    """The kernels of the loop, as a kernel's file."""
+    """Returns the kernels of the loop, as a kernel file."""
     text = Path(__file__).with_name("loop_kernels.py").read_text(encoding="utf-8")
-    text = text.partition("\n")[2]  # what is said to pyright
+    text = text.partition("\n")[2]  # drops the line for pyright
     return Source("loop", text, "loop", (), "draft, verify, remember, commit")
 
 
 def load_kernels(interpret: bool) -> Any:
-    """Their module, of the user's file where there is one; InvalidOptionError where it lacks a kernel."""
+    """Returns their module, from the user's file if any. Raises InvalidOptionError if that lacks a kernel."""
     found = load(overridden({"loop": loop_source()})["loop"], interpret)
     if missing := [name for name in WARPS if not hasattr(found, name)]:
         raise InvalidOptionError(f"The kernels' file loop.py has no {', '.join(missing)}; correct it.")
@@ -50,7 +50,7 @@ def load_kernels(interpret: bool) -> Any:
 
 
 def power(count: int) -> int:
-    """The least power of two that is no less."""
+    """Returns the smallest power of two that is at least `count`."""
     return 1 << max(0, count - 1).bit_length()
 
 
@@ -60,7 +60,7 @@ class Call:
 
     kernel: str
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # tensors, and numbers
+    arguments: dict[str, Any]  # tensors and numbers
     constants: dict[str, int]
 
     def constants_of(self, function: Any) -> dict[str, int]:
@@ -70,13 +70,13 @@ class Call:
 
 @dataclass
 class Knowledge:
-    """What the loop has learned, on the device. It outlives a text."""
+    """What the loop has learned, stored on the device. It outlives a text."""
 
     successors: torch.Tensor  # [V, SUCCESSORS] each token's likeliest successors, -1 for none
     shares: torch.Tensor  # [V, SUCCESSORS] the class of each one's probability
     hits: torch.Tensor  # [features]
     trials: torch.Tensor  # [features]
-    bounds: torch.Tensor  # the classes' upper bounds, but the last
+    bounds: torch.Tensor  # the classes' upper bounds, except the last
 
     @classmethod
     def fresh(cls, vocabulary: int, drafting: Drafting, device: torch.device) -> Knowledge:
@@ -86,14 +86,14 @@ class Knowledge:
         return cls(table, torch.zeros_like(table), prior * STRENGTH, torch.full_like(prior, STRENGTH), bounds)
 
     def fade(self) -> None:
-        """Halve what has weighed long enough."""
+        """Halves evidence that exceeds `MEMORY`."""
         weight = torch.where(self.trials > MEMORY, 0.5, 1.0)
         self.hits *= weight
         self.trials *= weight
 
 
 class Text:
-    """The text that is decoded, and the tree of the round that runs, on the device."""
+    """The text being decoded and the tree of the current iteration, on the device."""
 
     def __init__(self, launcher: Launcher, places: int) -> None:
         step = launcher.step
@@ -118,7 +118,7 @@ class Text:
 
 @dataclass
 class Size:
-    """Rounds of at most so many rows: the inputs of their step, and their graph."""
+    """Iterations of at most `rows` rows: the inputs of their step, and their graph."""
 
     rows: int
     layout: InputLayout
@@ -126,7 +126,7 @@ class Size:
     graph: Any = None
 
     def __post_init__(self) -> None:
-        """Every row's logits are wanted."""
+        """Makes every row an output."""
         every = torch.arange(self.layout.outputs, dtype=torch.int32, device=self.inputs.device)
         self.input("outputs")[: self.layout.outputs].copy_(every)
 
@@ -134,7 +134,7 @@ class Size:
         return self.inputs[self.layout.places[name] :]
 
     def begin(self, blocks: Int32, draw: Draw | None) -> None:
-        """What is the same in every round of a text."""
+        """Sets the inputs that are the same in every iteration of a text."""
         self.inputs[DRAWING] = draw is not None
         words = torch.from_numpy(draw_words([draw])).expand(self.layout.outputs, WORDS)
         self.input("draws")[: words.numel()].copy_(words.reshape(-1))
@@ -143,7 +143,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of rounds over one cache."""
+    """The calls of iterations over one cache."""
 
     launcher: Launcher
     state: State
@@ -152,7 +152,7 @@ class Calls:
     text: Text
 
     def before(self, size: Size) -> list[Call]:
-        """The tree, as the step's inputs."""
+        """Returns the calls that draft the tree as the step's inputs."""
         step, text, known, drafting = self.launcher.step, self.text, self.known, self.drafting
         places = max(1, drafting.places)
         shared = {"state": text.state, "tokens": text.tokens, "finds": text.finds}
@@ -173,11 +173,11 @@ class Calls:
         return [look_up, propose] if drafting.places else [propose]
 
     def after(self, size: Size) -> list[Call]:
-        """What the step decided, and what it taught."""
+        """Returns the calls that verify, remember and commit the step's results."""
         step, text, known = self.launcher.step, self.text, self.known
         _, ids, logits = (self.launcher.place(value) for value in step.returned)
         rows, candidates = {"ROWS": self._lanes(size)}, step.candidates
-        # Where no step draws, the likeliest candidate is taken, the first of each row.
+        # If steps do not sample, the likeliest candidate is taken, the first of each row.
         drawn, stride = (ids, candidates) if step.drawn is None else (self.launcher.place(step.drawn), 1)
         inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
         names = ("state", "tokens", "parents", "depths", "features", "path", "report", "moves")

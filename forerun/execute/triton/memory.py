@@ -15,7 +15,7 @@ from forerun.runtime.executable import Draw, Int32, Rows
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
 ALIGNMENT = 64
-"""Numbers that every place is a multiple of."""
+"""Every place is a multiple of this many numbers."""
 
 
 def aligned(count: int) -> int:
@@ -25,7 +25,7 @@ def aligned(count: int) -> int:
 def load_weights(
     step: TritonStep, weights: Callable[[str], torch.Tensor], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The weights that the kernels read, as they read them; one at a time is read and copied."""
+    """Returns the weights in the form that the kernels read; they are read and copied one at a time."""
     found: dict[str, torch.Tensor] = {}
     for name, element in step.weights.items():
         tensor = weights(name).detach()
@@ -50,19 +50,19 @@ class Places:
     lane: torch.Tensor
 
     def of(self, slots: torch.Tensor, block: int) -> torch.Tensor:
-        """[n, w]"""
+        """Returns [n, w]."""
         return self.first + (slots // block)[:, None] * self.block + (slots % block)[:, None] * self.lane
 
 
 @dataclass
 class State:
-    """States per position and per row, [blocks, *lead, P, last] each, one after another; those per request beside."""
+    """States per position and per row, each [blocks, *lead, P, last], one after another; states per request apart."""
 
     numbers: torch.Tensor  # of the states per position
     records: torch.Tensor  # of the states per row, float32
     requests: torch.Tensor  # float32
     blocks: int
-    parts: Mapping[str, torch.Tensor]  # what begins with a state
+    parts: Mapping[str, torch.Tensor]  # the memory that begins with each state
     places: Places  # in `numbers`
     record_places: Places  # in `records`
     graphs: dict[Any, Any] = field(default_factory=dict[Any, Any])
@@ -73,7 +73,7 @@ class State:
 
 
 def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int = 1) -> State:
-    """Room for `blocks * P` slots and so many requests, all zero."""
+    """Returns zeroed room for `blocks * P` slots and `requests` requests."""
     counts = {"position": blocks * step.block, "row": blocks * step.block, "request": requests}
     kept: dict[str, torch.Tensor] = {}
     parts: dict[str, torch.Tensor] = {}
@@ -93,7 +93,7 @@ def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int
 
 
 def _columns(shape: StateShape, start: int, block: int) -> np.ndarray[Any, Any]:
-    """[3, numbers]: where each number of a state's record is, and its strides along blocks and lanes."""
+    """Returns [3, numbers]: the place of each number of a state's record, and its strides along blocks and lanes."""
     lead, number = np.meshgrid(np.arange(shape.numbers // shape.last), np.arange(shape.last), indexing="ij")
     first = start + lead * block * shape.last + number
     strides = np.full_like(first, block * shape.numbers), np.full_like(first, shape.last)
@@ -132,7 +132,7 @@ class InputLayout:
         return found
 
     def fill(self, staging: Int32, rows: Rows, draws: Sequence[Draw | None] = ()) -> int:
-        """Write a step's inputs, and how each of its sequences draws; gives how many numbers are in use."""
+        """Writes a step's inputs and each sequence's sampling parameters; returns how many numbers are in use."""
         places = self.places
         drawing = any(each is not None for each in draws)
         staging[:2] = len(rows.tokens), len(rows.outputs)
@@ -153,7 +153,7 @@ class InputLayout:
 
 
 def draw_words(draws: Sequence[Draw | None]) -> Int32:
-    """[S, 6]: how each sequence draws; zeros, a temperature of 0 with them, where it takes the likeliest token."""
+    """Returns [S, 6] how each sequence samples; all zeros (temperature 0) if it takes the likeliest token."""
     words = np.zeros((len(draws), WORDS), np.int32)
     for own, draw in zip(words, draws, strict=True):
         if draw is not None:
@@ -163,7 +163,7 @@ def draw_words(draws: Sequence[Draw | None]) -> Int32:
 
 
 def inputs_size(step: TritonStep) -> int:
-    """Numbers that the inputs of any step, or of another entry, take."""
+    """Returns how many numbers the inputs of any step or other entry take."""
     layout = InputLayout(step.max_rows, step.max_rows, step.max_path, step.tables, step.extra)
     return max([layout.places["block_tables"] + step.max_rows * step.tables, *(each.inputs for each in step.entries)])
 
@@ -174,5 +174,5 @@ def state_bytes(step: TritonStep, blocks: int) -> int:
 
 
 def buffer_bytes(step: TritonStep) -> int:
-    """The arena and the inputs."""
+    """Returns the bytes of the arena and the inputs."""
     return 4 * (step.arena + inputs_size(step))

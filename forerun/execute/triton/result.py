@@ -1,4 +1,4 @@
-"""The result of a step: what the host has waited for, and what is fetched from the device on demand."""
+"""The result of a step: values that the host has waited for, and values fetched from the device on demand."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from forerun.runtime.executable import Float32, Int32, StepResult, nan_of
 
 @dataclass(frozen=True)
 class Ran:
-    """What a step has left on the device, until the next one."""
+    """What a step leaves on the device until the next one."""
 
     launcher: Launcher
     state: State
     layout: InputLayout
     sizes: dict[str, int]
     evaluated: list[int]
-    inputs: torch.Tensor | None = None  # the launcher's own
+    inputs: torch.Tensor | None = None  # None: the launcher's own
 
     def logits(self) -> Float32:
-        """[M, V], computed from the head's input, which is still there."""
+        """Returns [M, V], computed from the head's input, which is still there."""
         launcher = self.launcher
         for kernel in launcher.step.kernels:
             launcher.launch_each(kernel.asked, self.state, self.layout, self.evaluated, self.inputs)
@@ -40,7 +40,7 @@ class DeviceStepResult(StepResult):
     """A step's result; its logits and the stream are fetched on demand, before the next step."""
 
     def __init__(self, ran: Ran, ids: Int32, best: Float32, drawn: Int32, chosen: Int32 | None) -> None:
-        """`chosen`: what the step chose of each row, whether it was asked to draw or not."""
+        """`chosen`: the token that the step chose for each row, whether or not it sampled."""
         vars(self).update(candidates=ids, candidate_logits=best, drawn=drawn, _chosen=chosen, _ran=ran)
 
     def first_nan(self, row: int) -> int | None:

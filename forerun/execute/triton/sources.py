@@ -1,7 +1,6 @@
-"""Kernels as files: replaced by a user's, kept, and loaded.
+"""Kernels as files: replaced by the user, cached, and loaded.
 
-A folder of replacements is named by `$FORERUN_KERNELS`; a file there takes the place of the generated one of
-the same name.
+`$FORERUN_KERNELS` names a folder of replacements; a file there replaces the generated one of the same name.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _environment = Turn("loading a kernel")
 
 
 def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dict[str, Source]:
-    """The sources, those that the folder of replacements has a file for replaced by it."""
+    """Returns the sources, replaced where the folder of replacements has a file."""
     given = os.environ.get(OVERRIDES) if folder is None else str(folder)
     if not given:
         return dict(sources)
@@ -48,9 +47,9 @@ def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dic
 
 @contextmanager
 def interpreting(interpret: bool) -> Generator[None]:
-    """Kernels that are loaded in this context run in Triton's interpreter, or are compiled.
+    """Sets whether kernels loaded in this context run in Triton's interpreter or are compiled.
 
-    Triton reads the process's environment, so that one thread at a time may be here.
+    Triton reads the process's environment, so only one thread at a time may be here.
     """
     with _environment:
         before = os.environ.get(INTERPRET)
@@ -65,7 +64,7 @@ def interpreting(interpret: bool) -> Generator[None]:
 
 
 def _written(place: Path, text: str) -> Path:
-    """A file with this text, in the cache, or in a folder of this process where the cache cannot be written."""
+    """Returns a file with this text, in the cache, or in a folder of this process if the cache is not writable."""
     kept = cache_directory()
     if kept is not None:
         path = kept / place
@@ -88,7 +87,7 @@ def _own_folder() -> Path:
 
 
 def load(source: Source, interpret: bool) -> Any:
-    """A kernel's file as a module. The file is kept under its digest: Triton reads the source of what it compiles."""
+    """Returns a kernel's file as a module. The file is kept under its digest: Triton reads the source it compiles."""
     digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
     path = _written(Path("triton", digest, f"{source.name}.py"), source.text)
     spec = importlib.util.spec_from_file_location(f"forerun_kernel_{digest}_{source.name}", path)

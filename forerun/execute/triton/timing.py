@@ -1,4 +1,4 @@
-"""How long a step and its kernels take on a GPU, by the device's own clock, replayed from CUDA graphs."""
+"""Times a step and its kernels on a GPU by the device's own clock, replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forerun.execute.triton.memory import State
 from forerun.runtime.executable import Rows
 
 COLD = 1 << 28
-"""Bytes that are written between two rounds, more than any second-level cache holds."""
+"""Bytes written between two repetitions, more than any L2 cache holds."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class KernelTime:
     kernel: str
     launches: int
     weight_bytes: int
-    seconds: float  # the median, its inputs not in the cache
+    seconds: float  # the median, with its inputs not in the cache
 
 
 def graph_of(work: Callable[[], None]) -> Any:
-    """The launches of some work as a CUDA graph; they ran once before, so that everything is compiled."""
+    """Returns the launches of `work` as a CUDA graph; they run once before, so that everything is compiled."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -38,7 +38,7 @@ def graph_of(work: Callable[[], None]) -> Any:
 
 
 def seconds_of(work: Callable[[], Any], rounds: int = 30, cold: bool = False) -> float:
-    """The median time of some device work, by events around it."""
+    """Returns the median time of device work, by events around it."""
     spoiler = torch.empty(COLD if cold else 1, dtype=torch.uint8, device="cuda")
     times: list[float] = []
     for _ in range(rounds + 3):
@@ -53,13 +53,13 @@ def seconds_of(work: Callable[[], Any], rounds: int = 30, cold: bool = False) ->
 
 
 def step_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds: int = 30) -> float:
-    """A whole step on the device: its graph, without the copy of the inputs."""
+    """Returns the time of a whole step on the device: its graph, without the copy of the inputs."""
     work = executable.launches(state, rows, [each.name for each in executable.step.kernels])
     return seconds_of(graph_of(work).replay, rounds)
 
 
 def kernel_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds: int = 20) -> list[KernelTime]:
-    """Each kernel of a step by itself; kernels of one structure are measured once for all."""
+    """Times each kernel of a step by itself; kernels of one structure are measured once."""
     found: list[KernelTime] = []
     measured: dict[tuple[str, ...], float] = {}
     for kernel in executable.step.kernels:

@@ -1,7 +1,7 @@
-"""The autotuner: measures how a launch is best divided on this GPU, once, and keeps the choice on disk.
+"""The autotuner: measures once how a launch is best divided on this GPU, and stores the choice on disk.
 
 A choice belongs to a kernel's structure and shape (the digest of its text), a row bucket and a GPU's name. Candidates
-give the same bits (`configs`), so that a choice is a matter of time alone.
+give the same bits (`configs`), so a choice only affects time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def choices_file(gpu: str) -> Path | None:
 
 
 def known_choices(sources: Mapping[str, Source]) -> dict[str, str]:
-    """What was measured of these kernels, on any GPU: "GPU, kernel, rows, tiles" -> the choice in words."""
+    """Returns what was measured for these kernels, on any GPU: "GPU, kernel, rows, tiles" -> the choice in words."""
     found: dict[str, str] = {}
     folder = cache_directory()
     for file in [] if folder is None else sorted((folder / "triton").glob("choices-*.json")):
@@ -41,19 +41,19 @@ def known_choices(sources: Mapping[str, Source]) -> dict[str, str]:
 
 
 def choice_key(source: Source, rows: int, shared: int) -> str:
-    """A kernel's structure and shape, in a row bucket."""
+    """Returns the key of a kernel's structure and shape, in a row bucket."""
     digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
     return f"{digest} {source.kind} rows {tuned_rows(rows)} shared {shared}"
 
 
 def read_choices(gpu: str) -> dict[str, Config]:
-    """What was measured on a GPU of this name."""
+    """Returns what was measured on a GPU of this name."""
     file = choices_file(gpu)
     return {} if file is None else _read(file)
 
 
 def _read(file: Path) -> dict[str, Config]:
-    """The choices of a file; none where it is missing or not as it was written, so that they are measured again."""
+    """Returns the choices of a file; none if it is missing or damaged, so that they are measured again."""
     try:
         if not file.is_file():
             return {}
@@ -67,7 +67,7 @@ def _read(file: Path) -> dict[str, Config]:
 
 
 def write_choices(gpu: str, chosen: Mapping[str, Config]) -> None:
-    """Keep the choices where they can be kept (`storage.keeping`)."""
+    """Stores the choices where they can be stored (`storage.keeping`)."""
     file = choices_file(gpu)
     if file is None:
         return
@@ -83,7 +83,7 @@ def _checksum(choices: Any) -> str:
 
 
 class Autotuner:
-    """Measures each launch that it has not seen on this GPU."""
+    """Measures each launch that has not been measured on this GPU."""
 
     def __init__(self, gpu: str) -> None:
         self.gpu = gpu
@@ -101,7 +101,7 @@ class Autotuner:
 
     @staticmethod
     def _measure(launcher: Any, launch: Launch, pointers: Any, sizes: Any, config: Config) -> float:
-        """Milliseconds, the median, weights not in the cache; infinite where the GPU has not the room."""
+        """Returns the median milliseconds, weights not in the cache; infinite if the launch exceeds GPU resources."""
         try:
             return testing.do_bench(
                 lambda: launcher.launch(launch, pointers, sizes, config), warmup=5, rep=20, return_mode="median"

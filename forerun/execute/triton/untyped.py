@@ -1,4 +1,4 @@
-"""Triton's modules without their annotations, which describe less than they accept."""
+"""Triton's modules without their annotations, which are too narrow."""
 
 import importlib
 from typing import Any

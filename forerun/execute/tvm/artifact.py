@@ -1,6 +1,6 @@
-"""A compiled step in an entry: `step.json`, its arrays and its packed weights; its code is kept under its key.
+"""A compiled step in an entry: `step.json`, its arrays and its packed weights; its code is stored under its key.
 
-The folder needs neither the model nor the compiler to run, only TVM on a machine like the one it was made on.
+Running it needs neither the model nor the compiler, only TVM on a machine like the one that made it.
 """
 
 import json
@@ -26,7 +26,7 @@ ARRAY_FIELDS = ("program", "words")
 
 
 def save(folder: Path, executable: TvmExecutable) -> None:
-    """Write a compiled step into an existing folder. Raises OSError where it cannot."""
+    """Writes a compiled step into an existing folder. Raises OSError if it cannot."""
     step = executable.step
     plain = {each.name: getattr(step, each.name) for each in fields(step) if each.name not in ARRAY_FIELDS}
     (folder / STEP).write_text(json.dumps(plain, default=vars), encoding="utf-8")
@@ -36,16 +36,16 @@ def save(folder: Path, executable: TvmExecutable) -> None:
 
 
 def size(executable: TvmExecutable) -> int:
-    """Bytes that a compiled step takes on disk, but for its few names and numbers."""
+    """Returns the bytes of a compiled step on disk, except for its few names and numbers."""
     return executable.weight_bytes
 
 
 def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
-    """The step of an entry, ready to run. Raises `CorruptFileError` where it is not whole, or its code gone, and
-    `DeviceMemoryError`."""
+    """Returns the step of an entry, ready to run. Raises `CorruptFileError` if it is incomplete or its code is missing,
+    and `DeviceMemoryError`."""
     step = _step(entry)
     require_memory(step.needed_bytes())
-    weights = torch.empty(step.packed)  # copied: memory of one's own has larger pages than a mapped file
+    weights = torch.empty(step.packed)  # copied: private memory has larger pages than a mapped file
     entry.read_into(WEIGHTS, weights.numpy().view(np.uint8).data)
     if (found := code.load(step.key)) is None:
         raise CorruptFileError(f"the code of {entry.folder} is no longer kept: compile the model again.")

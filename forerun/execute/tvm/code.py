@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def compiled_code(program: TvmProgram, cache: bool = True) -> Any:
-    """The runtime module of a step's kernels, kept and looked for on disk unless `cache` is off."""
+    """Returns the runtime module of a step's kernels, cached on disk unless `cache` is off."""
     key = program.step.key if cache and program.keeps_code else None
     found = load(key) if key is not None else None
     if found is not None:
@@ -26,7 +26,7 @@ def compiled_code(program: TvmProgram, cache: bool = True) -> Any:
 
 
 def load(key: str) -> Any | None:
-    """The module under a key, or None where there is none that is whole; compiling it again replaces a damaged one."""
+    """Returns the module under a key, or None if it is missing or damaged; recompiling replaces a damaged one."""
     path = _path(key)
     try:
         if path is None or not path.is_file():
@@ -38,7 +38,7 @@ def load(key: str) -> Any | None:
         return None
     try:
         return tvm.runtime.load_module(str(path))
-    except Exception as error:  # whole, and refused by another LLVM, or removed meanwhile
+    except Exception as error:  # complete, but rejected by another LLVM, or removed meanwhile
         log.debug("compiling %s again: %s", path, error)
         return None
 
@@ -49,19 +49,19 @@ def _path(key: str) -> Path | None:
 
 
 def _checksum(text: bytes) -> str:
-    """The first line of a kept file, a comment to LLVM."""
+    """Returns the first line of a cached file, which LLVM reads as a comment."""
     return f"; sha256 {hashlib.sha256(text).hexdigest()}"
 
 
 def _readable(text: str) -> str:
-    """LLVM prints a storage class on private functions that its own parser refuses."""
+    """Removes a storage class that LLVM prints on private functions but its own parser rejects."""
     return text.replace("define private dllexport", "define private").replace(
         "define internal dllexport", "define internal"
     )
 
 
 def save(key: str, module: Any) -> None:
-    """Keep a module where it can be kept (`storage.keeping`)."""
+    """Caches a module where it can be stored (`storage.keeping`)."""
     path = _path(key)
     if path is None:
         return

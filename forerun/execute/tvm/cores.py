@@ -1,4 +1,4 @@
-"""How many threads TVM's pool gets: its own default is half of the processors, taken for hyper-threads."""
+"""How many threads TVM's pool gets: TVM's default is half of the processors, as it assumes hyper-threads."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def physical_cores(allowed: set[int] | None = None, topology: Path = TOPOLOGY) -> int:
-    """The physical cores among the processors that this process may run on; hyper-threads of a core count once."""
+    """Returns the number of physical cores that this process may run on; hyper-threads of a core count once."""
     if allowed is None:
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+        affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
         allowed = set(range(os.cpu_count() or 1)) if affinity is None else set(affinity(0))
     siblings = [topology / f"cpu{number}" / "topology" / "thread_siblings_list" for number in sorted(allowed)]
     if not all(path.is_file() for path in siblings):
@@ -18,5 +18,5 @@ def physical_cores(allowed: set[int] | None = None, topology: Path = TOPOLOGY) -
 
 
 def size_pool() -> None:
-    """Tell TVM, which reads it when its first parallel launch makes the pool; what a user has set stays."""
+    """Sets the pool size that TVM reads at its first parallel launch; a user's own setting stays."""
     os.environ.setdefault("TVM_NUM_THREADS", str(physical_cores()))

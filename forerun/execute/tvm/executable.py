@@ -25,16 +25,16 @@ from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutpu
 from forerun.signature import Signature
 
 PARTS_KEPT = 1024
-"""Programs of parts that are kept for the next time."""
+"""The most programs of parts that are cached."""
 
 
 @dataclass
 class State:
-    """One record of `record` float32 numbers for each block, and one of `request` for each request."""
+    """Holds a record of `record` float32 numbers for each block, and one of `request` for each request."""
 
     numbers: torch.Tensor  # [blocks * record]
     requests: torch.Tensor  # [requests * request]
-    shared: tuple[Any, Any]  # the same memory as TVM sees it
+    shared: tuple[Any, Any]  # the same memory, as TVM sees it
 
     @property
     def bytes(self) -> int:
@@ -47,7 +47,7 @@ class TvmExecutable(EntryRunner[State]):
     step        what was compiled
     code        the runtime module of its kernels
     weights     float32 [step.packed], as `Lowering.pack` writes them; read in place
-    threads     how many threads share a step; the machine's cores by default
+    threads     how many threads share a step; by default, the machine's cores
     """
 
     draws = False
@@ -86,12 +86,12 @@ class TvmExecutable(EntryRunner[State]):
 
     @property
     def weight_bytes(self) -> int:
-        """What the packed weights take."""
+        """The bytes of the packed weights."""
         return self.weights.nbytes
 
     @with_live_threads
     def new_state(self, blocks: int, requests: int = 1) -> State:
-        """A cache of `blocks * P` slots, all zero; DeviceMemoryError where the machine has not the room."""
+        """Returns a zeroed cache of `blocks * P` slots. Raises DeviceMemoryError if there is not enough memory."""
         count, more = max(1, blocks) * self.step.record, max(1, requests * self.step.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = torch.zeros(count), torch.zeros(more)
@@ -100,7 +100,7 @@ class TvmExecutable(EntryRunner[State]):
     def run_entry(
         self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
     ) -> tuple[NDArray[Any], ...]:
-        """The arrays that are returned are views, valid until the next run."""
+        """Runs another entry. The returned arrays are views, valid until the next run."""
         entry = next(each for each in self.step.entries if each.name == name)
         self._fill(entry.arguments, {each.name: value for each, value in zip(entry.arguments, given, strict=True)})
         self._call(state, *entry.calls)
@@ -114,7 +114,7 @@ class TvmExecutable(EntryRunner[State]):
         hidden: Float32 | None,
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        """The arrays of the result are views, valid until the next run."""
+        """Runs a part of the step. The result's arrays are views, valid until the next run."""
         program, shared = self._part(part)
         check_hidden(part, hidden is not None)
         self._load(rows)
@@ -138,14 +138,14 @@ class TvmExecutable(EntryRunner[State]):
         return self._parts[part]
 
     def _stream(self, offset: int | None, rows: int) -> Float32:
-        """[N, D]"""
+        """Returns [N, D]."""
         start = offset or 0
         return self._arena_numbers[start : start + rows * self.width].reshape(rows, self.width)
 
     def _read_bytes(self) -> tuple[tuple[Branch, ...], int]:
-        """The branches with the bytes that each reads, and what the kernels outside of branches read.
+        """Returns the branches with the bytes that each reads, and the bytes that kernels outside of branches read.
 
-        There are none where the stream begins in a kernel that gives more.
+        There are no branches if the stream begins in a kernel with other results.
         """
         sizes = self.step.weight_sizes()
         read: dict[int | None, int] = {}
@@ -157,7 +157,7 @@ class TvmExecutable(EntryRunner[State]):
         return tuple(branches), read.get(None, 0)
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
-        """One step, kernel by kernel, with a copy of every kernel's results in order."""
+        """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
         self._load(rows)
         entries: list[KernelOutput] = []
         for kernel in self.step.kernels:
@@ -170,9 +170,9 @@ class TvmExecutable(EntryRunner[State]):
         return entries
 
     def time_kernels(self, state: State, rows: Rows, rounds: int = 5) -> list[KernelTime]:
-        """The kernels of a step in order, each timed by itself in `rounds` whole steps.
+        """Returns the kernels of a step in order, each timed by itself in `rounds` whole steps.
 
-        So each finds its weights where a step leaves them, in memory. The time of an empty launch is taken off.
+        Each thus finds its weights where a step leaves them, in memory. The time of an empty launch is subtracted.
         """
         self._load(rows)
         kernels = self.step.kernels
@@ -197,14 +197,14 @@ class TvmExecutable(EntryRunner[State]):
         return found
 
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
-        """Copy what is cached at each source slot to its destination; all reads happen before all writes."""
+        """Copies the cached contents of each source slot to its destination; all reads precede all writes."""
         if len(source) == 0:
             return
-        numbers = state.numbers.numpy()  # torch would wake threads of its own, that then stand in the next step's way
+        numbers = state.numbers.numpy()  # torch would wake its own threads, which then slow the next step
         numbers[self._places(destination)] = numbers[self._places(source)]
 
     def _places(self, slots: Int32) -> NDArray[np.int64]:
-        """[n, w]: where the numbers cached at slots lie."""
+        """Returns [n, w] the places of the numbers cached at slots."""
         whole = np.asarray(slots).astype(np.int64)
         return (whole // self.block * self.step.record)[:, None] + self.step.words[whole % self.block]
 
@@ -220,7 +220,7 @@ class TvmExecutable(EntryRunner[State]):
         self._fill(arguments, {each.name: getattr(rows, each.name) for each in arguments})
 
     def _fill(self, arguments: Sequence[Value], given: Mapping[str, NDArray[Any]]) -> None:
-        """Put an entry's arguments where its kernels find them, and the sizes of its dimensions."""
+        """Puts an entry's arguments and the sizes of its dimensions where its kernels find them."""
         bindings = sizes_of(arguments, {name: value.shape for name, value in given.items()})
         for argument in arguments:
             value, offset = given[argument.name], argument.offset
@@ -265,10 +265,10 @@ def _set_threads(threads: int | None) -> int:
 
 
 def bind(program: TvmProgram, threads: int | None = None, cache: bool = True) -> TvmExecutable:
-    """A program ready to run; DeviceMemoryError, before anything is packed, where the machine has not the room.
+    """Makes a program ready to run. Raises DeviceMemoryError, before packing, if there is not enough memory.
 
-    threads     how many threads share a step; the machine's cores by default
-    cache       keep and look for compiled code on disk
+    threads     how many threads share a step; by default, the machine's cores
+    cache       whether to cache compiled code on disk
     """
     require_memory(program.step.needed_bytes())
     weights = program.pack()

@@ -1,4 +1,4 @@
-"""TVM as what runs compiled code sees it, without annotations, which describe less than it accepts."""
+"""TVM as the code that runs compiled steps sees it, without TVM's annotations, which are too narrow."""
 
 import importlib
 from typing import Any

@@ -1,7 +1,7 @@
-"""Parts of a step: the calls of its program that remain where residual branches are left out.
+"""Parts of a step: the calls of its program that remain when residual branches are left out.
 
-The stream's values take turns in two buffers. With a branch left out, the kernels behind it find the stream in the
-other buffer, so that a part is a choice of the program's rows with some of their offsets exchanged.
+The stream's values alternate between two buffers. If a branch is left out, later kernels find the stream in the other
+buffer. A part is therefore a selection of the program's rows with some of their offsets exchanged.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from forerun.runtime.executable import Part
 
 @dataclass(frozen=True)
 class PartProgram:
-    """What runs a part."""
+    """The program that runs a part."""
 
     calls: NDArray[np.int64]  # [calls, 1 + slots]
-    given: int | None  # where the stream lies that it begins with; None where the tokens' embedding does
+    given: int | None  # where the stream lies at entry; None if it begins with the tokens' embedding
     left: int | None  # where it leaves the stream
 
 
 def part_program(step: CompiledStep, part: Part) -> PartProgram:
-    """The program of a part. Raises `InvalidOptionError` where the step has no such part."""
+    """Returns the program of a part. Raises `InvalidOptionError` if the step has no such part."""
     kept, evaluated = remaining(step.kernels, part, len(step.branches))
     rows: list[NDArray[np.int64]] = []
     for kernel in kept:

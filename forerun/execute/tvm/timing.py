@@ -1,4 +1,4 @@
-"""What a kernel took, and what it had to move: the pieces of `TvmExecutable.time_kernels`."""
+"""How long a kernel took and how many bytes it moved: the pieces of `TvmExecutable.time_kernels`."""
 
 import math
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ class KernelTime:
     """One kernel of a step."""
 
     kernel: str
-    structure: int  # kernels of one structure run the same code on other weights
-    weights: tuple[str, ...]  # of its linears: read whole, whatever the rows
+    structure: int  # kernels of one structure run the same code on different weights
+    weights: tuple[str, ...]  # of its linears: read in full, however many rows there are
     weight_bytes: int
-    value_bytes: int  # its inputs and results for all rows, and the cached keys and values that it reads
+    value_bytes: int  # of its inputs and results for all rows, and of the cached keys and values it reads
     seconds: float  # the median
 
 
 def value_bytes(kernel: Kernel, bindings: Mapping[str, int], rows: Rows) -> int:
-    """Bytes of a kernel's inputs and results, and of the histories that its attention reads."""
+    """Returns the bytes of a kernel's inputs and results, and of the histories that its attention reads."""
     total = sum(math.prod(dimensions.evaluate(dim, bindings) for dim in dims) for dims in kernel.moved)
     return (total + kernel.history * _history(rows)) * NUMBER
 
 
 def _history(rows: Rows) -> int:
-    """Positions of all sequences of a step; rows of one sequence share them."""
+    """Returns the number of positions of all sequences of a step; rows of one sequence share them."""
     longest: dict[int, int] = {}
     for sequence, position in zip(rows.sequences.tolist(), rows.positions.tolist(), strict=True):
         longest[sequence] = max(longest.get(sequence, 0), position + 1)

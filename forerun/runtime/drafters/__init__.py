@@ -1,1 +1,1 @@
-"""Drafters: what proposes trees."""
+"""The drafters, which propose trees."""

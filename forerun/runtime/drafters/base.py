@@ -1,4 +1,4 @@
-"""What a drafter is, and how it learns what its proposals are worth."""
+"""The drafter interface, and how a drafter learns what its proposals are worth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from forerun.runtime.tree import Float64, Tree, TreeBuilder, best_rows, root_onl
 
 @dataclass(eq=False)
 class Context:
-    """One sequence's committed tokens, the prompt's and those generated. It grows; what is there never changes.
+    """One sequence's committed tokens, prompt and generated. Tokens are appended and never change.
 
-    All committed tokens but the last, the next tree's root, are in the target's cache.
+    All committed tokens are in the target's cache except the last, which is the next tree's root.
     """
 
     tokens: list[int]
@@ -25,28 +25,28 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """How large a tree may be in this iteration of the loop, and what drafting it may use."""
+    """How large a tree may be in this iteration, and what drafting it may use."""
 
-    rows: int  # the root included
+    rows: int  # including the root
     depth: int  # edges from the root; 0 leaves the root alone
-    price: float = 0.0  # tokens that a second would bring elsewhere; 0 where time does not count
-    pace: float = 1.0  # seconds of a plain step now over those of the calibration
+    price: float = 0.0  # tokens that a second would yield elsewhere; 0 if time does not count
+    pace: float = 1.0  # seconds of a plain step now, relative to the calibration's
     slots: StepSlots | None = None
-    """The context's place in the target's cache, with room for rows that drafts evaluate; None without an engine.
+    """The context's slots in the target's cache, with room for rows that drafts evaluate; None without an engine.
 
-    All drafters of an iteration take their slots here, so that none overwrites what another has computed.
+    All drafters of an iteration take their slots from here, so that none overwrites what another has computed.
     """
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a drafter proposes: a tree, and what drafting has computed of it.
+    """A drafter's proposal: a tree, and the part of the step that drafting has already computed.
 
-    Raises `InvalidOptionError` where the fields are something else.
+    Raises `InvalidOptionError` if a field has the wrong type.
     """
 
     tree: Tree
-    prefix: Prefix | None = None  # the step is entered behind it; None: drafting has computed nothing of the step
+    prefix: Prefix | None = None  # the step is entered behind it; None: drafting has computed no part of the step
 
     def __post_init__(self) -> None:
         _require("the tree of a Proposal", self.tree, Tree, "grow one with TreeBuilder")
@@ -55,25 +55,25 @@ class Proposal:
 
     @property
     def share(self) -> float:
-        """The bytes of a step that drafting has not read already."""
+        """The share of a step's bytes that drafting has not already read."""
         return 1.0 if self.prefix is None else self.prefix.share
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a step showed of one sequence; the arrays are valid during the call alone."""
+    """What a step showed about one sequence; the arrays are valid only during the call."""
 
-    tree: Tree  # as evaluated: a part of what was proposed
+    tree: Tree  # as evaluated: part of what was proposed
     path: list[int]  # the accepted rows, from the root on
-    tokens: list[int]  # the tokens committed, the bonus token included; one for each row of the path
+    tokens: list[int]  # the committed tokens, including the bonus token; one for each row of the path
     candidates: Int32  # [n, K] the target's likeliest next tokens at each row of the tree
     candidate_logits: Float32  # [n, K]
 
 
 class Drafter:
-    """Proposes trees; this one proposes none but the root. What a drafter knows outlives a request, contexts do not.
+    """Proposes trees; the base class proposes only the root. A drafter's knowledge outlives requests; contexts do not.
 
-    Whatever a drafter proposes or remembers, the text stays the same: verification decides it.
+    Whatever a drafter proposes or remembers, the text stays the same, because verification decides it.
     """
 
     wants_prompt_rows: bool = False  # whether `observe_prompt` is worth the prompt rows' logits
@@ -82,24 +82,24 @@ class Drafter:
         """A request begins; its prompt is in the context."""
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
-        """A tree under the last committed token, within the budget. Its probabilities are honest estimates."""
+        """Returns a tree under the last committed token, within the budget. Its probabilities are honest estimates."""
         return Proposal(root_only(context.tokens[-1]))
 
     def observe(self, context: Context, observation: Observation) -> None:
-        """The outcome of the last proposal. The context holds the committed tokens already."""
+        """Receives the outcome of the last proposal. The context already holds the committed tokens."""
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
-        """Prompt rows [n] with the target's likeliest next tokens [n, K]."""
+        """Receives prompt rows [n] with the target's likeliest next tokens [n, K]."""
 
     def rewind(self, context: Context, length: int) -> None:
-        """The context is cut back to `length` tokens: a draft's own context, whose end was not committed after all."""
+        """The context, a draft's own, is cut back to `length` tokens because its end was not committed."""
 
     def end(self, context: Context) -> None:
-        """The request is over, or failed."""
+        """The request has ended or failed."""
 
 
 def propose(drafter: Drafter, context: Context, budget: Budget) -> Proposal:
-    """What `drafter` proposes; raises `InvalidOptionError` where that is no proposal for this context."""
+    """Returns what `drafter` proposes; raises `InvalidOptionError` if that is not a proposal for this context."""
     proposal = drafter.propose(context, budget)
     name = type(drafter).__name__
     _require(f"what {name}.propose returns", proposal, Proposal, "write `return Proposal(tree)`")
@@ -119,29 +119,29 @@ def _require(what: str, value: object, kind: type, remedy: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RatedTree:
-    """A tree as a drafter remembers it: with the feature whose acceptance rate each edge was estimated by."""
+    """A tree, with the feature whose acceptance rate gave each edge its estimate."""
 
     tree: Tree
-    feature: Int32  # [n] by the drafter's own numbering; the root has no edge, and its entry no meaning
+    feature: Int32  # [n] in the drafter's own numbering; the root has no edge, so its entry has no meaning
 
     def select(self, rows: NDArray[np.intp]) -> "RatedTree":
-        """As `Tree.select`."""
+        """Like `Tree.select`."""
         return RatedTree(self.tree.select(rows), self.feature[rows])
 
     def likeliest(self, count: int) -> "RatedTree":
-        """As `Tree.likeliest`."""
+        """Like `Tree.likeliest`."""
         return self if len(self.tree) <= count else self.select(best_rows(self.tree, count))
 
 
 class RatedTreeBuilder(TreeBuilder):
-    """Grows a tree, and keeps the feature of each row."""
+    """Grows a tree and records the feature of each row."""
 
     def __init__(self, root: int) -> None:
         super().__init__(root)
         self.features = [-1]
 
     def add_rated(self, parent: int, token: int, edge: float, feature: int) -> int:
-        """As `add`; a row that is there already keeps its feature, as it keeps its probability."""
+        """Like `add`; a row that already exists keeps its feature and its probability."""
         row = self.add(parent, token, edge)
         if row == len(self.features):
             self.features.append(feature)
@@ -153,7 +153,7 @@ class RatedTreeBuilder(TreeBuilder):
 
 @dataclass
 class AcceptanceRates:
-    """Acceptance rates by feature: the mean of a Beta posterior, whose oldest evidence fades.
+    """Acceptance rates by feature: the mean of a Beta posterior whose old evidence fades.
 
     A feature starts at its prior, which weighs as much as `strength` observations.
     """
@@ -169,7 +169,7 @@ class AcceptanceRates:
         self._trials: list[float] = [self.strength] * len(self.prior)
 
     def learn(self, proposed: RatedTree, tokens: Sequence[int]) -> None:
-        """The `tokens` were committed where a tree was proposed: observe each row that they decide."""
+        """Observes each row of a proposed tree that the committed `tokens` decide."""
         for row, accepted in decided_rows(proposed.tree, tokens):
             self.observe(int(proposed.feature[row]), accepted)
 
@@ -183,10 +183,10 @@ class AcceptanceRates:
 
 
 def decided_rows(tree: Tree, tokens: Sequence[int]) -> list[tuple[int, bool]]:
-    """The rows of a proposal that the committed tokens decide, each with whether it was right.
+    """Returns the rows of a proposal that the committed tokens decide, each with whether it was right.
 
-    These are the children of the rows on the committed path, whether or not they were evaluated: a row that a policy
-    left out is judged as well, so that estimates recover without any exploration.
+    These are the children of the rows on the committed path, evaluated or not: a row that a policy left out is judged
+    too, so that estimates recover without exploration.
     """
     decided: list[tuple[int, bool]] = []
     on_path = {0: 0}  # row -> its depth, for rows on the committed path

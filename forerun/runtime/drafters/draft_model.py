@@ -1,8 +1,8 @@
 """A second compiled model as drafter, with a cache of its own that follows the target's commits.
 
 After Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192), with
-trees, and with a drafter of its own where it is given one: Spector and Ré, "Accelerating LLM Inference with Staged
-Speculative Decoding" (arXiv 2308.04623).
+trees. The draft may have a drafter of its own: Spector and Ré, "Accelerating LLM Inference with Staged Speculative
+Decoding" (arXiv 2308.04623).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from forerun.runtime.verify import verify
 
 LAST = np.zeros(1, np.int32)
 CATCHING_UP = 8
-"""Rows of a first launch that count against it: those of a whole prompt serve all the launches after."""
+"""The most rows that count against a first launch: the rows of a whole prompt serve all later launches too."""
 
 
 @dataclass(eq=False)
@@ -37,14 +37,14 @@ class _Draft:
     own: Context  # in the draft's tokens
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
     proposed: RatedTree | None = None  # in the last iteration, in the draft's tokens
-    slots: dict[int, int] = field(default_factory=dict[int, int])  # of its rows that were evaluated
+    slots: dict[int, int] = field(default_factory=dict[int, int])  # the slots of its evaluated rows
     late: bool = False  # `own` lacks what was committed since the last draft
 
 
 class DraftModel(Drafter):
     """Drafts with another model's engine.
 
-    `share`: what a launch of the draft reads, of what a step of the target reads. `inner` drafts for the draft.
+    `share`: the bytes that a launch of the draft reads, over those of a target step. `inner` drafts for the draft.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DraftModel(Drafter):
             return Proposal(root)
         draft.proposed = grown.proposed
         tree = self.vocabulary.translate(grown.tree, context.tokens, own)
-        # Written in the target's tokens a draft may be longer than it was.
+        # A draft may be longer in the target's tokens than in its own.
         return Proposal(tree.select(np.flatnonzero(tree.depth <= budget.depth)).likeliest(budget.rows))
 
     def observe(self, context: Context, observation: Observation) -> None:
@@ -111,7 +111,7 @@ class DraftModel(Drafter):
     # --- the draft's cache
 
     def _follow(self, draft: _Draft, after: list[int]) -> None:
-        """The context in the draft's tokens has become `after`."""
+        """Sets the context in the draft's tokens to `after`."""
         with self.engine.serving:
             self._keep_evaluated(draft, after)
         before = draft.own.tokens
@@ -122,11 +122,11 @@ class DraftModel(Drafter):
         draft.late = False
 
     def _keep_evaluated(self, draft: _Draft, after: list[int]) -> None:
-        """Rows of the last tree that came true stay in the cache; the last token of `after` is the next root."""
+        """Keeps accepted rows of the last tree in the cache; the last token of `after` is the next root."""
         self._cut(draft, after)
         at = len(draft.cached)
         if draft.proposed is None or at != len(draft.own.tokens) - 1 or after[at : at + 1] != draft.own.tokens[-1:]:
-            return  # the context was written anew: the tree's rows stand elsewhere
+            return  # the context was retokenized: the tree's rows have other positions
         tree = draft.proposed.tree
         path: list[int] = []
         row: int | None = 0
@@ -137,12 +137,12 @@ class DraftModel(Drafter):
         draft.cached.extend(tree.token[path].tolist())
 
     def _cut(self, draft: _Draft, after: list[int]) -> None:
-        """Forget what the cache holds beside the beginning of `after`."""
+        """Drops everything from the cache that is not a prefix of `after`."""
         del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
         draft.sequence.cut(len(draft.cached))
 
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
-        """Evaluate the context's tokens that are not cached, the root last: its candidates and logits [1, K]."""
+        """Evaluates the uncached tokens of the context, the root last; returns its candidates and logits [1, K]."""
         pending = np.array(draft.own.tokens[len(draft.cached) :], np.int32)
         most = self.engine.executable.max_rows
         self.engine.prefill(draft.sequence, pending[: max(0, len(pending) - most)])
@@ -158,7 +158,7 @@ class DraftModel(Drafter):
         return Launches(lambda depth: self._share, behind=behind)
 
     def _grow(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
-        """Levels of a tree, each a launch."""
+        """Grows a tree level by level, with one launch per level."""
         self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + shape.deepest)
         below: DraftRows | None = None
 
@@ -178,7 +178,7 @@ class DraftModel(Drafter):
         return grown
 
     def _stage(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
-        """The draft's own greedy text, found by its drafter and verified by the draft, with its rivals as leaves."""
+        """Grows the draft's greedy path, proposed by `inner` and verified by the draft, with its rivals as leaves."""
         assert self.inner is not None
         builder = self.grower.begin(draft.own.tokens[-1], budget.pace)
         kept, evaluated = len(draft.own.tokens), list[int]()
@@ -200,11 +200,11 @@ class DraftModel(Drafter):
                 row = following
         self.inner.rewind(draft.own, kept)
         del draft.own.tokens[kept:]
-        draft.slots = {}  # what it kept is in the cache already
+        draft.slots = {}  # what it kept is already in the cache
         return Grown(builder.build_rated(), evaluated)
 
     def _inner_step(self, draft: _Draft, depth: int, shape: Shape) -> list[tuple[Int32, Float32]]:
-        """One step of the draft behind its context, which grows by the tokens accepted: each one's candidates [K]."""
+        """Runs one step of the draft; its context grows by the accepted tokens. Returns each one's candidates [K]."""
         assert self.inner is not None
         own, engine = draft.own, self.engine
         self.engine.cache.reserve(draft.sequence, len(own.tokens) + depth)
@@ -226,5 +226,5 @@ class DraftModel(Drafter):
 
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:
-    """The length of the longest beginning that two lists share."""
+    """Returns the length of the longest common prefix of two lists."""
     return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

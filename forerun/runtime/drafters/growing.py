@@ -1,7 +1,7 @@
 """Growing a tree with a model, level by level: the likeliest rows of a level are evaluated in one launch.
 
-A draft's own probabilities are no honest estimates of acceptance: it is surer than it is right. Edges carry what
-became of earlier proposals of the same confidence.
+A draft's own probabilities are overconfident estimates of acceptance. Edges carry the observed acceptance rate of
+earlier proposals of the same confidence instead.
 """
 
 import time
@@ -20,10 +20,10 @@ from forerun.runtime.executable import Executable, Float32, Int32
 from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64, Tree, TreeBuilder
 
-BELIEVED = 0.8  # of a candidate's share, before anything is known of the draft
-RIGHT = 0.6  # one of a row's children holds the next token, before anything is known
-DEPTHS = 4  # depths that are told apart; all deeper ones are the last
-RECENT = 32  # launches at a depth that the next one there is judged by
+BELIEVED = 0.8  # the factor on a candidate's share before anything is known about the draft
+RIGHT = 0.6  # how likely one of a row's children is right, before anything is known
+DEPTHS = 4  # depths that are distinguished; all deeper ones count as the last
+RECENT = 32  # recent launches at a depth by which the next one there is judged
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class Shape(Checked):
     """How a drafted tree may grow."""
 
     deepest: int = integer(6, least=1)  # rows below the root
-    beam: int = integer(3, least=1)  # rows of a level that are evaluated
-    children: int = integer(3, least=1)  # of each evaluated row
+    beam: int = integer(3, least=1)  # rows evaluated per level
+    children: int = integer(3, least=1)  # per evaluated row
 
     def within(self, depth: int, slots: int, executable: Executable) -> "Shape":
-        """The shape, no deeper than `depth` and the longest path, no more rows than `slots` and a step's outputs."""
+        """Returns the shape, limited to `depth`, to the longest path, to `slots` rows and to a step's outputs."""
         beam = min(self.beam, executable.max_outputs)
-        longest = executable.max_path - 1  # a path begins with the root where that lies away from home
+        longest = executable.max_path - 1  # a path begins with the root if that lies away from home
         return Shape(max(1, min(self.deepest, depth, longest, slots // beam)), beam, self.children)
 
 
 class Confidence(Protocol):
-    """When a row of the draft is too uncertain to go on from."""
+    """Decides when a row of the draft is too uncertain to draft below."""
 
     def __call__(self, shares: Float64) -> bool:
-        """Whether to draft below a row whose candidates have these shares of probability [K], the largest first."""
+        """Returns whether to draft below a row whose candidates have these shares of probability [K], largest first."""
         ...
 
 
 @dataclass(frozen=True)
 class Always:
-    """Drafting is stopped by what it costs and brings alone."""
+    """Never stops drafting for lack of confidence: only costs and expected gains stop it."""
 
     def __call__(self, shares: Float64) -> bool:
         return True
@@ -61,8 +61,8 @@ class Always:
 class LikeliestAbove(Checked):
     """The likeliest candidate's probability must exceed a threshold.
 
-    Kangaroo's second exit (Liu et al., arXiv 2404.18911), which stops drafting where the draft's top-1 probability
-    falls below it. Shares are taken among the K candidates that a launch gives, so that they are upper bounds.
+    This is Kangaroo's second exit (Liu et al., arXiv 2404.18911), which stops drafting where the draft's top-1
+    probability falls below it. Shares are taken among a launch's K candidates, so they are upper bounds.
     """
 
     threshold: float = number(0.6, least=0, most=1)
@@ -75,8 +75,8 @@ class LikeliestAbove(Checked):
 class MarginAbove(Checked):
     """The two likeliest candidates' probabilities must differ by more than a threshold.
 
-    The softmax response of CALM (Schuster et al., "Confident Adaptive Language Modeling", arXiv 2207.07061), here with
-    a fixed threshold.
+    This is the softmax response of CALM (Schuster et al., "Confident Adaptive Language Modeling", arXiv 2207.07061),
+    here with a fixed threshold.
     """
 
     threshold: float = number(0.3, least=0, most=1)
@@ -86,17 +86,17 @@ class MarginAbove(Checked):
 
 
 Evaluate = Callable[[TreeBuilder, Sequence[int]], tuple[Int32, Float32]]
-"""Evaluates rows of a growing tree with the draft: candidates [n, K], -1 where one is none, and their logits [n, K],
-largest first."""
+"""Evaluates rows of a growing tree with the draft; returns candidates [n, K], -1 where there is none, and their
+logits [n, K], largest first."""
 
 
 @dataclass(frozen=True)
 class Launches:
-    """What an iteration's launches read, as shares of what a step of the target reads."""
+    """What the launches of an iteration read, as shares of what a step of the target reads."""
 
     share: Callable[[int], float]  # of the launch that evaluates the rows at a depth
-    catch_up: float = 0.0  # of what brings rows that no launch has evaluated to where the verifying step is entered
-    behind: int = 0  # rows that the first launch has to make up for, beside the root
+    catch_up: float = 0.0  # of bringing rows that no launch has evaluated to the entry of the verifying step
+    behind: int = 0  # rows besides the root that the first launch has to catch up on
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Grown:
 
 @dataclass
 class _Iteration:
-    """An iteration of the loop, from drafting to what became of it."""
+    """One iteration of the loop, from drafting to its outcome."""
 
     began: float
     pace: float
@@ -123,7 +123,7 @@ class _Iteration:
 
 @dataclass
 class Grower:
-    """Grows trees, and learns from what becomes of them whether the next launch is worth its time."""
+    """Grows trees, and learns from their outcomes whether the next launch is worth its time."""
 
     shape: Shape
     cost: LaunchCost
@@ -134,13 +134,13 @@ class Grower:
     def __post_init__(self) -> None:
         bounds = np.concatenate([[0.0], SHARES, [1.0]])
         self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * BELIEVED)
-        # By depth: how likely one of an evaluated row's children was right, by the draft's word as far as it is true.
+        # By depth: how likely one of an evaluated row's children was right, by the draft's corrected estimates.
         self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
         self.balance = Balance(self.cost.read(1, 1.0))
         self._iteration: _Iteration | None = None
 
     def begin(self, root: int, pace: float) -> RatedTreeBuilder:
-        """An iteration begins, with a tree of the root alone."""
+        """Begins an iteration, with a tree that holds only the root."""
         self.allowance.earn(self.cost.read(1, 1.0))
         self._iteration = _Iteration(self.clock(), pace)
         return RatedTreeBuilder(root)
@@ -148,7 +148,7 @@ class Grower:
     def grow(
         self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate, shape: Shape | None = None
     ) -> Grown:
-        """A tree under `root`: as many levels as pay at the budget's price; the root alone is one of the answers."""
+        """Grows a tree under `root`: as many levels as pay at the budget's price, possibly none."""
         shape = shape or self.shape
         builder = self.begin(root, budget.pace)
         evaluated: list[int] = []
@@ -167,10 +167,10 @@ class Grower:
     def launch(
         self, builder: TreeBuilder, level: Sequence[int], depth: int, budget: Budget, launches: Launches
     ) -> Generator[bool]:
-        """Whether evaluating a level's rows is worth it, or worth a trial; what it takes is then timed.
+        """Yields whether evaluating a level's rows is worth it, or worth a trial; if so, times the evaluation.
 
-        Without the launch the level's rows are verified as they are, where bringing them to the step's entry pays.
-        With it they are there, and the same choice comes again for their children, whose worth varies.
+        Without the launch, the level's rows are verified as they are if bringing them to the step's entry pays. With
+        it they are already there, and the same choice arises for their children, whose worth varies.
         """
         iteration = self._iteration
         assert iteration is not None
@@ -189,13 +189,13 @@ class Grower:
             self.allowance.spend(seconds)
 
     def drafts(self, budget: Budget, launches: Launches) -> bool:
-        """Whether there will be a launch in this iteration, for those to whom getting ready for one takes time."""
+        """Whether this iteration will have a launch, for callers for whom preparing one takes time."""
         pays = self._pays(1.0, 1 + launches.behind, 0, budget, launches)
         return (pays or self.allowance.positive) and not self._wants_plain_turn(budget)
 
     def _pays(self, likely: float, rows: int, depth: int, budget: Budget, launches: Launches) -> bool:
-        """Whether a launch at a depth pays, over rows whose probabilities come to `likely`."""
-        price = budget.price * budget.pace  # of a second of the calibration
+        """Whether a launch at a depth pays, over rows whose probabilities sum to `likely`."""
+        price = budget.price * budget.pace  # of a second on the calibration's clock
         if depth == 0 and not self.balance.pays(price):
             return False
         entry = price * self.cost.seconds(rows, launches.catch_up) if launches.catch_up else 0.0
@@ -208,7 +208,7 @@ class Grower:
         return budget.price > 0 and self.balance.lacks_plain_turns
 
     def observe(self, proposed: RatedTree | None, tokens: Sequence[int], committed: int) -> None:
-        """The draft's `tokens`, `committed` ones of the target, stand where `proposed` was (None: nothing was)."""
+        """Observes the draft's `tokens`, `committed` target tokens, in place of `proposed` (None: no proposal)."""
         iteration, self._iteration = self._iteration, None
         if iteration is not None:
             seconds = (self.clock() - iteration.began) / iteration.pace
@@ -219,7 +219,7 @@ class Grower:
     def add_children(
         self, builder: RatedTreeBuilder, level: list[int], depth: int, shape: Shape, candidates: Int32, logits: Float32
     ) -> list[int]:
-        """The children of a level's rows, and of them those to evaluate next."""
+        """Adds the children of a level's rows and returns those to evaluate next."""
         width = min(shape.children, candidates.shape[1])
         with np.errstate(invalid="ignore"):  # a row without a finite logit has shares that are NaN
             shares = np.exp((logits - logits[:, :1]).astype(np.float64))
@@ -237,5 +237,5 @@ class Grower:
             added = [builder.add_rated(parent, *child) for child in children if child[0] >= 0]
             if self.confidence(shares[index]):
                 open_rows.extend(added)
-        open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: of equals the likelier candidate first
+        open_rows.sort(key=lambda row: -builder.probabilities[row])  # stable: ties keep the likelier candidate first
         return sorted(open_rows[: shape.beam])

@@ -1,4 +1,4 @@
-"""Several drafters as one: their trees merged by token prefix, their estimates weighed by what came true."""
+"""Several drafters as one: their trees are merged by token prefix, their estimates weighed by past outcomes."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ CLASSES = np.array([0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
 # The same for the best estimate that any drafter gives to another child of the same parent.
 RIVALS = np.array([0.2, 0.5, 0.8])
 FEATURES = 200_000
-"""Combinations of classes at most: many drafters are told apart by fewer classes each."""
+"""The most combinations of classes: with many drafters, each has fewer classes."""
 
 
 class Merged(Drafter):
     """Merges the trees of its drafters.
 
-    Its rates go by the combination of their estimates and the best rival's, so that it learns what a row is worth on
-    which two drafters agree, and one that only the weaker of them proposes.
+    Its rates depend on the combination of the drafters' estimates and the best rival's. It thus learns what a row is
+    worth on which two drafters agree, or which only the weaker of them proposes.
     """
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
@@ -58,7 +58,7 @@ class Merged(Drafter):
         edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
         self._proposed[context] = proposed = RatedTree(with_edges(tree, edges), feature).likeliest(budget.rows)
         prefixes = [proposal.prefix for proposal in proposals if proposal.prefix is not None]
-        # The step can be entered behind one draft only: the one that has computed most, whoever proposed a row.
+        # The step can be entered behind only one draft: the one that has computed most, whoever proposed a row.
         return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None))
 
     def observe(self, context: Context, observation: Observation) -> None:
@@ -81,7 +81,7 @@ class Merged(Drafter):
 
 
 def _best_rival(tree: Tree) -> Float64:
-    """[n] the largest edge probability among each row's siblings, itself left out."""
+    """Returns [n] the largest edge probability among each row's siblings, excluding itself."""
     best, second, holder = [0.0] * len(tree), [0.0] * len(tree), [-1] * len(tree)  # of each row's children
     parents, edges = tree.parent.tolist(), tree.edge_probability.tolist()
     for row in range(1, len(tree)):
@@ -95,7 +95,7 @@ def _best_rival(tree: Tree) -> Float64:
 
 
 def _classes(drafters: int) -> Float64:
-    """The bounds of each drafter's classes: `CLASSES`, or as many of them as leave no more than `FEATURES`."""
+    """Returns the bounds of each drafter's classes: as many of `CLASSES` as give no more than `FEATURES` features."""
     count = next(count for count in range(len(CLASSES), -1, -1) if not count or _features(count, drafters) <= FEATURES)
     return CLASSES[np.arange(count) * len(CLASSES) // max(1, count)]
 
@@ -105,7 +105,7 @@ def _features(classes: int, drafters: int) -> int:
 
 
 def _prior(drafters: int, classes: Float64) -> Float64:
-    """[features] before anything is known, drafters err independently, and a rival takes from the unlikely."""
+    """Returns [features] the prior: drafters err independently, and a rival takes from unlikely rows."""
     right = np.concatenate([[0.0], _middles(classes)])  # by class
     wrong = np.ones(1)
     for _ in range(drafters):

@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the last time that the context read like this.
+"""Prompt lookup: proposes what followed earlier occurrences of the context's last tokens.
 
 After Saxena's prompt lookup decoding (2023), with all recent occurrences of the longest matching suffix in one tree.
 """
@@ -16,14 +16,14 @@ from forerun.runtime.drafters.base import (
     RatedTreeBuilder,
 )
 
-LONGEST_COUNTED_MATCH = 12  # longer matches are no better evidence
-UNLIKELY = 0.01  # nothing grows on a row that is less likely than this
-RANKS = 3  # siblings: the first proposed, the second, any later one
+LONGEST_COUNTED_MATCH = 12  # longer matches are not better evidence
+UNLIKELY = 0.01  # a row less likely than this gets no children
+RANKS = 3  # of siblings: the first proposed, the second, any later one
 PRIOR_OF_MATCH = (0.23, 0.42, 0.6, 0.7, 0.75, 0.8, 0.8, 0.82, 0.85, 0.9, 0.91, 0.95)  # the first sibling's, by length
 
 
 class SuffixIndex:
-    """The places where each n-gram of the context ended, the latest last. O(1) per token: nothing is scanned again."""
+    """The positions where each n-gram of the context ended, latest last. O(1) per token: nothing is rescanned."""
 
     def __init__(self, longest: int, places: int) -> None:
         self.longest = longest
@@ -32,7 +32,7 @@ class SuffixIndex:
         self._ends: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(longest)]
 
     def extend(self, tokens: list[int]) -> None:
-        """Index the n-grams that have a successor: those that end before the last token."""
+        """Indexes the n-grams that have a successor: those that end before the last token."""
         for end in range(self.indexed, len(tokens) - 1):
             for length in range(1, min(self.longest, end + 1) + 1):
                 ends = self._ends[length - 1].setdefault(tuple(tokens[end + 1 - length : end + 1]), [])
@@ -42,7 +42,7 @@ class SuffixIndex:
         self.indexed = max(self.indexed, len(tokens) - 1)
 
     def matches(self, tokens: list[int]) -> list[int]:
-        """Ends of earlier occurrences of the context's suffixes: longer n-grams first, then the latest first."""
+        """Returns the ends of earlier occurrences of the context's suffixes: longest n-grams first, then latest."""
         found: dict[int, None] = {}
         for length in range(min(self.longest, len(tokens) - 1), 0, -1):
             for end in reversed(self._ends[length - 1].get(tuple(tokens[-length:]), [])):
@@ -53,10 +53,10 @@ class SuffixIndex:
 
 
 class PromptLookup(Drafter):
-    """Continues the context as it continued before. Its rates go by match length and rank among siblings."""
+    """Continues the context as it continued before. Its rates depend on match length and rank among siblings."""
 
     def __init__(self, longest: int = 4, places: int = 8) -> None:
-        """`longest`: the longest n-gram that is indexed; `places`: occurrences that one tree merges."""
+        """`longest`: the length of the longest indexed n-gram; `places`: the occurrences that one tree merges."""
         self.longest = longest
         self.places = places
         prior = np.array(PRIOR_OF_MATCH)[:, None] * np.array([1.0, 0.4, 0.2])
@@ -93,9 +93,9 @@ class PromptLookup(Drafter):
     def _add_continuation(
         self, builder: RatedTreeBuilder, children: list[int], tokens: list[int], end: int, match: int, depth: int
     ) -> None:
-        """Add what followed position `end`, where `match` tokens match, as far as it is likely.
+        """Adds the tokens that followed position `end`, where `match` tokens match, as far as they are likely.
 
-        A continuation that reaches the end of the context goes on into itself. `children` counts each row's.
+        A continuation that reaches the end of the context continues into itself. `children` counts each row's children.
         """
         row = 0
         drafted: list[int] = []
@@ -107,7 +107,7 @@ class PromptLookup(Drafter):
             if child is None:
                 if len(builder) == len(children) or builder.probabilities[row] < UNLIKELY:
                     return
-                length = min(match + offset - 1, LONGEST_COUNTED_MATCH)  # if the path holds so far, so much matches
+                length = min(match + offset - 1, LONGEST_COUNTED_MATCH)  # tokens that match if the path is right so far
                 feature = (length - 1) * RANKS + min(children[row], RANKS - 1)
                 children[row] += 1
                 child = builder.add_rated(row, token, float(self.rates.rate[feature]), feature)
@@ -115,7 +115,7 @@ class PromptLookup(Drafter):
 
 
 def _match_length(tokens: list[int], end: int) -> int:
-    """How many tokens up to `end` equal the context's last ones, counted no further than it matters."""
+    """Returns how many tokens up to `end` equal the context's last ones, counted only as far as it matters."""
     length = 1
     while length < LONGEST_COUNTED_MATCH and length <= end and tokens[end - length] == tokens[-1 - length]:
         length += 1

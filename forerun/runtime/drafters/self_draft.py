@@ -1,8 +1,8 @@
 """Self-drafting: a part of the target proposes, with the target's own weights and cache, and the target verifies.
 
-After Zhang et al., "Draft & Verify" (arXiv 2309.08168) and Elhoushi et al., "LayerSkip" (arXiv 2404.16710). Which part
-drafts is a method's choice (`forerun.runtime.drafters.parts`). What a part computes as the target does, up to the first
-branch that it leaves out, is not computed again in verification.
+After Zhang et al., "Draft & Verify" (arXiv 2309.08168) and Elhoushi et al., "LayerSkip" (arXiv 2404.16710). A method
+(`forerun.runtime.drafters.parts`) chooses which part drafts. What a part computes as the target does, up to the first
+branch that it leaves out, is not recomputed in verification.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from forerun.runtime.tree import TreeBuilder
 
 @dataclass(frozen=True)
 class Shares:
-    """What a step's parts read of the weights, as shares of what the whole step reads."""
+    """The weights that a step's parts read, as shares of what the whole step reads."""
 
     branches: tuple[float, ...]
     head: float  # the final norm and the head
@@ -42,17 +42,17 @@ class Shares:
         return cls(tuple(branch.bytes / total for branch in executable.branches), executable.head_bytes / total)
 
     def share(self, part: Part) -> float:
-        """The share of a step that a part takes, the logits of its rows included."""
+        """Returns the share of a step that a part takes, including the logits of its rows."""
         return sum(self.branches[each] for each in part.branches(len(self.branches))) + self.head
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The parts of an iteration by depth, and what follows from them."""
+    """The parts of an iteration by depth, and quantities derived from them."""
 
     parts: tuple[Part, ...]
     shared: int  # branches that all of them evaluate as the target does
-    behind: float  # of a step's bytes, what is left behind those
+    behind: float  # the share of a step's bytes that remains after those
     launches: Launches
 
     @classmethod
@@ -64,9 +64,9 @@ class _Plan:
 
 
 class PartMethod:
-    """Chooses the part of the target that drafts; this one leaves nothing out, and so has nothing to gain."""
+    """Chooses the part of the target that drafts; the base class leaves nothing out, and so gains nothing."""
 
-    deepest: int | None = None  # rows below the root that are worth drafting; None: as many as the shape allows
+    deepest: int | None = None  # levels below the root worth drafting; None: as many as the shape allows
 
     def begin(self, context: Context) -> None:
         """A request begins."""
@@ -74,11 +74,11 @@ class PartMethod:
     def prepare(self, context: Context, slots: StepSlots, price: float) -> None:
         """An iteration begins. A second costs `price` tokens.
 
-        All of the context's tokens but the last are in the cache, in the sequence that the slots belong to.
+        All of the context's tokens except the last are in the cache, in the sequence to which the slots belong.
         """
 
     def part(self, depth: int) -> Part:
-        """What evaluates the rows at a depth in this iteration; deeper rows may leave out more, and never less."""
+        """Returns the part that evaluates this iteration's rows at a depth; deeper rows may only leave out more."""
         return Part()
 
 
@@ -109,7 +109,7 @@ class SelfDraft(Drafter):
         self._proposed.pop(context, None)
 
     def _draft(self, root: int, budget: Budget, slots: StepSlots) -> tuple[RatedTree, Prefix | None]:
-        """A tree under `root`, and what the part has computed of it as the target does."""
+        """Returns a tree under `root`, and what the part has computed of it as the target does."""
         room = slots.left - budget.rows  # the step needs slots too
         if budget.depth == 0 or room < self.grower.shape.beam:
             return RatedTreeBuilder(root).build_rated(), None
@@ -126,14 +126,14 @@ class SelfDraft(Drafter):
         return kept, evaluation.prefix
 
     def _plan(self, depth: int) -> _Plan:
-        """The plan of the method's parts in this iteration; kept for the next one, which mostly has the same parts."""
+        """Returns the plan of this iteration's parts; it is kept for the next, which mostly has the same parts."""
         parts = tuple(self.method.part(each) for each in range(depth))
         if self._last is None or self._last.parts != parts:
             self._last = _Plan.of(parts, self.shares)
         return self._last
 
     def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> RatedTree:
-        """The tree, less the rows that were not evaluated where bringing them to the step's entry costs too much."""
+        """Returns the tree without unevaluated rows that cost too much to bring to the step's entry."""
         tree = grown.tree
         leaves = len(tree) - len(grown.evaluated)
         likely = tree.probability.sum() - tree.probability[grown.evaluated].sum()
@@ -150,10 +150,10 @@ class _Evaluation:
         engine.cache.reserve(slots.sequence, slots.sequence.length + len(plan.parts) + 1)
         self.rows = DraftRows(slots.sequence, slots)
         self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared else None
-        self._known = {-1: ROOT}  # by row evaluated, its number in the prefix
+        self._known = {-1: ROOT}  # by evaluated row, its number in the prefix
 
     def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
-        """Evaluate rows of one depth."""
+        """Evaluates rows of one depth."""
         batch, part = self.rows.batch(builder, rows), self.plan.parts[builder.depths[rows[0]]]
         if self.prefix is None:
             result = self.engine.run(batch, part)
@@ -163,13 +163,13 @@ class _Evaluation:
         else:
             enter = self.prefix.leave
             first = self.engine.run(replace(batch, outputs=batch.outputs[:0]), Part(leave=enter))
-            hidden = first.hidden.copy()  # the next run takes the memory
+            hidden = first.hidden.copy()  # the next run reuses the memory
             self._keep(self.prefix, builder, rows, hidden)
             result = self.engine.run(batch, Part(enter, part.leave, part.skipped), hidden)
         return result.candidates, result.candidate_logits
 
     def _keep(self, prefix: Prefix, builder: TreeBuilder, rows: Sequence[int], hidden: Float32) -> None:
-        """What the step that verifies need not compute again."""
+        """Keeps what the verifying step need not recompute."""
         for row, stream in zip(rows, hidden, strict=True):
             above = self._known[builder.parents[row]]
             self._known[row] = prefix.add(above, builder.tokens[row], self.rows.slots[row], stream)

@@ -1,7 +1,7 @@
-"""Token recycling: each token's likeliest successors, as the target saw them when it last stood there.
+"""Token recycling: proposes each token's likeliest successors, as the target last saw them.
 
-After Luo et al., "Turning Trash into Treasure" (arXiv 2408.08696): an adjacency table of candidates, overwritten by
-every row the target evaluates, accepted or not. There the tree's shape is fixed; here each edge carries an estimate
+After Luo et al., "Turning Trash into Treasure" (arXiv 2408.08696): an adjacency table of candidates is overwritten by
+every row the target evaluates, accepted or not. The paper's tree has a fixed shape; here each edge carries an estimate
 from the target's own logits at the time, and the tree grows where the product of the estimates is largest.
 """
 
@@ -13,17 +13,17 @@ from forerun.runtime.tree import Float64, Tree
 
 # Upper bounds of the classes of a candidate's share of its row's candidates.
 SHARES = np.array([0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99])
-STILL_TRUE = (0.45, 0.65, 0.7)  # of a share, at first, in another context: at depth 1, at 2, deeper
+STILL_TRUE = (0.45, 0.65, 0.7)  # the initial factor on a share in another context: at depth 1, at 2, deeper
 
 
 class TokenRecycling(Drafter):
-    """A table [V, K] that outlives requests; tokens that no request has met have no successors yet.
+    """A table [V, K] that outlives requests; tokens not seen in any request have no successors yet.
 
-    Its rates go by a candidate's share of probability among its row's candidates when it was seen, and by depth.
+    Its rates depend on a candidate's share of probability among its row's candidates when it was seen, and on depth.
     """
 
     def __init__(self, vocabulary: int, candidates: int = 8, deepest: int = 8, wants_prompt_rows: bool = False) -> None:
-        """`candidates`: K, of which an executable with fewer fills fewer; `deepest`: the deepest row of a tree."""
+        """`candidates`: K; an executable with fewer candidates fills fewer. `deepest`: the depth limit of a tree."""
         self.deepest = deepest
         self.wants_prompt_rows = wants_prompt_rows
         self.successors = np.full((vocabulary, candidates), -1, np.int32)
@@ -40,7 +40,7 @@ class TokenRecycling(Drafter):
     def observe(self, context: Context, observation: Observation) -> None:
         self.rates.learn(self._proposed[context], observation.tokens)
         self._record(observation.tree.token, observation.candidates, observation.candidate_logits)
-        # A token that stands in several rows keeps what the committed one showed.
+        # A token in several rows keeps what the committed row showed.
         path = observation.path
         self._record(observation.tree.token[path], observation.candidates[path], observation.candidate_logits[path])
 
@@ -51,7 +51,7 @@ class TokenRecycling(Drafter):
         self._proposed.pop(context, None)
 
     def _record(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
-        """tokens: [n], candidates and candidate_logits: [n, as many as the executable gives]"""
+        """tokens: [n]; candidates and candidate_logits: [n, as many as the executable gives]."""
         width = min(self.successors.shape[1], candidates.shape[1])
         with np.errstate(invalid="ignore"):  # a row without a finite logit has shares that are NaN
             share = np.exp(candidate_logits[:, :width] - candidate_logits[:, :1])
@@ -60,7 +60,7 @@ class TokenRecycling(Drafter):
         self.share[tokens, :width] = np.searchsorted(SHARES, share)
 
     def _grow(self, root: int, budget: Budget) -> RatedTree:
-        """The likeliest rows, level by level; a level keeps what could still be among the best `budget.rows`."""
+        """Returns the likeliest rows, level by level; a level keeps what may still be among the best `budget.rows`."""
         classes = len(SHARES) + 1
         token, parent = [np.array([root], np.int32)], [np.array([-1], np.int32)]
         probability, features = [np.ones(1)], [np.array([-1], np.int32)]
@@ -87,6 +87,6 @@ class TokenRecycling(Drafter):
 
 
 def _threshold(probability: list[Float64], rows: int) -> float:
-    """The probability that a row must exceed to be among the best `rows` of those found so far."""
+    """Returns the probability that a row must exceed to be among the best `rows` found so far."""
     found = np.concatenate(probability)
     return float(np.partition(found, len(found) - rows)[len(found) - rows]) if len(found) >= rows else 0.0

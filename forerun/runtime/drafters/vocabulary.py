@@ -1,8 +1,8 @@
-"""A draft model's vocabulary beside its target's: one, two that overlap, or two that share nothing but text.
+"""A draft model's vocabulary and its target's: the same, two that overlap, or two that share only text.
 
 Timor et al., "Accelerating LLM Inference with Lossless Speculative Decoding Algorithms for Heterogeneous Vocabularies"
 (arXiv 2502.05202): token-level intersection proposes the tokens that both vocabularies have; string-level exact match
-writes the draft's text in the target's tokens. What is proposed never changes the text, so that both are free to err.
+retokenizes the draft's text for the target. Proposals never change the text, so both may err.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from forerun.runtime.tree import Tree, TreeBuilder
 
 WAYS = ("auto", "same", "intersection", "text")
 TAIL = 24
-"""The target's last tokens that are written anew in the draft's: a new token may change how those before it are cut."""
+"""How many of the target's last tokens are retokenized: a new token may change the tokenization of those before it."""
 SHARED = 0.5
-"""From this share of a draft's tokens on, the intersection is proposed from; below it, text."""
+"""At this share of the draft's tokens or above, the intersection is used; below it, text."""
 
 
 class Follower(Protocol):
     """One context in the draft's tokens, as it grows."""
 
     def follow(self, tokens: Sequence[int]) -> list[int]:
-        """All of the context in the draft's tokens."""
+        """Returns the whole context in the draft's tokens."""
         ...
 
 
@@ -37,17 +37,17 @@ class Vocabulary(Protocol):
     def follower(self) -> Follower: ...
 
     def candidates(self, ids: Int32) -> Int32:
-        """The draft's candidates [n, K], -1 for those that the target cannot be offered."""
+        """Returns the draft's candidates [n, K], with -1 for those that cannot be offered to the target."""
         ...
 
     def translate(self, tree: Tree, tokens: Sequence[int], own: Sequence[int]) -> Tree:
-        """A tree of the draft's tokens as one of the target's, under the context `tokens`; `own` is the draft's."""
+        """Returns a tree of draft tokens as one of target tokens, under the context `tokens` (`own`: the draft's)."""
         ...
 
 
 @dataclass(frozen=True)
 class SameVocabulary:
-    """Both use the same token ids; a model may have room for more of them than there are."""
+    """Both use the same token ids; a model may have room for more ids than are in use."""
 
     target_size: int
     draft_size: int
@@ -68,11 +68,11 @@ class SameVocabulary:
 
 
 class TextFollower:
-    """Writes a context in the draft's tokens, by its text; all but its end is written once."""
+    """Tokenizes a context's text in the draft's tokens; all but its end is tokenized only once."""
 
     def __init__(self, target: Any, draft: Any, draft_size: int) -> None:
         self._target, self._draft, self._size = target, draft, draft_size
-        self._settled: list[int] = []  # the target's tokens that are written for good
+        self._settled: list[int] = []  # the target's tokens whose translation is final
         self._written: list[int] = []
 
     def follow(self, tokens: Sequence[int]) -> list[int]:
@@ -103,7 +103,7 @@ class Intersection:
 
     @property
     def share(self) -> float:
-        """The draft's tokens that the target has as well."""
+        """The share of the draft's tokens that the target has too."""
         return float((self.target_of >= 0).mean())
 
     def follower(self) -> Follower:
@@ -119,7 +119,7 @@ class Intersection:
 
 
 class Text:
-    """String-level exact match: what the draft wrote is cut into the target's tokens, path by path."""
+    """String-level exact match: the draft's text is cut into the target's tokens, path by path."""
 
     def __init__(self, target: Any, draft: Any, sizes: tuple[int, int]) -> None:
         self._target, self._draft, self._sizes = target, draft, sizes
@@ -144,7 +144,7 @@ class Text:
             ends = [len(text) - len(own_before) for text in texts]  # of the draft's rows, in characters drafted
             ids = encode(self._target, before + texts[-1][len(own_before) :])
             if ids[: len(tail)] != tail or max(ids) >= self._sizes[0]:
-                continue  # the draft's text changes how the context would have been cut, or no token says it
+                continue  # the draft's text changes the context's tokenization, or no token expresses it
             row = 0
             for count in range(len(tail) + 1, len(ids) + 1):
                 written = len(decode(self._target, ids[:count])) - len(before)
@@ -156,7 +156,7 @@ class Text:
 
 
 def require_way(name: str, way: object) -> str:
-    """The name of a way, which there is; raises `InvalidOptionError`."""
+    """Returns the name of a way; raises `InvalidOptionError` if there is none of that name."""
     if not isinstance(way, str) or way not in WAYS:
         ways = ", ".join(WAYS)
         raise InvalidOptionError(f"{name}: there is no way {way!r} for vocabularies to meet: use one of {ways}")
@@ -164,9 +164,9 @@ def require_way(name: str, way: object) -> str:
 
 
 def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Vocabulary:
-    """How two vocabularies meet; `sizes` are the target's and the draft's. "auto" takes the closest way there is.
+    """Returns how two vocabularies meet; `sizes` are the target's and the draft's. "auto" takes the closest way.
 
-    Raises `InvalidOptionError` where tokenizers are needed and not known, or the sizes do not fit the way.
+    Raises `InvalidOptionError` if tokenizers are needed but not known, or if the sizes do not fit the way.
     """
     require_way("vocabulary", way)
     known = all(each is not None for each in (target, draft))
@@ -198,5 +198,5 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def token_strings(tokenizer: Any) -> dict[int, str]:
-    """Each token as its vocabulary writes it; a leading space is one character, whatever sign stands for it."""
+    """Returns each token as its vocabulary writes it; a leading space is one character, whatever sign stands for it."""
     return {token: text.replace("▁", " ").replace("Ġ", " ") for text, token in tokenizer.get_vocab().items()}

@@ -1,1 +1,1 @@
-"""The part of the target that drafts: one published method per file, described by value and built for a target."""
+"""Methods that choose which part of the target drafts: one published method per file, built for a given target."""

@@ -1,12 +1,12 @@
-"""CLaSp: the skip set follows from the hidden states of the last verified token, by dynamic programming.
+"""CLaSp: dynamic programming finds the skip set from the hidden states of the last verified token.
 
-After Chen et al., "CLaSp: In-Context Layer Skip for Self-Speculative Decoding" (arXiv 2505.24196). Behind i layers, of
+After Chen et al., "CLaSp: In-Context Layer Skip for Self-Speculative Decoding" (arXiv 2505.24196). After i layers, of
 which j were skipped, g[i, j] is the state most similar (by cosine) to the target's own state h[i]:
 
     g[i + 1, j] = the nearer to h[i + 1] of  layer(g[i, j]) and g[i, j - 1]
 
-Going back from g[L, M] gives the set of M layers. g[i, 0] is h[i], so that one pass over the layers does it all: all j
-of a layer are rows of one launch, at one position, each with its own keys and values at a slot of its own.
+Tracing back from g[L, M] gives the set of M layers. g[i, 0] is h[i], so one pass over the layers is enough: all j of a
+layer are rows of one launch, at one position, each with its keys and values in its own slot.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from forerun.runtime.tree import Float64
 
 @dataclass(frozen=True)
 class Clasp(Checked):
-    """`skipped`: the share of layers left out; `every`: turns between two sets, where the price of time allows it."""
+    """`skipped`: the share of layers left out; `every`: iterations between two sets, if the price of time allows."""
 
     skipped: float = number(0.5, above=0, below=1)
     every: int = integer(1, least=1)
@@ -46,7 +46,7 @@ class Clasp(Checked):
 
 
 class _Programming(Searching):
-    """At first the layers are skipped at even distances."""
+    """Initially skips layers at even distances."""
 
     def __init__(
         self, engine: Engine, cost: CostModel | None, layers: list[tuple[int, ...]], count: int, every: int
@@ -71,7 +71,7 @@ class _Programming(Searching):
 
 
 def skip_set(engine: Engine, context: Context, slots: StepSlots, layers: list[tuple[int, ...]], count: int) -> set[int]:
-    """The `count` layers to skip, for the last token in the cache."""
+    """Returns the `count` layers to skip, for the last token in the cache."""
     sequence = slots.sequence
     rows = same_position(sequence, context.tokens[sequence.length - 1], slots.borrow(count + 1))
 
@@ -81,12 +81,12 @@ def skip_set(engine: Engine, context: Context, slots: StepSlots, layers: list[tu
         return engine.run(batch, part, states if own[0] else None).hidden.copy()
 
     states = engine.run(pick(rows, np.arange(1), outputs=False), Part(leave=0)).hidden.copy()  # [j, D]: g[i, :]
-    skips: list[list[bool]] = []  # by layer and skipped so far: whether the best way skips this layer
+    skips: list[list[bool]] = []  # by layer and number skipped so far: whether the best path skips this layer
     for own in layers:
         applied = run(states, own)
         exact = applied[0]
         keep, skip = similarity(applied, exact), similarity(states, exact)
-        reached = min(len(states), count) + 1  # states behind this layer: j from 0 to this
+        reached = min(len(states), count) + 1  # number of states after this layer: j from 0
         chosen: list[bool] = [False]
         following = [applied[0]]
         for j in range(1, reached):
@@ -105,6 +105,6 @@ def skip_set(engine: Engine, context: Context, slots: StepSlots, layers: list[tu
 
 
 def similarity(states: Float32, exact: Float32) -> Float64:
-    """[n] the cosine between states [n, D] and one [D]."""
+    """Returns [n] the cosines between states [n, D] and one state [D]."""
     wide, one = states.astype(np.float64), exact.astype(np.float64)
     return wide @ one / np.maximum(np.linalg.norm(wide, axis=1) * np.linalg.norm(one), 1e-30)

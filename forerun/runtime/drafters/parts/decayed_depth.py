@@ -1,7 +1,7 @@
 """Depth that decays with the position: later tokens of a draft get fewer layers.
 
 D^3 (Fan et al., "Position-Aware Depth Decay Decoding", arXiv 2503.08524) keeps floor(L * alpha^i) layers for the i-th
-token that it generates. As a draft, i is the depth in the tree, and verification makes up for what is lost.
+token that it generates. In a draft, i is the depth in the tree, and verification makes up for the lost quality.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from forerun.runtime.fields import Checked, number
 
 @dataclass(frozen=True)
 class DecayedDepth(Checked):
-    """Rows at depth d keep floor(start * L * alpha^d) of L layers: the first half of them and the last half."""
+    """Rows at depth d keep floor(start * L * alpha^d) of L layers: half of them first layers, half last layers."""
 
     start: float = number(0.7, above=0, most=1)
     alpha: float = number(0.9, above=0, most=1)
@@ -28,7 +28,7 @@ class DecayedDepth(Checked):
 
 
 class PartByDepth(PartMethod):
-    """Parts that leave out more and more: each evaluates what all after it evaluate, whose rows read its keys."""
+    """Parts that leave out more with depth: each evaluates all that later parts do, as their rows read its keys."""
 
     def __init__(self, parts: list[Part]) -> None:
         self._parts = parts
@@ -38,5 +38,5 @@ class PartByDepth(PartMethod):
 
 
 def without(layers: list[tuple[int, ...]], first: int, last: int) -> Part:
-    """The whole step less the layers from `first` up to `last`."""
+    """Returns the whole step without the layers from `first` up to `last`."""
     return Part(skipped=frozenset(branch for own in layers[first:last] for branch in own))

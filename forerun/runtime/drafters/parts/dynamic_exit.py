@@ -1,8 +1,8 @@
-"""DEL: the exit layer and the number of drafted tokens that gave the most tokens for the layers spent, of late.
+"""DEL: chooses the exit layer and the number of drafted tokens that recently gave the most tokens per layer.
 
 After Entezari Zarch et al., "DEL: Context-Aware Dynamic Exit Layer for Efficient Self-Speculative Decoding" (arXiv
 2504.05598): what each exit would have proposed for the context's last tokens (its shadow tokens) is compared with the
-tokens that followed. With a rate of acceptance a, d tokens drafted by a share c of the model are expected to bring
+tokens that followed. With acceptance rate a, d tokens drafted by a share c of the model are expected to yield
 (1 - a^(d + 1)) / (1 - a) tokens for d c + 1 models read: the token-per-layer metric, in bytes.
 """
 
@@ -24,12 +24,12 @@ from forerun.runtime.executable import Part
 from forerun.runtime.fields import Checked, integer
 
 LONGEST = 8
-"""Tokens drafted at most."""
+"""The most tokens drafted."""
 
 
 @dataclass(frozen=True)
 class DynamicExit(Checked):
-    """`exits`: candidates, at even distances over the layers but the last; `window`: committed tokens compared."""
+    """`exits`: candidates, evenly spaced over all layers but the last; `window`: committed tokens compared."""
 
     exits: int = integer(6, least=1)
     window: int = integer(8, least=1)
@@ -43,7 +43,7 @@ class DynamicExit(Checked):
 
 
 class _DynamicExit(Searching):
-    """At first each exit is believed to agree as often as it has layers."""
+    """Initially, each exit's acceptance rate is assumed to be its share of the branches."""
 
     def __init__(self, engine: Engine, cost: CostModel | None, exits: list[int], window: int) -> None:
         super().__init__(cost)

@@ -1,7 +1,7 @@
 """Early exit at a fixed layer: the first layers with the model's own norm and head.
 
 After Elhoushi et al., "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding" (arXiv 2404.16710).
-Verification does the remaining layers alone: what the draft computed is the target's own.
+Verification runs only the remaining layers, because the draft computes what the target does.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from forerun.runtime.fields import Checked, integer
 
 @dataclass(frozen=True)
 class ExitAt(Checked):
-    """`layer`: how many of the first layers draft."""
+    """`layer`: how many layers, from the first, draft."""
 
     layer: int = integer(least=1)
 

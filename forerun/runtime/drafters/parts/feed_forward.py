@@ -1,9 +1,9 @@
-"""Skipping feed-forward parts alone: attention, and with it the cache, stays whole.
+"""Skipping only feed-forward parts: attention, and thus the cache, stays complete.
 
 After Jaiswal et al., "FFN-SkipLLM" (arXiv 2404.03865): feed-forward parts of the middle layers change the stream little
-(the cosine of what goes in and what comes out is near 1), while those of the first and last layers are needed. There
-a token's similarity decides layer by layer; here it is measured on the context once a while and the parts that change
-least are left out, so that a tree's rows agree on their branches.
+(the cosine between input and output is near 1), while those of the first and last layers are needed. In the paper, each
+token's similarity decides layer by layer; here it is measured on the context now and then, and the parts that change
+the stream least are left out, so that all rows of a tree run the same branches.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from forerun.runtime.tree import Float64
 
 @dataclass(frozen=True)
 class FeedForwardOnly(Checked):
-    """`skipped`: the share of feed-forward parts left out, those of the first and last `kept` layers never."""
+    """`skipped`: the share of feed-forward parts left out, never those of the first and last `kept` layers."""
 
     skipped: float = number(0.5, least=0, most=1)
     kept: int = integer(1, least=0)
@@ -45,7 +45,7 @@ class FeedForwardOnly(Checked):
 
 
 class _LeastChanging(Searching):
-    """Leaves out the parts that change the stream least; at first those in the middle."""
+    """Leaves out the parts that change the stream least; initially those in the middle."""
 
     def __init__(self, engine: Engine, cost: CostModel | None, parts: list[int], count: int, window: int) -> None:
         super().__init__(cost)
@@ -60,7 +60,7 @@ class _LeastChanging(Searching):
         if replayed is None:
             return
         found: list[float] = []
-        for part in self._parts:  # a launch up to each part, and one of the part
+        for part in self._parts:  # one launch up to each part, and one for the part
             before = replayed.advance(part).astype(np.float64)
             after = replayed.advance(part + 1).astype(np.float64)
             norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)

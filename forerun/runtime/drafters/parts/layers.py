@@ -1,4 +1,4 @@
-"""The residual branches of a step by layer."""
+"""The residual branches of a step, grouped by layer."""
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.drafters.self_draft import require_branches
@@ -6,7 +6,7 @@ from forerun.runtime.executable import Executable
 
 
 def layer_branches(executable: Executable) -> list[tuple[int, ...]]:
-    """The branches of each layer, in order. Raises `InvalidOptionError` for a model without any."""
+    """Returns the branches of each layer, in order. Raises `InvalidOptionError` for a model without branches."""
     require_branches(executable)
     layers: dict[int, list[int]] = {}
     for number, branch in enumerate(executable.branches):
@@ -15,7 +15,7 @@ def layer_branches(executable: Executable) -> list[tuple[int, ...]]:
 
 
 def branch_behind(layers: list[tuple[int, ...]], count: int) -> int:
-    """The number of branches that the first `count` layers have. Raises `InvalidOptionError` for a wrong count."""
+    """Returns the number of branches in the first `count` layers. Raises `InvalidOptionError` for a wrong count."""
     if not 0 < count <= len(layers):
         raise InvalidOptionError(f"the model has {len(layers)} layers, so that a draft cannot end behind layer {count}")
     return layers[count - 1][-1] + 1

@@ -1,4 +1,4 @@
-"""Evaluating parts of the target on tokens that are committed already, to learn what a draft would have proposed."""
+"""Evaluating parts of the target on committed tokens, to learn what a draft would have proposed."""
 
 from dataclasses import replace
 
@@ -12,24 +12,24 @@ from forerun.runtime.rows import replayed_rows
 
 
 class Replayed:
-    """The last committed tokens [n] on their way through the target, branch by branch. The cache stays as it is."""
+    """The last committed tokens [n], evaluated by the target branch by branch. The cache does not change."""
 
     def __init__(self, engine: Engine, rows: Rows, expected: Int32) -> None:
         self._engine, self._rows = engine, rows
         self.expected = expected  # [n] the token that followed each
         self.at = 0  # branches evaluated
-        self._hidden: Float32 | None = None  # [n, D] none of them yet
+        self._hidden: Float32 | None = None  # [n, D] the stream there; None before the first launch
 
     def advance(self, leave: int) -> Float32:
-        """[n, D] the stream behind the first `leave` branches."""
+        """Returns [n, D] the stream after the first `leave` branches."""
         return self._run(leave, self._rows.outputs[:0])[0]
 
     def exit(self, leave: int) -> Int32:
-        """[n] the tokens that the head chooses behind the first `leave` branches."""
+        """Returns [n] the tokens that the head chooses after the first `leave` branches."""
         return self._run(leave, self._rows.outputs)[1][:, 0].copy()
 
     def draft(self, part: Part) -> Int32:
-        """[n] the tokens that a part chooses, from the embedding on."""
+        """Returns [n] the tokens that a part chooses, starting from the embedding."""
         return self._engine.run(self._rows, part).candidates[:, 0].copy()
 
     def _run(self, leave: int, outputs: Int32) -> tuple[Float32, Int32]:
@@ -44,13 +44,13 @@ class Replay:
     """Replays the end of a context."""
 
     def __init__(self, engine: Engine, window: int) -> None:
-        """`window`: the most tokens that are replayed."""
+        """`window`: the most tokens to replay."""
         limits = engine.executable
         self._engine = engine
         self._window = min(window, limits.max_path, limits.max_outputs)
 
     def begin(self, context: Context, slots: StepSlots) -> Replayed | None:
-        """The context's last tokens that are in the cache; None where there are none."""
+        """Returns the context's last cached tokens, or None if there are none."""
         sequence = slots.sequence
         borrowed = slots.borrow(min(self._window, sequence.length))
         count = len(borrowed)

@@ -1,4 +1,4 @@
-"""Methods that look at the context before they draft, in a small share of the steps' time."""
+"""Methods that examine the context before they draft, in a small share of the steps' time."""
 
 import time
 
@@ -10,7 +10,7 @@ from forerun.runtime.drafters.self_draft import PartMethod
 
 
 class Searching(PartMethod):
-    """Looks once an iteration; where time counts, only when an allowance has been saved up."""
+    """Searches once per iteration; where time counts, only when an allowance has been saved up."""
 
     def __init__(self, cost: CostModel | None) -> None:
         self._allowance = Allowance()
@@ -18,7 +18,7 @@ class Searching(PartMethod):
 
     @property
     def converged(self) -> bool:
-        """Whether there is nothing left to look for."""
+        """Whether there is nothing left to search for."""
         return False
 
     def prepare(self, context: Context, slots: StepSlots, price: float) -> None:
@@ -30,5 +30,5 @@ class Searching(PartMethod):
         self._allowance.spend(time.perf_counter() - began)
 
     def look(self, context: Context, slots: StepSlots) -> None:
-        """Evaluate what is needed to choose the part anew."""
+        """Evaluates what is needed to choose the part again."""
         raise NotImplementedError

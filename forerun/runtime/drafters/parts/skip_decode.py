@@ -1,8 +1,8 @@
-"""SkipDecode: a schedule of layers that falls with the position, and spends what is left of them on the upper ones.
+"""SkipDecode: the number of layers falls with the position, and the upper layers are kept.
 
 After Del Corro et al., "SkipDecode" (arXiv 2307.02628): all tokens at a position get the same number of layers; it
-falls linearly between two bounds and never rises; the lower to middle layers are bypassed behind a few warm-up layers.
-As a draft, the position is the depth in the tree, and verification makes up for what is lost.
+falls linearly between two bounds and never rises; the lower to middle layers are bypassed after a few warm-up layers.
+In a draft, the position is the depth in the tree, and verification makes up for the lost quality.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from forerun.runtime.fields import Checked, integer, number
 
 @dataclass(frozen=True)
 class SkipDecode(Checked):
-    """From `most` of the layers at the root to `least` of them at depth `falls_to`; the first `warm_up` stay."""
+    """Keeps `most` of the layers at the root, falling to `least` at depth `falls_to`; the first `warm_up` stay."""
 
     most: float = number(0.7, above=0, most=1)
     least: float = number(0.4, above=0, most=1)

@@ -1,9 +1,9 @@
-"""SWIFT: the skip set is searched for on the fly, by how well its draft agrees with the request's own text.
+"""SWIFT: searches for the skip set on the fly, by how well its draft agrees with the request's own text.
 
 After Xia et al., "SWIFT: On-the-Fly Self-Speculative Decoding for LLM Inference Acceleration" (arXiv 2410.06916): a set
-is scored by the share of the context's last tokens that the draft would have proposed, in one launch; random sets take
-turns with Bayesian steps; the search stops when a score is good enough or nothing better has been found for long. A
-fixed share of attention and feed-forward branches is skipped, of the first and the last layer none.
+is scored in one launch, by the share of the context's last tokens that its draft would have proposed; random sets
+alternate with Bayesian steps; the search stops when a score is good enough or has not improved for long. A fixed share
+of attention and feed-forward branches is skipped, but none of the first or last layer.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ from forerun.runtime.fields import Checked, integer, number
 from forerun.runtime.tree import Float64
 
 REMEMBERED = 64
-"""Trials that a Bayesian step looks at."""
+"""Trials that a Bayesian step considers."""
 GUESSES = 128
-"""Random sets among which a Bayesian step takes the most promising."""
+"""Random sets of which a Bayesian step takes the most promising."""
 
 
 @dataclass(frozen=True)
 class Swift(Checked):
-    """`skipped`: the share of branches left out; `window`: committed tokens a set is scored on."""
+    """`skipped`: the share of branches left out; `window`: the committed tokens on which a set is scored."""
 
     skipped: float = number(0.45, above=0, below=1)
     window: int = integer(16, least=1)
@@ -69,7 +69,7 @@ class _Search(Searching):
         self._made = self._since_better = 0
 
     def begin(self, context: Context) -> None:
-        """Another request: the best set so far is scored on it first."""
+        """Begins another request, on which the best set so far is scored first."""
         self.score = -1.0
         self._made = self._since_better = 0
 
@@ -97,7 +97,7 @@ class _Search(Searching):
 
     def _next(self) -> NDArray[np.bool_]:
         if self._made == 0:
-            return self._best  # at first the balanced set
+            return self._best  # initially the balanced set
         if self._made % self._spec.bayes_every:
             return _random_set(self._random, len(self._inner), self._count)
         guesses = np.stack([_random_set(self._random, len(self._inner), self._count) for _ in range(GUESSES)])
@@ -111,10 +111,10 @@ def _random_set(random: Generator, size: int, count: int) -> NDArray[np.bool_]:
 
 
 def promise(tried: NDArray[np.bool_], scores: Float64, guesses: NDArray[np.bool_]) -> Float64:
-    """[guesses] the upper confidence bound of each guess's score, by a Gaussian process over the tried sets.
+    """Returns [guesses] the upper confidence bound of each guess's score, by a Gaussian process over the tried sets.
 
-    The kernel falls with the share of branches on which two sets differ. Own code, as it is ten lines of linear
-    algebra: a library's step optimises over continuous sets for longer than twenty of the target's steps take.
+    The kernel falls with the share of branches on which two sets differ. This is ten lines of linear algebra: a
+    library's step optimizes over continuous sets for longer than twenty of the target's steps.
     """
 
     def kernel(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> Float64:

@@ -1,8 +1,8 @@
-"""Uniform skipping: as many layers as a target speed-up asks for, balanced over depth.
+"""Uniform skipping: skips as many layers as a desired speed-up requires, evenly over depth.
 
 After Liu, Meng and Zhou, "Accelerating Inference in Large Language Models with a Unified Layer Skipping Strategy"
 (arXiv 2404.06954): the number of skipped layers follows from the speed-up alone, and intermediate layers are skipped at
-even distances, so that no two representations that meet are far apart. Here the result is a draft.
+even distances, so that adjacent layers see similar representations. Here the result is a draft.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from forerun.runtime.fields import Checked, number
 
 @dataclass(frozen=True)
 class Uniform(Checked):
-    """`speedup`: layers of the target over layers of the draft."""
+    """`speedup`: the target's layers over the draft's layers."""
 
     speedup: float = number(2.0, least=1, below=float("inf"))
 
@@ -39,7 +39,7 @@ class FixedPart(PartMethod):
 
 
 def evenly(count: int, kept: int) -> list[int]:
-    """`kept` of `count` numbers at even distances, the first and the last among them; one at least."""
+    """Returns `kept` of `count` numbers, at least one, evenly spaced and including the first and the last."""
     kept = min(max(kept, 1), count)
     if kept == 1:
         return [0]
