@@ -111,7 +111,7 @@ def test_bad_options(options: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_are_checked_in_python_too() -> None:
-    with pytest.raises(errors.InvalidOptionError, match="block from 1 to"):
+    with pytest.raises(errors.InvalidOptionError, match="block to be from 1 to"):
         InsertKVCache(block=0)
 
 

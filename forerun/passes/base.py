@@ -83,10 +83,10 @@ class Pass(ModulePass):
             value, least = getattr(self, each.name), each.metadata.get("least")
             parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
             if any(isinstance(part, bool) for part in parts):
-                raise InvalidOptionError(f"{self.name} takes numbers as {each.name}, not {value}.")
+                raise InvalidOptionError(f"{self.name} needs numbers for {each.name}, not {value}.")
             if least is not None and not least <= value <= each.metadata["most"]:
                 span = f"from {least} to {each.metadata['most']}"
-                raise InvalidOptionError(f"{self.name} takes a {each.name} {span}, not {value}.")
+                raise InvalidOptionError(f"{self.name} needs {each.name} to be {span}, not {value}.")
 
 
 def step_argument(name: str) -> TensorType:
@@ -96,7 +96,7 @@ def step_argument(name: str) -> TensorType:
 
 
 def no_weights(name: str) -> torch.Tensor:
-    raise InvalidOptionError(f"This pass reads the values of weight @{name}, and the IR came without weights.")
+    raise InvalidOptionError(f"This pass reads the values of weight @{name}, but the IR came without weights.")
 
 
 class PassContext(Context):
