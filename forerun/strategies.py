@@ -326,13 +326,13 @@ DRAFT_MODEL = "draft_model"
 
 
 DESCRIPTIONS: dict[str, str] = {
-    "autoregressive": "plain decoding, one row a step",
+    "autoregressive": "plain decoding, one row per step",
     "tree_spec": "trees from prompt_lookup and token_recycling, sized by measured cost",
     "prompt_lookup": "continuations of earlier occurrences of the last tokens",
     "token_recycling": "the candidates that the model gave after each token so far",
-    "layer_skip": "the model drafts with some of its layers left out, evenly",
-    "swift": "the same, the layers searched for while decoding (SWIFT)",
-    "clasp": "the same, the layers chosen anew in every step (CLaSp)",
+    "layer_skip": "the model drafts with layers left out at even intervals",
+    "swift": "the same, with layers searched for while decoding (SWIFT)",
+    "clasp": "the same, with layers chosen anew in every step (CLaSp)",
     "early_exit": "the model's first layers draft",
     f"{DRAFT_MODEL}:PATH": "the model at PATH drafts",
 }

@@ -195,7 +195,9 @@ def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs:
     entry = executable.entries.get(ENCODE)
     wanted = [] if entry is None else [each.name for each in entry.arguments if each.name != "requests"]
     if sorted(wanted) != sorted(inputs):
-        takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs beside the prompt"
-        raise InvalidOptionError(f"the model takes {takes}, and {', '.join(inputs) or 'none'} are given: give these")
+        takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs besides the prompt"
+        raise InvalidOptionError(
+            f"the model takes {takes}, but got {', '.join(inputs) or 'none'}: give exactly what it takes"
+        )
     if entry is not None:
         executable.run(ENCODE, state, {**inputs, "requests": sequence.requests})

@@ -45,7 +45,7 @@ def load_kernels(interpret: bool) -> Any:
     """Their module, of the user's file where there is one; InvalidOptionError where it lacks a kernel."""
     found = load(overridden({"loop": loop_source()})["loop"], interpret)
     if missing := [name for name in WARPS if not hasattr(found, name)]:
-        raise InvalidOptionError(f"The kernels' file loop.py has no {', '.join(missing)}; correct it.")
+        raise InvalidOptionError(f"The kernel file loop.py has no {', '.join(missing)}; correct it.")
     return found
 
 
