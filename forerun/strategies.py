@@ -89,7 +89,7 @@ class PartSpec(Protocol):
 DRAFTER = has("a drafter, such as PromptLookup()", "build", 1, without=("needs_cost",))
 DRAFTERS = several(DRAFTER, "drafters")
 POLICY = has("a tree policy, such as Fixed(rows=16)", "build", 1, "needs_cost")
-METHOD = has("a method that chooses a part of the target, such as Swift()", "build", 2)
+METHOD = has("a method that chooses a part of the target model, such as Swift()", "build", 2)
 CONFIDENCE = has("a stop, such as LikeliestAbove(0.6)", "__call__", 1)
 
 
@@ -279,7 +279,7 @@ class Strategy(Checked):
         if size is None:
             return None
         found = OnDevice(executable.loop(target.engine.state, drafting, max(size.sizes)), size)
-        with target.progress.stage("rounds on the device"), target.engine.serving:
+        with target.progress.stage("the loop on the device"), target.engine.serving:
             found.prepare(target.engine)
         return found
 

@@ -64,7 +64,7 @@ class Needs:
         if self.adds_function in found:
             raise PassError(f"The module has a @{self.adds_function} already; run {name} on one without.")
         if self.before_kernels and any(isinstance(each, Kernel) for each in function.body):
-            raise PassError(f"{name} runs before fuse-kernels, and the operations of @{self.function} are in kernels.")
+            raise PassError(f"{name} runs before fuse-kernels, but the operations of @{self.function} are in kernels.")
 
 
 def option(default: int, least: int, most: int) -> int:

@@ -184,10 +184,12 @@ class Engine:
         rows = sum(len(tree) for tree in trees)
         most = min(self.executable.max_rows, self.executable.max_outputs)
         if rows > most:
-            raise TooLongError(f"{rows} rows of trees exceed the {most} of a step: propose smaller trees")
+            raise TooLongError(f"{rows} rows of trees exceed the limit of {most} per step: propose smaller trees")
         height = max(tree.height for tree in trees)
         if height > self.executable.max_path:
-            raise TooLongError(f"a tree of depth {height} exceeds {self.executable.max_path}: propose shallower trees")
+            raise TooLongError(
+                f"a tree of depth {height} exceeds the limit of {self.executable.max_path}: propose shallower trees"
+            )
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:
