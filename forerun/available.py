@@ -23,7 +23,7 @@ def require_memory(needed: Mapping[str, int], available: int | None = None) -> N
         return
     parts = ", ".join(f"{name} {count / GIGABYTE:.2f}" for name, count in needed.items())
     raise DeviceMemoryError(
-        f"The model needs {total / GIGABYTE:.2f} GB of memory ({parts}), and {available / GIGABYTE:.2f} GB are "
+        f"The model needs {total / GIGABYTE:.2f} GB of memory ({parts}), but {available / GIGABYTE:.2f} GB are "
         "available; compile with a smaller max_length."
     )
 

@@ -55,28 +55,30 @@ def parser() -> argparse.ArgumentParser:
         "demo", help="compile SmolLM2-135M-Instruct, stream an answer, compare with plain decoding"
     )
     demo.add_argument("--prompt", default=DEMO_PROMPT, help="the question")
-    demo.add_argument("--max-new-tokens", type=int, default=192, help="tokens of the answer")
+    demo.add_argument("--max-new-tokens", type=int, default=192, help="the largest number of tokens in the answer")
     demo.set_defaults(run=run_demo, model="demo", strategy="tree_spec")
 
     generate = commands.add_parser("generate", help="generate text", epilog=strategies)
     _add_model(generate)
     source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="the prompt's text; through the model's chat template unless --raw")
-    source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for the standard input")
+    source.add_argument("--prompt", help="the prompt; in the model's chat template, unless --raw is given")
+    source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for standard input")
     source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
-    generate.add_argument("--raw", action="store_true", help="no chat template")
-    generate.add_argument("--strategy", default="tree_spec", help="how drafts are made; see below")
-    generate.add_argument("--max-new-tokens", type=int, default=128, help="tokens to generate at most")
-    generate.add_argument("--do-sample", action="store_true", help="sample; needed by the next three")
-    generate.add_argument("--temperature", type=float, default=1.0, help="what logits are divided by")
+    generate.add_argument("--raw", action="store_true", help="do not use the chat template")
+    generate.add_argument("--strategy", default="tree_spec", help="the decoding strategy; see below")
+    generate.add_argument("--max-new-tokens", type=int, default=128, help="the largest number of new tokens")
+    generate.add_argument("--do-sample", action="store_true", help="sample; the next three options need it")
+    generate.add_argument("--temperature", type=float, default=1.0, help="the divisor of the logits")
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
-    generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens of sum P (default: all)")
-    generate.add_argument("--seed", type=int, default=0, help="the text is a function of it, of settings and prompt")
+    generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to P (default: all)")
+    generate.add_argument(
+        "--seed", type=int, default=0, help="the text is a function of the prompt, the settings and the seed"
+    )
     generate.set_defaults(run=run_generate)
 
     verify = commands.add_parser("verify", help="certify the exactness contract on random trees, slots and chunkings")
     _add_model(verify)
-    verify.add_argument("--cases", type=int, default=200, help="random cases")
+    verify.add_argument("--cases", type=int, default=200, help="the number of random cases")
     verify.add_argument("--seed", type=int, default=0, help="the same seed gives the same cases")
     verify.set_defaults(run=run_verify, strategy="autoregressive")
 
@@ -87,24 +89,24 @@ def parser() -> argparse.ArgumentParser:
     dump.add_argument(
         "--draft",
         metavar="PASS",
-        help="derive a draft as well, by early-exit{layers=N} or skip-layers{branches=1,2,3}, and say what of it a "
-        "verifying step can use (default: none)",
+        help="also derive a draft, by early-exit{layers=N} or skip-layers{branches=1,2,3}, and say which of its values "
+        "a verifying step can use (default: none)",
     )
-    dump.add_argument("--no-kernels", action="store_true", help="the IR alone")
+    dump.add_argument("--no-kernels", action="store_true", help="write only the IR")
     dump.set_defaults(run=run_dump, strategy="autoregressive")
 
     known = targets()
     for command in (demo, generate, verify, dump):
-        command.add_argument("--dtype", default="float32", help=f"how matrices are kept: {_dtypes(known)}")
-        command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best there is")
-        positions = f"positions a sequence may have (default: {DEFAULT_LENGTH}, or what the model has)"
+        command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
+        command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
+        positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
         command.add_argument("--max-length", type=int, help=positions)
-        trust = "run the code that a model's folder brings"
+        trust = "run the code in the model's directory"
         command.add_argument("--trust-remote-code", action="store_true", help=trust)
-        without = "go on without what the model's generation config asks for and forerun does not apply"
+        without = "ignore fields of the model's generation config that forerun does not apply"
         command.add_argument("--no-generation-config", action="store_true", help=without)
-        command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
-        command.add_argument("--quiet", action="store_true", help="no progress")
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        command.add_argument("--quiet", action="store_true", help="do not show progress")
     return root
 
 
@@ -114,7 +116,7 @@ def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
 
     having = {dtype: [name for name, own in targets.items() if dtype in own] for dtype in targets[AUTO]}
     return ", ".join(
-        dtype if len(names) == len(targets) else f"{dtype} ({', '.join(names[1:])} alone)"
+        dtype if len(names) == len(targets) else f"{dtype} ({', '.join(names[1:])} only)"
         for dtype, names in having.items()
     )
 

@@ -38,7 +38,7 @@ class Comparison:
             f"Speculation does not pay on this text and machine ({self.speedup:.2f} times the speed of plain "
             "decoding): "
             f"a step gains {gained:.2f} tokens on average and takes as long as {self.step_cost:.2f} plain steps, so "
-            f"that it breaks even at an accepted length of {self.step_cost:.2f}."
+            f"it breaks even at an accepted length of {self.step_cost:.2f}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def require_folder(name: str, folder: str | os.PathLike[str]) -> Path:
             pass
     except (OSError, TypeError) as error:
         raise InvalidOptionError(
-            f"{name} {str(folder)!r} is no folder that files can be written to ({_reason(error)}): give another one."
+            f"{name} {str(folder)!r} is not a folder that can be written to ({_reason(error)}): give another one."
         ) from error
     finally:
         for each in made:

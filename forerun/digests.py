@@ -83,7 +83,7 @@ def _fill(path: Path, into: memoryview) -> None:
         while read < into.nbytes and (more := file.readinto(into[read:])):
             read += more
         if read < into.nbytes or file.read(1):
-            raise ValueError(f"{path.name} has not {into.nbytes} bytes")
+            raise ValueError(f"{path.name} does not have {into.nbytes} bytes")
 
 
 def _kept_at(path: Path) -> Path | None:

@@ -35,7 +35,7 @@ def affine(dim: Dim) -> Affine:
         return Affine(0, "", dim)
     match = _AFFINE.fullmatch(dim)
     if match is None:
-        raise ValueError(f"{dim!r} is no dimension")
+        raise ValueError(f"{dim!r} is not a dimension")
     return Affine(int(match[1] or 1), match[2], int(match[3] or 0))
 
 

@@ -27,7 +27,7 @@ def draft_passes(text: str | None) -> list[Pass]:
     passes = list(parse_passes(text))
     if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers):
         raise InvalidOptionError(
-            f"--draft {text!r} derives no draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
+            f"--draft {text!r} does not derive a draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
         )
     return [*passes, ReuseKVCache()]
 
@@ -75,7 +75,7 @@ def print_residual(module: ModuleOp, console: Console) -> None:
     """Prints a line for each branch of `@step`."""
     branches = summary(module)
     if not branches:
-        print("The step has no residual stream: no value is on every path from the tokens to the logits and added to.")
+        print("The step has no residual stream: no value on every path from the tokens to the logits is added to.")
         return
     table = Table("branch", "layer", "kind", "kernels", "linears", "weights, millions")
     for number, each in enumerate(branches):

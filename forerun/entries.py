@@ -53,7 +53,7 @@ class Entry:
 
     def _compare(self, name: str, digest: str) -> None:
         if digest != self._digests.get(name):
-            raise ValueError(f"{name} has other bytes than were written")
+            raise ValueError(f"{name} has changed since it was written")
 
     def check(self, names: Iterable[str]) -> None:
         """Checks files that another library reads. Raises `CorruptFileError`."""
@@ -69,7 +69,7 @@ class Entry:
         try:
             yield
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CorruptFileError(f"{self.folder} is not as it was written ({error}).") from error
+            raise CorruptFileError(f"{self.folder} has changed since it was written ({error}).") from error
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class NotANumberError(ForerunError):
     def __init__(self, position: int, token_id: int) -> None:
         super().__init__(
             f"the logits at position {position} are not numbers (NaN; token id {token_id} is the first): the model's "
-            "weights are damaged or its arithmetic overflows; try another dtype, or give allow_nan=True, by which NaN "
+            "weights are damaged or its arithmetic overflows; try another dtype, or give allow_nan=True, so that NaN "
             "counts as the smallest logit"
         )
         self.position, self.token_id = position, token_id

@@ -36,8 +36,8 @@ class Turn:
     def __enter__(self) -> None:
         if self._lost:
             raise ForkError(
-                f"This process was forked while another thread was {self._work}, and half of that work is in its "
-                f"memory: start processes by multiprocessing.get_context('spawn'), or fork while no thread is at it."
+                f"This process was forked while another thread was {self._work}, and its memory holds half of "
+                f"that work: start processes with multiprocessing.get_context('spawn'), or fork before or after it."
             )
         self._lock.acquire()
 
@@ -90,7 +90,7 @@ def require_process(process: int) -> None:
 
 def gpu_of_parent() -> ForkError:
     return ForkError(
-        "A forked process cannot use the GPU of its parent: start processes by multiprocessing.get_context('spawn') "
+        "A forked process cannot use the GPU of its parent: start processes with multiprocessing.get_context('spawn') "
         "and compile the model there."
     )
 

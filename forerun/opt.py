@@ -63,16 +63,22 @@ def _parser() -> argparse.ArgumentParser:
     from forerun.tool import Parser
 
     parser = Parser(prog=NAME, description="Run passes over a module of the spec dialect.")
-    parser.add_argument("file", nargs="?", default="-", help="MLIR text; - reads the standard input")
-    parser.add_argument("-p", "--passes", default="", metavar="PASSES", help="name,name{option=value}, in order")
+    parser.add_argument("file", nargs="?", default="-", help="a file of MLIR text, or - for standard input")
+    parser.add_argument(
+        "-p", "--passes", default="", metavar="PASSES", help="the passes in order: name,name{option=value}"
+    )
     parser.add_argument("--generic", action="store_true", help="print MLIR's generic form")
     parser.add_argument("--locations", action="store_true", help="print source lines")
     parser.add_argument("--print-between-passes", action="store_true", help="print the module after every pass")
-    parser.add_argument("--time", action="store_true", help="print the time of every pass to the standard error")
+    parser.add_argument("--time", action="store_true", help="print the time of every pass to standard error")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the module, before or between passes")
-    parser.add_argument("--split-input-file", action="store_true", help=f"a module between any two lines {SEPARATOR}")
+    parser.add_argument(
+        "--split-input-file", action="store_true", help=f"read several modules, separated by {SEPARATOR}"
+    )
     parser.add_argument("--list", action="store_true", help="list the passes and their options")
-    parser.add_argument("--traceback", action="store_true", help="show where a pass fails that gives no reason")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the traceback of a pass that fails without a reason"
+    )
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
 
@@ -101,7 +107,7 @@ def _read(file: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidOptionError(
-            f"{file!r} is no UTF-8 text (byte {error.start}); give a file of MLIR text."
+            f"{file!r} is not UTF-8 text (byte {error.start}); give a file of MLIR text."
         ) from error
 
 
@@ -112,7 +118,7 @@ def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse
     except (ForerunError, OSError, MemoryError):
         raise
     except RecursionError as error:
-        raise PassError(f"{name} is nested too deep; give a module of fewer levels.") from error
+        raise PassError(f"{name} is nested too deeply; give a module with fewer levels.") from error
     except Exception as error:
         if options.traceback:
             raise

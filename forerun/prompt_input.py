@@ -16,7 +16,7 @@ def token_ids(text: str) -> list[int]:
     try:
         given = [int(each) for each in text.split(",")]
     except ValueError as error:
-        raise InvalidOptionError(f"--token-ids {text!r} is no comma-separated list of numbers.") from error
+        raise InvalidOptionError(f"--token-ids {text!r} is not a comma-separated list of numbers.") from error
     return [require_integer("a number of --token-ids", each, least=0, most=LARGEST_TOKEN) for each in given]
 
 

@@ -22,7 +22,7 @@ def cache_directory() -> Path | None:
     try:
         return Path(chosen).expanduser()
     except RuntimeError:
-        say_once(f"Nothing is kept for the next start: {chosen} names no home directory; set FORERUN_CACHE_DIR.")
+        say_once(f"Nothing is kept for the next start: {chosen} does not name a home directory; set FORERUN_CACHE_DIR.")
         return None
 
 

@@ -89,7 +89,7 @@ class PartSpec(Protocol):
 DRAFTER = has("a drafter, such as PromptLookup()", "build", 1, without=("needs_cost",))
 DRAFTERS = several(DRAFTER, "drafters")
 POLICY = has("a tree policy, such as Fixed(rows=16)", "build", 1, "needs_cost")
-METHOD = has("a method that chooses a part of the target, such as Swift()", "build", 2)
+METHOD = has("a method that chooses a part of the target model, such as Swift()", "build", 2)
 CONFIDENCE = has("a stop, such as LikeliestAbove(0.6)", "__call__", 1)
 
 
@@ -279,7 +279,7 @@ class Strategy(Checked):
         if size is None:
             return None
         found = OnDevice(executable.loop(target.engine.state, drafting, max(size.sizes)), size)
-        with target.progress.stage("rounds on the device"), target.engine.serving:
+        with target.progress.stage("the loop on the device"), target.engine.serving:
             found.prepare(target.engine)
         return found
 
@@ -326,13 +326,13 @@ DRAFT_MODEL = "draft_model"
 
 
 DESCRIPTIONS: dict[str, str] = {
-    "autoregressive": "plain decoding, one row a step",
+    "autoregressive": "plain decoding, one row per step",
     "tree_spec": "trees from prompt_lookup and token_recycling, sized by measured cost",
     "prompt_lookup": "continuations of earlier occurrences of the last tokens",
     "token_recycling": "the candidates that the model gave after each token so far",
-    "layer_skip": "the model drafts with some of its layers left out, evenly",
-    "swift": "the same, the layers searched for while decoding (SWIFT)",
-    "clasp": "the same, the layers chosen anew in every step (CLaSp)",
+    "layer_skip": "the model drafts with layers left out at even intervals",
+    "swift": "the same, with layers searched for while decoding (SWIFT)",
+    "clasp": "the same, with layers chosen anew in every step (CLaSp)",
     "early_exit": "the model's first layers draft",
     f"{DRAFT_MODEL}:PATH": "the model at PATH drafts",
 }

@@ -106,7 +106,7 @@ def read_bytes(file: str, most: int) -> bytes:
 def _standard_input(most: int) -> bytes:
     """Returns standard input as UTF-8, whatever encoding Python has chosen for the stream."""
     if sys.stdin is None:
-        raise InvalidOptionError("The standard input is closed; give a file, or something to read.")
+        raise InvalidOptionError("Standard input is closed; give a file, or something to read.")
     if hasattr(sys.stdin, "buffer"):
         return sys.stdin.buffer.read(most)
     return sys.stdin.read(most).encode("utf-8")  # a text stream in its place
@@ -130,7 +130,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return f"Some text holds characters that are not {error.encoding} ({error.reason}): give UTF-8 text."
     if isinstance(error, UnicodeError):
-        return f"Some text is not what its encoding says ({error}): give UTF-8 text."
+        return f"Some text does not match its encoding ({error}): give UTF-8 text."
     if isinstance(error, ImportError):
         return f"A package that forerun needs cannot be imported ({error}): install forerun and what it needs again."
     if _lacks_memory(error):

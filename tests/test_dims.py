@@ -82,7 +82,7 @@ def test_names_do_not_add() -> None:
 
 @pytest.mark.parametrize("text", ["", "2T", "T*2", "T+", "T+N", "-T", "T 1", "2*"])
 def test_other_texts_are_no_dimensions(text: str) -> None:
-    with pytest.raises(ValueError, match="is no dimension"):
+    with pytest.raises(ValueError, match="is not a dimension"):
         dimensions.affine(text)
 
 

@@ -282,7 +282,7 @@ STREAMS = {
     "errors that are closed": ("$FORERUN generate /no --prompt x 2>&-", 2, ""),
     "errors that are full": ("$FORERUN generate /no --prompt x 2>/dev/full", 2, ""),
     "all closed": ("$FORERUN generate /no --prompt x --json <&- >&- 2>&-", 2, ""),
-    "an input that is closed": ("$OPT <&-", 2, "The standard input is closed"),
+    "an input that is closed": ("$OPT <&-", 2, "Standard input is closed"),
     "a terminal of one column": ("$FORERUN --help > /dev/null", 0, ""),
 }
 

@@ -111,7 +111,7 @@ def test_bad_options(options: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_are_checked_in_python_too() -> None:
-    with pytest.raises(errors.InvalidOptionError, match="block from 1 to"):
+    with pytest.raises(errors.InvalidOptionError, match="block to be from 1 to"):
         InsertKVCache(block=0)
 
 
@@ -157,7 +157,7 @@ def test_bad_texts(
 
 def test_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary").write_bytes(bytes(range(256)))
-    assert "is no UTF-8 text (byte 128)" in refused([str(tmp_path / "binary")], capsys)
+    assert "is not UTF-8 text (byte 128)" in refused([str(tmp_path / "binary")], capsys)
     assert "Is a directory" in refused([str(tmp_path)], capsys)
     assert "There is no file" in refused([str(tmp_path / "missing")], capsys)
     assert "NUL" in refused(["a\0b"], capsys)

@@ -73,5 +73,5 @@ def block_size(module: ir.ModuleOp) -> int | None:
     operations = (each for entry in ir.entries(module).values() for each in ir.walk(entry.body))
     blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention | ir.Recurrence)}
     if len(blocks) > 1:
-        raise UnsupportedOperationError(f"blocks of {sorted(blocks)} positions in one module; use one size.")
+        raise UnsupportedOperationError(f"The module has blocks of {sorted(blocks)} positions; use one size.")
     return next(iter(blocks), None)

@@ -38,7 +38,9 @@ def remaining(kernels: Sequence[K], part: Part, branches: int) -> tuple[list[K],
     """
     evaluated = part.branches(branches)
     if part.enter and not any(kernel.begins for kernel in kernels):
-        raise InvalidOptionError("the stream begins in a kernel that gives more: enter at branch 0")
+        raise InvalidOptionError(
+            "the residual stream begins in a kernel that computes other values too: enter at branch 0"
+        )
     return [each for each in kernels if _remains(each, part, evaluated)], evaluated
 
 
@@ -57,5 +59,5 @@ def check_hidden(part: Part, given: bool) -> None:
     """Raises `InvalidOptionError` unless `hidden` is given if and only if the part enters behind branch 0."""
     if given != (part.enter > 0):
         raise InvalidOptionError(
-            f"a part that enters at branch {part.enter} {'needs' if part.enter else 'takes no'} hidden"
+            f"a part that enters at branch {part.enter} {'needs' if part.enter else 'does not take'} hidden states"
         )

@@ -51,7 +51,7 @@ class EntryRunner(ABC, Generic[S]):
         assert not isinstance(inputs, Rows)
         given, sizes = _bound(self.entries, entry, inputs)
         if large := [f"{name} = {size}" for name, size in sizes.items() if size > self.max_length]:
-            raise TooLongError(f"@{entry} with {large[0]} exceeds max_length {self.max_length}: give less.")
+            raise TooLongError(f"@{entry} with {large[0]} exceeds max_length {self.max_length}: give a shorter input.")
         return self.run_entry(entry, state, given, sizes)
 
     @abstractmethod
@@ -79,11 +79,13 @@ def _bound(entries: Mapping[str, Signature], entry: str, inputs: Inputs) -> tupl
     """
     if entry not in entries or entry == STEP:
         others = ", ".join(name for name in entries if name != STEP) or "none"
-        raise InvalidOptionError(f"there is no entry {entry!r} beside the step: this model has {others}")
+        raise InvalidOptionError(f"there is no entry {entry!r} besides the step: this model has {others}")
     arguments = entries[entry].arguments
     names = [each.name for each in arguments]
     if sorted(names) != sorted(inputs):
-        raise InvalidOptionError(f"@{entry} takes {', '.join(names)}, and {', '.join(inputs)} are given: give these")
+        raise InvalidOptionError(
+            f"@{entry} takes {', '.join(names)}, but got {', '.join(inputs) or 'none'}: give exactly what it takes"
+        )
     bindings: dict[str, int] = {}
     found: list[NDArray[Any]] = []
     for each in arguments:

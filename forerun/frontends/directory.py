@@ -51,7 +51,7 @@ def check_directory(path: Path) -> None:
     weights = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
     shards = set(shard_names(path))
     if not weights and not shards:
-        raise NotAModelError(f"{path} has a config.json and no weights: add its model.safetensors.")
+        raise NotAModelError(f"{path} has a config.json but no weights: add its model.safetensors.")
     if missing := sorted(name for name in shards if not (path / name).is_file()):
         raise CorruptFileError(f"{path} lacks {missing[0]}, which its index names: download the model again.")
     if empty := [file for file in weights if file.stat().st_size == 0]:
@@ -79,8 +79,8 @@ def shard_names(path: Path) -> Iterator[str]:
         for name in dict.fromkeys(table.values()):
             if _leaves(name):
                 raise CorruptFileError(
-                    f"{index} points at {name!r}, outside of its directory, which no model needs: do not trust this "
-                    f"model, or put the file beside the index and name it there."
+                    f"{index} points at {name!r}, outside its directory, which no model needs: do not trust this "
+                    f"model, or put the file next to the index and name it there."
                 )
             yield name
 
@@ -119,6 +119,6 @@ def require_no_code(path: Path, error: Exception, trusted: bool) -> None:
     file = None if trusted or TRUST not in str(error) else code_file(path)
     if file is not None:
         raise NotAModelError(
-            f"{path} needs its own code in {file}, which forerun does not run unasked: read that file, and pass "
+            f"{path} needs its own code in {file}, which forerun does not run by default: read that file, and pass "
             f"trust_remote_code=True (--trust-remote-code) if you trust it."
         ) from error

@@ -95,5 +95,5 @@ def require_applied(config: Any, name: str) -> None:
         shown = ", ".join(f"{field} = {value!r}" for field, value in changing.items())
         raise InvalidOptionError(
             f"the generation config of {name} sets {shown}, which would change the text and which forerun does not "
-            f"apply yet: pass generation_config=None (--no-generation-config) to go on without."
+            f"apply yet: pass generation_config=None (--no-generation-config) to ignore it."
         )

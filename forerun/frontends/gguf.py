@@ -80,7 +80,7 @@ def _skeleton(parameters: Mapping[str, Any], header: GgufHeader) -> PreTrainedMo
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise NotAModelError(
-            f"transformers builds no {header.architecture} from the metadata of {header.path} "
+            f"transformers cannot build {header.architecture} from the metadata of {header.path} "
             f"({first_sentence(error)}): give the directory of the original model."
         ) from error
 
@@ -160,7 +160,7 @@ def _dequantized(
                 f"requantize the file, to Q8_0 for example."
             ) from error
         except ValueError as error:
-            raise CorruptFileError(f"{entry.path} holds {entry.name} damaged: download it again.") from error
+            raise CorruptFileError(f"{entry.name} in {entry.path} is damaged: download the file again.") from error
 
     with ThreadPoolExecutor() as pool:
         yield from zip(header.tensors, pool.map(decode, header.tensors), strict=True)
@@ -171,8 +171,8 @@ def _scale_rotary(model: nn.Module, factors: Tensor, header: GgufHeader) -> None
     frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     if not frequencies or any(buffer.shape != factors.shape for buffer in frequencies):
         raise CorruptFileError(
-            f"{header.path}: {FREQUENCY_FACTORS} has {list(factors.shape)} factors, one for each rotary frequency are "
-            f"needed; convert the model again."
+            f"{header.path}: {FREQUENCY_FACTORS} has {list(factors.shape)} factors, not one for each rotary "
+            f"frequency; convert the model again."
         )
     for buffer in frequencies:
         buffer.div_(factors.to(buffer))

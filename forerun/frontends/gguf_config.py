@@ -62,14 +62,14 @@ def _check_layers(keys: Keys, layers: int) -> None:
     """Compare before anything is built for each layer."""
     found = {int(match[1]) for name in keys.tensors if (match := LAYER_TENSOR.match(name)) and len(match[1]) < 10}
     if found != set(range(len(found))) or len(found) != layers:
-        raise keys.damaged("block_count", f"is {layers}, and the tensors are of {len(found)} layers")
+        raise keys.damaged("block_count", f"is {layers}, but the tensors are of {len(found)} layers")
 
 
 def _check_inner_size(keys: Keys) -> None:
     """If the transformers model derives the inner size from the hidden size, the file's tensors must agree."""
     name, down = "feed_forward_length", keys.tensors.get("blk.0.ffn_down.weight")
     if keys.architecture.keys[name].parameter is None and down is not None and keys.get(name) != down.shape[-1]:
-        raise keys.damaged(name, f"is {keys.get(name)}, and {down.name} has {down.shape[-1]} columns")
+        raise keys.damaged(name, f"is {keys.get(name)}, but {down.name} has {down.shape[-1]} columns")
 
 
 def _vocabulary(keys: Keys) -> int:
@@ -79,7 +79,7 @@ def _vocabulary(keys: Keys) -> int:
         raise NotAModelError(f"{keys.header.path} lacks {EMBEDDING}: give a GGUF file of a whole model.")
     rows = embedding.shape[0]
     if keys.get("vocab_size", rows) != rows:
-        raise keys.damaged("vocab_size", f"is {keys.get('vocab_size')}, and {EMBEDDING} has {rows} rows")
+        raise keys.damaged("vocab_size", f"is {keys.get('vocab_size')}, but {EMBEDDING} has {rows} rows")
     return rows
 
 
@@ -89,7 +89,7 @@ def _attention(keys: Keys, layers: int) -> dict[str, Any]:
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     key_heads = keys.get("attention.head_count_kv", heads)
     if heads % key_heads or (not architecture.grouped and key_heads != heads):
-        raise keys.damaged("attention.head_count_kv", f"is {key_heads} beside {heads} query heads")
+        raise keys.damaged("attention.head_count_kv", f"is {key_heads}, which does not fit {heads} query heads")
     size = _head_size(keys, hidden, heads)
     found: dict[str, Any] = rotary_parameters(keys, size)
     if architecture.own_head_size:
@@ -112,11 +112,11 @@ def _head_size(keys: Keys, hidden: int, heads: int) -> int:
     usual = keys.get("rope.dimension_count", hidden // heads) if whole else hidden // heads
     size = keys.get("attention.key_length", usual)
     if keys.get("attention.value_length", size) != size:
-        raise keys.unsupported("attention.value_length", f"and a key has {size}")
+        raise keys.unsupported("attention.value_length", f"but a key has {size}")
     if not keys.architecture.own_head_size and size * heads != hidden:
         if "attention.key_length" in keys.values:
             raise keys.unsupported("attention.key_length")
-        raise keys.damaged("attention.head_count", f"is {heads} and does not divide {hidden} features")
+        raise keys.damaged("attention.head_count", f"is {heads}, which does not divide {hidden} features")
     return size
 
 
@@ -137,10 +137,12 @@ def _sliding_layers(keys: Keys, layers: int) -> Sequence[bool]:
     pattern = keys.get(name, keys.architecture.window_period)
     if isinstance(pattern, np.ndarray):
         if len(pattern) != layers or not set(pattern.tolist()) <= {0, 1}:
-            raise keys.damaged(name, f"is {shown(pattern)} and must say of {layers} layers whether they have a window")
+            raise keys.damaged(
+                name, f"is {shown(pattern)}, but must say for each of {layers} layers if it has a window"
+            )
         return [bool(each) for each in pattern]
     if not is_of(Kind.SIZE, pattern):
-        raise keys.damaged(name, f"is {shown(pattern)} and must be a number of layers or a list of booleans")
+        raise keys.damaged(name, f"is {shown(pattern)}, but must be a number of layers or a list of booleans")
     return [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
 
 
@@ -157,7 +159,7 @@ def _token(keys: Keys, name: str, vocabulary: int) -> int | None:
     value = keys.header.metadata.get(full)
     if value is not None and not (type(value) is int and 0 <= value < vocabulary):
         raise CorruptFileError(
-            f"{keys.header.path}: {full} is {shown(value)}, no token of a vocabulary of {vocabulary}; "
+            f"{keys.header.path}: {full} is {shown(value)}, not a token of a vocabulary of {vocabulary}; "
             f"download the file again."
         )
     return value

@@ -110,7 +110,7 @@ def read_header(path: Path) -> GgufHeader:
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
-        raise CorruptFileError(f"{path} does not begin with the GGUF magic bytes: it is damaged or no GGUF file.")
+        raise CorruptFileError(f"{path} does not begin with the GGUF magic bytes: it is damaged or not a GGUF file.")
     reader = _Reader(np.memmap(path, dtype=np.uint8, mode="r").data, path)
     reader.position = len(MAGIC)
     version = reader.scalar("I")
@@ -125,12 +125,12 @@ def read_header(path: Path) -> GgufHeader:
     base = math.ceil(reader.position / alignment) * alignment
     for name, _, _, offset in table:
         if offset % alignment:
-            raise reader.damaged(f"places {name} at offset {offset}, which is no multiple of {alignment}")
+            raise reader.damaged(f"places {name} at offset {offset}, which is not a multiple of {alignment}")
     tensors = tuple(_placed(name, shape, encoding, base + offset, path) for name, shape, encoding, offset in table)
     expected = max((entry.end for entry in tensors), default=base)
     if expected > size:
         raise CorruptFileError(
-            f"{path} is cut short: its header promises {expected:,} bytes and it has {size:,}; download it again."
+            f"{path} is cut short: its header promises {expected:,} bytes, but it has {size:,}; download it again."
         )
     _check_apart(tensors, reader)
     return GgufHeader(path, metadata, tensors, hashlib.sha256(reader.content[: reader.position]).hexdigest())
@@ -166,7 +166,7 @@ class _Reader:
         if kind == BOOL:
             stored = self.scalar("B")
             if stored > 1:
-                raise self.damaged(f"holds {stored} for a boolean")
+                raise self.damaged(f"stores {stored} as a boolean")
             return bool(stored)
         if kind in SCALARS:
             return self.scalar(SCALARS[kind])
@@ -244,7 +244,7 @@ def _check_apart(tensors: Sequence[TensorEntry], reader: _Reader) -> None:
     names: set[str] = set()
     for entry in tensors:
         if entry.name in names:
-            raise reader.damaged(f"holds two tensors {entry.name}")
+            raise reader.damaged(f"holds two tensors named {entry.name}")
         names.add(entry.name)
     for before, after in pairwise(sorted(tensors, key=lambda entry: entry.start)):
         if before.end > after.start:

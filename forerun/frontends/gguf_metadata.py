@@ -20,7 +20,7 @@ class Keys:
         known = ARCHITECTURES.get(header.architecture or "")
         if known is None:
             raise NotAModelError(
-                f"{header.path} holds a {header.architecture}, which is none of the decoders that forerun reads from "
+                f"{header.path} holds a {header.architecture}, which is not a decoder that forerun reads from "
                 f"GGUF files ({', '.join(ARCHITECTURES)}): give the directory of the original model."
             )
         self.header = header
@@ -45,7 +45,7 @@ class Keys:
         if key.per_layer and isinstance(value, np.ndarray):
             value = self._uniform(name, value.tolist())
         if not is_of(key.kind, value):
-            raise self.damaged(name, f"is {shown(value)} and must be {key.kind.value}")
+            raise self.damaged(name, f"is {shown(value)}, but must be {key.kind.value}")
         return value
 
     def count(self, name: str) -> int:
@@ -92,7 +92,7 @@ class Keys:
         if len(values) != layers:
             raise self.damaged(name, f"lists {len(values)} values for {layers} layers")
         if len(set(values)) > 1:
-            raise self.unsupported(name, "another value in some layers than in others")
+            raise self.unsupported(name, "which differs between layers")
         return values[0]
 
 

@@ -29,7 +29,7 @@ def read_model(path: Path) -> GgufHeader:
         raise NotAModelError(f"{path} is part {number + 1} of {count} of a model: give the first part{begin}.")
     if named is None or int(named["number"]) != 1 or int(named["count"]) != count:
         raise NotAModelError(
-            f"{path} is the first of {count} parts of a model, and its name does not end in -00001-of-{count:05}.gguf: "
+            f"{path} is the first of {count} parts of a model, but its name does not end in -00001-of-{count:05}.gguf: "
             f"give all parts the names that gguf-split gave them, or join them with gguf-split --merge."
         )
     parts = [first]
@@ -55,7 +55,7 @@ def _read_part(path: Path, index: int, count: int) -> GgufHeader:
     part = read_header(path)
     if _number(part, NUMBER) != index or _number(part, COUNT) != count:
         raise CorruptFileError(
-            f"{path} says that it is part {_number(part, NUMBER) + 1} of {_number(part, COUNT)}, and its name says "
+            f"{path} says that it is part {_number(part, NUMBER) + 1} of {_number(part, COUNT)}, but its name says "
             f"{index + 1} of {count}: download the parts again."
         )
     return part
@@ -74,7 +74,7 @@ def _joined(parts: list[GgufHeader]) -> GgufHeader:
     promised = _number(first, TENSORS, absent=len(tensors))
     if promised != len(tensors):
         raise CorruptFileError(
-            f"{first.path} promises {promised:,} tensors in {len(parts)} parts, and they hold {len(tensors):,}: "
+            f"{first.path} promises {promised:,} tensors in {len(parts)} parts, but they hold {len(tensors):,}: "
             f"download the parts again."
         )
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()

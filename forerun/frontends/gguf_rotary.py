@@ -33,7 +33,7 @@ def rotary_parameters(keys: Keys, head_size: int) -> dict[str, Any]:
         return {}
     turned = keys.get("rope.dimension_count", head_size)
     if turned % 2 or turned > head_size:
-        raise keys.damaged("rope.dimension_count", f"is {turned} in heads of {head_size} features")
+        raise keys.damaged("rope.dimension_count", f"is {turned}, which does not fit heads of {head_size} features")
     if rotary is not Rotary.PARTIAL and turned != head_size:
         raise keys.unsupported("rope.dimension_count")
     base = keys.get("rope.freq_base", DEFAULT_BASE)
@@ -64,15 +64,15 @@ def _scaling(keys: Keys, frequencies: int) -> dict[str, Any]:
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 0)) or 1.0
     name = "rope.scaling.factor" if "rope.scaling.factor" in keys.values else "rope.scale_linear"
     if factor <= 0:
-        raise keys.damaged(name, f"is {factor} and must be a positive number")
+        raise keys.damaged(name, f"is {factor}, but must be a positive number")
     tables = {LONG, SHORT} & set(keys.tensors)
     kind = keys.get("rope.scaling.type", "longrope" if tables else "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise keys.unsupported("rope.scaling.type", "which is no scaling of the format")
+        raise keys.unsupported("rope.scaling.type", "which is not a scaling of the format")
     if (kind == "longrope") != bool(tables):
         raise UnsupportedOperationError(
-            f"{keys.header.path} has {'' if tables else 'no '}longrope factors ({LONG}, {SHORT}) and scales its rotary "
-            f"embedding by {kind!r}: convert the model again."
+            f"{keys.header.path} has {'' if tables else 'no '}longrope factors ({LONG}, {SHORT}), but scales its "
+            f"rotary embedding by {kind!r}: convert the model again."
         )
     attention = keys.get("rope.scaling.attn_factor", 1.0)
     scaled = kind == "longrope" or (kind != "none" and factor != 1)
@@ -81,7 +81,7 @@ def _scaling(keys: Keys, frequencies: int) -> dict[str, Any]:
     original = keys.get("rope.scaling.original_context_length", keys.get("context_length"))
     if kind == "longrope":
         if factor != 1:
-            raise keys.unsupported(name, "and longrope has a factor for each frequency")
+            raise keys.unsupported(name, "but longrope has a factor for each frequency")
         return {
             "rope_type": "longrope",
             "long_factor": _table(keys, LONG, frequencies),
@@ -94,7 +94,7 @@ def _scaling(keys: Keys, frequencies: int) -> dict[str, Any]:
             raise keys.unsupported("rope.scaling.attn_factor")
         return {"rope_type": "linear", "factor": factor} if scaled else {"rope_type": "default"}
     if factor < 1:
-        raise keys.unsupported(name, "and yarn only extends a context")
+        raise keys.unsupported(name, "but yarn only extends a context")
     betas = {beta: keys.get(f"rope.scaling.yarn_{beta}") for beta in ("beta_fast", "beta_slow")}
     return {
         "rope_type": "yarn",
@@ -110,7 +110,7 @@ def _table(keys: Keys, name: str, frequencies: int) -> list[float]:
     if entry is None or entry.shape != (frequencies,):
         shape = "missing" if entry is None else f"of shape {list(entry.shape)}"
         raise CorruptFileError(
-            f"{keys.header.path}: {name} is {shape}, and the rotary embedding has {frequencies} frequencies; "
+            f"{keys.header.path}: {name} is {shape}, but the rotary embedding has {frequencies} frequencies; "
             f"convert the model again."
         )
     factors = dequantize(keys.header.blocks()[name], entry.encoding)

@@ -63,12 +63,12 @@ def read_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
     metadata = _Metadata(header)
     kind = metadata.value("model")
     if not isinstance(kind, str | None):
-        raise metadata.damaged("model", "is no string")
+        raise metadata.damaged("model", "is not a string")
     if kind in ABSENT and not any(name in metadata for name in ("tokens", "merges", "scores")):
         return None
     if kind not in GGUF_TOKENIZER_TYPES:
         raise UnsupportedOperationError(
-            f"{header.path} holds a tokenizer of the kind {kind!r}, and transformers builds only "
+            f"{header.path} holds a tokenizer of the kind {kind!r}, but transformers builds only "
             f"{', '.join(GGUF_TOKENIZER_TYPES)} from GGUF files: give the directory of the original model."
         )
     if np.size(metadata.value("suppress_tokens") if "suppress_tokens" in metadata else ()):
@@ -110,17 +110,17 @@ class _Metadata:
     def strings(self, name: str) -> list[str]:
         stored = self.value(name)
         if not isinstance(stored, Strings):
-            raise self.damaged(name, "is no list of strings")
+            raise self.damaged(name, "is not a list of strings")
         try:
             return stored.decode()
         except UnicodeDecodeError as error:
-            raise self.damaged(name, "holds a string that is no UTF-8") from error
+            raise self.damaged(name, "holds a string that is not UTF-8") from error
 
     def numbers(self, name: str, kinds: str, length: int) -> list[Any]:
         """A list of one number per token, of numpy's `kinds`."""
         stored = self.value(name)
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in kinds or len(stored) != length:
-            raise self.damaged(name, f"is no list of {length} numbers, one a token")
+            raise self.damaged(name, f"is not a list of {length} numbers, one per token")
         if not np.isfinite(stored).all():
             raise self.damaged(name, "holds a number that is not finite")
         return stored.tolist()
@@ -130,7 +130,7 @@ class _Metadata:
         if stored is None:
             return None
         if type(stored) is not int or not 0 <= stored < len(tokens):
-            raise self.damaged(name, f"is {stored!r}, and there are {len(tokens)} tokens")
+            raise self.damaged(name, f"is {stored!r}, but there are {len(tokens)} tokens")
         return tokens[stored]
 
     def flag(self, name: str) -> bool | None:
@@ -148,10 +148,10 @@ def _fields(metadata: _Metadata, kind: str) -> dict[str, Any]:
     tokens = metadata.strings("tokens")
     embedding = next((entry for entry in metadata.header.tensors if entry.name == "token_embd.weight"), None)
     if not tokens or (embedding is not None and len(tokens) > embedding.shape[0]):
-        raise metadata.damaged("tokens", f"lists {len(tokens)} tokens, and the model knows another number of them")
+        raise metadata.damaged("tokens", f"lists {len(tokens)} tokens, but the model has another number of tokens")
     pre = metadata.value("pre")
     if not isinstance(pre, str | None):
-        raise metadata.damaged("pre", "is no string")
+        raise metadata.damaged("pre", "is not a string")
     fields: dict[str, Any] = {"tokenizer_type": kind, "tokens": tokens, "pre_tokenizer_type": pre}
     if "merges" in metadata:
         fields["merges"] = _merges(metadata)
@@ -171,7 +171,7 @@ def _merges(metadata: _Metadata) -> list[str]:
     merges = metadata.strings("merges")
     for merge in merges:
         if len(merge.split(" ")) != 2 or not all(merge.split(" ")):
-            raise metadata.damaged("merges", f"holds {merge!r}, which is no pair")
+            raise metadata.damaged("merges", f"holds {merge!r}, which is not a pair")
     return merges
 
 
@@ -191,7 +191,7 @@ def _cut(metadata: _Metadata) -> PreTokenizer | None:
     if name in AS_BLOOM:
         return Sequence([_apart(r" ?[^(\s|.,!?…。，、।۔،)]+"), whole])
     raise UnsupportedOperationError(
-        f"{metadata.header.path} cuts its texts as tokenizer.ggml.pre = {name!r} says, which forerun does not know, so "
+        f"{metadata.header.path} splits text by tokenizer.ggml.pre = {name!r}, which forerun does not know, so "
         f"its tokens would differ: give the directory of the original model."
     )
 
@@ -218,7 +218,7 @@ def _options(metadata: _Metadata, kind: str, tokens: list[str]) -> dict[str, Any
     template = metadata.header.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise CorruptFileError(
-            f"{metadata.header.path}: tokenizer.chat_template is no string; download the file again."
+            f"{metadata.header.path}: tokenizer.chat_template is not a string; download the file again."
         )
     options["chat_template"] = template
     return options

@@ -29,5 +29,5 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a kept folder. Raises `CorruptFileError`."""
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise CorruptFileError(f"{folder} holds no tokenizer that loads.")
+        raise CorruptFileError(f"{folder} does not hold a tokenizer that loads.")
     return tokenizer

@@ -103,7 +103,7 @@ def open_source(
 
 def _not_quantized(name: str) -> InvalidOptionError:
     return InvalidOptionError(
-        f"dtype='native' keeps the quantized blocks of a GGUF file, and {name} is none: use float32 or bfloat16."
+        f"dtype='native' keeps the quantized blocks of a GGUF file, but {name} is not one: use float32 or bfloat16."
     )
 
 
@@ -138,7 +138,7 @@ def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
         names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
         asked = str(dtype).removeprefix("torch.")
         raise InvalidOptionError(
-            f"the ExportedProgram's weights are {names}, and it cannot be read as {asked}: "
+            f"the ExportedProgram's weights are {names}, but it cannot be read as {asked}: "
             f"export the model again in {asked}."
         )
     return Source("ExportedProgram", program, dtype)

@@ -43,16 +43,16 @@ def require_stateless(module: nn.Module, name: str) -> None:
             torch.set_rng_state(random)
     changed = [key for key, value in _kept(trial) if key in before and not _same(before[key], value)]
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
-        cause = f" (it keeps {changed[0]})" if changed else ""
+        cause = f" (its state {changed[0]} changes)" if changed else ""
         raise TraceError(
-            f"{name} gives other logits when it is called again{cause}: compile a forward pass that depends on "
+            f"{name} gives different logits when it is called again{cause}: compile a forward pass that depends on "
             f"input_ids alone."
         )
     buffers = [key for key in changed if isinstance(before[key], Tensor)]
     if buffers:
         raise TraceError(
-            f"{name} changes {buffers[0]}, which it keeps, as it runs; compiled it would never change: write a forward "
-            f"pass that keeps nothing."
+            f"{name} changes its state {buffers[0]} as it runs, which would not change once compiled: write a forward "
+            f"pass without state."
         )
 
 

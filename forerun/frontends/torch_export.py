@@ -247,9 +247,9 @@ class _Importer:
         for each in kept:
             where = source_line(node)
             raise TraceError(
-                f"The model changes {_hint(each).removeprefix('c_').removeprefix('model_')}, which it keeps, as it runs"
-                f"{f' at {where[0]}:{where[1]}' if where else ''}; compiled it would never change: write a forward "
-                f"pass that keeps nothing."
+                f"The model changes its state {_hint(each).removeprefix('c_').removeprefix('model_')} as it runs"
+                f"{f' at {where[0]}:{where[1]}' if where else ''}, which would not change once compiled: write a "
+                f"forward pass without state."
             )
 
     def assign(self, node: Node, result: SSAValue) -> None:

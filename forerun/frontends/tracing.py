@@ -80,7 +80,7 @@ def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
     if len(inputs) != 1 or len(outputs) != 1:
         raise TraceError(
             f"{name} is a program of {len(inputs)} inputs and {len(outputs)} outputs: "
-            f"export a module that takes input_ids alone and returns the logits alone."
+            f"export a module that takes only input_ids and returns only the logits."
         )
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise TraceError(f"{name} changes its own buffers as it runs: export it without a cache (use_cache=False).")
@@ -109,7 +109,7 @@ def _check_range(program: ExportedProgram, length: torch.SymInt, name: str, max_
         )
     if limits.lower > min(EXAMPLE_LENGTHS):
         raise TraceError(
-            f"{name} is traced for at least {limits.lower} positions, and a prompt may be shorter: "
+            f"{name} is traced for at least {limits.lower} positions, but a prompt may be shorter: "
             f"give a model whose code does not branch on the length."
         )
 

@@ -31,8 +31,8 @@ class Rotary(AlongAxes, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, cos: TensorType, sin: TensorType) -> Types:
-        require(isinstance(x.dims[-1], int) and x.dims[-1] % 2 == 0, f"rotary over an even dimension, not {x}")
-        require(cos == sin and cos.dims[-1] == x.dims[-1], f"rotary tables {cos} and {sin} do not fit {x}")
+        require(isinstance(x.dims[-1], int) and x.dims[-1] % 2 == 0, f"needs an even last dimension in {x}")
+        require(cos == sin and cos.dims[-1] == x.dims[-1], f"has tables {cos} and {sin}, which do not fit {x}")
         return [x]
 
     def evaluate(self, environment: Environment, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -79,11 +79,12 @@ def _require_extra(
 ) -> None:
     """The shape rules of the optional operands that both attentions take."""
     if first is not None:
-        require(first.dims == tuple(rows) and first.dtype in ("i64", "i32"), f"first {first} is no position of a row")
+        known = first.dtype in ("i64", "i32")
+        require(first.dims == tuple(rows) and known, f"has first positions {first}, not one per row")
     if bias is not None:
-        require(bias.rank == 2 and bias.dims[0] in (1, heads), f"the bias {bias} does not fit {heads} heads")
-        require(bias_by in ("key", "distance"), f"a bias by {bias_by!r}")
-    require(sinks is None or sinks.dims == (heads,), f"the sinks {sinks} do not fit {heads} heads")
+        require(bias.rank == 2 and bias.dims[0] in (1, heads), f"has the bias {bias}, which does not fit {heads} heads")
+        require(bias_by in ("key", "distance"), f"needs bias_by to be 'key' or 'distance', not {bias_by!r}")
+    require(sinks is None or sinks.dims == (heads,), f"has the sinks {sinks}, which do not fit {heads} heads")
 
 
 @operation
@@ -129,14 +130,16 @@ class Attention(Computation, ValueOperation):
         bias_by: str | None = None,
     ) -> Types:
         q, k, v = query, key, value
-        require(q.rank == k.rank == v.rank and q.rank >= 3, f"attention over {q}, {k}, {v}")
-        require(q.dims[-1] == k.dims[-1] and k.dims[-2] == v.dims[-2] and k.dims[-3] == v.dims[-3], f"{q}, {k}, {v}")
+        require(q.rank == k.rank == v.rank and q.rank >= 3, f"needs one rank of at least 3, not {q}, {k}, {v}")
+        agree = q.dims[-1] == k.dims[-1] and k.dims[-2] == v.dims[-2] and k.dims[-3] == v.dims[-3]
+        require(agree, f"has queries {q}, keys {k} and values {v} that do not fit each other")
         heads, groups = q.dims[-3], k.dims[-3]
-        require(isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0, f"{heads} over {groups}")
+        shares = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
+        require(shares, f"cannot divide {heads} query heads evenly among {groups} key heads")
         _require_extra(first, bias, sinks, bias_by, q.dims[-2:-1], heads)
         scores = (*q.dims[:-1], k.dims[-2])
         fits = mask is None or broadcast_dims([mask.dims, scores]) == scores
-        require(fits, f"the mask {mask} does not fit scores of {list(scores)}")
+        require(fits, f"has the mask {mask}, which does not fit scores of {list(scores)}")
         return [q.with_dims((*q.dims[:-1], v.dims[-1]))]
 
     def evaluate(
@@ -222,15 +225,16 @@ class TreeAttention(StepOperation, ValueOperation):
         softcap: float | None = None,
         bias_by: str | None = None,
     ) -> Types:
-        require(block >= 1, f"a block has 1 position or more, not {block}")
-        require(value_dim >= 1, f"a value has 1 number or more, not {value_dim}")
-        require(query.rank == 3, f"queries are [N, H, D], not {query}")
+        require(block >= 1, f"needs blocks of at least 1 position, not {block}")
+        require(value_dim >= 1, f"needs values of at least 1 number, not {value_dim}")
+        require(query.rank == 3, f"needs queries [N, H, D], not {query}")
         of_rows, rows = (positions, sequences, bases), query.dims[:1]
-        require(all(each.dims == rows for each in of_rows), f"{[str(each) for each in of_rows]} are not [N]")
-        require(paths.rank == 2 and paths.dims[:1] == rows, f"the paths {paths} are not of the rows of {query}")
-        require(block_tables.rank == 2, f"the block tables {block_tables} are not [S, B]")
+        shown = ", ".join(map(str, of_rows))
+        require(all(each.dims == rows for each in of_rows), f"needs positions, sequences and bases [N], not {shown}")
+        require(paths.rank == 2 and paths.dims[:1] == rows, f"has paths {paths}, which do not fit the rows of {query}")
+        require(block_tables.rank == 2, f"needs block tables [S, B], not {block_tables}")
         whole = all(each.dtype in ("i64", "i32") for each in (*of_rows, paths, block_tables))
-        require(whole, "rows are described by i64 or i32")
+        require(whole, "needs rows described by i64 or i32")
         _require_extra(first, bias, sinks, bias_by, rows, query.dims[1])
         return [query.with_dims((*query.dims[:-1], value_dim))]
 

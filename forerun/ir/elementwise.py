@@ -75,7 +75,7 @@ def broadcast_dims(shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
     result: list[Dim] = []
     for axis in range(-rank, 0):
         sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
-        require(len(sizes) <= 1, f"dimensions {sorted(map(str, sizes))} do not broadcast")
+        require(len(sizes) <= 1, f"has dimensions {sorted(map(str, sizes))} that do not broadcast")
         result.append(next(iter(sizes), 1))
     return tuple(result)
 
@@ -142,11 +142,11 @@ class Map(Elementwise):
 
     @classmethod
     def infer(cls, *inputs: TensorType, function: str) -> Types:
-        require(function in FUNCTIONS, f"spec.map has no function {function!r}")
-        require(len(inputs) == FUNCTIONS[function][0], f"{function} takes {FUNCTIONS[function][0]} operands")
+        require(function in FUNCTIONS, f"has no function {function!r}")
+        require(len(inputs) == FUNCTIONS[function][0], f"needs {FUNCTIONS[function][0]} operands for {function}")
         values = inputs[1:] if function == "where" else inputs
-        require(function != "where" or inputs[0].dtype == "i1", "the condition of where is i1")
-        require(len({each.dtype for each in values}) == 1, f"{function} mixes {[each.dtype for each in values]}")
+        require(function != "where" or inputs[0].dtype == "i1", "needs a condition of i1 for where")
+        require(len({each.dtype for each in values}) == 1, f"mixes {[each.dtype for each in values]} in {function}")
         dtype = "i1" if function in COMPARISONS else values[0].dtype
         return [TensorType.of(broadcast_dims([each.dims for each in inputs]), dtype)]
 

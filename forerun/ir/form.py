@@ -90,9 +90,9 @@ def _segmented(
     names = _listed(properties.get(EXTRA)) if kind.LISTED else list(kind.OPTIONAL[: len(given)])
     wrong = [name for name in names if name not in kind.OPTIONAL]
     if wrong:
-        parser.raise_error(f"there is no extra operand {wrong[0]!r} of {kind.name}, only {', '.join(kind.OPTIONAL)}")
+        parser.raise_error(f"{kind.name} has no extra operand {wrong[0]!r}, only {', '.join(kind.OPTIONAL)}")
     if len(set(names)) != len(names) or len(names) != len(given):
-        parser.raise_error(f"{kind.name} has the extra operands {names}, but {len(given)} are given")
+        parser.raise_error(f"{kind.name} lists the extra operands {names}, but {len(given)} are given")
     extra = dict(zip(names, given, strict=True))
     sizes = segments([True] * len(operands[:fixed]) + [name in extra for name in kind.OPTIONAL])
     renamed = {SEGMENTS if kind.LISTED and name == EXTRA else name: each for name, each in properties.items()}

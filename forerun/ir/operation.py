@@ -106,11 +106,11 @@ class SpecOperation(DeclaredOperation):
 
         Raises VerifyException if they do not fit.
         """
-        raise UnsupportedOperationError(f"{cls.name} has no shape rule; give its class `infer`.")
+        raise UnsupportedOperationError(f"{cls.name} has no shape rule; give its class an `infer` method.")
 
     def evaluate(self, environment: Environment, *inputs: Any, **unused: Any) -> Tensors:
         """The reference semantics: operands by position, None for those left out."""
-        raise UnsupportedOperationError(f"{self.name} has no meaning by itself that could be evaluated.")
+        raise UnsupportedOperationError(f"{self.name} cannot be evaluated by itself.")
 
     def placed(self, values: Sequence[T]) -> list[T | None]:
         """The given items by operand, with None for an optional operand that is left out."""
@@ -151,7 +151,7 @@ class SpecOperation(DeclaredOperation):
         try:
             return cls.PARAMETERS[name].encode(value)
         except VerifyException as error:
-            raise VerifyException(f"{error} as the parameter {name!r}") from error
+            raise VerifyException(f"the parameter {name!r} {error}") from error
 
     def decoded(self) -> dict[str, Any]:
         """The parameters that are given, as Python values."""

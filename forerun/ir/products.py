@@ -27,9 +27,9 @@ class Linear(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> Types:
-        require(weight.rank == 2 and x.dims[-1:] == weight.dims[1:], f"{x} does not multiply {weight}")
-        require(x.dtype == weight.dtype, f"spec.linear mixes {x.dtype} and {weight.dtype}")
-        require(bias is None or bias.dims == weight.dims[:1], "the bias has one number an output")
+        require(weight.rank == 2 and x.dims[-1:] == weight.dims[1:], f"cannot multiply {x} by {weight}")
+        require(x.dtype == weight.dtype, f"mixes {x.dtype} and {weight.dtype}")
+        require(bias is None or bias.dims == weight.dims[:1], "needs a bias of one number per output")
         return [x.with_dims((*x.dims[:-1], weight.dims[0]))]
 
     def evaluate(
@@ -49,8 +49,8 @@ class MatMul(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, a: TensorType, b: TensorType) -> Types:
-        require(a.rank >= 2 and b.rank >= 2 and a.dims[-1] == b.dims[-2], f"{a} does not multiply {b}")
-        require(a.dtype == b.dtype, f"spec.matmul mixes {a.dtype} and {b.dtype}")
+        require(a.rank >= 2 and b.rank >= 2 and a.dims[-1] == b.dims[-2], f"cannot multiply {a} by {b}")
+        require(a.dtype == b.dtype, f"mixes {a.dtype} and {b.dtype}")
         return [a.with_dims((*broadcast_dims([a.dims[:-2], b.dims[:-2]]), a.dims[-2], b.dims[-1]))]
 
     def evaluate(self, environment: Environment, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class RMSNorm(AlongAxes, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, weight: TensorType | None = None, *, eps: float) -> Types:
-        require(weight is None or weight.dims == x.dims[-1:], "the weight has one number a feature")
+        require(weight is None or weight.dims == x.dims[-1:], "needs a weight of one number per feature")
         return [x]
 
     def evaluate(self, environment: Environment, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -98,9 +98,9 @@ class LayerNorm(AlongAxes, ValueOperation):
     def infer(
         cls, x: TensorType, weight: TensorType | None = None, bias: TensorType | None = None, *, eps: float
     ) -> Types:
-        require(bias is None or weight is not None, "a bias comes with a weight")
+        require(bias is None or weight is not None, "has a bias without a weight")
         given = (each for each in (weight, bias) if each is not None)
-        require(all(each.dims == x.dims[-1:] for each in given), "weight and bias have one number a feature")
+        require(all(each.dims == x.dims[-1:] for each in given), "needs a weight and a bias of one number per feature")
         return [x]
 
     def evaluate(

@@ -56,12 +56,12 @@ class Kind(AttrConstraint[Attribute], Generic[T]):
     def encode(self, value: T) -> Attribute:
         """The attribute of a value; VerifyException if the value is of another kind."""
         if not self.accepts(value):
-            raise VerifyException(f"takes {self.what}, not {value!r}")
+            raise VerifyException(f"must be {self.what}, not {value!r}")
         return self.to_attribute(value)
 
     def verify(self, attr: Attribute, constraint_context: VerificationContext) -> None:
         if not self.holds(attr):
-            raise VerifyException(f"takes {self.what}, not {attribute_text(attr)}")
+            raise VerifyException(f"must be {self.what}, not {attribute_text(attr)}")
 
     def mapping_type_vars(self, type_var_mapping: Mapping[Any, Any]) -> Kind[T]:
         return self
@@ -116,7 +116,7 @@ FLAG: Kind[bool] = Kind(
 )
 INTEGER: Kind[int] = Kind("an integer", _is_integer, _whole, _integer, lambda each: each.value.data)
 NUMBER: Kind[float] = Kind(
-    "a number with a point",
+    "a floating-point number",
     _is_number,
     lambda value: isinstance(value, float) or _whole(value),
     lambda value: FloatAttr(float(value), _F64),
@@ -129,7 +129,7 @@ SCALAR: Kind[bool | int | float] = Kind(
     _scalar,
     _scalar_of,
 )
-TEXT: Kind[str] = Kind("a text", _is_text, lambda value: isinstance(value, str), StringAttr, lambda each: each.data)
+TEXT: Kind[str] = Kind("a string", _is_text, lambda value: isinstance(value, str), StringAttr, lambda each: each.data)
 SYMBOL: Kind[Symbol] = Kind(
     "a symbol",
     lambda each: isinstance(each, SymbolRefAttr),
@@ -242,7 +242,7 @@ def encode(value: Any) -> Attribute:
         case tuple() | list():
             return ArrayAttr([encode(item) for item in cast(Sequence[Any], value)])
         case _:
-            raise TypeError(f"no attribute for {value!r}")
+            raise TypeError(f"there is no attribute for {value!r}")
 
 
 def parameter_text(attributes: Mapping[str, Attribute]) -> str:

@@ -47,9 +47,9 @@ class Reduce(AlongAxes, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, *, function: str, dims: Sequence[int], keep: bool = False) -> Types:
-        require(function in REDUCTIONS, f"spec.reduce has no function {function!r}")
-        require(all(0 <= dim < x.rank for dim in dims), f"no dimensions {dims} in {x}")
-        require(function != "argmax" or len(dims) == 1, "argmax is along one dimension")
+        require(function in REDUCTIONS, f"has no function {function!r}")
+        require(all(0 <= dim < x.rank for dim in dims), f"has no dimensions {dims} in {x}")
+        require(function != "argmax" or len(dims) == 1, "takes argmax along exactly one dimension")
         sizes: list[Dim] = []
         for axis, size in enumerate(x.dims):
             if axis not in dims:
@@ -113,9 +113,9 @@ class TopK(AlongAxes):
 
     @classmethod
     def infer(cls, x: TensorType, *, k: int, index_dtype: str = "i64") -> Types:
-        require(x.rank > 0, "a number has no last dimension")
-        require(k >= 1, f"k is 1 or more, not {k}")
-        require(dimensions.ordered(k, x.dims[-1]), f"{x} has not {k} elements to choose from")
+        require(x.rank > 0, "needs an operand with a last dimension, not a scalar")
+        require(k >= 1, f"needs a k of at least 1, not {k}")
+        require(dimensions.ordered(k, x.dims[-1]), f"cannot choose {k} elements from the last dimension of {x}")
         dims = (*x.dims[:-1], k)
         return [x.with_dims(dims), TensorType.of(dims, index_dtype)]
 

@@ -42,8 +42,10 @@ class StateWrite(StepOperation):
 
     @classmethod
     def infer(cls, value: TensorType, slots: TensorType, *, symbol: Symbol) -> Types:
-        require(slots.rank == 1 and slots.dims == value.dims[:1], f"{value} is not one record for each slot {slots}")
-        require(slots.dtype in WHOLE, "slots are i64 or i32")
+        require(
+            slots.rank == 1 and slots.dims == value.dims[:1], f"has {value}, not one record for each slot of {slots}"
+        )
+        require(slots.dtype in WHOLE, "needs slots of i64 or i32")
         return []
 
     def evaluate(self, environment: Environment, value: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -70,7 +72,7 @@ class StateRead(StepOperation, ValueOperation):
 
     @classmethod
     def infer(cls, slots: TensorType, *, symbol: Symbol, shape: Sequence[Dim], dtype: str) -> Types:
-        require(slots.rank == 1 and slots.dtype in WHOLE, f"slots are [N] of i64 or i32, not {slots}")
+        require(slots.rank == 1 and slots.dtype in WHOLE, f"needs slots [N] of i64 or i32, not {slots}")
         return [TensorType.of((*slots.dims, *shape), dtype)]
 
     def evaluate(self, environment: Environment, slots: torch.Tensor) -> torch.Tensor:
@@ -155,24 +157,27 @@ class Recurrence(StepOperation, ValueOperation):
         types = [tensor_type(each) for each in (*of_rows, self.paths, self.block_tables)]
         rows = types[0].dims
         shown = [str(each) for each in types]
-        require(len(rows) == 1 and all(each.dims == rows for each in types[:5]), f"{shown[:5]} are not [N]")
         require(
-            types[5].rank == 2 and types[5].dims[:1] == rows, f"the paths {types[5]} are not of the rows {list(rows)}"
+            len(rows) == 1 and all(each.dims == rows for each in types[:5]), f"needs row operands [N], not {shown[:5]}"
         )
-        require(types[6].rank == 2, f"the block tables {types[6]} are not [S, B]")
-        require(all(each.dtype in WHOLE for each in types), "rows are described by i64 or i32")
-        require(self.block >= 1, f"a block has 1 position or more, not {self.block}")
+        require(
+            types[5].rank == 2 and types[5].dims[:1] == rows,
+            f"has paths {types[5]}, which do not fit the rows {list(rows)}",
+        )
+        require(types[6].rank == 2, f"needs block tables [S, B], not {types[6]}")
+        require(all(each.dtype in WHOLE for each in types), "needs rows described by i64 or i32")
+        require(self.block >= 1, f"needs blocks of at least 1 position, not {self.block}")
         last = self.region.block.last_op
-        require(isinstance(last, Yield) and len(last.operands) == 1, "does not end in spec.yield of one record")
+        require(isinstance(last, Yield) and len(last.operands) == 1, "does not end in a spec.yield of one record")
         record = tensor_type(self.after)
         expected = [record]
         for each in map(tensor_type, self.inputs):
             expected.append(each.with_dims(each.dims[1:]) if each.dims[:1] == rows else each)
         actual = [each.type for each in self.region.block.args]
         fits = actual == expected
-        require(fits, f"has a body of ({_shown(actual)}) where its record and inputs are ({_shown(expected)})")
+        require(fits, f"has a body with arguments ({_shown(actual)}), not its record and inputs ({_shown(expected)})")
         held = [dim for each in expected for dim in each.dims if dimensions.symbol(dim)]
-        require(not held, f"has a body over the dimension {held[0] if held else ''}; a row's values have sizes")
+        require(not held, f"has a body over the named dimension {held[0] if held else ''}; give it fixed sizes")
         given, result = record.with_dims((*rows, *record.dims)), self.result.type
         require(result == given, f"gives {given}, not {result}")
 

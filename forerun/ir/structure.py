@@ -105,8 +105,8 @@ class State(_Declaration):
 
     @classmethod
     def infer(cls, *, symbol: Symbol, per: str, shape: Sequence[int], dtype: str) -> Types:
-        require(per in PER, f"has a record per position, row or request, not per {per!r}")
-        require(all(size >= 1 for size in shape), f"every size of a record is 1 or more, not {list(shape)}")
+        require(per in PER, f"must have a record per position, row or request, not per {per!r}")
+        require(all(size >= 1 for size in shape), f"needs record sizes of at least 1, not {list(shape)}")
         TensorType.of(shape, dtype)
         return []
 

@@ -66,7 +66,7 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
         for dim in dims:
             dimensions.affine(dim)
             if isinstance(dim, int) and not 0 <= dim <= LARGEST_DIM:
-                raise ValueError(f"{dim} is no size of a dimension; use one from 0 to {LARGEST_DIM}")
+                raise ValueError(f"{dim} is not a size of a dimension; use one from 0 to {LARGEST_DIM}")
         if dtype not in _ELEMENTS:
             raise ValueError(f"there is no element type {dtype!r}, only {', '.join(_ELEMENTS)}")
         shape = [IntAttr(dim) if isinstance(dim, int) else StringAttr(dim) for dim in dims]
@@ -105,7 +105,7 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
             parser.parse_punctuation(",")
             element = parser.parse_type()
         if element not in _NAME_OF_ELEMENT:
-            parser.raise_error(f"{element} is no element type of a spec.tensor")
+            parser.raise_error(f"{element} is not an element type of a spec.tensor")
         try:
             tensor = TensorType.of(dims, _NAME_OF_ELEMENT[element])
         except ValueError as error:

@@ -90,7 +90,7 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
         results = [] if constants is None else constants.returned
         if not 0 <= index < len(results) or tensor_type(results[index]) != each.type:
             raise VerificationError(
-                f"weight @{name} is no result of @constants with type {each.type}; derive it there."
+                f"weight @{name} is not a result of @constants of type {each.type}; derive it there."
             )
 
 
@@ -101,7 +101,7 @@ def _check_stored(declared: dict[str, Weight]) -> None:
             continue
         if storage not in STORAGES:
             raise VerificationError(
-                f"weight @{name} is stored as {storage}, which is not known; use one of {', '.join(STORAGES)}."
+                f"weight @{name} is stored as {storage}, an unknown weight dtype; use one of {', '.join(STORAGES)}."
             )
         if each.type.rank != 2 or each.type.dtype != "f32":
             raise VerificationError(f"weight @{name} is stored as {storage}, but only float32 matrices can be.")
@@ -115,7 +115,7 @@ def _check(
 ) -> None:
     for operand in operation.operands:
         if operand not in visible:
-            raise _fault(operation, "uses a value before its definition, or of another function")
+            raise _fault(operation, "uses a value before its definition, or one of another function")
     _check_alone(operation)
     for value in operation.results:
         unknown = {dimensions.symbol(dim) for dim in tensor_type(value).dims} - names - {""}
@@ -127,7 +127,8 @@ def _check(
             raise _fault(operation, f"reads the weight @{symbol}, which the module does not declare")
         if declared.weights[symbol].type != operation.result.type:
             raise _fault(
-                operation, f"reads @{symbol} as {operation.result.type}, declared {declared.weights[symbol].type}"
+                operation,
+                f"reads @{symbol} as {operation.result.type}, not the declared {declared.weights[symbol].type}",
             )
     for symbol in (*operation.reads, *operation.writes):
         if symbol not in declared.states:
@@ -154,17 +155,17 @@ def _state_misfit(operation: SpecOperation, declared: dict[str, State]) -> str |
         case StateWrite():
             state, kind = declared[operation.symbol], tensor_type(operation.value)
             if state.per == "row":
-                return f"writes @{state.symbol}, a state per row; spec.recurrence leaves its records"
+                return f"writes @{state.symbol}, a state per row, which only spec.recurrence writes"
             return _record_misfit(state, kind.dims[1:], kind.dtype)
         case StateRead():
             state, kind = declared[operation.symbol], tensor_type(operation.result)
             if state.per != "request":
-                return f"reads @{state.symbol}, a state per {state.per}; it reads those per request"
+                return f"reads @{state.symbol}, a state per {state.per}, but needs one per request"
             return _record_misfit(state, kind.dims[1:], kind.dtype)
         case Recurrence():
             state, kind = declared[operation.symbol], tensor_type(operation.before)
             if state.per != "row":
-                return f"uses @{state.symbol}, a state per {state.per}; a recurrence has one per row"
+                return f"uses @{state.symbol}, a state per {state.per}, but needs one per row"
             return _record_misfit(state, kind.dims, kind.dtype)
         case TreeAttention():
             return _attention_misfit(operation, declared[operation.symbol], declared[operation.values])
@@ -182,9 +183,9 @@ def _attention_misfit(operation: TreeAttention, keys: State, values: State) -> s
     """Keys [Hkv, D] and values [Hkv, Dv], both per position; a query's heads share those of the keys evenly."""
     for state in (keys, values):
         if state.per != "position":
-            return f"reads @{state.symbol}, a state per {state.per}; attention reads those per position"
+            return f"reads @{state.symbol}, a state per {state.per}, but needs one per position"
         if len(state.shape) != 2:
-            return f"reads @{state.symbol}, whose records are {state.type}; keys and values have two dimensions"
+            return f"reads @{state.symbol}, whose records are {state.type}, but needs records of two dimensions"
     _, queries, dim = tensor_type(operation.query).dims
     heads, key_dim = keys.shape
     shares = isinstance(queries, int) and queries % heads == 0
@@ -198,7 +199,7 @@ def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
     visible: set[SSAValue] = set(recurrence.region.block.args)
     for operation in recurrence.body:
         if operation.reads or operation.writes or operation.regions:
-            raise _fault(operation, "stands in the body of a recurrence, which computes values alone")
+            raise _fault(operation, "stands in the body of a recurrence, which may only compute values")
         _check(operation, visible, set(), declared)
     if recurrence.after not in visible:
         raise _fault(recurrence, "yields a value of another body")
@@ -212,7 +213,7 @@ def _check_signature(function: Function) -> None:
         known = STEP_ARGUMENTS.get(given.name)
         if known is not None and given != known:
             types = [TensorType.of(each.dims, each.dtype) for each in (given, known)]
-            raise VerificationError(f"@{STEP} has the argument %{given.name} of {types[0]}; give it {types[1]}.")
+            raise VerificationError(f"@{STEP} has the argument %{given.name} of type {types[0]}; give it {types[1]}.")
 
 
 def _check_order(function: Function) -> None:
@@ -222,14 +223,14 @@ def _check_order(function: Function) -> None:
     for operation in walk(function.body):
         if isinstance(operation, Recurrence):
             if operation.symbol in written:
-                raise _fault(operation, f"is the second recurrence of @{operation.symbol} in @{function.symbol}")
+                raise _fault(operation, f"is the second recurrence over @{operation.symbol} in @{function.symbol}")
             written[operation.symbol] = operation
         elif isinstance(operation, StateRead):
             read.update(operation.reads)
         elif isinstance(operation, StateWrite):
             written.setdefault(operation.symbol, operation)
     for symbol in sorted(read & {*written}):
-        raise _fault(written[symbol], f"writes @{symbol}, which @{function.symbol} reads; use an entry of its own")
+        raise _fault(written[symbol], f"writes @{symbol}, which @{function.symbol} reads; write it in another entry")
 
 
 def _check_kernel(kernel: Kernel, names: set[str], declared: Declared) -> None:
@@ -239,7 +240,7 @@ def _check_kernel(kernel: Kernel, names: set[str], declared: Declared) -> None:
     if [each.type for each in block.args] != [each.type for each in kernel.operands]:
         raise _fault(kernel, "has operands that do not fit its body's arguments")
     if [each.type for each in kernel.yielded] != [each.type for each in kernel.results]:
-        raise _fault(kernel, "has results that are not what it yields")
+        raise _fault(kernel, "has results of other types than it yields")
     visible: set[SSAValue] = set(block.args)
     for operation in operations(block):
         _check(operation, visible, names, declared)

@@ -29,7 +29,7 @@ class Reshape(Computation, ValueOperation):
     @classmethod
     def infer(cls, x: TensorType, *, shape: Sequence[Dim]) -> Types:
         same = dimensions.volume(shape) == dimensions.volume(x.dims)
-        require(same, f"{x} has not as many elements as {list(shape)}")
+        require(same, f"cannot reshape {x} to {list(shape)}, which has another number of elements")
         return [x.with_dims(shape)]
 
     def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Broadcast(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, *, shape: Sequence[Dim]) -> Types:
-        require(broadcast_dims([x.dims, shape]) == tuple(shape), f"{x} does not broadcast to {list(shape)}")
+        require(broadcast_dims([x.dims, shape]) == tuple(shape), f"cannot broadcast {x} to {list(shape)}")
         return [x.with_dims(shape)]
 
     def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,8 @@ class Transpose(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, *, permutation: Sequence[int]) -> Types:
-        require(sorted(permutation) == list(range(x.rank)), f"{permutation} permutes no {x}")
+        whole = sorted(permutation) == list(range(x.rank))
+        require(whole, f"has the permutation {permutation}, which does not list every axis of {x} once")
         return [x.with_dims([x.dims[axis] for axis in permutation])]
 
     def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
@@ -86,12 +87,12 @@ class Slice(AlongDim, ValueOperation):
     @classmethod
     def infer(cls, x: TensorType, *, dim: int, start: Dim, stop: Dim, step: int = 1) -> Types:
         require_dim(dim, x)
-        require(step >= 1, f"a step is 1 or more, not {step}")
+        require(step >= 1, f"needs a step of at least 1, not {step}")
         size = dimensions.add(stop, dimensions.multiply(start, -1))
         within = all(dimensions.ordered(*pair) for pair in ((0, start), (start, stop), (stop, x.dims[dim])))
-        require(within, f"{start} to {stop} is no range of dimension {dim} of {x}")
+        require(within, f"cannot slice dimension {dim} of {x} from {start} to {stop}")
         if step != 1:
-            require(isinstance(size, int), f"a step over the named dimension {x.dims[dim]}")
+            require(isinstance(size, int), f"cannot step over the named dimension {x.dims[dim]}; use a step of 1")
             size = math.ceil(int(size) / step)
         dims = list(x.dims)
         dims[dim] = size
@@ -112,11 +113,11 @@ class Concat(AlongDim, ValueOperation):
 
     @classmethod
     def infer(cls, *inputs: TensorType, dim: int) -> Types:
-        require(len(inputs) > 0, "spec.concat takes one operand or more")
+        require(len(inputs) > 0, "needs at least one operand")
         require_dim(dim, *inputs)
         others = {tuple(size for axis, size in enumerate(each.dims) if axis != dim) for each in inputs}
-        require(len(others) == 1, f"shapes {[str(each) for each in inputs]} do not concatenate along {dim}")
-        require(len({each.dtype for each in inputs}) == 1, "spec.concat mixes dtypes")
+        require(len(others) == 1, f"cannot concatenate {[str(each) for each in inputs]} along dimension {dim}")
+        require(len({each.dtype for each in inputs}) == 1, "mixes dtypes")
         total: Dim = 0
         for each in inputs:
             total = dimensions.add(total, each.dims[dim])
@@ -139,8 +140,8 @@ class Gather(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, table: TensorType, *indices: TensorType) -> Types:
-        require(0 < len(indices) <= table.rank, f"{len(indices)} indices into {table}")
-        require(all(each.dtype in ("i64", "i32") for each in indices), "indices are i64 or i32")
+        require(0 < len(indices) <= table.rank, f"has {len(indices)} indices into {table}")
+        require(all(each.dtype in ("i64", "i32") for each in indices), "needs indices of i64 or i32")
         return [table.with_dims((*broadcast_dims([each.dims for each in indices]), *table.dims[len(indices) :]))]
 
     def evaluate(self, environment: Environment, table: torch.Tensor, *indices: torch.Tensor) -> torch.Tensor:
@@ -158,12 +159,12 @@ class TakeAlong(AlongDim, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, index: TensorType, *, dim: int) -> Types:
-        require(x.rank == index.rank, f"{index} does not index {x}")
-        require(index.dtype in ("i64", "i32"), "indices are i64 or i32")
+        require(x.rank == index.rank, f"cannot index {x} with {index}: their ranks differ")
+        require(index.dtype in ("i64", "i32"), "needs indices of i64 or i32")
         require_dim(dim, x)
         pairs = enumerate(zip(index.dims, x.dims, strict=True))
         within = all(axis == dim or dimensions.ordered(*pair) for axis, pair in pairs)
-        require(within, f"{index} is larger than {x}")
+        require(within, f"has indices {index}, which is larger than {x}")
         return [x.with_dims(index.dims)]
 
     def evaluate(self, environment: Environment, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -165,7 +165,7 @@ def _shown_bounds(pairs: Pairs, rows: Span, keys: Span) -> tuple[bool, bool]:
 def _same_for_heads(visible: torch.Tensor) -> torch.Tensor:
     if not bool((visible == visible[:1]).all()):
         raise UnsupportedOperationError(
-            f"The attention mask differs between heads (what is {HIDDEN:.0f} or less counts as hidden); "
+            f"The attention mask differs between heads (values of {HIDDEN:.0f} or less count as hidden); "
             "give every head the same visible range, or compile with a smaller max_length."
         )
     return visible[0]
@@ -219,7 +219,7 @@ def _bias_by(
         return "distance" if distance else "key"
     raise UnsupportedOperationError(
         f"The attention bias at {place(attention)} is a function of neither the distance nor the key's position; "
-        "rewrite the model so that it is."
+        "rewrite the model so that it depends on one of them."
     )
 
 

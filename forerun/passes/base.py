@@ -64,7 +64,7 @@ class Needs:
         if self.adds_function in found:
             raise PassError(f"The module has a @{self.adds_function} already; run {name} on one without.")
         if self.before_kernels and any(isinstance(each, Kernel) for each in function.body):
-            raise PassError(f"{name} runs before fuse-kernels, and the operations of @{self.function} are in kernels.")
+            raise PassError(f"{name} runs before fuse-kernels, but the operations of @{self.function} are in kernels.")
 
 
 def option(default: int, least: int, most: int) -> int:
@@ -83,10 +83,10 @@ class Pass(ModulePass):
             value, least = getattr(self, each.name), each.metadata.get("least")
             parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
             if any(isinstance(part, bool) for part in parts):
-                raise InvalidOptionError(f"{self.name} takes numbers as {each.name}, not {value}.")
+                raise InvalidOptionError(f"{self.name} needs numbers for {each.name}, not {value}.")
             if least is not None and not least <= value <= each.metadata["most"]:
                 span = f"from {least} to {each.metadata['most']}"
-                raise InvalidOptionError(f"{self.name} takes a {each.name} {span}, not {value}.")
+                raise InvalidOptionError(f"{self.name} needs {each.name} to be {span}, not {value}.")
 
 
 def step_argument(name: str) -> TensorType:
@@ -96,7 +96,7 @@ def step_argument(name: str) -> TensorType:
 
 
 def no_weights(name: str) -> torch.Tensor:
-    raise InvalidOptionError(f"This pass reads the values of weight @{name}, and the IR came without weights.")
+    raise InvalidOptionError(f"This pass reads the values of weight @{name}, but the IR came without weights.")
 
 
 class PassContext(Context):

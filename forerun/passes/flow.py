@@ -31,7 +31,7 @@ FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
         ir.Recurrence: Flow.UPDATES,
         ir.Return: Flow.ENDS,
         ir.Attention: refused("attends over a whole sequence, not over the rows of a step; run insert-kv-cache first"),
-        **each_of(refused("hides how values flow; look before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
+        **each_of(refused("hides how values flow; run this analysis before fuse-kernels"), ir.Kernel, ir.Yield),
+        **each_of(refused("cannot stand in a function"), ir.Function, ir.Weight, ir.State),
     },
 )

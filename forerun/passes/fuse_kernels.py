@@ -80,7 +80,7 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
         Return: Role.END,
         ir.Attention: refused("attends over a whole sequence; run insert-kv-cache before fuse-kernels"),
         **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
-        **each_of(refused("stands in no function"), Function, ir.Weight, ir.State),
+        **each_of(refused("cannot stand in a function"), Function, ir.Weight, ir.State),
     },
 )
 

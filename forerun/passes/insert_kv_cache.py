@@ -171,7 +171,7 @@ def _require_row_local(operation: SpecOperation, along: Sequence[int]) -> None:
         if shifted or any(dim - tensor_type(value).rank in axes for dim in along):
             raise UnsupportedOperationError(
                 f"spec.{operation.mnemonic} at {operation.location} mixes positions outside an attention, which needs "
-                "a state that forerun cannot derive yet; use a model whose positions meet in attention alone.\n"
+                "a state that forerun cannot derive yet; use a model that relates positions only in attention.\n"
                 + neighbourhood(operation)
             )
 
@@ -187,9 +187,9 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
         Iota: _Step.positions,
         Attention: _Step.attention,
         Return: _Step.returns,
-        ir.StepOperation: refused("works on rows already; @forward has a sequence"),
+        ir.StepOperation: refused("already works on rows, but @forward works on a sequence"),
         **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), Function, ir.Weight, State),
+        **each_of(refused("cannot stand in a function"), Function, ir.Weight, State),
     },
 )
 """How each operation of `@forward` becomes one of `@step`."""

@@ -111,7 +111,7 @@ RESTRICTIONS: ir.OperationTable[Restriction] = ir.OperationTable(
         Slice: _slice,
         Gather: _gather,
         ir.Computation: leaf,
-        **each_of(refused("works on the rows of a step, not over pairs"), ir.StepOperation, ir.Kernel),
-        **each_of(refused("gives no value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
+        **each_of(refused("works on the rows of a step, not on pairs of positions"), ir.StepOperation, ir.Kernel),
+        **each_of(refused("does not give a value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -175,11 +175,11 @@ def parse_passes(text: str) -> Iterator[Pass]:
     try:
         specs = list(parse_pipeline(text))
     except ArgSpecParseError as error:
-        raise InvalidOptionError(f"{text!r} is no list of passes; write name,name{{option=value}}.") from error
+        raise InvalidOptionError(f"{text!r} is not a list of passes; write name,name{{option=value}}.") from error
     for spec in specs:
         if spec.name not in PASSES:
             raise InvalidOptionError(f"There is no pass {spec.name!r}; choose from {', '.join(PASSES)}.")
         try:
             yield PASSES[spec.name].from_spec(spec)
         except ValueError as error:
-            raise InvalidOptionError(f"Pass {spec.name} does not take these options: {error}.") from error
+            raise InvalidOptionError(f"The pass {spec.name} does not take these options: {error}.") from error

@@ -126,10 +126,12 @@ class RaiseSpelledAttention(RewritePattern):
             return
         scores = peel(softmax.x)
         if scores is None:
-            self.context.note(f"raise-attention: a softmax at {op.location} is no softmax(scale * q k^T + mask) v")
+            self.context.note(
+                f"raise-attention: a softmax at {op.location} is not in a softmax(scale * q k^T + mask) v"
+            )
             return
         if not _fit(*(_three(each) for each in (scores.query, scores.key, value))):
-            self.context.note(f"raise-attention: the heads of the softmax at {op.location} are spelled in another way")
+            self.context.note(f"raise-attention: the heads of the softmax at {op.location} have an unknown form")
             return
         build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)

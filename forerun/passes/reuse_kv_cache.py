@@ -54,13 +54,13 @@ class ReuseKVCache(Pass):
         linears = [each for each in resume.body if isinstance(each, Linear)]
         spared = sum(isinstance(each, Linear) for each in equal)
         note = pass_context(ctx).note
-        shown = "" if parted is None else f"; they part at {_shown(parted)}"
+        shown = "" if parted is None else f"; they diverge at {_shown(parted)}"
         if spared == 0:
-            note(f"nothing that @draft computes can be used by @step{shown}")
+            note(f"@step can use nothing that @draft computes{shown}")
             return
         _enter(resume, set(equal), dependent)
         op.body.block.insert_op_after(resume, step)
-        note(f"@resume has {len(linears) - spared} of {len(linears)} linears, @draft did the others{shown}")
+        note(f"@resume has {len(linears) - spared} of {len(linears)} linears; @draft computes the others{shown}")
 
 
 def number(function: Function, table: dict[Hashable, Number]) -> dict[SpecOperation, Number]:

@@ -106,8 +106,8 @@ def _unraised(function: Function, cause: SpecOperation) -> UnsupportedOperationE
     if softmax is None:
         return None
     return UnsupportedOperationError(
-        f"The softmax at {place(softmax)} is no attention that raise-attention knows, softmax(scale * q k^T + mask) v; "
-        f"spell it so, or with scaled_dot_product_attention.\n{neighbourhood(softmax)}"
+        f"The softmax at {place(softmax)} is not part of an attention that raise-attention recognizes; write it as "
+        f"softmax(scale * q k^T + mask) v, or use scaled_dot_product_attention.\n{neighbourhood(softmax)}"
     )
 
 

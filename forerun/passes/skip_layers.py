@@ -50,10 +50,10 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
     draft = copied(step, "draft")
     found = residual(draft)
     if len(set(skipped)) < len(skipped):
-        raise InvalidOptionError(f"A residual branch is left out once; {sorted(skipped)} has one of them twice.")
+        raise InvalidOptionError(f"A residual branch can be left out only once; {sorted(skipped)} lists one twice.")
     wrong = sorted(each for each in skipped if not 0 <= each < len(found.branches))
     if wrong:
-        raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and none of number {wrong[0]}.")
+        raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and no branch {wrong[0]}.")
     for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use
         _replace(found.stream[number + 1], found.stream[number])
     left_out = {each for number in skipped for each in found.branches[number].operations if each.writes}

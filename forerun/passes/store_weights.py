@@ -100,7 +100,7 @@ MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.Ope
         Gather: _gather,
         **each_of(_none, ir.Computation, ir.StepOperation, ir.Return),
         **each_of(refused("hides which matrices are read; store weights before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
+        **each_of(refused("cannot stand in a function"), ir.Function, ir.Weight, ir.State),
     },
 )
 """For each operation, the matrix that it reads row by row, given the tokens."""

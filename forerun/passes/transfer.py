@@ -102,7 +102,7 @@ def no_fault(operation: SpecOperation, inputs: Sequence[Along]) -> str:
 def _aligned(operation: Map | Rotary, inputs: Sequence[Along]) -> str:
     """Broadcasting aligns dimensions from the end: two sequence dimensions that do not meet make a pair."""
     tokens = {each.axis for each in inputs if Kind.ROW_LOCAL <= each.kind <= Kind.CAUSAL}
-    return "lays tokens against tokens" if len(tokens) > 1 else ""
+    return "combines tokens of different positions" if len(tokens) > 1 else ""
 
 
 def _reduce(operation: Reduce, inputs: Sequence[Along]) -> str:
@@ -116,7 +116,7 @@ def _softmax(operation: Softmax, inputs: Sequence[Along]) -> str:
 
 
 def _topk(operation: TopK, inputs: Sequence[Along]) -> str:
-    return "takes the largest over the whole sequence" if -1 in sequence_axes(operation.x) else ""
+    return "takes the largest values of the whole sequence" if -1 in sequence_axes(operation.x) else ""
 
 
 def _slice(operation: Slice, inputs: Sequence[Along]) -> str:
@@ -143,7 +143,7 @@ def _concat(operation: Concat, inputs: Sequence[Along]) -> str:
     running = [dimensions.symbol(tensor_type(value).dims[operation.dim]) == SEQUENCE for value in operation.inputs]
     if not any(running):
         return ""
-    return "" if all(along) and running.index(True) == len(running) - 1 else "puts values behind the sequence"
+    return "" if all(along) and running.index(True) == len(running) - 1 else "appends values to the sequence"
 
 
 def _shifts(operation: Scan | Slice | Concat, kind: Kind) -> Kind:
@@ -179,7 +179,7 @@ def _gather(operation: Gather, inputs: Sequence[Along]) -> str:
     """A table along the sequence may be indexed by positions; by tokens it could look anywhere."""
     table, *indices = inputs
     if table.axis is not None and tensor_type(operation.table).rank + table.axis >= len(indices):
-        return "" if all(each.kind == Kind.CONSTANT for each in indices) else "picks by index along the sequence"
+        return "" if all(each.kind == Kind.CONSTANT for each in indices) else "indexes along the sequence"
     if table.kind > Kind.POSITIONAL:
         return "picks tokens by index"
     tokens = any(each.kind > Kind.POSITIONAL and each.kind != Kind.PAIRWISE for each in indices)
@@ -194,7 +194,7 @@ def _attention(operation: Attention, inputs: Sequence[Along]) -> str:
     """Causality itself is checked where the mask is evaluated (tabulate-positions)."""
     attended = (operation.query, operation.key, operation.value)
     if any(tensor_type(value).dims[-2] != SEQUENCE for value in attended):
-        return "attends across something that is not the sequence"
+        return "attends along a dimension other than the sequence"
     return "" if operation.causal or operation.mask is not None else "attends to later positions"
 
 
@@ -228,8 +228,8 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         Rotary: Transfer(_aligned),
         Attention: Transfer(_attention, lambda operation, kind: Kind.CAUSAL),
         ir.Return: Transfer(no_fault),
-        ir.StepOperation: refused("works on rows; analyse before insert-kv-cache"),
-        **each_of(refused("hides its operations; analyse before fuse-kernels"), ir.Kernel, ir.Yield),
-        **each_of(refused("stands in no function"), ir.Function, ir.Weight, ir.State),
+        ir.StepOperation: refused("works on rows; run this analysis before insert-kv-cache"),
+        **each_of(refused("hides its operations; run this analysis before fuse-kernels"), ir.Kernel, ir.Yield),
+        **each_of(refused("cannot stand in a function"), ir.Function, ir.Weight, ir.State),
     },
 )

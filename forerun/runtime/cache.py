@@ -90,7 +90,7 @@ class BlockCache:
         reserved = -(-spare // block)
         if reserved >= blocks:
             raise TooLongError(
-                f"a cache of {blocks} blocks of {block} has no room beside {spare} spare slots: add blocks"
+                f"a cache of {blocks} blocks of {block} has no room besides {spare} spare slots: add blocks"
             )
         self.block = block
         self._free = list(reversed(order[reserved:]))
@@ -109,12 +109,14 @@ class BlockCache:
             return
         if missing > len(self._free):
             raise TooLongError(
-                f"{positions} positions need {missing * self.block} more in the cache, and {self.free_positions} are "
+                f"{positions} positions need {missing * self.block} more in the cache, but {self.free_positions} are "
                 "free: shorten the prompt or max_new_tokens, or compile with a larger max_length"
             )
         if sequence.request < 0:
             if not self._free_requests:
-                raise TooLongError("all places for sequences are taken: end one, or give the cache more requests")
+                raise TooLongError(
+                    "all places for sequences are taken: end a sequence, or give the cache more requests"
+                )
             sequence.request = self._free_requests.pop()
         taken = [self._free.pop() for _ in range(missing)]
         sequence.blocks = np.concatenate([sequence.blocks, np.array(taken, np.int32)])

@@ -282,7 +282,7 @@ class _Certifier:
                 difference = float(np.abs(logits[output].astype(np.float64) - plain).max())
                 kernel, name = ("token choice", "candidates") if same else self._locate(expected[row])
                 if kernel is None and step.enter:
-                    kernel, name = f"entry behind branch {step.enter}", "hidden"
+                    kernel, name = f"entry after branch {step.enter}", "hidden"
                 position = int(rows.positions[row])
                 self.first = Divergence(case, number, row, len(expected), position, difference, kernel, name)
 

@@ -40,7 +40,7 @@ class LoopReport:
         return {**asdict(self), "exact": self.exact}
 
     def __str__(self) -> str:
-        told = f"{self.tokens} tokens of {self.texts} texts in {self.rounds} rounds on the device"
+        told = f"{self.tokens} tokens of {self.texts} texts in {self.rounds} iterations on the device"
         return f"{told}: all bits equal" if self.exact else f"{told}: {self.differences} differ\n{self.first}"
 
 
@@ -70,7 +70,7 @@ def certify_loop(
         rounds += sum(step.rows > 0 for step in found)
         if (parted := _parts_at(expected, found)) is not None:
             differences += 1
-            first = first or f"text {text}, rounds of {size} rows: token {parted} differs from plain decoding"
+            first = first or f"text {text}, iterations of {size} rows: token {parted} differs from plain decoding"
         if progress:
             progress(text + 1, texts)
     return LoopReport(texts, tokens, rounds, differences, first)

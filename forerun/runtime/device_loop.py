@@ -45,8 +45,8 @@ class Drafting:
     def __post_init__(self) -> None:
         if not 0 <= self.places <= PLACES or self.deepest < 0:
             raise InvalidOptionError(
-                f"drafting on the device continues 0 to {PLACES} places and recycles to a depth of 0 or more, not "
-                f"{self.places} and {self.deepest}"
+                f"drafting on the device continues 0 to {PLACES} places and recycles to a depth of 0 or more: give "
+                f"other values than {self.places} and {self.deepest}"
             )
 
     @property

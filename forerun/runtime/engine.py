@@ -184,10 +184,12 @@ class Engine:
         rows = sum(len(tree) for tree in trees)
         most = min(self.executable.max_rows, self.executable.max_outputs)
         if rows > most:
-            raise TooLongError(f"{rows} rows of trees exceed the {most} of a step: propose smaller trees")
+            raise TooLongError(f"{rows} rows of trees exceed the limit of {most} per step: propose smaller trees")
         height = max(tree.height for tree in trees)
         if height > self.executable.max_path:
-            raise TooLongError(f"a tree of depth {height} exceeds {self.executable.max_path}: propose shallower trees")
+            raise TooLongError(
+                f"a tree of depth {height} exceeds the limit of {self.executable.max_path}: propose shallower trees"
+            )
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:
@@ -195,7 +197,9 @@ def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs:
     entry = executable.entries.get(ENCODE)
     wanted = [] if entry is None else [each.name for each in entry.arguments if each.name != "requests"]
     if sorted(wanted) != sorted(inputs):
-        takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs beside the prompt"
-        raise InvalidOptionError(f"the model takes {takes}, and {', '.join(inputs) or 'none'} are given: give these")
+        takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs besides the prompt"
+        raise InvalidOptionError(
+            f"the model takes {takes}, but got {', '.join(inputs) or 'none'}: give exactly what it takes"
+        )
     if entry is not None:
         executable.run(ENCODE, state, {**inputs, "requests": sequence.requests})

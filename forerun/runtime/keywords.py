@@ -228,11 +228,11 @@ def _check_known(name: str, value: Any, owner: str) -> None:
             return
         near = get_close_matches(name, known_keywords(), n=1)
         hint = f"did you mean {near[0]!r}? It takes" if near else "it takes"
-        raise InvalidOptionError(f"{owner} takes no {name!r}; {hint} {', '.join(known_keywords())}")
+        raise InvalidOptionError(f"{owner} does not take {name!r}; {hint} {', '.join(known_keywords())}")
     neutral = NEUTRAL_VALUES[name]
     if not any(_equal(value, each) for each in neutral):
         raise InvalidOptionError(
-            f"{owner} takes {name}={neutral[0]!r} alone, not {value!r}: leave it out; what there is: "
+            f"{owner} takes only {name}={neutral[0]!r}, not {value!r}: leave it out; it takes "
             f"{', '.join(known_keywords())}"
         )
 
@@ -260,7 +260,7 @@ def _most(keywords: Mapping[str, Any], prompt: int) -> int:
         return keywords["max_new_tokens"]
     if length <= prompt:
         raise InvalidOptionError(
-            f"max_length={length} leaves no room for a new token behind a prompt of {prompt}: it counts both; give a "
+            f"max_length={length} leaves no room for a new token after a prompt of {prompt}: it counts both; give a "
             "larger one, or max_new_tokens"
         )
     return length - prompt
@@ -277,4 +277,4 @@ def _least(keywords: Mapping[str, Any], prompt: int) -> int:
 
 
 def _warn_of_both(first: str, second: str) -> None:
-    warnings.warn(f"{first} and {second} are both given: {first} counts", UserWarning, stacklevel=4)
+    warnings.warn(f"{first} and {second} are both given: {first} takes precedence", UserWarning, stacklevel=4)

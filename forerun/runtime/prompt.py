@@ -63,14 +63,14 @@ def check_companion(name: str, value: Any, length: int) -> None:
         raise PromptError(f"{name} must be an array of numbers, not {type(value).__name__}: leave it out") from error
     if given.shape not in ((length,), (1, length)):
         raise PromptError(
-            f"{name} has the shape {list(given.shape)}, and the prompt {length} tokens: give one entry for each token, "
+            f"{name} has the shape {list(given.shape)}, but the prompt has {length} tokens: give one per token, "
             "or leave it out"
         )
     expected = {"attention_mask": np.ones(length), "token_type_ids": np.zeros(length)}.get(name, np.arange(length))
     wrong = np.flatnonzero(numbers.reshape(-1) != expected)
     if len(wrong):
         raise PromptError(
-            f"{name} is {numbers.reshape(-1)[wrong[0]]:g} at position {wrong[0]}, and only {NEUTRAL[name]} is "
+            f"{name} is {numbers.reshape(-1)[wrong[0]]:g} at position {wrong[0]}, but only {NEUTRAL[name]} is "
             "supported: give the prompt's own tokens alone, without padding"
         )
 

@@ -70,7 +70,7 @@ class MostTokens:
 
     def __post_init__(self) -> None:
         if not self.sizes or list(self.sizes) != sorted(set(self.sizes)) or self.sizes[0] < 1:
-            raise InvalidOptionError(f"sizes of rounds must ascend from 1 or more, not {self.sizes}: give at least one")
+            raise InvalidOptionError(f"sizes must ascend from 1 or more, not be {self.sizes}: give at least one")
         self._tokens = [1.0 + 0.5 * number for number in range(len(self.sizes))]
         self._seconds = [None] * len(self.sizes)
         self._seen = [0] * len(self.sizes)

@@ -108,6 +108,6 @@ def test_it_is_listed_and_dumped(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["dump", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "auto, cpu, cuda, reference, that; auto is the best there is" in shown
-    assert "native (cpu, reference, that alone)" in shown
+    assert "auto, cpu, cuda, reference, that; auto is the best available" in shown
+    assert "native (cpu, reference, that only)" in shown
     assert "float32, bfloat16" in shown

@@ -227,7 +227,7 @@ TOO_LARGE = {
     "a square": (lambda b, x: b.map("mul", x, x), "spec.map mul may give"),
     "a product with a rounded number": (
         lambda b, x: b.map("mul", b.cast(b.cast(x, "f32"), "i64"), b.constant(3, "i64")),
-        "spec.map mul may give anything",
+        "spec.map mul may give any value",
     ),
     "a power": (lambda b, x: b.map("pow", x, b.constant(2, "i64")), "spec.map pow has no kernel"),
     "an exponential": (lambda b, x: b.map("exp", x), "spec.map exp has no kernel"),

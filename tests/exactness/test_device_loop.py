@@ -229,7 +229,7 @@ def test_certify_finds_a_planted_difference(kept: bool, monkeypatch: pytest.Monk
     found = certify_loop(compiled(), texts=1, seed=1)
     assert found is not None
     assert not found.exact
-    assert "text 0, rounds of 1 rows: token 0 differs" in str(found)
+    assert "text 0, iterations of 1 rows: token 0 differs" in str(found)
 
 
 def test_there_is_no_loop_on_the_reference_target() -> None:

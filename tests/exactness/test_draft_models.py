@@ -230,7 +230,7 @@ def test_what_does_not_fit_is_refused() -> None:
         build(forerun.DraftModel(small, vocabulary="same"))
     with pytest.raises(InvalidOptionError, match="tokenizers"):
         build(forerun.DraftModel(bare))
-    with pytest.raises(InvalidOptionError, match="no way 'bytes'"):
+    with pytest.raises(InvalidOptionError, match="does not know the way 'bytes'"):
         build(forerun.DraftModel(small, vocabulary="bytes"))
     with pytest.raises(UnknownStrategyError, match="draft_model:PATH"):
         forerun.with_strategy(target, "draft_model")

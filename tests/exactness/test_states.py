@@ -120,7 +120,7 @@ def test_an_entry_is_run_by_its_name(target: str) -> None:
     assert list(compiled.entries) == ["step", "encode"]
     with pytest.raises(InvalidOptionError, match="no entry 'decode'"):
         compiled.run("decode", state, {})
-    with pytest.raises(InvalidOptionError, match="takes source, requests, and source are given"):
+    with pytest.raises(InvalidOptionError, match="takes source, requests, but got source"):
         compiled.run("encode", state, {"source": source()})
     with pytest.raises(InvalidOptionError, match="takes source"):
         compiled.run("encode", state, {"source": source()[0], "requests": np.array([1], np.int32)})

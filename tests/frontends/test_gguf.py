@@ -168,7 +168,7 @@ def test_matrices_without_blocks_are_rounded_or_kept(llama, tmp_path, encoding, 
 
 
 def test_native_is_refused_without_a_gguf_file(llama):
-    with pytest.raises(InvalidOptionError, match="GGUF file, and LlamaForCausalLM is none"):
+    with pytest.raises(InvalidOptionError, match="GGUF file, but LlamaForCausalLM is not one"):
         open_source(llama, native=True)
 
 

@@ -103,8 +103,8 @@ ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama
         (header([ARCHITECTURE], [("a", [32, 4], 0, 0), ("b", [32, 4], 0, 256)]), "places b in the bytes of a"),
         (header([ARCHITECTURE], [("b", [32, 4], 0, 64), ("a", [32, 4], 0, 0)]), "places b in the bytes of a"),
         (header([ARCHITECTURE], [("a", [32, 4], 0, 0), ("b", [32, 4], 0, 0)]), "in the bytes of"),
-        (header([ARCHITECTURE], [("a", [32, 4], 0, 16)]), "offset 16, which is no multiple of 32"),
-        (header([ARCHITECTURE], [("a", [8], 0, 0), ("a", [8], 0, 32)]), "two tensors a"),
+        (header([ARCHITECTURE], [("a", [32, 4], 0, 16)]), "offset 16, which is not a multiple of 32"),
+        (header([ARCHITECTURE], [("a", [8], 0, 0), ("a", [8], 0, 32)]), "two tensors named a"),
         (header([ARCHITECTURE, ARCHITECTURE], []), "general.architecture twice"),
         (header([ARCHITECTURE], [("a", [2**62, 2**62], 0, 0)]), "cut short"),
         (header([ARCHITECTURE], [("a", [2**63, 2, 2, 2], 0, 0)]), "cut short"),
@@ -120,7 +120,7 @@ ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama
         (header([text("k") + struct.pack("<IIQ", 9, 4, 2**60)], []), "ends inside its header"),
         (header([text("k") + struct.pack("<IIQ", 9, 9, 1)], []), "array of the type 9"),
         (header([text("k") + struct.pack("<IQ", 8, 2**63)], []), "ends inside its header"),
-        (header([text("k") + struct.pack("<IB", 7, 2)], []), "2 for a boolean"),
+        (header([text("k") + struct.pack("<IB", 7, 2)], []), "stores 2 as a boolean"),
         (header([text("k") + struct.pack("<I", 13)], []), "unknown type 13"),
         (header([struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<II", 4, 1)], []), "without a readable name"),
         (header([text("general.alignment") + struct.pack("<II", 4, 0)], []), "alignment of 0"),
@@ -181,10 +181,10 @@ def test_random_damage_is_a_sentence(whole, tmp_path, seed):
 
 DAMAGED_TOKENIZERS: dict[str, dict[str, Any]] = {
     "tokens lists 0": {"tokens": None, "no": 1},
-    "tokens is no list of strings": {"tokens": "all"},
+    "tokens is not a list of strings": {"tokens": "all"},
     "tokens lists 97 tokens": {"tokens": [*TOKENS, "more"], "token_type": None},
-    "token_type is no list of 96": {"token_type": [1] * 5},
-    "merges holds 'ab', which is no pair": {"merges": ["ab"]},
+    "token_type is not a list of 96": {"token_type": [1] * 5},
+    "merges holds 'ab', which is not a pair": {"merges": ["ab"]},
     "merges is missing": {"merges": None},
     "damaged tokenizer": {"merges": ["xyz abc"]},
     "eos_token_id is 96": {"eos_token_id": 96},
@@ -193,8 +193,8 @@ DAMAGED_TOKENIZERS: dict[str, dict[str, Any]] = {
     "eot_token_id is 200": {"eot_token_id": 200},
     "add_bos_token is neither": {"add_bos_token": 1},
     "kind 'strange'": {"model": "strange"},
-    "model is no string": {"model": [1, 2]},
-    "pre is no string": {"pre": 7},
+    "model is not a string": {"model": [1, 2]},
+    "pre is not a string": {"pre": 7},
     "kind None": {"model": None},
 }
 
@@ -204,7 +204,7 @@ def test_a_damaged_tokenizer_is_not_no_tokenizer(tensors, tmp_path, words):
     changes = {f"tokenizer.ggml.{key}": value for key, value in DAMAGED_TOKENIZERS[words].items()}
     metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
     path = write(tmp_path / "bad.gguf", "llama", metadata, tensors)
-    refused(ForerunError, path, "tokens is no list" if words == "tokens lists 0" else words)
+    refused(ForerunError, path, "tokens is not a list" if words == "tokens lists 0" else words)
 
 
 def test_a_file_without_a_tokenizer_has_none(tensors, model, tmp_path):
@@ -344,7 +344,7 @@ def test_parts_that_are_missing_or_others(tensors, tmp_path):
     strangers = split(tmp_path, dict(list(tensors.items())[:4]), stem="other")
     kept = parts[2].read_bytes()
     shutil.copy(parts[1], parts[2])
-    with pytest.raises(CorruptFileError, match="says that it is part 2 of 3, and its name says 3"):
+    with pytest.raises(CorruptFileError, match="says that it is part 2 of 3, but its name says 3"):
         load_gguf(parts[0], torch.float32)
     shutil.copy(strangers[2], parts[2])
     with pytest.raises(CorruptFileError, match=r"both hold|promises"):

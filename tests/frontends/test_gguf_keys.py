@@ -318,7 +318,7 @@ def test_values_that_cannot_be_are_damage(llama, key, value):
 
 @pytest.mark.parametrize("layers", [1, 2, 4, 10**9])
 def test_a_layer_count_is_compared_before_anything_is_built(llama, layers):
-    with pytest.raises(CorruptFileError, match=f"block_count is {layers}, and the tensors are of 3 layers"):
+    with pytest.raises(CorruptFileError, match=f"block_count is {layers}, but the tensors are of 3 layers"):
         llama({"llama.block_count": layers})
 
 

@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Callable[[Values], Any], str]] = {
         "a layer norm over several dimensions",
     ),
     "a mean counted by the length": (lambda v: v.x.var(1), "counts the named dimension T"),
-    "every second position": (lambda v: v.x[:, ::2], "a step over the named dimension"),
+    "every second position": (lambda v: v.x[:, ::2], "cannot step over the named dimension"),
 }
 
 

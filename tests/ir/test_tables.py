@@ -94,33 +94,33 @@ TITLES = {
     "matrices that are stored",
     "roles in kernels",
     "integer ranges",
-    "elements of the tvm target",
-    "writers of rows of the tvm target",
-    "axes of operands in the tvm target",
-    "operations that the tvm target plans",
+    "elements of the cpu target",
+    "writers of rows of the cpu target",
+    "axes of operands in the cpu target",
+    "operations that the cpu target plans",
     "elements of the cuda target",
     "operations that the cuda target plans",
 }
 OWN_LINES = {
     "transfer rules along the sequence",
-    "elements of the tvm target",
+    "elements of the cpu target",
     "elements of the cuda target",
 }
 FUNCTION_TITLES = {
     "bounds of functions of numbers",
     "bounds of functions of truth values",
     "ranges of functions of integers",
-    "functions of numbers of the tvm target",
-    "functions of integers of the tvm target",
-    "functions of truth values of the tvm target",
+    "functions of numbers of the cpu target",
+    "functions of integers of the cpu target",
+    "functions of truth values of the cpu target",
     "functions of numbers of the cuda target",
     "functions of integers of the cuda target",
     "functions of truth values of the cuda target",
 }
 REDUCTION_TITLES = {
     "ranges of reductions",
-    "reductions in lanes of the tvm target",
-    "serial reductions of the tvm target",
+    "reductions in lanes of the cpu target",
+    "serial reductions of the cpu target",
     "reductions of the cuda target",
 }
 

@@ -14,7 +14,7 @@ def test_a_value_of_another_function_is_rejected_with_its_neighbourhood() -> Non
     before = build.map("sin", stranger.block.args[0])
     build.emit(ir.Return.make(build.map("add", before, ir.functions(module)["forward"].block.args[0])))
     module.body.block.add_op(stranger)
-    with pytest.raises(VerificationError, match="of another function") as error:
+    with pytest.raises(VerificationError, match="one of another function") as error:
         ir.verify(module)
     _, *around = str(error.value).splitlines()
     assert [line[:4] for line in around] == ["    ", "  > ", "    "]

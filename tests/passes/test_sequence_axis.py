@@ -123,7 +123,7 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
         "takes a softmax over the whole",
         lambda b, x: b.add(ir.Softmax, pairs(b), dim=1),
     ),
-    ("the largest tokens", ir.TopK, "takes the largest over the whole", lambda b, x: top_tokens(b, x)),
+    ("the largest tokens", ir.TopK, "takes the largest values of the whole", lambda b, x: top_tokens(b, x)),
     ("tokens backwards", ir.Gather, "picks tokens by index", lambda b, x: backwards(b, x)),
     ("tokens by position", ir.TakeAlong, "picks tokens by index", lambda b, x: taken(b, x)),
     ("positions by token", ir.Gather, "picks positions by token", lambda b, x: position_by_token(b, x)),
@@ -135,7 +135,7 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     (
         "padding behind",
         ir.Concat,
-        "puts values behind the sequence",
+        "appends values to the sequence",
         lambda b, x: b.concat([x, constant(b, 1, 1, 8)], 1),
     ),
     ("tokens twice", ir.Concat, "merges the sequence with another dimension", lambda b, x: b.concat([x, x], 1)),
@@ -143,8 +143,8 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("a product over tokens", ir.MatMul, "mixes positions in a product", lambda b, x: mixed(b, x)),
     ("scores outside attention", ir.MatMul, "relates tokens to tokens", lambda b, x: scores(b, x)),
     ("a layer over positions", ir.Linear, "mixes positions with a weight", lambda b, x: mixer(b, x)),
-    ("tokens against tokens", ir.Map, "lays tokens against tokens", lambda b, x: crossed(b, x)),
-    ("tokens rotated by tokens", ir.Rotary, "lays tokens against tokens", lambda b, x: rotated(b, x)),
+    ("tokens against tokens", ir.Map, "combines tokens of different positions", lambda b, x: crossed(b, x)),
+    ("tokens rotated by tokens", ir.Rotary, "combines tokens of different positions", lambda b, x: rotated(b, x)),
     ("a weight of tokens", ir.Linear, "takes a weight that depends", lambda b, x: token_weight(b, x)),
     (
         "an encoder's attention",
@@ -152,8 +152,18 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
         "attends to later positions",
         lambda b, x: b.add(ir.Attention, x, x, x, scale=1.0),
     ),
-    ("attention over features", ir.Attention, "not the sequence", lambda b, x: over_features(b, x)),
-    ("attention over more keys", ir.Attention, "not the sequence", lambda b, x: over_more(b, x)),
+    (
+        "attention over features",
+        ir.Attention,
+        "along a dimension other than the sequence",
+        lambda b, x: over_features(b, x),
+    ),
+    (
+        "attention over more keys",
+        ir.Attention,
+        "along a dimension other than the sequence",
+        lambda b, x: over_more(b, x),
+    ),
     ("a norm over the sequence", ir.LayerNorm, "normalises over the whole", lambda b, x: sequence_norm(b, x)),
 ]
 

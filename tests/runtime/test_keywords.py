@@ -96,7 +96,7 @@ def test_what_says_nothing_new_of_a_prompt(model: CompiledModel, companions: dic
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask is 0 at position 2"),
         ({"attention_mask": [1, 2, 1]}, "attention_mask is 2 at position 1"),
         ({"attention_mask": [1.0, float("nan"), 1]}, "attention_mask is nan at position 1"),
-        ({"attention_mask": [1, 1]}, r"attention_mask has the shape \[2\], and the prompt 3 tokens"),
+        ({"attention_mask": [1, 1]}, r"attention_mask has the shape \[2\], but the prompt has 3 tokens"),
         ({"attention_mask": np.ones((1, 1, 3, 3))}, "attention_mask has the shape"),
         ({"attention_mask": [[1, 1, 1], [1, 1, 1]]}, "attention_mask has the shape"),
         ({"attention_mask": "111"}, "attention_mask"),
@@ -154,8 +154,8 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"temperatur": 0.7}, "did you mean 'temperature'"),
         ({"max_tokens": 5}, "did you mean 'max_new_tokens'"),
         ({"penalty_alpha": 0.6}, "penalty_alpha"),
-        ({"num_beams": 4}, "num_beams=1 alone, not 4"),
-        ({"num_beams": True}, "num_beams=1 alone"),
+        ({"num_beams": 4}, "takes only num_beams=1, not 4"),
+        ({"num_beams": True}, "takes only num_beams=1, not True"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"logits_processor": [len]}, "logits_processor"),
@@ -168,7 +168,7 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"suppress_tokens": torch.tensor([1, 2])}, "suppress_tokens"),
         (
             {"generation_config": GenerationConfig(repetition_penalty=1.05)},
-            "generation_config takes repetition_penalty",
+            "generation_config takes only repetition_penalty",
         ),
         ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams"),
         ({"generation_config": {"temperatur": 1}}, "temperatur"),
@@ -227,13 +227,13 @@ def test_lengths(model: CompiledModel) -> None:
     assert len(model.generate(PROMPT, max_length=10).token_ids) == 7
     assert len(model.generate(PROMPT, max_length=10, max_new_tokens=None).token_ids) == 7
     assert len(model.generate(PROMPT, generation_config=GenerationConfig(max_length=10)).token_ids) == 7
-    with pytest.warns(UserWarning, match="max_new_tokens counts"):
+    with pytest.warns(UserWarning, match="max_new_tokens takes precedence"):
         assert len(model.generate(PROMPT, 5, max_length=10).token_ids) == 5
     with pytest.raises(InvalidOptionError, match="max_length=3 leaves no room"):
         model.generate(PROMPT, max_length=3)
     with pytest.raises(TooLongError):
         model.generate(PROMPT, max_length=65)
-    with pytest.warns(UserWarning, match="min_new_tokens counts"):
+    with pytest.warns(UserWarning, match="min_new_tokens takes precedence"):
         model.generate(PROMPT, 9, min_new_tokens=2, min_length=9)
 
 

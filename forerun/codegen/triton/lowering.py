@@ -123,7 +123,7 @@ class Lowering:
             given, dtype = weight.storage, weight.dtype
             if given is not None and given not in ELEMENTS:
                 raise InvalidOptionError(
-                    f"the cuda target has no kernels for weights kept as {given}; use dtype float32, bfloat16 or "
+                    f"the cuda target has no kernels for the weight dtype {given}; use dtype float32, bfloat16 or "
                     "float16."
                 )
             kept[name] = given or ("i32" if dtype in ir.INTEGER_DTYPES else "f32")
@@ -131,7 +131,7 @@ class Lowering:
         for each in states.values():
             if each.dtype != "f32":
                 raise UnsupportedOperationError(
-                    f"the cuda target computes states in f32, and @{each.symbol} is {each.dtype}; declare it as f32."
+                    f"the cuda target computes states in f32, but @{each.symbol} is {each.dtype}; declare it as f32."
                 )
         returned = self._function.returned
         candidates = returned[1] if len(returned) == 3 else None
@@ -142,10 +142,10 @@ class Lowering:
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
             most = planned[name]
             if most is not None and limit > most:
-                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
+                raise InvalidOptionError(f"{name} is {limit}, but memory was planned for {most}; plan for more.")
         for argument in self._function.block.args:
             if argument.name_hint not in STEP_ARGUMENTS:
-                raise InvalidOptionError(f"@step has an argument {argument.name_hint} that no step gives.")
+                raise InvalidOptionError(f"@step has the unknown argument {argument.name_hint}; remove it.")
 
     # --- memory
 

@@ -265,7 +265,7 @@ class Planner:
                 launch.emit(Expressions(dict(self.plan.stored), self.plan.constants), self.known)
             except NeedsMemoryError as needed:
                 if self.leaves(needed.value):
-                    raise AssertionError(f"a tile lost {needed.value}") from needed
+                    raise AssertionError(f"a tile has lost the value {needed.value}") from needed
                 self._write_rows(needed.value)
             else:
                 return
@@ -330,7 +330,7 @@ class Planner:
     def _rows(self) -> None:
         """A launch for all that is left and ready."""
         ready = [each for each in self.waiting if not self._needs(each)]
-        assert ready, "a region whose values wait for each other"
+        assert ready, "the values of a region wait for each other"
         self.waiting = [each for each in self.waiting if each not in ready]
         self._row_launch(ready)
 
@@ -362,7 +362,9 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
         **each_of(Planner.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
         **each_of(Planner.where_used, ir.Computation, ir.StateRead),
         **each_of(NO_TEMPLATE, ir.Scan, ir.MatMul, ir.Attention),
-        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
+        **each_of(
+            refused("cannot be part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State
+        ),
     },
 )
 

@@ -71,7 +71,7 @@ def _rows_of_states(operation: ir.StateRead | ir.Recurrence, axis: int, operand:
 
 
 SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
-    "axes of operands in the tvm target",
+    "axes of operands in the cpu target",
     {
         ir.Transpose: _transpose,
         ir.Reshape: _reshape,
@@ -81,8 +81,8 @@ SOURCES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.AlongAxes: _other_axes,
         **each_of(_aligned, ir.Elementwise, ir.Broadcast, ir.TreeAttention, ir.Parameter, ir.Constant, ir.Iota),
         **each_of(_rows_of_states, ir.StateRead, ir.Recurrence),
-        ir.Gather: refused("reads its table at other indices; the planner asks for its indices"),
-        **each_of(refused("has no axes in the tvm target"), ir.Attention, ir.StateWrite, ir.Kernel),
-        **each_of(refused("has no axes in the tvm target"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
+        ir.Gather: refused("reads its table at other indices, which the planner follows"),
+        **each_of(refused("has no axes in the cpu target"), ir.Attention, ir.StateWrite, ir.Kernel),
+        **each_of(refused("has no axes in the cpu target"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -41,7 +41,7 @@ def kind_of(dtype: str) -> str:
         return "integer"
     if dtype == "f32":
         return "number"
-    raise UnsupportedOperationError(f"the tvm target computes in float32, not {dtype}; load the model as float32.")
+    raise UnsupportedOperationError(f"the cpu target computes in float32, not {dtype}; load the model as float32.")
 
 
 def region_of(dtype: str) -> str:
@@ -278,10 +278,10 @@ def _state_read(context: Expressions, operation: ir.StateRead, index: list[Index
     return context.frame.memories[records.form.region][records.origin(context, slot) + at]
 
 
-IN_MEMORY = refused("has no element of the tvm target: its result is written to memory first")
+IN_MEMORY = refused("has no elements in the cpu target: its result is written to memory first")
 
 ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = ir.OperationTable(
-    "elements of the tvm target",
+    "elements of the cpu target",
     {
         ir.Constant: _constant,
         ir.Map: _map,
@@ -295,9 +295,9 @@ ELEMENTS: ir.OperationTable[Callable[[Expressions, Any, list[Index]], Expr]] = i
         ir.TakeAlong: _take_along,
         ir.Rotary: _rotary,
         ir.StateRead: _state_read,
-        ir.Parameter: refused("has no element of the tvm target: a weight lies in memory"),
+        ir.Parameter: refused("has no elements in the cpu target: a weight lies in memory"),
         **each_of(IN_MEMORY, ir.AlongAxes, ir.MatMul, ir.Linear, ir.TreeAttention, ir.Recurrence, ir.Kernel),
-        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
+        ir.Attention: refused("attends over a whole sequence; the cpu target only compiles steps"),
         **each_of(refused("has no elements"), ir.StateWrite, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

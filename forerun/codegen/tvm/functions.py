@@ -177,10 +177,10 @@ def _negate(x: Expr) -> Expr:
 
 FLOOR = _intrinsic("floor")
 
-NO_BITS = refused("the tvm target has no elementwise function {name} on f32")
+NO_BITS = refused("the cpu target has no elementwise function {name} on f32")
 
 NUMBERS: FunctionTable[Callable[..., Expr]] = FunctionTable(
-    "functions of numbers of the tvm target",
+    "functions of numbers of the cpu target",
     {
         **each_of(NO_BITS, "and", "or", "xor", "not"),
         "add": lambda x, y: x + y,
@@ -243,11 +243,11 @@ def _same(x: Expr) -> Expr:
     return x
 
 
-NO_TRUTHS = refused("the tvm target has no elementwise function {name} on i1")
-NO_INTEGERS = refused("the tvm target has no elementwise function {name} on integers")
+NO_TRUTHS = refused("the cpu target has no elementwise function {name} on i1")
+NO_INTEGERS = refused("the cpu target has no elementwise function {name} on integers")
 
 TRUTHS: FunctionTable[Callable[..., Expr]] = FunctionTable(
-    "functions of truth values of the tvm target",
+    "functions of truth values of the cpu target",
     {
         **each_of(tirx.And, "and", "mul", "min"),
         **each_of(tirx.Or, "or", "add", "max"),
@@ -262,7 +262,7 @@ TRUTHS: FunctionTable[Callable[..., Expr]] = FunctionTable(
     },
 )
 INTEGERS: FunctionTable[Callable[..., Expr]] = FunctionTable(
-    "functions of integers of the tvm target",
+    "functions of integers of the cpu target",
     {
         **{name: NUMBERS[name] for name in ("add", "sub", "mul", "floor_div", "remainder", "max", "min", "where")},
         **{name: NUMBERS[name] for name in ("neg", "abs", "sign", *sorted(COMPARISONS))},

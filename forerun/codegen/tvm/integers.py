@@ -53,7 +53,7 @@ class Ranges:
         found = self._result(operation, operation.results.index(value), dtype)
         least, most = BOUNDS[dtype]
         if found is None and BOUNDS[dtype] != INT32:
-            _refuse(operation, f"may leave {dtype}, where it would have to wrap")
+            _refuse(operation, f"may leave {dtype}, and would then have to wrap")
         if found is not None and not least <= found[0] <= found[1] <= most:
             _refuse(operation, f"may give {found[0] if found[0] < least else found[1]}")
         return found
@@ -126,7 +126,7 @@ def _refuse(operation: ir.SpecOperation, problem: str) -> NoReturn:
     if isinstance(operation, ir.Map | ir.Reduce):
         name = f"{name} {operation.function}"
     raise UnsupportedOperationError(
-        f"the tvm target computes integers as int32, and {name} {problem}; use smaller numbers or float32, or the "
+        f"the cpu target computes integers as int32, but {name} {problem}; use smaller numbers or float32, or the "
         "reference target."
     )
 
@@ -167,7 +167,7 @@ def _mul(operation: ir.Map, given: Given, dtype: str) -> Range | None:
     if len(known) == len(given):
         return _span(lambda a, b: a * b)(*known)
     if not known or known[0][0] < -1 or known[0][1] > 1:
-        _refuse(operation, "may give anything, for a factor is only known when it runs")
+        _refuse(operation, "may give any value, because a factor is known only at run time")
     return None
 
 
@@ -225,7 +225,7 @@ FUNCTIONS: ir.FunctionTable[FunctionRule] = ir.FunctionTable(
         **each_of(_no_kernel, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
         **each_of(_no_kernel, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
         **each_of(_no_kernel, "softplus", "log_sigmoid"),
-        **each_of(refused("the comparison {name} gives no integer"), *sorted(ir.COMPARISONS)),
+        **each_of(refused("the comparison {name} does not give an integer"), *sorted(ir.COMPARISONS)),
     },
 )
 
@@ -256,6 +256,6 @@ RANGES: ir.OperationTable[Callable[[Ranges, Any, int, str], Range | None]] = ir.
         **each_of(OF_FIRST, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
         **each_of(FLOATS, ir.Computation, ir.StepOperation),
         ir.StateWrite: Ranges.no_result,
-        **each_of(refused("gives no integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
+        **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -105,7 +105,7 @@ class Lowering:
         for name, limit in (("max_rows", max_rows), ("max_outputs", max_outputs)):
             most = planned[name]
             if most is not None and limit > most:
-                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
+                raise InvalidOptionError(f"{name} is {limit}, but memory was planned for {most}; plan for more.")
         layout = state_layout(self._known)
         tables = -(-max_length // layout.block)
         limits = {"paths": [max_rows, max_path], "block_tables": [max_rows, tables], "outputs": [max_outputs]}
@@ -193,7 +193,7 @@ class Lowering:
         if name == STEP:
             for argument in arguments:
                 if argument.name_hint not in STEP_ARGUMENTS:
-                    raise InvalidOptionError(f"@{STEP} has an argument {argument.name_hint} that no step gives.")
+                    raise InvalidOptionError(f"@{STEP} has the unknown argument {argument.name_hint}; remove it.")
             arguments.sort(key=lambda each: [*STEP_ARGUMENTS].index(str(each.name_hint)))
         names = [each.name for each in self._entries[name].signature.arguments]
         found: dict[ir.SSAValue, Value] = {}

@@ -80,7 +80,7 @@ def _int32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     whole = tensor.to(torch.int32)
     if (outside := tensor[whole != tensor]).numel():
         raise UnsupportedOperationError(
-            f"the tvm target keeps integers as int32, and the weight {name} holds {int(outside[0])}; use smaller "
+            f"the cpu target stores integers as int32, but the weight {name} holds {int(outside[0])}; use smaller "
             "numbers, or the reference target."
         )
     return whole

@@ -303,7 +303,7 @@ class Planner:
             for each in joined[1:]:
                 if each.x != first.x:
                     raise UnsupportedOperationError(
-                        "spec.kernel joins linears of two inputs; put each into its own kernel."
+                        "spec.kernel joins linears with different inputs; put each into a kernel of its own."
                     )
                 first.products.extend(each.products)
                 first.epilogues.extend(each.epilogues)
@@ -341,7 +341,7 @@ class Planner:
                 kept.append((inner.results[0], self._scratch(own.dims, own.dtype)))
             elif type(inner) not in INLINE:
                 raise UnsupportedOperationError(
-                    f"the tvm target has no kernel for {inner.name} in the body of a recurrence; compute it outside."
+                    f"the cpu target has no kernel for {inner.name} in the body of a recurrence; compute it outside."
                 )
         self.plan.phases.append(RecurrencePhase(operation, self._records(operation.symbol), result, kept))
         self.roots.extend((len(self.plan.phases) - 1, each, False) for each in operation.operands)
@@ -376,7 +376,7 @@ class Planner:
 
 
 OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTable(
-    "operations that the tvm target plans",
+    "operations that the cpu target plans",
     {
         ir.Parameter: lambda planner, operation: planner.weight(operation.result, operation),
         ir.Linear: Planner.linear,
@@ -388,7 +388,9 @@ OPERATIONS: ir.OperationTable[Callable[[Planner, Any], None]] = ir.OperationTabl
         **each_of(Planner.row_wise, ir.AlongAxes, ir.MatMul),
         **each_of(Planner.inline, ir.Elementwise, ir.Constant, ir.Iota, ir.Reshape, ir.Transpose, ir.Slice),
         **each_of(Planner.inline, ir.Broadcast, ir.Gather, ir.TakeAlong, ir.Rotary),
-        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
-        **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
+        ir.Attention: refused("attends over a whole sequence; the cpu target only compiles steps"),
+        **each_of(
+            refused("cannot be part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State
+        ),
     },
 )

@@ -166,7 +166,7 @@ class Rows:
     def scan(self, operation: ir.Scan, stored: Stored, rows: dict[int, Expr]) -> None:
         dim = operation.dim
         if dim in rows:
-            raise UnsupportedOperationError("spec.scan over the rows of a step would mix rows; it cannot be compiled.")
+            raise UnsupportedOperationError("spec.scan over the rows of a step would mix them and cannot be compiled.")
         others = [size if axis != dim else 1 for axis, size in enumerate(stored.dims)]
         with outer_loops(self.context, others, rows) as index:
             total = _accumulator(stored, 0)
@@ -182,7 +182,7 @@ class Rows:
         kept = [axis for axis in range(source.rank) if axis not in over]
         if any(dimensions.symbol(source.dims[axis]) in ROWS for axis in over):
             raise UnsupportedOperationError(
-                "spec.reduce over the rows of a step would mix rows; it cannot be compiled."
+                "spec.reduce over the rows of a step would mix them and cannot be compiled."
             )
         axis = row_axis(stored.dims)
         source_rows = {} if axis is None or not rows else {axis if keep else kept[axis]: rows[axis]}
@@ -305,7 +305,7 @@ SERIAL_ONLY: Reduction = (0.0, _add)
 """Stands for reductions that have no partial results in lanes."""
 
 LANE_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
-    "reductions in lanes of the tvm target",
+    "reductions in lanes of the cpu target",
     {
         "sum": (0.0, _add),
         "mean": (0.0, _add),
@@ -315,7 +315,7 @@ LANE_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
     },
 )
 SERIAL_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
-    "serial reductions of the tvm target",
+    "serial reductions of the cpu target",
     {
         "sum": (0.0, _add),
         "mean": (0.0, _add),
@@ -330,7 +330,7 @@ SERIAL_REDUCTIONS: ir.ReductionTable[Reduction] = ir.ReductionTable(
 INLINED = Rows.inline
 
 WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]] = ir.OperationTable(
-    "writers of rows of the tvm target",
+    "writers of rows of the cpu target",
     {
         ir.Concat: Rows.concat,
         ir.RMSNorm: Rows.rms_norm,
@@ -342,10 +342,12 @@ WRITERS: ir.OperationTable[Callable[[Rows, Any, Stored, dict[int, Expr]], None]]
         ir.Linear: Rows.linear,
         **each_of(INLINED, ir.Elementwise, ir.Constant, ir.Parameter, ir.Iota, ir.Reshape, ir.Transpose, ir.Slice),
         **each_of(INLINED, ir.Broadcast, ir.Gather, ir.TakeAlong, ir.Rotary, ir.StateRead),
-        **each_of(refused("has a phase of its own in the tvm target"), ir.TreeAttention, ir.TopK, ir.StateWrite),
-        ir.Recurrence: refused("has a phase of its own in the tvm target"),
-        ir.Attention: refused("attends over a whole sequence; the tvm target compiles steps"),
-        **each_of(refused("is no value of rows"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
+        **each_of(refused("has a phase of its own in the cpu target"), ir.TreeAttention, ir.TopK, ir.StateWrite),
+        ir.Recurrence: refused("has a phase of its own in the cpu target"),
+        ir.Attention: refused("attends over a whole sequence; the cpu target only compiles steps"),
+        **each_of(
+            refused("does not give a value per row"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State
+        ),
     },
 )
 

@@ -18,7 +18,7 @@ def surroundings(module: ir.ModuleOp) -> Surroundings:
     for name, weight in declared.items():
         if storage := weight.storage:
             if storage not in FORMATS:
-                raise UnsupportedOperationError(f"the tvm target has no kernels for weights kept as {storage}.")
+                raise UnsupportedOperationError(f"the cpu target has no kernels for the weight dtype {storage}.")
             formats[name] = FORMATS[storage]
     outer: dict[ir.SSAValue, ir.SSAValue] = {}
     for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
@@ -39,7 +39,7 @@ def surroundings(module: ir.ModuleOp) -> Surroundings:
 def _form(state: ir.State, block: int, keys: bool) -> Form:
     if state.dtype != "f32":
         raise UnsupportedOperationError(
-            f"the tvm target keeps states as f32, and @{state.symbol} is {state.dtype}; declare it as f32."
+            f"the cpu target stores states as f32, but @{state.symbol} is {state.dtype}; declare it as f32."
         )
     request = state.per == "request"
     return Form(state.shape, 1 if request else block, keys, "requests" if request else "state")

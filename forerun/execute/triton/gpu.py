@@ -25,13 +25,13 @@ def require_gpu() -> None:
         raise gpu_of_parent()
     if not torch.cuda.is_available():
         raise DeviceError(
-            'target="cuda" needs an NVIDIA GPU, and torch finds none; use target="cpu", or install torch with CUDA and '
+            'target="cuda" needs an NVIDIA GPU, but torch finds none; use target="cpu", or install torch with CUDA and '
             "Triton (the extra cuda)."
         )
     capability = torch.cuda.get_device_capability()
     if capability < CAPABILITY:
         raise DeviceError(
-            f"The GPU {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, and "
+            f"The GPU {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, but "
             f'target="cuda" needs {CAPABILITY[0]}.{CAPABILITY[1]} or later (Ampere); use target="cpu".'
         )
     require_triton()
@@ -61,7 +61,7 @@ def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:
         return
     parts = ", ".join(f"{name} {count / GIGABYTE:.2f}" for name, count in needed.items())
     raise DeviceMemoryError(
-        f"The model needs {total / GIGABYTE:.2f} GB on the GPU ({parts}), and {free / GIGABYTE:.2f} GB are free; use a "
+        f"The model needs {total / GIGABYTE:.2f} GB on the GPU ({parts}), but {free / GIGABYTE:.2f} GB are free; use a "
         'smaller max_length, dtype="bfloat16" or target="cpu".'
     )
 

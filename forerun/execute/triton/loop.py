@@ -41,7 +41,7 @@ class TritonLoop:
         step = launcher.step
         most = min(step.max_rows, step.max_outputs, LARGEST)
         if not 1 <= largest <= most:
-            raise InvalidOptionError(f"a round on the device has 1 to {most} rows, not {largest}")
+            raise InvalidOptionError(f"an iteration on the device has 1 to {most} rows, not {largest}")
         self.launcher, self.state, self.largest = launcher, state, largest
         self.prepares = not launcher.interpreted
         self.known = Knowledge.fresh(step.vocabulary, drafting, launcher.device)
@@ -71,8 +71,8 @@ class TritonLoop:
     def begin(
         self, sequence: CachedSequence, spare: Int32, tokens: Sequence[int], last: int, draw: Draw | None = None
     ) -> None:
-        assert not self._enqueued, "a text begins while another goes on"
-        assert len(spare) >= self.largest, "too few spare slots"
+        assert not self._enqueued, "a text begins while another is being decoded"
+        assert len(spare) >= self.largest, "there are too few spare slots"
         self._count, self._blocks, self._draw = 0, sequence.blocks.copy(), draw
         self.text.begin(list(tokens), last, spare)
         for size in self._sizes.values():
@@ -103,7 +103,7 @@ class TritonLoop:
     def logits(self, rows: Sequence[int]) -> Float32:
         size = self._reported
         assert size is not None
-        assert not self._enqueued, "logits of a round that others have followed"
+        assert not self._enqueued, "the logits of this iteration have been overwritten"
         count = max(rows) + 1
         every = list(range(len(self.launcher.step.branches)))
         ran = Ran(self.launcher, self.state, size.layout, {"N": count, "M": count}, every, size.inputs)
@@ -117,7 +117,7 @@ class TritonLoop:
     def size(self, rows: int) -> Size:
         """Returns the inputs of iterations of at most `rows` rows."""
         if not 1 <= rows <= self.largest:
-            raise InvalidOptionError(f"a round of this loop has 1 to {self.largest} rows, not {rows}")
+            raise InvalidOptionError(f"an iteration of this loop has 1 to {self.largest} rows, not {rows}")
         if rows not in self._sizes:
             layout = self.launcher.layout(rows, rows)
             numbers = layout.places["block_tables"] + self.launcher.step.tables

@@ -45,7 +45,7 @@ def load_kernels(interpret: bool) -> Any:
     """Returns their module, from the user's file if any. Raises InvalidOptionError if that lacks a kernel."""
     found = load(overridden({"loop": loop_source()})["loop"], interpret)
     if missing := [name for name in WARPS if not hasattr(found, name)]:
-        raise InvalidOptionError(f"The kernels' file loop.py has no {', '.join(missing)}; correct it.")
+        raise InvalidOptionError(f"The kernel file loop.py has no {', '.join(missing)}; correct it.")
     return found
 
 

@@ -33,7 +33,7 @@ def load_weights(
             whole = tensor.to(torch.int32)
             if (outside := tensor[whole != tensor]).numel():
                 raise UnsupportedOperationError(
-                    f"the cuda target keeps integers as int32, and the weight {name} holds {int(outside[0])}; use "
+                    f"the cuda target stores integers as int32, but the weight {name} holds {int(outside[0])}; use "
                     "smaller numbers, or the reference target."
                 )
             tensor = whole

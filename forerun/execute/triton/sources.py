@@ -36,7 +36,7 @@ def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dic
         return dict(sources)
     path = Path(given).expanduser()
     if not path.is_dir():
-        raise InvalidOptionError(f"${OVERRIDES} names {path}, which is no folder; create it or unset the variable.")
+        raise InvalidOptionError(f"${OVERRIDES} names {path}, which is not a folder; create it or unset the variable.")
     found: dict[str, Source] = {}
     for name, source in sources.items():
         file = path / f"{name}.py"

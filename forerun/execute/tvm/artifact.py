@@ -48,7 +48,7 @@ def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
     weights = torch.empty(step.packed)  # copied: private memory has larger pages than a mapped file
     entry.read_into(WEIGHTS, weights.numpy().view(np.uint8).data)
     if (found := code.load(step.key)) is None:
-        raise CorruptFileError(f"the code of {entry.folder} is no longer kept: compile the model again.")
+        raise CorruptFileError(f"the compiled code of {entry.folder} no longer exists: compile the model again.")
     return TvmExecutable(step, found, weights, threads)
 
 
@@ -64,7 +64,9 @@ def _step(entry: Entry) -> CompiledStep:
         read["branches"] = tuple((layer, kind) for layer, kind in read["branches"])
         return CompiledStep(**read)
     except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
-        raise CorruptFileError(f"{entry.folder} holds no compiled step ({error}): compile the model again.") from error
+        raise CorruptFileError(
+            f"{entry.folder} does not hold a compiled step ({error}): compile the model again."
+        ) from error
 
 
 def _values(read: list[dict[str, Any]]) -> tuple[Value, ...]:

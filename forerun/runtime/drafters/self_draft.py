@@ -179,6 +179,6 @@ def require_branches(executable: Executable) -> None:
     """Raises `InvalidOptionError` for a model without parts."""
     if not executable.branches:
         raise InvalidOptionError(
-            "this model has no residual stream, so that no part of it can draft: use tree_spec or a draft model "
+            "this model has no residual stream, so no part of it can draft: use tree_spec or a draft model "
             "(`forerun dump --residual` shows the branches of a model)"
         )

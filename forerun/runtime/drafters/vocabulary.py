@@ -159,7 +159,7 @@ def require_way(name: str, way: object) -> str:
     """Returns the name of a way; raises `InvalidOptionError` if there is none of that name."""
     if not isinstance(way, str) or way not in WAYS:
         ways = ", ".join(WAYS)
-        raise InvalidOptionError(f"{name}: there is no way {way!r} for vocabularies to meet: use one of {ways}")
+        raise InvalidOptionError(f"{name} does not know the way {way!r} to match vocabularies: use one of {ways}")
     return way
 
 
@@ -180,7 +180,7 @@ def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Voc
         return SameVocabulary(*sizes)
     if not known:
         raise InvalidOptionError(
-            f"the draft model ({sizes[1]} tokens) and the target ({sizes[0]}) have vocabularies of their own, and meet "
+            f"the draft model ({sizes[1]} tokens) and the target ({sizes[0]}) have different vocabularies, matched "
             "by text: give both with their tokenizers"
         )
     intersection = Intersection(target, draft, sizes)

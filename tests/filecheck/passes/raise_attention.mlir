@@ -60,7 +60,7 @@ spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4],
   %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
   spec.return(%y)
 }
-// CHECK: // raise-attention: a softmax at loc(unknown) is no softmax(scale * q k^T + mask) v
+// CHECK: // raise-attention: a softmax at loc(unknown) is not in a softmax(scale * q k^T + mask) v
 // CHECK: spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %visible: !spec.tensor<[T, T], i1>) {
 // CHECK-NEXT: %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
 // CHECK-NEXT: %product = spec.matmul(%q, %across) -> !spec.tensor<[2, T, T], f32>

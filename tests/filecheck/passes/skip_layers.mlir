@@ -57,4 +57,4 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: %logits = spec.linear(%x4, %table) -> !spec.tensor<[N, 8], f32>
 // CHECK-NEXT: spec.return(%logits)
 // CHECK-NEXT: }
-// ERROR: @step has 4 residual branches and none of number 4.
+// ERROR: @step has 4 residual branches and no branch 4.

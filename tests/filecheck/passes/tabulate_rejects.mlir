@@ -39,7 +39,7 @@ spec.func @forward(%x: !spec.tensor<[1, T, 4], f32>) {
 
 // The mask is made of a weight, and the text came without weights.
 
-// CHECK: This pass reads the values of weight @bias, and the IR came without weights.
+// CHECK: This pass reads the values of weight @bias, but the IR came without weights.
 
 spec.weight @bias {shape = [32, 32], dtype = "f32"}
 spec.func @forward(%x: !spec.tensor<[1, T, 4], f32>) {

@@ -30,7 +30,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 // LIST-NEXT: max_outputs=64
 
 // PASS: forerun-opt: There is no pass 'tabulate'; choose from canonicalize, raise-norms
-// OPTION: forerun-opt: Pass plan-memory does not take these options
-// LANGUAGE: forerun-opt: 'plan-memory{' is no list of passes; write name,name{option=value}.
+// OPTION: forerun-opt: The pass plan-memory does not take these options
+// LANGUAGE: forerun-opt: 'plan-memory{' is not a list of passes; write name,name{option=value}.
 // FUNCTION: forerun-opt: This pass works on @forward, which the module lacks
 // FILE: forerun-opt: There is no file 'missing.mlir'

@@ -5,7 +5,7 @@
 // CHECK: is not IR of the spec dialect: {{.*}}text.mlir:11:
 // CHECK: Operation spec.unknown is not registered
 // CHECK: text.mlir:18:
-// CHECK: is no element type of a spec.tensor
+// CHECK: is not an element type of a spec.tensor
 
 spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
   %y = spec.unknown(%x) -> !spec.tensor<[1, T], f32>

@@ -32,7 +32,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 
 // -----
 
-// CHECK: spec.kernel has results that are not what it yields:
+// CHECK: spec.kernel has results of other types than it yields:
 
 spec.func @step(%x: !spec.tensor<[N], f32>) {
   %y = spec.kernel(%x) {kind = "row_wise"} {
@@ -46,7 +46,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 
 // A kernel reads its operands and nothing else.
 
-// CHECK: spec.map uses a value before its definition, or of another function:
+// CHECK: spec.map uses a value before its definition, or one of another function:
 // CHECK-NEXT: > %out = spec.map(%x)
 
 spec.func @step(%x: !spec.tensor<[N], f32>) {

@@ -2,7 +2,7 @@
 
 // The operation at fault stands between its neighbours, with a mark in front.
 
-// CHECK: spec.map add mixes ['f32', 'bf16']:
+// CHECK: spec.map mixes ['f32', 'bf16'] in add:
 // CHECK-NEXT: %one = spec.constant
 // CHECK-NEXT: %a = spec.map
 // CHECK-NEXT: %b = spec.cast
@@ -35,7 +35,7 @@ spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %w: !spec.tensor<[6, 8], f3
 
 // -----
 
-// CHECK: spec.map uses a value before its definition, or of another function:
+// CHECK: spec.map uses a value before its definition, or one of another function:
 // CHECK-NEXT: > %y = spec.map(%later)
 
 spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
@@ -90,7 +90,7 @@ spec.state @s {per = "row", shape = [2, 4]}
 
 // -----
 
-// CHECK: spec.state has a record per position, row or request, not per 'token':
+// CHECK: spec.state must have a record per position, row or request, not per 'token':
 
 spec.state @s {per = "token", shape = [2, 4], dtype = "f32"}
 
@@ -106,7 +106,7 @@ spec.func @step(%k: !spec.tensor<[N, 2, 4], f32>, %slots: !spec.tensor<[N], i32>
 
 // -----
 
-// CHECK: spec.state_write writes @s, a state per row; spec.recurrence leaves its records:
+// CHECK: spec.state_write writes @s, a state per row, which only spec.recurrence writes:
 
 spec.state @s {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%k: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
@@ -116,7 +116,7 @@ spec.func @step(%k: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
 
 // -----
 
-// CHECK: spec.state_read reads @s, a state per position; it reads those per request:
+// CHECK: spec.state_read reads @s, a state per position, but needs one per request:
 
 spec.state @s {per = "position", shape = [4], dtype = "f32"}
 spec.func @step(%slots: !spec.tensor<[N], i32>) {
@@ -136,7 +136,7 @@ spec.func @step(%slots: !spec.tensor<[N], i32>) {
 
 // -----
 
-// CHECK: spec.state_write writes @s, which @step reads; use an entry of its own:
+// CHECK: spec.state_write writes @s, which @step reads; write it in another entry:
 
 spec.state @s {per = "request", shape = [4], dtype = "f32"}
 spec.func @step(%slots: !spec.tensor<[N], i32>) {
@@ -147,7 +147,7 @@ spec.func @step(%slots: !spec.tensor<[N], i32>) {
 
 // -----
 
-// CHECK: spec.tree_attention reads @s, a state per row; attention reads those per position:
+// CHECK: spec.tree_attention reads @s, a state per row, but needs one per position:
 
 spec.state @s {per = "row", shape = [2, 4], dtype = "f32"}
 spec.func @step(%q: !spec.tensor<[N, 2, 4], f32>, %rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %tables: !spec.tensor<[S, B], i32>) {

@@ -30,7 +30,7 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
 
 // -----
 
-// CHECK: spec.weight takes a text as the parameter 'storage', not 16:
+// CHECK: spec.weight takes a string as the parameter 'storage', not 16:
 
 spec.weight @w {shape = [8, 8], dtype = "f32", storage = 16}
 
@@ -64,7 +64,7 @@ spec.func @forward(%x: !spec.tensor<[T, 8], f32>, %w: !spec.tensor<[8], f32>) {
 
 // Optional operands are listed by name.
 
-// CHECK: there is no extra operand 'drains' of spec.attention, only mask, first, bias, sinks
+// CHECK: spec.attention has no extra operand 'drains', only mask, first, bias, sinks
 
 spec.func @forward(%x: !spec.tensor<[2, T, 4], f32>, %s: !spec.tensor<[2], f32>) {
   %y = spec.attention(%x, %x, %x, %s) {scale = 0.5, extra = ["drains"]} -> !spec.tensor<[2, T, 4], f32>
@@ -73,7 +73,7 @@ spec.func @forward(%x: !spec.tensor<[2, T, 4], f32>, %s: !spec.tensor<[2], f32>)
 
 // -----
 
-// CHECK: spec.attention has the extra operands [], but 1 are given
+// CHECK: spec.attention lists the extra operands [], but 1 are given
 
 spec.func @forward(%x: !spec.tensor<[2, T, 4], f32>, %s: !spec.tensor<[2], f32>) {
   %y = spec.attention(%x, %x, %x, %s) {scale = 0.5} -> !spec.tensor<[2, T, 4], f32>

@@ -1,6 +1,6 @@
 // RUN: not forerun-opt %s --split-input-file 2>&1 | filecheck %s
 
-// CHECK: spec.recurrence uses @sum, a state per position; a recurrence has one per row:
+// CHECK: spec.recurrence uses @sum, a state per position, but needs one per row:
 
 spec.state @sum {per = "position", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -28,7 +28,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.recurrence has a body of (!spec.tensor<[4], f32>) where its record and inputs are (!spec.tensor<[4], f32>, !spec.tensor<[4], f32>):
+// CHECK: spec.recurrence has a body with arguments (!spec.tensor<[4], f32>), not its record and inputs (!spec.tensor<[4], f32>, !spec.tensor<[4], f32>):
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -41,7 +41,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.recurrence has a body of (!spec.tensor<[4], f32>, !spec.tensor<[N, 4], f32>) where its record and inputs are
+// CHECK: spec.recurrence has a body with arguments (!spec.tensor<[4], f32>, !spec.tensor<[N, 4], f32>), not its record and inputs
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -54,7 +54,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.recurrence has a body over the dimension D; a row's values have sizes:
+// CHECK: spec.recurrence has a body over the named dimension D; give it fixed sizes:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -81,7 +81,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.recurrence a block has 1 position or more, not 0:
+// CHECK: spec.recurrence needs blocks of at least 1 position, not 0:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -95,7 +95,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: are not [N]
+// CHECK: spec.recurrence needs row operands [N], not [
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -109,7 +109,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.map uses a value before its definition, or of another function
+// CHECK: spec.map uses a value before its definition, or one of another function
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -123,7 +123,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.state_write stands in the body of a recurrence, which computes values alone:
+// CHECK: spec.state_write stands in the body of a recurrence, which may only compute values:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -138,7 +138,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: spec.recurrence is the second recurrence of @sum in @step:
+// CHECK: spec.recurrence is the second recurrence over @sum in @step:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
@@ -156,7 +156,7 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 
 // -----
 
-// CHECK: @step has the argument %order of !spec.tensor<[M], i32>; give it !spec.tensor<[N], i32>.
+// CHECK: @step has the argument %order of type !spec.tensor<[M], i32>; give it !spec.tensor<[N], i32>.
 
 spec.func @step(%tokens: !spec.tensor<[N], i32>, %order: !spec.tensor<[M], i32>) {
   spec.return(%tokens)

@@ -10,7 +10,7 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
 
 // -----
 
-// CHECK: spec.parameter reads @w as !spec.tensor<[8], f32>, declared !spec.tensor<[9], f32>:
+// CHECK: spec.parameter reads @w as !spec.tensor<[8], f32>, not the declared !spec.tensor<[9], f32>:
 
 spec.weight @w {shape = [9], dtype = "f32"}
 spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
@@ -37,13 +37,13 @@ spec.state @w {per = "position", shape = [1, 4], dtype = "f32"}
 
 // -----
 
-// CHECK: weight @derived.0 is no result of @constants with type !spec.tensor<[8], f32>; derive it there.
+// CHECK: weight @derived.0 is not a result of @constants of type !spec.tensor<[8], f32>; derive it there.
 
 spec.weight @derived.0 {shape = [8], dtype = "f32", derived = 0}
 
 // -----
 
-// CHECK: weight @derived.0 is no result of @constants with type !spec.tensor<[8], f32>; derive it there.
+// CHECK: weight @derived.0 is not a result of @constants of type !spec.tensor<[8], f32>; derive it there.
 
 spec.weight @derived.0 {shape = [8], dtype = "f32", derived = 0}
 spec.func @constants() {
@@ -59,7 +59,7 @@ spec.func @constants() {
 
 // -----
 
-// CHECK: weight @w is stored as f12, which is not known; use one of bf16
+// CHECK: weight @w is stored as f12, an unknown weight dtype; use one of bf16
 
 spec.weight @w {shape = [8, 8], dtype = "f32", storage = "f12"}
 

@@ -17,5 +17,5 @@ def layer_branches(executable: Executable) -> list[tuple[int, ...]]:
 def branch_behind(layers: list[tuple[int, ...]], count: int) -> int:
     """Returns the number of branches in the first `count` layers. Raises `InvalidOptionError` for a wrong count."""
     if not 0 < count <= len(layers):
-        raise InvalidOptionError(f"the model has {len(layers)} layers, so that a draft cannot end behind layer {count}")
+        raise InvalidOptionError(f"the model has {len(layers)} layers, so a draft cannot end after layer {count}")
     return layers[count - 1][-1] + 1
