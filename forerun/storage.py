@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from pathlib import Path
 
 from forerun.errors import InvalidOptionError
 
 log = logging.getLogger("forerun")
-_said: set[str] = set()
+_said: set[Hashable] = set()
 
 
 def cache_directory() -> Path | None:
@@ -28,18 +28,23 @@ def cache_directory() -> Path | None:
 
 @contextlib.contextmanager
 def keeping(what: str) -> Generator[None]:
-    """Continues if the body cannot store something; warns once of a full disk or a folder that is not writable."""
+    """Continues if the body cannot store `what`; warns once per folder, of the first thing that it does not take."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        say_once(f"The {what} is not kept for the next start ({reason}): see {cache_directory()} (FORERUN_CACHE_DIR).")
+        reason, folder = error.strerror or error, cache_directory()
+        say_once(
+            f"Not everything is kept for the next start: {folder} (FORERUN_CACHE_DIR) does not take the {what} "
+            f"({reason}).",
+            subject=folder,
+        )
 
 
-def say_once(sentence: str) -> None:
-    """Logs a warning the first time it is given in this process."""
-    if sentence not in _said:
-        _said.add(sentence)
+def say_once(sentence: str, subject: Hashable = None) -> None:
+    """Logs a warning the first time that its subject, by default the sentence, comes up in this process."""
+    subject = subject or sentence
+    if subject not in _said:
+        _said.add(subject)
         log.warning(sentence)
 
 

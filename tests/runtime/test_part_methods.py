@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import forerun
+from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.parts.clasp import similarity, skip_set
+from forerun.runtime.drafters.parts.clasp import Clasp, similarity, skip_set
 from forerun.runtime.drafters.parts.decayed_depth import DecayedDepth
 from forerun.runtime.drafters.parts.layers import branch_behind, layer_branches
 from forerun.runtime.drafters.parts.replay import Replay
@@ -138,6 +139,21 @@ def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context, 
         assert len(found) == count
         scores = sorted((near(set(each)) for each in combinations(range(LAYERS), count)), reverse=True)
         assert near(found) >= (scores[0] - 1e-6 if count == 1 else scores[len(scores) // 4])
+
+
+SHALLOW = {
+    "swift, too few inner layers": (Swift(), 2, 4),
+    "swift, a small share": (Swift(skipped=0.05), 4, 6),
+    "swift, a large share": (Swift(skipped=0.9), 3, 18),
+    "clasp": (Clasp(), 1, 2),
+}
+
+
+@pytest.mark.parametrize("case", SHALLOW)
+def test_a_model_with_too_few_layers_is_told_how_many_it_needs(case: str) -> None:
+    spec, layers, least = SHALLOW[case]
+    with pytest.raises(InvalidOptionError, match=f"at least {least} layers; this one has {layers}:"):
+        spec.build(Shaped(layers), None)  # type: ignore[arg-type]
 
 
 def test_swift_keeps_the_best_set_and_stops(engine: Engine, context: Context, slots: StepSlots) -> None:

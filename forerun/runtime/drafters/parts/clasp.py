@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.layers import layer_branches, too_shallow
 from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
 from forerun.runtime.drafters.self_draft import PartMethod
@@ -39,9 +38,7 @@ class Clasp(Checked):
         layers = layer_branches(engine.executable)
         count = round(self.skipped * len(layers))
         if not 0 < count < len(layers):
-            raise InvalidOptionError(
-                f"skipping {self.skipped} of {len(layers)} layers leaves all or none: use another share"
-            )
+            raise too_shallow("clasp", self.skipped, len(layers), lambda depth: 0 < round(self.skipped * depth) < depth)
         return _Programming(engine, cost, layers, count, self.every)
 
 

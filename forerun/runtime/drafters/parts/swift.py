@@ -12,11 +12,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Context
-from forerun.runtime.drafters.parts.layers import layer_branches
+from forerun.runtime.drafters.parts.layers import layer_branches, too_shallow
 from forerun.runtime.drafters.parts.replay import Replay
 from forerun.runtime.drafters.parts.searching import Searching
 from forerun.runtime.drafters.parts.uniform import evenly
@@ -44,13 +43,16 @@ class Swift(Checked):
     seed: int = integer(0, least=0)
 
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod:
-        inner = [branch for own in layer_branches(engine.executable)[1:-1] for branch in own]
+        layers = layer_branches(engine.executable)
+        inner = [branch for own in layers[1:-1] for branch in own]
         count = round(self.skipped * len(engine.executable.branches))
         if not 0 < count <= len(inner):
-            raise InvalidOptionError(
-                f"skipping {self.skipped} of {len(engine.executable.branches)} branches without the first and the last "
-                "layer's is not possible: use another share, or another drafter"
-            )
+            each = len(engine.executable.branches) / len(layers)
+
+            def enough(depth: int) -> bool:
+                return 0 < round(self.skipped * each * depth) <= each * (depth - 2)
+
+            raise too_shallow("swift", self.skipped, len(layers), enough)
         return _Search(self, engine, cost, inner, count)
 
 
