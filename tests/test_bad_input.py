@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import forerun
-from forerun import errors
+from forerun import errors, opt
 from forerun.cli import main
 from tests.models import FAMILIES, encoder
 
@@ -228,6 +228,24 @@ def test_dump_writes_one_numbered_file_a_pass(folder: Path, tmp_path: Path, caps
     files = sorted(tmp_path.glob("*.mlir"))
     assert len(files) == len(passes) + 1
     assert files[1].read_text(encoding="utf-8").startswith("// pass canonicalize\n// operations: ")
+
+
+def test_dump_leaves_no_numbered_file_of_an_earlier_run(folder: Path, tmp_path: Path) -> None:
+    others = [tmp_path / "14_notes.mlir", tmp_path / "notes.mlir", tmp_path / "kernels"]
+    for each in (*others, tmp_path / "14_early_exit.mlir"):
+        each.write_text("", encoding="utf-8")
+    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--quiet"]) == 0
+    assert not (tmp_path / "14_early_exit.mlir").exists()
+    assert all(each.exists() for each in others)
+
+
+def test_dumped_files_hold_the_source_lines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--quiet"]) == 0
+    capsys.readouterr()
+    assert opt.main([str(tmp_path / "09_canonicalize.mlir"), "-p", "insert-kv-cache", "--locations"]) == 0
+    shown = capsys.readouterr().out
+    assert 'loc("modeling_llama.py":' in shown
+    assert "unknown" not in shown
 
 
 def test_generate_from_token_ids(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,7 +286,8 @@ class _Importer:
         place = f" at {where[0]}:{where[1]}" if where else ""
         return UnsupportedOperationError(
             f"The operation {operator_name(node.target) or node.name}{place} {what}; "
-            "express it through supported operations, or add a rule to forerun/frontends/aten.py."
+            "express it through supported operations, or add a rule to a file forerun/frontends/aten_*.py, as "
+            'CONTRIBUTING.md shows under "Add a frontend rule".'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 
 from xdsl.dialects.builtin import ModuleOp
@@ -13,12 +14,14 @@ from xdsl.utils.exceptions import ParseError
 from forerun.errors import VerificationError
 from forerun.ir.dialect import context
 
+UNKNOWN = re.compile(r" loc\(unknown\)$", re.MULTILINE)
+
 
 def print_ir(operation: Operation, generic: bool = False, locations: bool = False) -> str:
-    """The text of a module or an operation; `generic` is MLIR's generic form, `locations` adds source lines."""
+    """The text of a module or an operation; `generic` is MLIR's generic form, `locations` adds known source lines."""
     stream = StringIO()
     Printer(stream=stream, print_generic_format=generic, print_debuginfo=locations).print_op(operation)
-    return stream.getvalue() + "\n"
+    return UNKNOWN.sub("", stream.getvalue()) + "\n"
 
 
 def parse_ir(text: str, name: str = "<text>") -> ModuleOp:

@@ -122,12 +122,14 @@ def run_pipeline(
 ) -> list[PassRecord]:
     """Run passes in place, verifying between them, and write one numbered file per pass to `dump_dir`.
 
-    The files are MLIR text with a header of comments: what ran, operations before and after, time, notes.
+    The files are MLIR text with source lines and a header of comments: what ran, operations before and after, time,
+    notes. Files of that name that an earlier run has left there are removed first.
     """
     records: list[PassRecord] = []
     text = ""
     if dump_dir is not None:
-        text = print_ir(module)
+        remove_dumped(dump_dir)
+        text = print_ir(module, locations=True)
         write_atomically(dump_dir / "00_import.mlir", "// as imported\n" + text)
     for index, each in enumerate(passes, start=1):
         before, noted = count(module), len(context.notes)
@@ -139,10 +141,17 @@ def run_pipeline(
         record = PassRecord(each.name, seconds, before, count(module), tuple(context.notes[noted:]))
         records.append(record)
         if dump_dir is not None:
-            last, text = text, print_ir(module)
+            last, text = text, print_ir(module, locations=True)
             name = each.name.replace("-", "_")
             write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(text != last) + text)
     return records
+
+
+def remove_dumped(folder: Path) -> None:
+    """Removes the numbered files of an earlier run, which may have had other passes."""
+    for each in folder.glob("[0-9][0-9]_*.mlir"):
+        if each.stem[3:].replace("_", "-") in ("import", *PASSES):
+            each.unlink()
 
 
 def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:

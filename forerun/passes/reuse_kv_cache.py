@@ -8,7 +8,7 @@ and the writes to states before them have been done.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from forerun.ir import (
 from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.flow import FLOWS, Flow
+from forerun.passes.residual import LAYER, Branch, residual
 from forerun.passes.skip_layers import copied
 
 Number = int
@@ -54,7 +55,7 @@ class ReuseKVCache(Pass):
         linears = [each for each in resume.body if isinstance(each, Linear)]
         spared = sum(isinstance(each, Linear) for each in equal)
         note = pass_context(ctx).note
-        shown = "" if parted is None else f"; they diverge at {_shown(parted)}"
+        shown = "" if parted is None else f"; they diverge {_place(parted, residual(resume).branches)}"
         if spared == 0:
             note(f"@step can use nothing that @draft computes{shown}")
             return
@@ -110,6 +111,14 @@ def _enter(resume: Function, done: set[SpecOperation], dependent: set[SSAValue])
     clean(resume)
 
 
-def _shown(operation: SpecOperation) -> str:
+def _place(operation: SpecOperation, branches: Sequence[Branch]) -> str:
+    """Says where in the residual stream an operation is, and which one it is."""
     names = ", ".join(f"%{each.name_hint or '?'}" for each in operation.results)
-    return f"{names or operation.name} ({operation.mnemonic})"
+    shown = f"at {names or operation.name} ({operation.mnemonic})"
+    if not branches:
+        return shown
+    for number, each in enumerate(branches):
+        if operation in each.operations:
+            part = "" if each.kind == LAYER else f", {each.kind.replace('_', '-')}"
+            return f"in branch {number} (layer {each.layer}{part}), {shown}"
+    return f"outside the {len(branches)} branches, {shown}"

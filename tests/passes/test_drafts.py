@@ -107,7 +107,20 @@ def test_a_skipped_first_branch_leaves_nothing_to_reuse() -> None:
     SkipLayers((0,)).apply(context, module)
     ReuseKVCache().apply(context, module)
     assert "resume" not in ir.functions(module)
-    assert "@step can use nothing that @draft computes; they diverge at" in context.notes[-1]
+    assert (
+        "@step can use nothing that @draft computes; they diverge in branch 0 (layer 0, attention)" in context.notes[-1]
+    )
+
+
+def test_the_note_names_the_branch_in_which_a_draft_leaves_the_step() -> None:
+    for draft, named in (
+        (EarlyExit(layers=1), "branch 2 (layer 1, attention)"),
+        (SkipLayers((1, 2)), "branch 1 (layer 0, feed-forward)"),
+    ):
+        module, context = lowered("llama", fused=False)
+        draft.apply(context, module)
+        ReuseKVCache().apply(context, module)
+        assert f"they diverge in {named}" in context.notes[-1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

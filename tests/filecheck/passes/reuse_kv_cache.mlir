@@ -56,4 +56,4 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i
 // CHECK-NEXT: %logits = spec.linear(%x4, %table) -> !spec.tensor<[N, 8], f32>
 // CHECK-NEXT: spec.return(%logits)
 // CHECK-NEXT: }
-// NOTHING: @step can use nothing that @draft computes; they diverge at
+// NOTHING: @step can use nothing that @draft computes; they diverge in branch 0 (layer 0, attention), at
