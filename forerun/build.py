@@ -64,6 +64,7 @@ class Lowered:
     weights: Callable[[str], torch.Tensor]
     max_length: int
     records: list[PassRecord]
+    capped: str | None  # why `max_length` is less than requested
 
 
 @with_live_threads
@@ -90,7 +91,7 @@ def build(
             return found
     lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, BACKENDS[target].cache_in_memory)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
-    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids)
+    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
         with progress.stage("keep compiled model"):
             if folder == prebuilt.folder_for(path, options, kept):  # the files have not changed since they were read
@@ -125,6 +126,7 @@ def lower(
     opened = open_source(
         located(source), "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
     )
+    capped = length_capped(opened.limit, max_length)
     max_length = length_within(opened.limit, max_length)
     with progress.stage("trace"):
         program = opened.trace(max_length)
@@ -138,7 +140,7 @@ def lower(
     passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
-    return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records)
+    return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)
 
 
 def generate_code(
@@ -170,13 +172,22 @@ def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> 
 
 
 def length_within(limit: LengthLimit | None, asked: int | None) -> int:
-    """Returns the positions to compile for; warns with `LengthWarning` if the model has fewer than requested."""
-    if limit is None or (asked or DEFAULT_LENGTH) <= limit.positions:
-        return asked or DEFAULT_LENGTH
-    if asked is not None:
-        message = f"max_length={asked} was capped at {limit.positions}: {limit.reason}"
-        warnings.warn(message, LengthWarning, stacklevel=2)
-    return limit.positions
+    """Returns the positions to compile for."""
+    wanted = asked or DEFAULT_LENGTH
+    return wanted if limit is None else min(wanted, limit.positions)
+
+
+def length_capped(limit: LengthLimit | None, asked: int | None) -> str | None:
+    """Returns why a model has fewer positions than requested, for `warn_of_length`."""
+    if limit is None or asked is None or asked <= limit.positions:
+        return None
+    return f"max_length={asked} was capped at {limit.positions}: {limit.reason}"
+
+
+def warn_of_length(capped: str | None, whose: str = "") -> None:
+    """Warns the caller's caller with `LengthWarning` if a model has fewer positions than requested."""
+    if capped is not None:
+        warnings.warn(f"{whose}{capped}", LengthWarning, stacklevel=3)
 
 
 def limits_of(lowered: Lowered) -> StepLimits:

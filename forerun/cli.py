@@ -9,7 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forerun.errors import InvalidOptionError
+from forerun.errors import ForerunError, InvalidOptionError
 
 if TYPE_CHECKING:
     import argparse
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
 )
+
+WIDEST = 10_000
+"""Columns of an output that is not a terminal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    from forerun.option_names import with_options
+    from forerun.tool import plain_warnings
+
     parsed = parser().parse_args(arguments)
-    return parsed.run(parsed)
+    try:
+        with plain_warnings("forerun", lambda text: with_options(text, vars(parsed))):
+            return parsed.run(parsed)
+    except ForerunError as error:
+        error.args = (with_options(str(error), vars(parsed)),)
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,9 +82,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=1.0, help="the divisor of the logits")
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to P (default: all)")
-    generate.add_argument(
-        "--seed", type=int, default=0, help="the text is a function of the prompt, the settings and the seed"
-    )
+    generate.add_argument("--seed", type=int, default=0, help="the same prompt, settings and seed give the same text")
     generate.set_defaults(run=run_generate)
 
     verify = commands.add_parser("verify", help="certify the exactness contract on random trees, slots and chunkings")
@@ -198,12 +207,18 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    from forerun.codegen.backends import BACKENDS
+    from forerun.compile_options import resolve_target
     from forerun.progress import open_progress
     from forerun.runtime.certify import certify, require_cases
     from forerun.runtime.certify_loop import certify_loop
 
     _check(arguments)
     cases, seed = require_cases(arguments.cases, arguments.seed)
+    if not BACKENDS[resolve_target(arguments.target, arguments.dtype)].exact:
+        raise InvalidOptionError(
+            f"The target {arguments.target} is not bit-exact, so there is nothing to verify: choose another target."
+        )
     model = _compiled(arguments)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
@@ -226,7 +241,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
     folder = require_folder("--out", arguments.out)
 
     from forerun import dumping
-    from forerun.build import lower
+    from forerun.build import lower, warn_of_length
     from forerun.progress import open_progress
 
     draft = dumping.draft_passes(arguments.draft)
@@ -237,6 +252,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
     lowered = lower(
         arguments.model, arguments.dtype, arguments.max_length, folder, progress, draft, _opening(arguments)
     )
+    warn_of_length(lowered.capped)
     kernels = None
     if not arguments.no_kernels:
         kernels = dumping.dump_kernels(lowered, target, arguments.dtype, folder, progress)
@@ -306,10 +322,16 @@ def _opening(arguments: argparse.Namespace) -> Any:
 
 
 def _console() -> Any:
-    """Returns a console that shows text as it is: square brackets and colons are not markup."""
+    """Returns a console that shows text as it is: square brackets and colons are not markup.
+
+    Where the output is not a terminal, a line is as wide as it has to be.
+    """
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDEST
+    return console
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:

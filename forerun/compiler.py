@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from forerun.build import Opening, build
+from forerun.build import Opening, build, warn_of_length
 from forerun.codegen.backends import BACKENDS
 from forerun.compile_options import check_options, require_folder, resolve_target
 from forerun.frontends.generation_config import Given
@@ -60,6 +60,7 @@ def compile(
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
     built = build(source, dtype, target, max_length, dump_dir, progress, opening)
+    warn_of_length(built.capped)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from forerun.build import Lowered, emit, write_texts
 from forerun.codegen.backends import BACKENDS, Report, named
@@ -49,7 +49,7 @@ def dump_kernels(lowered: Lowered, target: str, dtype: str, folder: Path, progre
 
 def print_passes(lowered: Lowered, console: Console) -> None:
     """Prints a line for each pass: operations before and after, time, and notes."""
-    table = Table("pass", "operations before", "after", "ms", "notes")
+    table = Table(Column("pass", no_wrap=True), "operations before", "after", "ms", "notes")
     for record in lowered.records:
         notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
         table.add_row(record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", notes)
@@ -58,7 +58,16 @@ def print_passes(lowered: Lowered, console: Console) -> None:
 
 def print_kernels(kernels: Report, console: Console) -> None:
     """Prints a line for each kernel and architecture, and the autotuner's choices."""
-    table = Table("kernel", "sm", "block x rows", "warps", "stages", "registers", "shared bytes", "stack bytes")
+    table = Table(
+        Column("kernel", overflow="fold"),
+        "sm",
+        "block x rows",
+        "warps",
+        "stages",
+        "registers",
+        "shared bytes",
+        "stack bytes",
+    )
     for each in kernels.resources:
         config = each["config"]
         divided = f"{config['block']} x {config['rows']}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from forerun.errors import ForerunError, InvalidOptionError, PassError, SourceNotFoundError
+from forerun.errors import ForerunError, InvalidOptionError, PassError, SourceNotFoundError, VerificationError
 
 if TYPE_CHECKING:
     import argparse
@@ -73,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", action="store_true", help="print the time of every pass to standard error")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the module, before or between passes")
     parser.add_argument(
-        "--split-input-file", action="store_true", help=f"read several modules, separated by {SEPARATOR}"
+        "--split-input-file",
+        action="store_true",
+        help=f"read several modules from one file, separated by lines {SEPARATOR}",
     )
     parser.add_argument("--list", action="store_true", help="list the passes and their options")
     parser.add_argument(
-        "--traceback", action="store_true", help="show the traceback of a pass that fails without a reason"
+        "--traceback", action="store_true", help="show where in forerun a pass failed that gives no reason"
     )
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
@@ -115,6 +117,10 @@ def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse
     """Runs passes on any module; if a pass meets something unexpected, the error is a sentence that names the pass."""
     try:
         _run(name, text, passes, options)
+    except VerificationError as error:
+        if f"\n{SEPARATOR}" in text and not options.split_input_file:
+            error.args = (f"{error}\nThe file has lines {SEPARATOR}; read what is between them by --split-input-file.",)
+        raise
     except (ForerunError, OSError, MemoryError):
         raise
     except RecursionError as error:

@@ -51,6 +51,7 @@ class Built:
     executable: Executable
     tokenizer: PreTrainedTokenizerBase | None
     eos_token_ids: tuple[int, ...]
+    capped: str | None = None  # why it has fewer positions than requested
 
 
 def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | None:
@@ -82,12 +83,12 @@ def load(folder: Path, kept: Kept) -> Built | None:
         files = entry.under(TOKENIZER)
         entry.check(files)
         tokenizer = read_tokenizer(folder / TOKENIZER) if files else None
-        ends = tuple(read["eos_token_ids"])
+        ends, capped = tuple(read["eos_token_ids"]), read["capped"]
     except (CorruptFileError, KeyError, TypeError, ValueError):
         return None
     with contextlib.suppress(OSError):  # a read-only folder keeps its time
         os.utime(folder)
-    return Built(executable, tokenizer, ends)
+    return Built(executable, tokenizer, ends, capped)
 
 
 def save(folder: Path, built: Built, kept: Kept) -> None:
@@ -100,7 +101,8 @@ def save(folder: Path, built: Built, kept: Kept) -> None:
         named(kept.save)(unfinished, built.executable)
         if built.tokenizer is not None:
             save_tokenizer(built.tokenizer, unfinished / TOKENIZER)
-        (unfinished / MODEL).write_text(json.dumps({"eos_token_ids": built.eos_token_ids}), encoding="utf-8")
+        plain = {"eos_token_ids": built.eos_token_ids, "capped": built.capped}
+        (unfinished / MODEL).write_text(json.dumps(plain), encoding="utf-8")
 
 
 def _told(options: Mapping[str, object]) -> str | None:

@@ -185,11 +185,15 @@ class DraftModel(Checked):
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
             return Target(engine, None, self.source.tokenizer, target.progress)
-        from forerun.build import build  # imports torch and transformers, which a strategy by value does not need
+        from forerun.build import (
+            build,
+            warn_of_length,
+        )  # imports torch and transformers, which a strategy by value does not need
         from forerun.compile_options import resolve_target
 
         length = target.executable.max_length
         built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, target.progress)
+        warn_of_length(built.capped, "in the draft model, ")
         return Target(Engine(built.executable), None, built.tokenizer, target.progress)
 
 

@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -136,6 +137,27 @@ def sentence(error: Exception) -> str:
     if _lacks_memory(error):
         return "There is not enough memory: close other programs, or choose a smaller model, --dtype or --max-length."
     return str(error) if isinstance(error, ForerunError) else str(error).partition("\n")[0]
+
+
+@contextlib.contextmanager
+def plain_warnings(name: str, spoken: Callable[[str], str]) -> Generator[None]:
+    """Shows warnings in the body, and what forerun logs, as one plain line each, which `spoken` may change."""
+    import logging
+
+    def show(message: Warning | str, *where: object) -> None:
+        _write(sys.stderr, f"{name}: {spoken(' '.join(str(message).split()))}")
+
+    log, handler = logging.getLogger("forerun"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    heard = log.hasHandlers()  # by whoever runs the tool in a process of their own
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        if not heard:
+            log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
 
 
 def _code_of(name: str, error: BaseException, received: list[int], as_json: bool) -> int:

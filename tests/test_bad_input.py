@@ -13,6 +13,7 @@ from torch import nn
 import forerun
 from forerun import errors, opt
 from forerun.cli import main
+from forerun.option_names import with_options
 from tests.models import FAMILIES, encoder
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -198,6 +199,7 @@ COMMANDS: dict[str, list[str]] = {
         "autoregressive",
     ],
     "no cases": ["verify", "MODEL", "--cases", "0", "--target", "reference"],
+    "a target that promises no bits": ["verify", "MODEL", "--target", "reference"],
 }
 
 
@@ -208,6 +210,28 @@ def test_the_command_line_exits_with_2(case: str, folder: Path, capsys: pytest.C
     shown = capsys.readouterr().err
     assert shown.startswith("forerun: ")
     assert "Traceback" not in shown
+
+
+OPTIONS: dict[str, tuple[list[str], str]] = {
+    "a setting of sampling": (["--temperature", "0.8"], "--temperature needs --do-sample: "),
+    "no new tokens": (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
+    "no room": (["--max-length", "9"], "exceed --max-length 9: shorten the prompt or --max-new-tokens, or"),
+    "a temperature": (["--do-sample", "--temperature", "0"], "use no --do-sample for"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_the_command_line_names_options(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, said = OPTIONS[case]
+    assert main(["generate", str(folder), "--token-ids", "1,2", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_no_keyword_keeps_its_words() -> None:
+    names = ["max_length", "trust_remote_code", "temperature"]
+    told = "'/a/max_length' and max_length.py: the temperature of 'max_length', given"
+    assert with_options(told, names) == told
+    assert with_options("pass trust_remote_code=True (--trust-remote-code).", names) == "pass --trust-remote-code."
 
 
 def test_a_prompt_file_that_is_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,7 @@ def test_an_interruption_inside_python_is_130(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_ends_without_a_traceback(delay: float, number: int, folder: Path) -> None:
     """While libraries are imported and the model is compiled."""
-    command = [*TOOL, "verify", str(folder), "--cases", "1000000", "--target", "reference", "--max-length", "64"]
+    command = [*TOOL, "verify", str(folder), "--cases", "1000000", "--target", "cpu", "--max-length", "64"]
     # A shell's background jobs, these tests among them, are started with interruptions ignored.
     process = subprocess.Popen(
         command,
@@ -347,6 +347,34 @@ def test_prompts_come_through_pipes() -> None:
 def test_an_argument_that_is_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(folder), "--prompt", os.fsdecode(b"caf\xe9")]) == 2
     assert "--prompt is not UTF-8 text (character 3)" in capsys.readouterr().err
+
+
+def test_a_table_on_no_terminal_is_as_wide_as_it_has_to_be(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--max-length", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "raise-grouped-queries" in shown
+    assert "…" not in shown
+
+
+def test_warnings_are_plain_lines(folder: Path) -> None:
+    command = f"$FORERUN generate {folder} --token-ids 1,2 --max-new-tokens 2 --target reference --max-length 9999"
+    draft = tmp_draft(folder)
+    codes, _, errors = shell(f"{command} --strategy draft_model:{draft}", FORERUN_CACHE_DIR="/dev/null")
+    first, second, third, *others = errors.splitlines()
+    assert codes == [0]
+    assert first == "forerun: --max-length 9999 was capped at 512: the model's configuration allows no more"
+    assert second.startswith("forerun: Not everything is kept for the next start: /dev/null")
+    assert third.startswith("forerun: in the draft model, --max-length 512 was capped at 256: ")
+    assert others == []
+
+
+def tmp_draft(folder: Path) -> Path:
+    """A model of fewer positions."""
+    path = folder.parent / "draft"
+    FAMILIES["llama"](max_position_embeddings=256).save_pretrained(path)
+    return path
 
 
 def test_a_home_that_is_not_there() -> None:

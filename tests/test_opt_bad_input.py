@@ -164,6 +164,13 @@ def test_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "has more than" in refused(["/dev/zero"], capsys)
 
 
+def test_several_modules_without_the_option_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "two.mlir"
+    file.write_text(f"{BARE['no constants']}\n{opt.SEPARATOR}\n{BARE['no constants']}\n", encoding="utf-8")
+    assert "--split-input-file" in refused([str(file)], capsys)
+    assert opt.main([str(file), "--split-input-file"]) == 0
+
+
 def test_what_a_pass_did_not_expect_is_a_sentence_and_can_be_seen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 import forerun
 from forerun import build as building
 from forerun import entries, prebuilt, storage
-from forerun.build import build
+from forerun.build import LengthWarning, build
 from forerun.codegen.backends import BACKENDS
 from forerun.errors import InvalidOptionError
 from forerun.execute.tvm import code as kept_code
@@ -303,6 +303,12 @@ def test_a_cache_that_is_a_file_is_said_once_and_done_without(
     assert "kept for the next start" in once[0]
     assert compiled(source)[1] == tokens
     assert said(caplog) == once
+
+
+def test_a_capped_length_is_said_at_every_start(source: Path) -> None:
+    for _ in range(2):
+        with pytest.warns(LengthWarning, match="was capped at"):
+            forerun.compile(source, "autoregressive", max_length=9999)
 
 
 def test_no_unusable_cache_is_an_error(

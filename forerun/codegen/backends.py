@@ -54,6 +54,7 @@ class Backend:
     probe: str | None = None  # () -> None; a `ForerunError` where this machine cannot run its programs
     texts: str | None = None  # (program) -> the text of every kernel by name
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what has no room there
+    exact: bool = True  # whether a row's bits do not depend on the rows that share its step
     kept: Kept | None = None  # None: compiled anew at every start
     ahead: Ahead | None = None
 
@@ -107,6 +108,7 @@ BACKENDS: dict[str, Backend] = {
             weight_dtypes=("float32", "bfloat16", "native"),
             emit="forerun.codegen.reference:emit",
             bind="forerun.execute.reference:ReferenceExecutable",
+            exact=False,
         ),
     )
 }

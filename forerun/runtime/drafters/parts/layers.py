@@ -27,7 +27,7 @@ def branch_behind(layers: list[tuple[int, ...]], count: int) -> int:
 
 
 def too_shallow(method: str, share: float, layers: int, enough: Callable[[int], bool]) -> InvalidOptionError:
-    """Returns the error for a model with too few layers to skip a share of them; it names the fewest that are enough."""
+    """Returns the error for a model with too few layers for a method; it names the fewest that are enough."""
     least = next((depth for depth in range(layers + 1, DEEPEST + 1) if enough(depth)), None)
     needed = f"more than {DEEPEST}" if least is None else f"at least {least}"
     return InvalidOptionError(
