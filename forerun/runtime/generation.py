@@ -133,7 +133,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 policy.begin()
                 slots = StepSlots(sequence, engine.cache.spare)
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots)
+                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots, engine.executable)
                 proposal = propose(drafter, context, budget)
                 [tree] = policy.choose([proposal.tree], proposal.share)
                 [result] = engine.step([sequence], [tree], proposal.prefix, [draw])

@@ -187,8 +187,8 @@ class CompiledModel:
         if len(prompts) != len(trees) or not trees:
             raise InvalidOptionError(f"{len(prompts)} prompts and {len(trees)} trees: give one tree for each prompt")
         tokens = [prompt_tokens(prompt, self.executable.vocabulary) for prompt in prompts]
+        trees = [check(tree, self.executable.vocabulary) for tree in trees]
         for prompt, tree in zip(tokens, trees, strict=True):
-            check(tree, self.executable.vocabulary)
             if prompt[-1] != tree.token[0]:
                 raise InvalidOptionError(
                     f"a tree's root must be its prompt's last token, {prompt[-1]}, not {tree.token[0]}"
