@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
 )
+NO_TOKENIZER = "The model has no tokenizer; give the prompt as --token-ids."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,6 +178,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         file = arguments.prompt_file
         given = (arguments.prompt, "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
+        _require_tokenizer(arguments.model)
     model = _compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
@@ -309,14 +311,27 @@ def _console() -> Any:
     """Returns a console that shows text as it is: square brackets and colons are not markup."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # instead of rich's exit code: the tool has its own
+
+    return Plain(markup=False, emoji=False, highlight=False)
+
+
+def _require_tokenizer(model: str) -> None:
+    """Refuses a text for a model whose files hold no tokenizer, before anything is compiled."""
+    from forerun.compile_options import located
+    from forerun.frontends.directory import existing, holds_tokenizer
+
+    if not holds_tokenizer(existing(located(model))):
+        raise InvalidOptionError(NO_TOKENIZER)
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
     from forerun.frontends.tokenizer import encode_chat
 
     if model.tokenizer is None:
-        raise InvalidOptionError("The model has no tokenizer; give the prompt as --token-ids.")
+        raise InvalidOptionError(NO_TOKENIZER)
     return model.tokenizer.encode(text) if raw else encode_chat(model.tokenizer, text)
 
 

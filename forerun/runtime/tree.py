@@ -183,10 +183,7 @@ def with_edges(tree: Tree, edges: Float64) -> Tree:
     return Tree(tree.token, tree.parent, tree.depth, np.array(probabilities))
 
 
-KINDS = {"token": "iu", "parent": "iu", "depth": "iu", "probability": "iuf"}
-"""The kinds of numpy's dtypes that the columns of a tree may have."""
-OWN = (np.dtype(np.int32),) * 3 + (np.dtype(np.float64),)
-"""The dtypes that they have in a checked tree."""
+INTEGERS, NUMBERS, UNSIGNED = np.dtype(np.int32), np.dtype(np.float64), np.dtype(np.uint32)
 
 
 def check(tree: Tree, vocabulary: int) -> Tree:
@@ -194,28 +191,51 @@ def check(tree: Tree, vocabulary: int) -> Tree:
 
     Raises `InvalidOptionError` unless the arrays form a tree over token ids below `vocabulary`.
     """
-    columns: tuple[Any, ...] = (tree.token, tree.parent, tree.depth, tree.probability)
-    for (name, kinds), column in zip(KINDS.items(), columns, strict=True):
-        if not isinstance(column, np.ndarray) or column.dtype.kind not in kinds or column.ndim != 1:
-            array = f"{column.dtype} {list(column.shape)}" if isinstance(column, np.ndarray) else type(column).__name__
-            numbers = "numbers" if "f" in kinds else "integers"
-            raise InvalidOptionError(f"a tree's {name} must be an array [n] of {numbers}, not {array}")
-    token, parent, depth, probability = columns
+    token, parent, depth, probability = columns = tree.token, tree.parent, tree.depth, tree.probability
+    if not _are_columns(*columns):
+        token, parent, depth, probability = columns = _columns(tree)
+        tree = Tree(*columns)
     rows = len(token)
     if not rows == len(parent) == len(depth) == len(probability):
         raise InvalidOptionError("a tree's arrays must have one length")
     if rows == 0 or parent[0] != -1 or depth[0] != 0 or probability[0] != 1:
         raise InvalidOptionError("a tree's row 0 must be its root, with parent -1, depth 0 and probability 1")
-    if rows > 1:
-        above = parent[1:]
-        if above.min() < 0 or (above > np.arange(rows - 1)).any():
-            raise InvalidOptionError("a tree's rows must come after their parents")
-        if (depth[1:] != depth[above] + 1).any():
-            raise InvalidOptionError("a tree row's depth must be its parent's plus one")
-        if not (probability[1:] <= probability[above]).all():
-            raise InvalidOptionError("a tree row's probability must be a number, and at most its parent's")
-    if token.min() < 0 or token.max() >= vocabulary:
+    count = np.count_nonzero  # many times as fast as any() and all()
+    if count(token.view(UNSIGNED) >= vocabulary):  # -1 is the largest number there
         raise InvalidOptionError(f"a tree's tokens must be ids from 0 to {vocabulary - 1}")
-    if all(column.dtype == dtype for column, dtype in zip(columns, OWN, strict=True)):
+    if rows == 1:
         return tree
-    return Tree(*(column.astype(dtype) for column, dtype in zip(columns, OWN, strict=True)))
+    above = parent[1:]
+    if count(above.view(UNSIGNED) > np.arange(rows - 1, dtype=UNSIGNED)):
+        raise InvalidOptionError("a tree's rows must come after their parents")
+    if count(depth[1:] != depth[above] + 1):
+        raise InvalidOptionError("a tree row's depth must be its parent's plus one")
+    if count(probability[1:] <= probability[above]) != rows - 1:
+        raise InvalidOptionError("a tree row's probability must be a number, and at most its parent's")
+    return tree
+
+
+def _are_columns(token: Any, parent: Any, depth: Any, probability: Any) -> bool:
+    if not type(token) is type(parent) is type(depth) is type(probability) is np.ndarray:
+        return False
+    one = token.ndim == parent.ndim == depth.ndim == probability.ndim == 1
+    return one and token.dtype == parent.dtype == depth.dtype == INTEGERS and probability.dtype == NUMBERS
+
+
+def _columns(tree: Tree) -> tuple[Any, ...]:
+    """Returns the columns of a tree of other dtypes. Raises `InvalidOptionError` if the values do not allow it."""
+    found: list[Any] = []
+    for name, dtype, kinds in (
+        *((name, INTEGERS, "iu") for name in ("token", "parent", "depth")),
+        ("probability", NUMBERS, "iuf"),
+    ):
+        given: Any = getattr(tree, name)
+        array = isinstance(given, np.ndarray)
+        if not array or given.dtype.kind not in kinds or given.ndim != 1:
+            told = f"{given.dtype} {list(given.shape)}" if array else type(given).__name__
+            numbers = "integers" if dtype == INTEGERS else "numbers"
+            raise InvalidOptionError(f"a tree's {name} must be an array [n] of {numbers}, not {told}")
+        found.append(np.asarray(given).astype(dtype))
+        if dtype == INTEGERS and np.count_nonzero(found[-1] != given):
+            raise InvalidOptionError(f"a tree's {name} must be an array [n] of integers of 32 bits")
+    return tuple(found)

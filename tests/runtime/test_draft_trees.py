@@ -108,6 +108,7 @@ def broken(**columns: list[int]) -> Tree:
         ({"probability": [0.01, 0.01, 0.01]}, "root, with parent -1, depth 0 and probability 1"),
         ({"token": [], "parent": [], "depth": [], "probability": []}, "root"),
         ({"token": [0.0, 1.5, 2.0]}, r"token must be an array \[n\] of integers, not float64 \[3\]"),
+        ({"token": [0, 1, 2**32 + 2]}, "integers of 32 bits"),
         ({"parent": [[-1, 0, 1]]}, r"parent must be an array \[n\] of integers, not int64 \[1, 3\]"),
         ({"probability": ["a", "b", "c"]}, r"probability must be an array \[n\] of numbers, not <U1"),
         ({"token": [0, 1, 9]}, "0 to 8"),
