@@ -127,9 +127,9 @@ class EntryRunner(ABC, Generic[S]):
         if fits:
             return
         bindings: dict[str, int] = {}
-        for name, dims in self._step_dims.items():
-            if name != "order":
-                _bind(f"a step takes {name}", dims, np.shape(getattr(rows, name)), bindings)
+        for name, given in vars(rows).items():
+            if name in self._step_dims:
+                _bind(f"a step takes {name}", self._step_dims[name], np.shape(given), bindings)
 
     # --- other entries
 
