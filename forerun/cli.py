@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DEMO_PROMPT = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle, then list its three main events."
 )
+NO_TOKENIZER = "The model has no tokenizer; give the prompt as --token-ids."
 
 WIDEST = 10_000
 """Columns of an output that is not a terminal."""
@@ -186,6 +187,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         file = arguments.prompt_file
         given = (arguments.prompt, "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
+        _require_tokenizer(arguments.model)
     model = _compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
@@ -328,17 +330,30 @@ def _console() -> Any:
     """
     from rich.console import Console
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # instead of rich's exit code: the tool has its own
+
+    console = Plain(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDEST
     return console
+
+
+def _require_tokenizer(model: str) -> None:
+    """Refuses a text for a model whose files hold no tokenizer, before anything is compiled."""
+    from forerun.compile_options import located
+    from forerun.frontends.directory import existing, holds_tokenizer
+
+    if not holds_tokenizer(existing(located(model))):
+        raise InvalidOptionError(NO_TOKENIZER)
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
     from forerun.frontends.tokenizer import encode_chat
 
     if model.tokenizer is None:
-        raise InvalidOptionError("The model has no tokenizer; give the prompt as --token-ids.")
+        raise InvalidOptionError(NO_TOKENIZER)
     return model.tokenizer.encode(text) if raw else encode_chat(model.tokenizer, text)
 
 

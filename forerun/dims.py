@@ -83,8 +83,10 @@ def bind(dims: Iterable[Dim], sizes: Iterable[int], bindings: dict[str, int]) ->
         a = affine(dim)
         if a.symbol and a.symbol not in bindings:
             bindings[a.symbol] = (size - a.offset) // a.scale
-        if evaluate(dim, bindings) != size:
-            raise ValueError(f"size {size} where {dim} = {evaluate(dim, bindings)} is expected")
+        expected = evaluate(dim, bindings)
+        if expected != size:
+            named = f"{dim} = {expected}" if a.symbol else expected
+            raise ValueError(f"size {size} where {named} is expected")
 
 
 def volume(dims: Iterable[Dim]) -> tuple[int, tuple[str, ...]]:

@@ -74,12 +74,13 @@ def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]
     """Returns the exit code of `run`. Without `argv`, the process is the tool's own, and its end is handled too."""
     own = argv is None
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if own:
-        _open_standard_streams()
+    closed = own and _open_standard_streams()
     received: list[int] = []
     try:
         with _signals(received, own), _any_character():
             try:
+                if closed:
+                    raise InvalidOptionError("Standard output is closed; redirect it to a file, or to /dev/null.")
                 return _flushed(run, arguments)
             except BaseException as error:
                 return _code_of(name, error, received, "--json" in arguments)
@@ -254,8 +255,12 @@ def _reconfigure(stream: Any, errors: str | None) -> None:
         stream.reconfigure(errors=errors)
 
 
-def _open_standard_streams() -> None:
-    """Opens closed standard streams on the null device, so that no other file gets their numbers."""
+def _open_standard_streams() -> bool:
+    """Opens closed standard streams on the null device, so that no other file gets their numbers.
+
+    Returns whether standard output was closed.
+    """
+    closed = sys.stdout is None
     for number in range(3):
         try:
             os.fstat(number)
@@ -264,6 +269,7 @@ def _open_standard_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # `print` and argparse would use another stream instead
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    return closed
 
 
 def _flushed(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

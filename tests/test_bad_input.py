@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import forerun
-from forerun import errors, opt
+from forerun import build, cli, errors, opt
 from forerun.cli import main
 from forerun.option_names import with_options
+from tests.frontends import gguf_files
 from tests.models import FAMILIES, encoder
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -232,6 +233,27 @@ def test_what_is_no_keyword_keeps_its_words() -> None:
     told = "'/a/max_length' and max_length.py: the temperature of 'max_length', given"
     assert with_options(told, names) == told
     assert with_options("pass trust_remote_code=True (--trust-remote-code).", names) == "pass --trust-remote-code."
+
+
+def test_what_a_model_lacks_is_said_before_it_is_compiled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = gguf_files.write(tmp_path / "model.gguf", "llama", {}, {"x": np.zeros(4, np.float32)})
+    monkeypatch.setattr(cli, "_compiled", None)
+    for model in (folder, file):
+        assert main(["generate", str(model), "--prompt", "x"]) == 2
+        assert "The model has no tokenizer; give the prompt as --token-ids." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "draft", ["x", "early-exit{layers=-1}", "skip-layers{branches=1,1}", "skip-layers{branches=-1}"]
+)
+def test_a_draft_that_cannot_be_is_refused_before_anything_is_written(
+    draft: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "lower", None)
+    assert main(["dump", str(folder), "--draft", draft, "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_file_that_is_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,7 +278,8 @@ def test_an_output_that_is_full(command: str, unbuffered: str) -> None:
 
 
 STREAMS = {
-    "an output that is closed": ("$FORERUN --help >&-", 0, ""),
+    "an output that is closed": ("$FORERUN --help >&-", 2, "Standard output is closed; redirect it"),
+    "an output of passes that is closed": ("$OPT --list >&-", 2, "Standard output is closed; redirect it"),
     "errors that are closed": ("$FORERUN generate /no --prompt x 2>&-", 2, ""),
     "errors that are full": ("$FORERUN generate /no --prompt x 2>/dev/full", 2, ""),
     "all closed": ("$FORERUN generate /no --prompt x --json <&- >&- 2>&-", 2, ""),
@@ -320,6 +321,21 @@ def test_text_and_tables_on_a_stream_of_ascii(monkeypatch: pytest.MonkeyPatch) -
     assert b"na\\xefve" in shown
     assert b"[/x] \\xe9" in shown
     assert stream.errors == "strict"
+
+
+def test_a_table_whose_reader_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def show(arguments: object) -> int:
+        cli._console().print("a table")  # pyright: ignore[reportPrivateUsage]
+        return 0
+
+    monkeypatch.setattr(cli, "run_demo", show)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["demo"]) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture

@@ -10,12 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.reference_step import ReferenceProgram, State
+from forerun.codegen.reference_step import ReferenceProgram
 from forerun.execute.branches import check_hidden
-from forerun.execute.runner import EntryRunner
+from forerun.execute.runner import EntryRunner, EntryState
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Branch, Draw, Float32, Int32, Part, Rows, StepResult
 from forerun.signature import STEP
+
+
+class State(dict[str, torch.Tensor], EntryState):
+    """The records of each state, by its name."""
 
 
 class ReferenceExecutable(EntryRunner[State]):
@@ -34,12 +38,11 @@ class ReferenceExecutable(EntryRunner[State]):
         self.head_bytes, self.width = program.head_bytes, program.width
 
     @with_live_threads
-    def new_state(self, blocks: int, requests: int = 1) -> State:
-        """Returns a cache of `blocks * P` slots. Raises DeviceMemoryError if there is not enough memory."""
+    def make_state(self, blocks: int, requests: int) -> State:
         slots = blocks * self.block
         needed = slots * self.program.slot_bytes + requests * self.program.request_bytes
         require_memory({f"a cache of {slots} positions": needed})
-        return self.program.new_states(slots, requests)
+        return State(self.program.new_states(slots, requests))
 
     @with_live_threads
     def run_entry(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from forerun.errors import CorruptFileError, NotAModelError, SourceNotFoundError
+from forerun.errors import CorruptFileError, ForerunError, NotAModelError, SourceNotFoundError
 from forerun.frontends.quiet import first_sentence
 
 CONFIG = "config.json"
@@ -38,6 +38,22 @@ def existing(path: str | os.PathLike[str]) -> Path:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or first_sentence(error)
+
+
+def holds_tokenizer(path: Path) -> bool:
+    """Whether a model directory or a GGUF file holds a tokenizer; True for a file that cannot be read as one.
+
+    Raises `NotAModelError` or `CorruptFileError` for a directory without a model.
+    """
+    if path.is_dir():
+        check_directory(path)
+        return bool(tokenizer_files(path))
+    from forerun.frontends.gguf_header import read_header
+
+    try:
+        return any(name.startswith("tokenizer.ggml.") for name in read_header(path).metadata)
+    except (ForerunError, OSError):  # which opening the model explains
+        return True
 
 
 def check_directory(path: Path) -> None:

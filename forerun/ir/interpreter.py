@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from forerun import dims as dimensions
-from forerun.errors import InvalidOptionError
+from forerun.errors import ForerunError, InvalidOptionError
 from forerun.ir.elementwise import Parameter
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
 from forerun.ir.states import Recurrence, parent_slots
@@ -23,11 +23,13 @@ from forerun.ir.views import Gather, TakeAlong
 Values = dict[SSAValue, torch.Tensor]
 
 
-class OutsideTableError(IndexError):
+class OutsideTableError(ForerunError, IndexError):
     """An index beyond the end of a table: the table's name, its entries, and how far beyond."""
 
     def __init__(self, table: str, size: int, excess: int) -> None:
-        super().__init__(f"the table {table} has {size} entries, {excess} too few")
+        super().__init__(
+            f"the table {table} has {size} entries, {excess} too few: give indices from 0 to {size - 1} into it"
+        )
         self.table, self.size, self.excess = table, size, excess
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 
@@ -67,8 +67,11 @@ class Needs:
             raise PassError(f"{name} runs before fuse-kernels, but the operations of @{self.function} are in kernels.")
 
 
-def option(default: int, least: int, most: int) -> int:
-    """A field of a pass: an integer in [least, most]."""
+Numbers = TypeVar("Numbers", int, tuple[int, ...])
+
+
+def option(default: Numbers, least: int, most: int) -> Numbers:
+    """A field of a pass: an integer in [least, most], or several."""
     return field(default=default, metadata={"least": least, "most": most})
 
 
@@ -84,7 +87,7 @@ class Pass(ModulePass):
             parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
             if any(isinstance(part, bool) for part in parts):
                 raise InvalidOptionError(f"{self.name} needs numbers for {each.name}, not {value}.")
-            if least is not None and not least <= value <= each.metadata["most"]:
+            if least is not None and not all(least <= cast(int, part) <= each.metadata["most"] for part in parts):
                 span = f"from {least} to {each.metadata['most']}"
                 raise InvalidOptionError(f"{self.name} needs {each.name} to be {span}, not {value}.")
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
 from forerun.ir import Context, ModuleOp
-from forerun.passes.base import Needs, Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, option, pass_context
 from forerun.passes.residual import residual
 from forerun.passes.skip_layers import derive_draft
 
@@ -22,7 +22,7 @@ class EarlyExit(Pass):
     name: ClassVar[str] = "early-exit"
     needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
 
-    layers: int = 1
+    layers: int = option(1, least=0, most=2**20)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         branches = residual(function_named(op, "step")).branches

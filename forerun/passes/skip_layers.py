@@ -24,7 +24,7 @@ from forerun.ir import (
     functions,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, PassContext, function_named, pass_context
+from forerun.passes.base import Needs, Pass, PassContext, function_named, option, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.residual import residual
 
@@ -36,7 +36,14 @@ class SkipLayers(Pass):
     name: ClassVar[str] = "skip-layers"
     needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
 
-    branches: tuple[int, ...] = ()
+    branches: tuple[int, ...] = option((), least=0, most=2**20)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.branches)) < len(self.branches):
+            raise InvalidOptionError(
+                f"A residual branch can be left out only once; {sorted(self.branches)} lists one twice."
+            )
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         derive_draft(op, self.branches, pass_context(ctx))
@@ -49,9 +56,7 @@ def derive_draft(module: ModuleOp, skipped: Collection[int], context: PassContex
         raise InvalidOptionError("The module has a @draft already; derive one draft at a time.")
     draft = copied(step, "draft")
     found = residual(draft)
-    if len(set(skipped)) < len(skipped):
-        raise InvalidOptionError(f"A residual branch can be left out only once; {sorted(skipped)} lists one twice.")
-    wrong = sorted(each for each in skipped if not 0 <= each < len(found.branches))
+    wrong = sorted(each for each in skipped if each >= len(found.branches))
     if wrong:
         raise InvalidOptionError(f"@step has {len(found.branches)} residual branches and no branch {wrong[0]}.")
     for number in sorted(skipped, reverse=True):  # the last first, so that each is replaced by what is in use

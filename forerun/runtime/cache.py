@@ -65,9 +65,13 @@ class StepSlots:
         slots = self.sequence.home(positions)
         for row, slot in enumerate(slots.tolist()):
             if slot in self._taken:
-                slots[row] = self._spare.pop()
+                slots[row] = slot = self._spare.pop()
             self._taken.add(slot)
         return slots
+
+    def gave(self, slots: Sequence[int]) -> bool:
+        """Returns whether each of the slots was taken from here, and by one row only."""
+        return len(set(slots)) == len(slots) and self._taken.issuperset(slots)
 
     def borrow(self, count: int) -> Int32:
         """Returns at most `count` free slots [n], for a run whose keys and values are not read afterwards."""

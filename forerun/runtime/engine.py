@@ -196,10 +196,9 @@ def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs:
     """Write the state that is constant for a request to the sequence's slot for it (`Engine.begin`)."""
     entry = executable.entries.get(ENCODE)
     wanted = [] if entry is None else [each.name for each in entry.arguments if each.name != "requests"]
-    if sorted(wanted) != sorted(inputs):
+    if set(wanted) != set(inputs):
         takes = f"the inputs {', '.join(wanted)}" if wanted else "no inputs besides the prompt"
-        raise InvalidOptionError(
-            f"the model takes {takes}, but got {', '.join(inputs) or 'none'}: give exactly what it takes"
-        )
+        given = ", ".join(map(str, inputs)) or "none"
+        raise InvalidOptionError(f"the model takes {takes}, but got {given}: give exactly what it takes")
     if entry is not None:
         executable.run(ENCODE, state, {**inputs, "requests": sequence.requests})

@@ -1,8 +1,8 @@
 """The loop of speculative decoding, and what it returns. Plain decoding is the same loop with trees of one row."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,11 @@ class Request:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
         object.__setattr__(self, "min_new_tokens", require_integer("min_new_tokens", self.min_new_tokens, least=0))
         object.__setattr__(self, "allow_nan", require_flag("allow_nan", self.allow_nan))
+        if not isinstance(cast(object, self.inputs), Mapping):
+            raise InvalidOptionError(
+                f"inputs must be a dictionary of arrays by name, not {type(self.inputs).__name__}: leave it out for a "
+                "model that takes only a prompt"
+            )
 
     def forbidden(self, generated: int) -> frozenset[int]:
         """Returns the tokens that cannot follow `generated` new ones."""
@@ -128,7 +133,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 policy.begin()
                 slots = StepSlots(sequence, engine.cache.spare)
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots)
+                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots, engine.executable)
                 proposal = propose(drafter, context, budget)
                 [tree] = policy.choose([proposal.tree], proposal.share)
                 [result] = engine.step([sequence], [tree], proposal.prefix, [draw])

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Unpack
 
 import numpy as np
@@ -163,7 +163,11 @@ class CompiledModel:
         return Generation(tokens, kept, text, meter.stats(), request.prompt, scores)
 
     def steps(self, request: Request) -> Generator[Step]:
-        """Iterates over the loop's steps, in one thread. Close the iterator to free the cache before the text's end."""
+        """Iterates over the loop's steps, in one thread. Close the iterator to free the cache before the text's end.
+
+        Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
+        """
+        request = replace(request, prompt=prompt_tokens(request.prompt, self.executable.vocabulary))
         require_room(len(request.prompt), request.max_new_tokens, self.executable.max_length)
         return self._steps(request)
 
@@ -183,8 +187,8 @@ class CompiledModel:
         if len(prompts) != len(trees) or not trees:
             raise InvalidOptionError(f"{len(prompts)} prompts and {len(trees)} trees: give one tree for each prompt")
         tokens = [prompt_tokens(prompt, self.executable.vocabulary) for prompt in prompts]
+        trees = [check(tree, self.executable.vocabulary) for tree in trees]
         for prompt, tree in zip(tokens, trees, strict=True):
-            check(tree, self.executable.vocabulary)
             if prompt[-1] != tree.token[0]:
                 raise InvalidOptionError(
                     f"a tree's root must be its prompt's last token, {prompt[-1]}, not {tree.token[0]}"

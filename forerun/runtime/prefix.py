@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.executable import Executable, Float32, Int32
+from forerun.runtime.options import require_integer, require_number
 from forerun.runtime.tree import Tree
 
 ROOT = -1
@@ -33,6 +35,29 @@ class Prefix:
         self._slots.append(slot)
         self._hidden.append(hidden)
         return len(self._slots) - 1
+
+    def check(self, slots: StepSlots | None, executable: Executable | None) -> None:
+        """Raises `InvalidOptionError` unless a step of `executable` over rows at `slots` can be entered behind it.
+
+        Takes microseconds. Whether the streams are those of the target is not known here.
+        """
+        if self.slots is not slots:
+            raise InvalidOptionError("its slots must be those of this budget: make one with budget.slots each time")
+        try:
+            given = slots is None or slots.gave(self._slots)
+        except TypeError:  # a slot that is not even hashable
+            given = False
+        if not given:
+            raise InvalidOptionError("each of its rows must have a slot of its own: take it from budget.slots")
+        require_number("its share", self.share, least=0)
+        if executable is None:
+            return
+        require_integer("its leave", self.leave, least=1, most=len(executable.branches))
+        stream = (executable.width,)
+        if any(getattr(each, "shape", None) != stream for each in self._hidden):
+            raise InvalidOptionError(
+                f"each of its rows must have a stream of shape [{executable.width}]: give `hidden`"
+            )
 
     def place(self, tree: Tree, length: int) -> tuple[Int32, list[Float32 | None]]:
         """Returns each row's slot, a new one if no draft evaluated it, and stream, for a tree at position `length`.

@@ -164,7 +164,7 @@ def propose(loop: TritonLoop, size: Size) -> tuple[Tree, np.ndarray]:
         each[:count].numpy().copy()
         for each in (size.input("tokens"), loop.text.parents, loop.text.depths, loop.text.features)
     )
-    return Tree(token, parent, depth, np.zeros(count)), feature
+    return Tree(token, parent, depth, np.ones(count)), feature
 
 
 @pytest.mark.parametrize(

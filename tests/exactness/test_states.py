@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.certify import certify
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Executable, Rows
+from forerun.runtime.executable import WHOLE, Executable, Rows
 from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
@@ -127,6 +127,100 @@ def test_an_entry_is_run_by_its_name(target: str) -> None:
     long = {"source": np.zeros((1, 100_000), np.int32), "requests": np.array([1], np.int32)}
     with pytest.raises(TooLongError, match="@encode with L = 100000 exceeds max_length 160"):
         compiled.run("encode", state, long)
+
+
+def request(number: int) -> np.ndarray[Any, Any]:
+    return np.array([number], np.int32)
+
+
+def rows_of(**columns: Any) -> Rows:
+    """One row of a first token, but for the columns given."""
+    good = {
+        **dict.fromkeys(("tokens", "positions", "sequences", "slots", "outputs"), np.zeros(1, np.int32)),
+        "bases": np.ones(1, np.int32),
+        **dict.fromkeys(("paths", "block_tables"), np.zeros((1, 1), np.int32)),
+        "requests": np.ones(1, np.int32),
+    }
+    return Rows(**{**good, **columns})
+
+
+ENCODED = {"source": source(), "requests": request(1)}
+NO_ENTRY = "there is no entry .* besides the step: this model has encode"
+MISUSES: dict[str, tuple[Any, Any, str]] = {
+    "a request beyond the state": ("encode", ENCODED | {"requests": request(99)}, "requests .* from 0 to 1, not 99"),
+    "a request far beyond": ("encode", ENCODED | {"requests": request(10**9)}, "requests .* not 1000000000"),
+    "a request before the state": ("encode", ENCODED | {"requests": request(-1)}, "requests .* from 0 to 1, not -1"),
+    "a token of 33 bits": ("encode", ENCODED | {"source": [[2**32 + 3]]}, "takes source .* cannot hold 4294967299"),
+    "no tokens": ("encode", ENCODED | {"source": source()[:, :0]}, "L = 0 has nothing to read: give at least 1"),
+    "lists of two lengths": (
+        "encode",
+        ENCODED | {"source": [[1, 2], [3]]},
+        r"source as int32 \[1, L\], and list is no",
+    ),
+    "a tensor with gradients": (
+        "encode",
+        ENCODED | {"source": torch.ones((1, 3), requires_grad=True)},
+        "source as int32, not float32",
+    ),
+    "a list as a name": (["encode"], ENCODED, NO_ENTRY),
+    "no inputs": ("encode", None, "takes source, requests, but got NoneType"),
+    "none of the inputs": ("encode", {}, "takes source, requests, but got none"),
+    "a list of inputs": ("encode", [source(), request(1)], "but got list: give a dictionary by name"),
+    "a number as a name": ("encode", ENCODED | {3: 4}, "but got source, requests, 3"),
+    "rows for another entry": ("encode", rows_of(), "takes source, requests, but got Rows"),
+    "inputs by name for the step": (WHOLE, ENCODED, "a part of the step runs on Rows, not dict"),
+    "columns of two lengths": (WHOLE, rows_of(tokens=np.zeros(2, np.int32)), r"positions \[N\], not \[1\] .*N = 2"),
+    "rows without requests": (WHOLE, rows_of(requests=np.zeros(0, np.int32)), r"requests \[S\], not \[0\] .*S = 1"),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", MISUSES)
+def test_what_an_entry_does_not_take_is_refused_in_one_sentence(case: str, target: str) -> None:
+    compiled = executable("memory", target)
+    entry, given, sentence = MISUSES[case]
+    with pytest.raises(InvalidOptionError, match=sentence) as refused:
+        compiled.run(entry, compiled.new_state(2, 2), given)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_state_belongs_to_the_executable_that_made_it(target: str) -> None:
+    compiled = executable("memory", target)
+    for state, named in (
+        (executable("sums", target).new_state(2, 2), "that of another one"),
+        (None, "NoneType"),
+        ({}, "dict"),
+    ):
+        for entry, given in (("encode", ENCODED), (WHOLE, rows_of())):
+            with pytest.raises(InvalidOptionError, match=f"a state of its own, not {named}: give one"):
+                compiled.run(entry, state, given)
+    for wrong in (0, -1, 1.5, "a", None):
+        with pytest.raises(InvalidOptionError, match=f"blocks must be .*not {wrong!r}"):
+            compiled.new_state(wrong)
+        with pytest.raises(InvalidOptionError, match=f"requests must be .*not {wrong!r}"):
+            compiled.new_state(1, wrong)
+
+
+@pytest.mark.parametrize("prompt", [[999, 2], [-1], []])
+def test_the_prompt_of_a_request_is_checked(prompt: list[int]) -> None:
+    with pytest.raises(PromptError, match=r"outside the vocabulary of 61|the prompt is empty"):
+        CompiledModel(executable("memory", "cpu")).steps(Request(prompt, 3, inputs={"source": source()}))
+
+
+def test_an_index_beyond_a_table_is_a_sentence() -> None:
+    with pytest.raises(ForerunError, match="the table table has 61 entries, 939 too few: give indices from 0 to 60"):
+        executable("memory", "reference").run(
+            "encode", executable("memory", "reference").new_state(1, 2), ENCODED | {"source": [[999]]}
+        )
+
+
+@pytest.mark.parametrize("given", [None, [1]])
+def test_the_inputs_of_a_request_have_names(given: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="inputs must be a dictionary of arrays by name, not "):
+        Request(PROMPT, 2, inputs=given)
+    with pytest.raises(InvalidOptionError, match="takes the inputs source, but got 3"):
+        next(CompiledModel(executable("memory", "cpu")).steps(Request(PROMPT, 2, inputs={3: source()})))  # type: ignore
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forerun import ir
-from forerun.errors import TooLongError, TraceError, UnsupportedOperationError
+from forerun.errors import InvalidOptionError, TooLongError, TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES
 from forerun.frontends.torch_export import import_program, import_programs
 from forerun.passes.base import PassContext
@@ -307,3 +307,31 @@ def test_another_function_of_a_module_is_an_entry_of_the_executable() -> None:
         torch.testing.assert_close(torch.from_numpy(one), other.detach())
     with pytest.raises(TooLongError, match="S = 65 exceeds max_length 64"):
         executable.run("encode", state, {"source": np.zeros((1, 65), np.int32), "scale": scale.numpy()})
+
+
+def test_the_sizes_of_an_entrys_dimensions_fit_each_other() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([x, y], 0), y[1:]
+
+    torch.manual_seed(1)
+    tokens, one, other = torch.randint(11, (1, 9)), torch.randn(4), torch.randn(7)
+    length, count = torch.export.Dim("length", min=2, max=64), torch.export.Dim("count", min=2, max=30)
+    decoder = Decoder(nn.Embedding(11, 6)).eval()
+    programs = {
+        "forward": torch.export.export(decoder, (tokens,), dynamic_shapes=({1: length},)),
+        "encode": torch.export.export(Joined(), (one, other), dynamic_shapes=({0: count}, {0: 2 * count - 1})),
+    }
+    module, weights = import_programs(programs)
+    run_pipeline(module, step_pipeline(16, 8, 16, 4), PassContext(weights.__getitem__, 64))
+    executable = tvm_step(module, weights.__getitem__, max_rows=16, max_outputs=8, max_length=64)
+    state = executable.new_state(2)
+
+    def run(x: int, y: int) -> Any:
+        return executable.run("encode", state, {"x": np.ones(x, np.float32), "y": np.ones(y, np.float32)})
+
+    assert [len(each) for each in run(64, 127)] == [191, 126]  # S is within max_length
+    with pytest.raises(InvalidOptionError, match=r"@encode takes y \[2\*S-1\], not \[8\] \(.*2\*S-1 = 7"):
+        run(4, 8)
+    with pytest.raises(TooLongError, match="S = 65 exceeds max_length 64"):
+        run(65, 129)

@@ -1,5 +1,7 @@
 """Trees and the cache's slots."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,8 +89,9 @@ def test_text_of_a_tree():
 def broken(**columns: list[int]) -> Tree:
     good = {"token": [0, 1, 2], "parent": [-1, 0, 1], "depth": [0, 1, 2], "probability": [1.0, 0.5, 0.25]}
     good = {**good, **columns}
-    kinds = {"probability": np.float64}
-    return Tree(**{name: np.array(column, kinds.get(name, np.int32)) for name, column in good.items()})
+    return Tree(
+        **{name: np.array(column, None if name in columns and column else np.int64) for name, column in good.items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,14 @@ def broken(**columns: list[int]) -> Tree:
         ({"parent": [-1, 2, 1]}, "after their parents"),
         ({"parent": [-1, -1, 1]}, "after their parents"),
         ({"depth": [0, 1, 1]}, "plus one"),
-        ({"probability": [1.0, 0.5, 0.6]}, "likelier"),
+        ({"probability": [1.0, 0.5, 0.6]}, "at most its parent's"),
+        ({"probability": [1.0, 0.5, np.nan]}, "must be a number"),
+        ({"probability": [0.01, 0.01, 0.01]}, "root, with parent -1, depth 0 and probability 1"),
+        ({"token": [], "parent": [], "depth": [], "probability": []}, "root"),
+        ({"token": [0.0, 1.5, 2.0]}, r"token must be an array \[n\] of integers, not float64 \[3\]"),
+        ({"token": [0, 1, 2**32 + 2]}, "integers of 32 bits"),
+        ({"parent": [[-1, 0, 1]]}, r"parent must be an array \[n\] of integers, not int64 \[1, 3\]"),
+        ({"probability": ["a", "b", "c"]}, r"probability must be an array \[n\] of numbers, not <U1"),
         ({"token": [0, 1, 9]}, "0 to 8"),
         ({"token": [0, 1, -1]}, "0 to 8"),
     ],
@@ -109,6 +119,21 @@ def test_what_is_no_tree_is_refused(columns: dict, sentence: str):
     check(broken(), 9)
     with pytest.raises(InvalidOptionError, match=sentence):
         check(broken(**columns), 9)
+
+
+def test_a_checked_tree_has_the_dtypes_of_a_step():
+    columns = {"token": [0, 1], "parent": [-1, 0], "depth": [0, 1], "probability": [1, 1]}
+    found = check(Tree(**{name: np.array(column, np.int8) for name, column in columns.items()}), 9)
+    assert [each.dtype for each in vars(found).values()] == [np.int32, np.int32, np.int32, np.float64]
+    assert check(found, 9) is found
+    lists: Any = columns
+    with pytest.raises(InvalidOptionError, match=r"token must be an array .*, not list"):
+        check(Tree(**lists), 9)
+
+
+def test_the_root_is_always_among_the_best_rows():
+    tree = Tree(*(np.array(each) for each in ([0, 1, 2], [-1, 0, 0], [0, 1, 1], [0.01, 0.8, 0.9])))
+    assert [best_rows(tree, count).tolist() for count in (1, 2, 3)] == [[0], [0, 2], [0, 1, 2]]
 
 
 @settings(deadline=None)

@@ -204,7 +204,7 @@ def test_merged_hands_on_the_longest_of_its_drafters_prefixes():
         nested = Merged([merged, Coin(9, 0.5)])
         for drafter in (merged, nested):
             for rows in (1, 8):
-                proposal = drafter.propose(Context([0]), Budget(rows, 4))
+                proposal = drafter.propose(Context([0]), Budget(rows, 4, slots=slots))
                 assert proposal.prefix is expected
                 assert proposal.share == (1.0 if expected is None else expected.share)
 

@@ -77,10 +77,9 @@ class TritonExecutable(EntryRunner[State]):
         return sum(each.weight_bytes for each in self.step.kernels)
 
     @with_live_threads
-    def new_state(self, blocks: int, requests: int = 1) -> State:
-        """Returns a zeroed cache of `blocks * P` slots."""
+    def make_state(self, blocks: int, requests: int) -> State:
         self.launcher.require_process()
-        return new_state(self.step, max(1, blocks), self.launcher.device, requests)
+        return new_state(self.step, blocks, self.launcher.device, requests)
 
     def _copied_back(self) -> list[Value]:
         """Returns the values that the host waits for: the candidates' ids and logits and the sampled tokens, if any."""

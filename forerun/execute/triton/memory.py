@@ -11,6 +11,7 @@ import torch
 
 from forerun.codegen.triton.step import DRAWING, SIZES, WORDS, StateShape, TritonStep
 from forerun.errors import UnsupportedOperationError
+from forerun.execute.runner import EntryState
 from forerun.runtime.executable import Draw, Int32, Rows
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
@@ -55,7 +56,7 @@ class Places:
 
 
 @dataclass
-class State:
+class State(EntryState):
     """States per position and per row, each [blocks, *lead, P, last], one after another; states per request apart."""
 
     numbers: torch.Tensor  # of the states per position

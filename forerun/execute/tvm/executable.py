@@ -15,7 +15,7 @@ from forerun.available import require_memory
 from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value, sizes_of
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.execute.branches import check_hidden
-from forerun.execute.runner import EntryRunner
+from forerun.execute.runner import EntryRunner, EntryState
 from forerun.execute.tvm.code import compiled_code
 from forerun.execute.tvm.library import tvm, tvm_ffi
 from forerun.execute.tvm.parts import PartProgram, part_program
@@ -29,7 +29,7 @@ PARTS_KEPT = 1024
 
 
 @dataclass
-class State:
+class State(EntryState):
     """Holds a record of `record` float32 numbers for each block, and one of `request` for each request."""
 
     numbers: torch.Tensor  # [blocks * record]
@@ -90,9 +90,8 @@ class TvmExecutable(EntryRunner[State]):
         return self.weights.nbytes
 
     @with_live_threads
-    def new_state(self, blocks: int, requests: int = 1) -> State:
-        """Returns a zeroed cache of `blocks * P` slots. Raises DeviceMemoryError if there is not enough memory."""
-        count, more = max(1, blocks) * self.step.record, max(1, requests * self.step.request)
+    def make_state(self, blocks: int, requests: int) -> State:
+        count, more = blocks * self.step.record, max(1, requests * self.step.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = torch.zeros(count), torch.zeros(more)
         return State(numbers, constants, (tvm_ffi.from_dlpack(numbers), tvm_ffi.from_dlpack(constants)))

@@ -211,7 +211,8 @@ class DraftModel(Drafter):
         pending = own.tokens[len(draft.cached) : -1]
         engine.prefill(draft.sequence, np.array(pending, np.int32))
         slots = StepSlots(draft.sequence, engine.cache.spare)
-        budget = Budget(min(shape.beam * depth, engine.executable.max_outputs), depth - 1, slots=slots)
+        most = min(shape.beam * depth, engine.executable.max_outputs)
+        budget = Budget(most, depth - 1, slots=slots, executable=engine.executable)
         proposal = propose(self.inner, own, budget)
         tree = proposal.tree.likeliest(budget.rows)
         [result] = engine.step([draft.sequence], [tree], proposal.prefix)
