@@ -48,7 +48,9 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The element type's name of a torch dtype; KeyError if the dialect has none."""
+    """The element type's name of a torch dtype; ValueError if the dialect has none."""
+    if dtype not in _NAME_OF_TORCH:
+        raise ValueError(f"there is no element type for {dtype}, only {', '.join(_ELEMENTS)}")
     return _NAME_OF_TORCH[dtype]
 
 
