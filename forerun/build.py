@@ -114,8 +114,7 @@ def lower(
     """The front half of `compile`: traces, imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor torch.export.
     from forerun.frontends.source import open_source
-    from forerun.frontends.torch_export import import_program
-    from forerun.frontends.weights import program_weights
+    from forerun.frontends.torch_export import FORWARD, import_programs
     from forerun.ir import verify, with_derived
     from forerun.passes.base import PassContext
     from forerun.passes.pipeline import run_pipeline, step_pipeline
@@ -131,9 +130,8 @@ def lower(
     with progress.stage("trace"):
         program = opened.trace(max_length)
     with progress.stage("import"):
-        module = import_program(program)
+        module, stored = import_programs({FORWARD: program})
         verify(module)
-    stored = program_weights(program)
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)

@@ -16,6 +16,8 @@ def _reduction(function: str) -> Rule:
     def reduce(
         build: Builder, x: SSAValue, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
     ) -> SSAValue:
+        if function in ("any", "all"):
+            x = build.cast(x, "i1")
         if function == "sum" and tensor_type(x).dtype == "i1":
             x = build.cast(x, "i64")
         x = x if dtype is None else build.cast(x, dtype_name(dtype))

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import sympy
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._sympy.functions import Max, Min
 
-from forerun import dims as dimensions
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
+from forerun.frontends.programs import DERIVED, require_programs, require_tensors, returned_tensors
+from forerun.frontends.sizes import traced_dim
 from forerun.frontends.weights import program_weights
 from forerun.ir import (
     Builder,
@@ -68,9 +67,11 @@ def import_programs(programs: Mapping[str, ExportedProgram]) -> tuple[ModuleOp, 
 
     `@forward` is as in `import_program`. Any other takes tensors under the names of the traced arguments, and gives
     one result or several; its dynamic dimensions are called S, S1, ... in the order in which they are met. Raises
-    TraceError and UnsupportedOperationError likewise.
+    TraceError and UnsupportedOperationError likewise, NotAModelError for what is no program, InvalidOptionError for a
+    name that no entry can have.
     """
-    shared = _Weights(ModuleOp([]))
+    require_programs(programs)
+    shared = _Weights(ModuleOp([]), {*programs, *DERIVED})
     for name, program in programs.items():
         shared.module.body.block.add_op(_function(name, program, shared))
     return shared.module, shared.tensors
@@ -81,9 +82,10 @@ def _function(name: str, program: ExportedProgram, shared: _Weights) -> Function
     results = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     inputs = [node for node in placeholders if kinds[node.name].kind == InputKind.USER_INPUT]
+    require_tensors(name, inputs)
     names = _sequence(inputs, len(results)) if name == FORWARD else _dimensions(inputs)
     called = ["input_ids"] if name == FORWARD else [str(node.name) for node in inputs]
-    typed = [_type_of(node.meta["val"], names) for node in inputs]
+    typed = [_type_of(name, node, names) for node in inputs]
     function = Function.of(name, list(zip(called, typed, strict=True)))
     bounds = {
         str(symbol): (int(each.lower), int(min(each.upper, LONGEST)))
@@ -97,19 +99,18 @@ def _function(name: str, program: ExportedProgram, shared: _Weights) -> Function
     used: dict[str, torch.Tensor] = {}
     for node in placeholders:
         spec = kinds[node.name]
-        if spec.kind == InputKind.CONSTANT_TENSOR and node.meta["val"].numel() == 1:
-            number = program.constants[str(spec.target)]  # in the source code: patterns must be able to read it
-            assert isinstance(number, torch.Tensor)
-            build = Builder(function.block, hint=_hint(node))
-            constant = build.constant(number.item(), dtype_name(number.dtype))
-            importer.values[node] = build.reshape(constant, tuple(number.shape))
-        elif spec.kind in WEIGHT_KINDS and node.users:
-            tensor = weights[str(spec.target)]
-            kind = _type_of(node.meta["val"], names)
+        if spec.kind not in WEIGHT_KINDS or not node.users:
+            continue
+        kind, build = _type_of(name, node, names), Builder(function.block, hint=_hint(node))
+        tensor = weights[str(spec.target)]
+        if spec.kind == InputKind.CONSTANT_TENSOR and tensor.numel() == 1:
+            constant = build.constant(tensor.item(), kind.dtype)  # in the source code: patterns must be able to read it
+            importer.values[node] = build.reshape(constant, kind.dims)
+        else:
             weight = shared.weight(str(spec.target), tensor, kind, name)
             used[weight["symbol"]] = tensor
-            importer.values[node] = Builder(function.block, hint=_hint(node)).add(Parameter, **weight)
-    returned = importer.run(program.graph)
+            importer.values[node] = build.add(Parameter, **weight)
+    returned = returned_tensors(name, importer.run(program.graph))
     Builder(function.block).emit(Return.make(*returned))
     shared.tensors.update(used)
     return function
@@ -141,8 +142,10 @@ def _dimensions(inputs: Sequence[Node]) -> dict[str, str]:
 class _Weights:
     """The weights of a module, each under one symbol for all functions that use the tensor."""
 
-    def __init__(self, module: ModuleOp) -> None:
+    def __init__(self, module: ModuleOp, taken: set[str]) -> None:
         self.module = module
+        self.taken = taken
+        """All symbols, those of functions too."""
         self.tensors: dict[str, torch.Tensor] = {}
         """Those of the functions before, by symbol."""
 
@@ -152,7 +155,10 @@ class _Weights:
         given = {"shape": kind.dims, "dtype": kind.dtype}
         if symbol is not None:
             return {"symbol": Symbol(symbol), **given}
-        own = Symbol(f"{function}.{target}" if target in self.tensors else target)
+        own = Symbol(target)
+        while own in self.taken:
+            own = Symbol(f"{function}.{own}")
+        self.taken.add(own)
         self.module.body.block.add_op(Weight.make(symbol=own, **given))
         return {"symbol": own, **given}
 
@@ -271,13 +277,16 @@ class _Importer:
         for value, tensor in zip(_flat(result), _flat(expected), strict=True):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            kind = TensorType.of([self.dim(node, size) for size in tensor.shape], dtype_name(tensor.dtype))
+            try:
+                kind = TensorType.of([self.dim(node, size) for size in tensor.shape], dtype_name(tensor.dtype))
+            except ValueError as error:
+                raise self.unsupported(node, f"gives {tensor.dtype} ({error})") from error
             if tensor_type(value) != kind:
                 raise self.unsupported(node, f"was imported as {value.type}, but gives {kind}")
 
     def dim(self, node: Node, size: int | torch.SymInt) -> Dim:
         try:
-            return _dim(size, self.names, self.bounds)
+            return traced_dim(size, self.names, self.bounds)
         except ValueError as error:
             raise self.unsupported(node, f"has {error}") from error
 
@@ -351,36 +360,12 @@ def _flat(value: Any) -> Iterable[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _type_of(tensor: torch.Tensor, names: Mapping[str, str]) -> TensorType:
-    return TensorType.of([_dim(size, names, {}) for size in tensor.shape], dtype_name(tensor.dtype))
-
-
-def _decided(expression: sympy.Basic, bounds: Mapping[str, tuple[int, int]]) -> Any:
-    """Extrema of affine sizes, decided where one is the largest (smallest) for every length of the sequence."""
-    for extremum in expression.atoms(Max, Min, sympy.Max, sympy.Min):
-        free = sorted(extremum.free_symbols, key=str)
-        if len(free) != 1 or str(free[0]) not in bounds:
-            continue
-        sign = 1 if isinstance(extremum, Max | sympy.Max) else -1
-        ends = [[sign * int(str(each.subs(free[0], end))) for each in extremum.args] for end in bounds[str(free[0])]]
-        for place, each in enumerate(extremum.args):
-            if all(values[place] == max(values) for values in ends):
-                return _decided(expression.xreplace({extremum: each}), bounds)
-    return expression
-
-
-def _dim(size: int | torch.SymInt, names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]]) -> Dim:
-    """A traced size as a dimension: affine in one name, or ValueError."""
-    if isinstance(size, int):
-        return size
-    expression = _decided(sympy.sympify(size.node.expr), bounds)
-    if expression.is_Integer:
-        return int(expression)
-    free = sorted(expression.free_symbols, key=str)
-    if len(free) != 1 or str(free[0]) not in names:
-        raise ValueError(f"a size {expression} that is not affine in the sequence length")
-    polynomial = sympy.Poly(expression, free[0]) if expression.is_polynomial(free[0]) else None
-    if polynomial is None or polynomial.degree() != 1:
-        raise ValueError(f"a size {expression} that is not affine in the sequence length")
-    scale, offset = (int(each) for each in polynomial.all_coeffs())
-    return dimensions.Affine(scale, names[str(free[0])], offset).dim()
+def _type_of(function: str, node: Node, names: Mapping[str, str]) -> TensorType:
+    tensor = node.meta["val"]
+    try:
+        return TensorType.of([traced_dim(size, names, {}) for size in tensor.shape], dtype_name(tensor.dtype))
+    except ValueError as error:
+        raise TraceError(
+            f"The program of {function!r} takes {_hint(node)} of shape {[*tensor.shape]}, which cannot be imported "
+            f"({error}); trace it with another shape or dtype."
+        ) from error

@@ -138,7 +138,7 @@ class Attention(Computation, ValueOperation):
         require(shares, f"cannot divide {heads} query heads evenly among {groups} key heads")
         _require_extra(first, bias, sinks, bias_by, q.dims[-2:-1], heads)
         scores = (*q.dims[:-1], k.dims[-2])
-        fits = mask is None or broadcast_dims([mask.dims, scores]) == scores
+        fits = mask is None or (mask.rank >= 2 and broadcast_dims([mask.dims, scores]) == scores)
         require(fits, f"has the mask {mask}, which does not fit scores of {list(scores)}")
         return [q.with_dims((*q.dims[:-1], v.dims[-1]))]
 

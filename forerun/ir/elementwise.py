@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import partial
 
 import torch
 import torch.nn.functional as functional
 from xdsl.irdl import operand_def, var_operand_def
+from xdsl.utils.exceptions import VerifyException
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
 from forerun.ir.families import Computation, Elementwise
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import DIMENSION, DIMENSIONS, SCALAR, SYMBOL, TEXT, Symbol, parameter
-from forerun.ir.types import TensorType, torch_dtype
+from forerun.ir.types import TensorType, holds, torch_dtype
 
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
@@ -109,7 +111,9 @@ class Constant(Computation, ValueOperation):
 
     @classmethod
     def infer(cls, *, value: bool | int | float, dtype: str) -> Types:
-        return [TensorType.of((), dtype)]
+        kind = TensorType.of((), dtype)
+        require(holds(dtype, value), f"has the value {value}, which is not a number of {dtype}")
+        return [kind]
 
     def evaluate(self, environment: Environment) -> torch.Tensor:
         return torch.tensor(self.value, dtype=torch_dtype(self.dtype))
@@ -142,7 +146,11 @@ class Map(Elementwise):
 
     @classmethod
     def infer(cls, *inputs: TensorType, function: str) -> Types:
-        require(function in FUNCTIONS, f"has no function {function!r}")
+        if function not in FUNCTIONS:
+            near = get_close_matches(function, FUNCTIONS)
+            raise VerifyException(
+                f"has no function {function!r}; {f'use {near[0]}' if near else 'see docs/ir.md for those it has'}"
+            )
         require(len(inputs) == FUNCTIONS[function][0], f"needs {FUNCTIONS[function][0]} operands for {function}")
         values = inputs[1:] if function == "where" else inputs
         require(function != "where" or inputs[0].dtype == "i1", "needs a condition of i1 for where")

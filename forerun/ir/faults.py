@@ -12,8 +12,9 @@ def misfit(operation: DeclaredOperation, found: VerifyException) -> str:
     """The fault that xDSL found in the names, kinds and counts of an operation, as a sentence."""
     if wrong := wrong_parameter(operation):
         return wrong
-    if len(operation.regions) == 1 and len(operation.regions[0].blocks) != 1:
-        return "does not have one block as its body"
+    bodies = len(type(operation).get_irdl_definition().regions)
+    if [len(each.blocks) for each in operation.regions] != [1] * bodies:
+        return "does not have one block as its body" if bodies else "has a body, which it does not take"
     most, count = len(operation.OPERANDS), len(operation.operands)
     least = most - len(operation.OPTIONAL)
     if count < least - operation.VARIADIC or (count > most and not operation.VARIADIC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, StringAttr, SymbolRefAttr, i32
@@ -26,11 +26,7 @@ def segments(there: Sequence[bool]) -> Attribute:
 
 
 def print_operation(operation: DeclaredOperation, printer: Printer) -> None:
-    shown = shown_parameters(operation)
-    symbol = shown.get("symbol")
-    if isinstance(symbol, SymbolRefAttr):
-        printer.print_string(f" @{symbol.root_reference.data}")
-        del shown["symbol"]
+    shown = print_symbol(operation, printer)
     printer.print_string("(")
     printer.print_list(operation.operands, printer.print_ssa_value)
     printer.print_string(")")
@@ -55,12 +51,30 @@ def shown_parameters(operation: DeclaredOperation) -> Properties:
     return shown
 
 
+def print_symbol(operation: DeclaredOperation, printer: Printer) -> Properties:
+    """Print ` @symbol`, and return the other contents of the braces."""
+    shown = shown_parameters(operation)
+    symbol = shown.get("symbol")
+    if isinstance(symbol, SymbolRefAttr):
+        printer.print_string(" ")
+        printer.print_symbol_name(symbol.root_reference.data)
+        del shown["symbol"]
+    return shown
+
+
+def with_symbol(symbol: StringAttr | None, given: Mapping[str, Attribute], parser: Parser) -> Properties:
+    """The contents of the braces and the symbol in front of them."""
+    if symbol is None:
+        return {**given}
+    if "symbol" in given:
+        parser.raise_error(f"the symbol @{symbol.data} is given twice; leave it out of the braces")
+    return {"symbol": SymbolRefAttr(symbol.data), **given}
+
+
 def parse_operation(kind: type[Made], parser: Parser) -> Made:
     symbol = parser.parse_optional_symbol_name()
     operands = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: _parse_defined(parser))
-    properties = dict(parser.parse_optional_attr_dict())
-    if symbol is not None:
-        properties = {"symbol": SymbolRefAttr(symbol.data), **properties}
+    properties = with_symbol(symbol, parser.parse_optional_attr_dict(), parser)
     if kind.SEGMENTED:
         operands, properties = _segmented(kind, parser, operands, properties)
     regions = [] if (body := parser.parse_optional_region()) is None else [body]

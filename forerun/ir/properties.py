@@ -83,6 +83,12 @@ def _is_text(attribute: Attribute) -> bool:
     return isinstance(attribute, StringAttr)
 
 
+def _is_symbol(attribute: Attribute) -> bool:
+    if not isinstance(attribute, SymbolRefAttr):
+        return False
+    return attribute.root_reference.data != "" and not attribute.nested_references.data
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -131,9 +137,9 @@ SCALAR: Kind[bool | int | float] = Kind(
 )
 TEXT: Kind[str] = Kind("a string", _is_text, lambda value: isinstance(value, str), StringAttr, lambda each: each.data)
 SYMBOL: Kind[Symbol] = Kind(
-    "a symbol",
-    lambda each: isinstance(each, SymbolRefAttr),
-    lambda value: isinstance(value, str),
+    "a nonempty symbol",
+    _is_symbol,
+    lambda value: isinstance(value, str) and value != "",
     SymbolRefAttr,
     lambda each: Symbol(each.root_reference.data),
 )

@@ -10,9 +10,9 @@ from xdsl.irdl import operand_def, result_def
 from forerun import dims as dimensions
 from forerun.dims import Dim
 from forerun.ir.families import AlongAxes, AlongDim
-from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, require_dim, tensor_type
 from forerun.ir.properties import FLAG, INTEGER, INTEGERS, TEXT, default, parameter
-from forerun.ir.types import TensorType, torch_dtype
+from forerun.ir.types import INTEGER_DTYPES, TensorType, torch_dtype
 
 
 def _argmax(x: torch.Tensor, dim: Sequence[int], keepdim: bool) -> torch.Tensor:
@@ -47,9 +47,16 @@ class Reduce(AlongAxes, ValueOperation):
 
     @classmethod
     def infer(cls, x: TensorType, *, function: str, dims: Sequence[int], keep: bool = False) -> Types:
-        require(function in REDUCTIONS, f"has no function {function!r}")
-        require(all(0 <= dim < x.rank for dim in dims), f"has no dimensions {dims} in {x}")
+        require(function in REDUCTIONS, f"has no function {function!r}, only {', '.join(REDUCTIONS)}")
+        require(all(0 <= dim < x.rank for dim in dims), f"has no dimensions {list(dims)} in {x}")
+        require(len(set(dims)) == len(dims), f"names a dimension twice in {list(dims)}")
+        require(len(dims) > 0 or x.rank == 0, "needs a dimension to reduce")
         require(function != "argmax" or len(dims) == 1, "takes argmax along exactly one dimension")
+        logical, exact = function in ("any", "all"), function in ("max", "min")
+        require(
+            exact or logical == (x.dtype == "i1"), f"takes {'i1' if logical else 'numbers'} for {function}, not {x}"
+        )
+        require(function != "mean" or x.dtype not in INTEGER_DTYPES, f"takes floating-point numbers for mean, not {x}")
         sizes: list[Dim] = []
         for axis, size in enumerate(x.dims):
             if axis not in dims:
@@ -59,7 +66,8 @@ class Reduce(AlongAxes, ValueOperation):
         return [TensorType.of(sizes, "i64" if function == "argmax" else x.dtype)]
 
     def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
-        return REDUCTIONS[self.function](x, dim=self.dims, keepdim=self.keep)
+        found = REDUCTIONS[self.function](x, dim=self.dims, keepdim=self.keep)
+        return found.to(torch_dtype(tensor_type(self.result).dtype))
 
 
 @operation

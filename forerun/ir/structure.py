@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any, Self, cast
 
 from xdsl.dialects.builtin import ModuleOp
@@ -13,7 +14,7 @@ from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure, RecursiveMemoryEffect
 
 from forerun.dims import Dim
-from forerun.ir.form import shown_parameters
+from forerun.ir.form import print_symbol, with_symbol
 from forerun.ir.operation import SpecOperation, Types, operation, require, tensor_type
 from forerun.ir.properties import (
     DIMENSIONS,
@@ -42,15 +43,13 @@ class _Declaration(SpecOperation):
     symbol: Symbol = parameter(SYMBOL)
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f" @{self.symbol}")
-        if rest := {name: each for name, each in shown_parameters(self).items() if name != "symbol"}:
+        if rest := print_symbol(self, printer):
             printer.print_string(f" {parameter_text(rest)}")
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
         symbol = parser.parse_symbol_name()
-        properties = {"symbol": SYMBOL.encode(Symbol(symbol.data)), **parser.parse_optional_attr_dict()}
-        return cls.create(properties=properties)
+        return cls.create(properties=with_symbol(symbol, parser.parse_optional_attr_dict(), parser))
 
 
 @operation
@@ -82,6 +81,12 @@ class Weight(_Declaration):
 PER = ("position", "row", "request")
 """What a state has a record for."""
 
+LARGEST_RECORD = 2**40
+"""The most numbers of a state's record."""
+
+KINDS = ("linear", "head", "attention", "recurrence", "topk", "row_wise")
+"""What a kernel may be."""
+
 
 @operation
 class State(_Declaration):
@@ -107,6 +112,7 @@ class State(_Declaration):
     def infer(cls, *, symbol: Symbol, per: str, shape: Sequence[int], dtype: str) -> Types:
         require(per in PER, f"must have a record per position, row or request, not per {per!r}")
         require(all(size >= 1 for size in shape), f"needs record sizes of at least 1, not {list(shape)}")
+        require(prod(shape) <= LARGEST_RECORD, f"needs records of at most {LARGEST_RECORD} numbers, not {list(shape)}")
         TensorType.of(shape, dtype)
         return []
 
@@ -171,7 +177,12 @@ class Kernel(SpecOperation):
         )
 
     def check(self) -> None:
-        """The module verifier checks a kernel's results against its `spec.yield`."""
+        """The module verifier checks a kernel's results against its `spec.yield`, and its branch."""
+        require(self.kind in KINDS, f"has no kind {self.kind!r}, only {', '.join(KINDS)}")
+        marked = self.stream is None or (self.stream >= 0 and len(self.results) > 0)
+        require(marked, f"needs a stream of at least 0 for its first result, not {self.stream}")
+        placed = not self.offsets or (len(self.offsets) == len(self.results) and min(self.offsets) >= 0)
+        require(placed, f"needs an offset of at least 0 for each result, not {list(self.offsets)}")
 
     @property
     def body(self) -> list[SpecOperation]:
@@ -243,19 +254,24 @@ class Function(SpecOperation):
         return Signature(self.symbol, tuple(arguments), tuple(results))
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f" @{self.symbol}(")
-        printer.print_list(self.block.args, lambda argument: _print_argument(printer, argument))
+        rest = print_symbol(self, printer)
+        first = [block for region in self.regions for block in region.blocks][:1]  # it may be broken, and looked at
+        printer.print_string("(")
+        printer.print_list(
+            [each for block in first for each in block.args], lambda each: _print_argument(printer, each)
+        )
         printer.print_string(") ")
-        if rest := {name: each for name, each in shown_parameters(self).items() if name != "symbol"}:
+        if rest:
             printer.print_string(f"attributes {parameter_text(rest)} ")
-        printer.print_region(self.region, print_entry_block_args=False)
+        for region in self.regions:
+            printer.print_region(region, print_entry_block_args=False)
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
         symbol = parser.parse_symbol_name()
         arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: parser.parse_argument())
         given = parser.parse_optional_attr_dict_with_keyword()
-        properties = {"symbol": SYMBOL.encode(Symbol(symbol.data)), **({} if given is None else given.data)}
+        properties = with_symbol(symbol, {} if given is None else given.data, parser)
         body = parser.parse_region(arguments)
         return cls.create(properties=properties, regions=[body])
 

@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 from xdsl.parser import Parser
 from xdsl.printer import Printer
-from xdsl.utils.exceptions import ParseError
+from xdsl.utils.exceptions import ParseError, VerifyException
 
 from forerun.errors import VerificationError
 from forerun.ir.dialect import context
@@ -26,7 +26,11 @@ def print_ir(operation: Operation, generic: bool = False, locations: bool = Fals
 
 def parse_ir(text: str, name: str = "<text>") -> ModuleOp:
     """The module of a text in either form. Raises VerificationError naming the line that does not parse."""
+    parser = Parser(context(), text, name)
     try:
-        return Parser(context(), text, name).parse_module()
+        try:
+            return parser.parse_module()
+        except (VerifyException, ValueError) as error:  # a number or a type that cannot be made
+            parser.raise_error(str(error))
     except ParseError as error:
         raise VerificationError(f"{name} is not IR of the spec dialect: {error}") from error

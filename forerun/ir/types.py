@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from xdsl.dialects.builtin import (
@@ -48,8 +49,18 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The element type's name of a torch dtype; KeyError if the dialect has none."""
+    """The element type's name of a torch dtype; ValueError if the dialect has none."""
+    if dtype not in _NAME_OF_TORCH:
+        raise ValueError(f"there is no element type for {dtype}, only {', '.join(_ELEMENTS)}")
     return _NAME_OF_TORCH[dtype]
+
+
+def holds(dtype: str, value: bool | int | float) -> bool:
+    """Whether a number is one of the dtype's: any number for floating-point ones, which round it."""
+    if dtype not in INTEGER_DTYPES:
+        return True
+    low, high = (0, 1) if dtype == "i1" else (torch.iinfo(torch_dtype(dtype)).min, torch.iinfo(torch_dtype(dtype)).max)
+    return low <= value <= high and value == int(value)
 
 
 @irdl_attr_definition
@@ -64,9 +75,7 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
     def of(dims: Sequence[Dim], dtype: str) -> TensorType:
         """The type; ValueError for an unknown dtype, a text that is not a dimension, or a number that is not a size."""
         for dim in dims:
-            dimensions.affine(dim)
-            if isinstance(dim, int) and not 0 <= dim <= LARGEST_DIM:
-                raise ValueError(f"{dim} is not a size of a dimension; use one from 0 to {LARGEST_DIM}")
+            _require_size(dim)
         if dtype not in _ELEMENTS:
             raise ValueError(f"there is no element type {dtype!r}, only {', '.join(_ELEMENTS)}")
         shape = [IntAttr(dim) if isinstance(dim, int) else StringAttr(dim) for dim in dims]
@@ -116,11 +125,25 @@ class TensorType(ParametrizedAttribute, TypeAttribute):
         printer.print_string(f"<[{', '.join(str(dim) for dim in self.dims)}], {self.dtype}>")
 
 
+@lru_cache(maxsize=4096)
+def _require_size(dim: Dim) -> None:
+    """Raises ValueError unless an index can count to the dimension, and it can be above 0."""
+    scale, name, offset = dimensions.affine(dim)
+    if not name and not 0 <= offset <= LARGEST_DIM:
+        raise ValueError(f"{dim} is not a size of a dimension; use one from 0 to {LARGEST_DIM}")
+    if max(abs(scale), abs(offset)) > LARGEST_DIM or (name and scale <= 0 and offset <= 0):
+        raise ValueError(
+            f"{dim} is not a size of a dimension; use a multiple of {name} above 0, plus or minus a number"
+        )
+
+
 def _parse_dim(parser: AttrParser) -> Dim:
     scale = parser.parse_optional_integer(allow_boolean=False)
     if scale is not None and parser.parse_optional_punctuation("*") is None:
         return scale
-    name = parser.parse_identifier("a dimension name")
+    name = parser.parse_identifier(" as the name of a dimension")
+    if scale == 0:
+        parser.raise_error(f"0*{name} is not a size of a dimension; use a multiple of {name} above 0")
     offset = 0
     if parser.parse_optional_punctuation("+") is not None:
         offset = parser.parse_integer()

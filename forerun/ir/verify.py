@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Block, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from forerun import dims as dimensions
@@ -22,6 +22,7 @@ from forerun.ir.decoder import TreeAttention
 from forerun.ir.elementwise import Parameter
 from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
+from forerun.ir.properties import SYMBOL
 from forerun.ir.states import Recurrence, StateRead, StateWrite
 from forerun.ir.storage import STORAGES
 from forerun.ir.structure import (
@@ -58,27 +59,43 @@ def verify(module: ModuleOp) -> None:
     for operation in module.ops:
         if not isinstance(operation, Function | Weight | State):
             raise VerificationError(f"{operation.name} cannot stand at the top of a module; put it into a spec.func.")
+        if isinstance(operation, Function):
+            _check_function(operation)
+        else:
+            _check_alone(operation)
         if operation.symbol in seen:
             raise VerificationError(f"the symbol @{operation.symbol} is defined twice; rename one.")
         seen.add(operation.symbol)
-        if not isinstance(operation, Function):
-            _check_alone(operation)
-        elif wrong := wrong_parameter(operation):
-            raise VerificationError(f"@{operation.symbol} {wrong}.")
-        elif len(operation.regions) != 1 or len(operation.regions[0].blocks) != 1:
-            raise VerificationError(f"@{operation.symbol} does not have one block as its body; give it one.")
     declared = Declared(weights(module), states(module))
-    _check_derived(module, declared.weights)
     _check_stored(declared.weights)
     for function in functions(module).values():
-        if not isinstance(function.block.last_op, Return):
-            raise VerificationError(f"@{function.symbol} does not end in spec.return; add one.")
         names = {dimensions.symbol(dim) for each in function.block.args for dim in tensor_type(each).dims} - {""}
         visible: set[SSAValue] = set(function.block.args)
-        for operation in function.body:
+        for operation in function.block.ops:
             _check(operation, visible, names, declared)
         _check_signature(function)
         _check_order(function)
+    _check_derived(module, declared.weights)
+
+
+def _check_function(function: Function) -> None:
+    """What is said about a function by itself: its parameters, its arguments' types and its end."""
+    symbol = function.properties.get("symbol")
+    called = f"@{function.symbol}" if symbol is not None and SYMBOL.holds(symbol) else function.name
+    if wrong := wrong_parameter(function):
+        raise VerificationError(f"{called} {wrong}.")
+    if len(function.regions) != 1 or len(function.regions[0].blocks) != 1:
+        raise VerificationError(f"{called} does not have one block as its body; give it one.")
+    if function.operands or function.results:
+        raise VerificationError(f"{called} has operands or results of its own; a function has only arguments.")
+    for name in ("arena", "max_rows", "max_outputs"):
+        if (getattr(function, name) or 0) < 0:
+            raise VerificationError(f"{called} has the {name} {getattr(function, name)}; give a number of at least 0.")
+    for index, each in enumerate(function.block.args):
+        if not isinstance(each.type, TensorType):
+            raise VerificationError(f"{called} has argument {index} of type {each.type}; give it a !spec.tensor type.")
+    if not isinstance(function.block.last_op, Return):
+        raise VerificationError(f"{called} does not end in spec.return; add one.")
 
 
 def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
@@ -107,16 +124,20 @@ def _check_stored(declared: dict[str, Weight]) -> None:
             raise VerificationError(f"weight @{name} is stored as {storage}, but only float32 matrices can be.")
 
 
-def _check(
-    operation: SpecOperation,
-    visible: set[SSAValue],
-    names: set[str],
-    declared: Declared,
-) -> None:
+def _check(operation: Operation, visible: set[SSAValue], names: set[str], declared: Declared) -> None:
+    if not isinstance(operation, SpecOperation) or isinstance(operation, Function | Weight | State):
+        raise _fault(operation, "cannot stand in a function")
+    if operation.ends_body and operation.next_op is not None:
+        raise _fault(operation, "must be the last operation of a body")
     for operand in operation.operands:
         if operand not in visible:
             raise _fault(operation, "uses a value before its definition, or one of another function")
     _check_alone(operation)
+    owner = operation.parent_op()
+    if isinstance(owner, Recurrence) and (operation.reads or operation.writes or operation.regions):
+        raise _fault(operation, "stands in the body of a recurrence, which may only compute values")
+    if isinstance(owner, Kernel) and isinstance(operation, Kernel):
+        raise _fault(operation, "stands in another kernel, but is one launch by itself")
     for value in operation.results:
         unknown = {dimensions.symbol(dim) for dim in tensor_type(value).dims} - names - {""}
         if unknown:
@@ -197,9 +218,7 @@ def _attention_misfit(operation: TreeAttention, keys: State, values: State) -> s
 def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
     """The body uses only its own arguments."""
     visible: set[SSAValue] = set(recurrence.region.block.args)
-    for operation in recurrence.body:
-        if operation.reads or operation.writes or operation.regions:
-            raise _fault(operation, "stands in the body of a recurrence, which may only compute values")
+    for operation in recurrence.region.block.ops:
         _check(operation, visible, set(), declared)
     if recurrence.after not in visible:
         raise _fault(recurrence, "yields a value of another body")
@@ -220,7 +239,10 @@ def _check_order(function: Function) -> None:
     """A state per row has one recurrence in a function, and a function does not write the request state it reads."""
     written: dict[str, SpecOperation] = {}
     read: set[str] = set()
+    branches = len(function.branches)
     for operation in walk(function.body):
+        if isinstance(operation, Kernel) and operation.branch is not None and not 0 <= operation.branch < branches:
+            raise _fault(operation, f"belongs to branch {operation.branch}, but @{function.symbol} has {branches}")
         if isinstance(operation, Recurrence):
             if operation.symbol in written:
                 raise _fault(operation, f"is the second recurrence over @{operation.symbol} in @{function.symbol}")
@@ -242,15 +264,15 @@ def _check_kernel(kernel: Kernel, names: set[str], declared: Declared) -> None:
     if [each.type for each in kernel.yielded] != [each.type for each in kernel.results]:
         raise _fault(kernel, "has results of other types than it yields")
     visible: set[SSAValue] = set(block.args)
-    for operation in operations(block):
+    for operation in block.ops:
         _check(operation, visible, names, declared)
 
 
-def _fault(operation: SpecOperation, message: str) -> VerificationError:
-    return VerificationError(f"spec.{operation.mnemonic} {message}:\n{neighbourhood(operation)}")
+def _fault(operation: Operation, message: str) -> VerificationError:
+    return VerificationError(f"{operation.name} {message}:\n{neighbourhood(operation)}")
 
 
-def neighbourhood(operation: SpecOperation) -> str:
+def neighbourhood(operation: Operation) -> str:
     """The IR text around an operation, with the operation marked."""
     block = operation.parent
     assert isinstance(block, Block)

@@ -74,7 +74,7 @@ def decoder(
     arguments = {name: step.argument(name) for name in ROW_TYPES}
     table = step.weight("embedding", vocabulary, hidden, scale=0.3)
     cos, sin = step.weight("cos", tensor=angles.cos()), step.weight("sin", tensor=angles.sin())
-    x = step.kernel([table, arguments["tokens"]], lambda b, t, i: b.add(ir.Gather, t, i), "rows")
+    x = step.kernel([table, arguments["tokens"]], lambda b, t, i: b.add(ir.Gather, t, i), "row_wise")
 
     def rotated(b, value, count, cos, sin, positions):
         tables = [b.reshape(b.add(ir.Gather, each, positions), ("N", 1, key_dim)) for each in (cos, sin)]
@@ -188,7 +188,7 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
             b.emit(ir.StateWrite.make(each, slots, symbol=symbol))
         return query
 
-    query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "rows")
+    query = step.kernel([*tables, arguments["tokens"], arguments["slots"]], write, "row_wise")
     more = {}
     for name, shape in (("bias", (heads, LENGTH)), ("sinks", (heads,))):
         if name in options:

@@ -56,7 +56,7 @@ def test_functions_are_accurate_and_the_same_in_vectors_and_remainders():
             x = b.add(ir.Gather, table, tokens)
             return b.map(name, b.map("abs", x) if name in ("log1p", "rsqrt") else x)
 
-        results.append(step.kernel([rows, step.argument("tokens")], body, "rows"))
+        results.append(step.kernel([rows, step.argument("tokens")], body, "row_wise"))
     module = step.finish(*results)
     results, _ = evaluate(module, step.weights, indices(2))
     for (name, exact), result in zip(EXACT.items(), results, strict=True):
@@ -78,7 +78,7 @@ def test_exp_is_within_two_units_and_exactly_zero_for_masked_scores():
     step = Step()
     table = step.weight("values", tensor=values[None])
     module = step.finish(
-        step.kernel([table, step.argument("tokens")], lambda b, t, i: b.map("exp", b.add(ir.Gather, t, i)), "rows")
+        step.kernel([table, step.argument("tokens")], lambda b, t, i: b.map("exp", b.add(ir.Gather, t, i)), "row_wise")
     )
     (result,), _ = evaluate(module, step.weights, indices(1))
     expected = np.exp(values[:4000].double().numpy())
@@ -115,7 +115,7 @@ def test_row_wise_operations_match_the_interpreter():
             b.cast(large, "f32"),
         )
 
-    results = step.kernel([table, weight, bias, step.argument("tokens")], body, "rows")
+    results = step.kernel([table, weight, bias, step.argument("tokens")], body, "row_wise")
     module = step.finish(*results)
     results, expected = evaluate(module, step.weights, indices(40))
     for result, exact in zip(results, expected, strict=True):
@@ -172,7 +172,9 @@ def test_the_largest_come_first_and_the_lower_id_first_among_equals():
 def test_an_unknown_operation_is_named():
     step = Step()
     table = step.weight("table", 4, 4, tensor=torch.zeros(4, 4, dtype=torch.float64))
-    module = step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
+    module = step.finish(
+        step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "row_wise")
+    )
     with pytest.raises(UnsupportedOperationError, match="float32"):
         tvm_step(module, step.weights.__getitem__)
 
@@ -187,7 +189,7 @@ def test_negative_indices_count_from_the_end_and_others_stop_at_the_rim():
         x = b.add(ir.Gather, table, ids)
         return x, b.add(ir.TakeAlong, x, b.reshape(b.map("remainder", ids, b.constant(7, "i32")), ("N", 1)), dim=1)
 
-    module = step.finish(*step.kernel([table, step.argument("tokens")], body, "rows"))
+    module = step.finish(*step.kernel([table, step.argument("tokens")], body, "row_wise"))
     results, expected = evaluate(module, step.weights, indices(40))
     for result, exact in zip(results, expected, strict=True):
         assert np.array_equal(result, exact)
@@ -210,7 +212,7 @@ def test_integer_functions_match_the_interpreter():
             b.cast(b.map("remainder", x, b.constant(100, "i64")), "i8"),
         )
 
-    module = step.finish(*step.kernel([step.argument("tokens")], body, "rows"))
+    module = step.finish(*step.kernel([step.argument("tokens")], body, "row_wise"))
     results, expected = evaluate(module, step.weights, indices(40))
     for result, exact in zip(results, expected, strict=True):
         assert np.array_equal(result.astype(exact.dtype), exact)
@@ -241,8 +243,8 @@ def test_integers_that_may_leave_int32_are_refused_in_one_sentence(case):
     body, named = TOO_LARGE[case]
     step = Step()
     # The chain crosses two kernels: what the second one refuses follows from the first.
-    x = step.kernel([step.argument("tokens")], lambda b, t: b.cast(t, "i64"), "rows")
-    module = step.finish(step.kernel([x], body, "rows"))
+    x = step.kernel([step.argument("tokens")], lambda b, t: b.cast(t, "i64"), "row_wise")
+    module = step.finish(step.kernel([x], body, "row_wise"))
     with pytest.raises(UnsupportedOperationError) as caught:
         tvm_step(module, step.weights.__getitem__)
     assert named in str(caught.value)
@@ -255,7 +257,7 @@ def test_a_truth_value_has_no_sine():
     def body(b, tokens):
         return b.cast(b.map("sin", b.map("lt", b.reshape(tokens, ("N", 1)), b.constant(3, "i32"))), "f32")
 
-    module = step.finish(step.kernel([step.argument("tokens")], body, "rows"))
+    module = step.finish(step.kernel([step.argument("tokens")], body, "row_wise"))
     with pytest.raises(UnsupportedOperationError, match="sin on i1"):
         tvm_step(module, step.weights.__getitem__)
 
@@ -263,7 +265,9 @@ def test_a_truth_value_has_no_sine():
 def test_a_table_of_large_integers_is_refused():
     step = Step()
     table = step.weight("table", tensor=torch.tensor([[1, 2], [3, 1 << 40]]))
-    module = step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
+    module = step.finish(
+        step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "row_wise")
+    )
     with pytest.raises(UnsupportedOperationError, match="the weight table holds 1099511627776"):
         tvm_step(module, step.weights.__getitem__)
 

@@ -87,7 +87,7 @@ def test_bfloat16_rounds_to_nearest_even_and_matches_torch():
     ties = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3e38, 1e-40, 0.0]])
     step = Step()
     table = step.weight("table", tensor=ties)
-    step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "rows"))
+    step.finish(step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "row_wise"))
     module = stored(ir.ModuleOp([each.clone() for each in (*step.symbols, step.function)]), "bf16", "table")
     (values,), _ = evaluate(module, step.weights, indices(1))
     assert np.array_equal(values[0], rounded(ties)[0].numpy())

@@ -217,6 +217,8 @@ ELSEWHERE = {"float", "half", "bfloat16", "int", "long", "bool", "lift_fresh"}
 
 FORMS: Rules = {
     "add with alpha": lambda v: torch.add(v.x, v.y, alpha=-3),
+    "any of numbers": lambda v: (v.x * v.seen).any(-1),
+    "all of integers": lambda v: (v.i[..., None] % 3).all(-1, True),
     "rsub with a number": lambda v: 1 - v.x,
     "integers and numbers": lambda v: v.i * 0.5 + 1,
     "integers and floats": lambda v: v.i[..., None] + v.x,

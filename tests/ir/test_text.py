@@ -66,10 +66,15 @@ def test_parameters_survive_with_their_type(value: Any, generic: bool) -> None:
 
 
 @FORMS
-def test_symbols_survive(generic: bool) -> None:
-    name = ir.Symbol("model.layers.0.self_attn.q_proj.weight")
+@pytest.mark.parametrize("text", ["model.layers.0.self_attn.q_proj.weight", "0.weight", 'a "b"\\\n', "\0", "größe"])
+def test_symbols_survive(generic: bool, text: str) -> None:
+    name = ir.Symbol(text)
     module = ir.ModuleOp([ir.Weight.make(symbol=name, shape=(2, 3), dtype="bf16", derived=None)])
+    module.body.block.add_op(ir.Function.of(f"{text} of a function", []))
+    ir.functions(module)[f"{text} of a function"].block.add_op(ir.Return.make())
+    ir.verify(module)
     assert set(ir.weights(again(module, generic))) == {name}
+    assert set(ir.functions(again(module, generic))) == {f"{text} of a function"}
 
 
 @FORMS

@@ -165,3 +165,116 @@ spec.func @step(%q: !spec.tensor<[N, 3, 4], f32>, %rows: !spec.tensor<[N], i32>,
   %y = spec.tree_attention @c.keys(%q, %rows, %rows, %rows, %paths, %tables) {values = @c.values, block = 16, value_dim = 6, scale = 0.5} -> !spec.tensor<[N, 3, 6], f32>
   spec.return(%y)
 }
+
+// -----
+
+// CHECK: spec.map has no function 'gellu'; use gelu:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.map(%x) {function = "gellu"} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.map has no function 'frobnicate'; see docs/ir.md for those it has:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %y = spec.map(%x) {function = "frobnicate"} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.reduce takes i1 for any, not !spec.tensor<[3, 2], f32>:
+
+spec.func @forward(%x: !spec.tensor<[3, 2], f32>) {
+  %y = spec.reduce(%x) {function = "any", dims = [1]} -> !spec.tensor<[3], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.reduce names a dimension twice in [1, 1]:
+
+spec.func @forward(%x: !spec.tensor<[3, 2], f32>) {
+  %y = spec.reduce(%x) {function = "sum", dims = [1, 1]} -> !spec.tensor<[3], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.constant has the value 300, which is not a number of i8:
+
+spec.func @forward() {
+  %y = spec.constant() {value = 300, dtype = "i8"} -> !spec.tensor<[], i8>
+  spec.return(%y)
+}
+
+// -----
+
+// CHECK: spec.state needs records of at most 1099511627776 numbers, not [1099511627776, 2]:
+
+spec.state @s {per = "row", shape = [1099511627776, 2], dtype = "f32"}
+
+// -----
+
+// CHECK: spec.attention has the mask !spec.tensor<[], i64>, which does not fit scores of [2, 'T', 'T']:
+
+spec.func @forward(%x: !spec.tensor<[2, T, 4], f32>, %m: !spec.tensor<[], i64>) {
+  %y = spec.attention(%x, %x, %x, %m) {scale = 0.5, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+
+// -----
+
+// What may stand where.
+
+// CHECK: builtin.module cannot stand in a function:
+// CHECK-NEXT: > builtin.module
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  builtin.module {
+  }
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: builtin.unrealized_conversion_cast cannot stand in a function:
+
+spec.func @constants() {
+  %y = "builtin.unrealized_conversion_cast"() : () -> i32
+  "spec.return"(%y) : (i32) -> ()
+}
+spec.weight @derived.0 {shape = [8], dtype = "f32", derived = 0}
+
+// -----
+
+// CHECK: spec.func cannot stand in a function:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  spec.func @inner() {
+    spec.return()
+  }
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.state cannot stand in a function:
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  spec.state @s {per = "row", shape = [2, 4], dtype = "f32"}
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.return must be the last operation of a body:
+// CHECK-NEXT: > spec.return(%x)
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  spec.return(%x)
+  spec.return(%x)
+}

@@ -161,3 +161,24 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 spec.func @step(%tokens: !spec.tensor<[N], i32>, %order: !spec.tensor<[M], i32>) {
   spec.return(%tokens)
 }
+
+// -----
+
+// CHECK: spec.recurrence needs the parameter 'symbol':
+// CHECK-NEXT: > %after = spec.recurrence(%before, %own)
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    %after = spec.recurrence(%before, %own) {block = 16} -> !spec.tensor<[4], f32>
+    spec.yield(%after)
+  } -> !spec.tensor<[N, 4], f32>
+  spec.return(%sum)
+}
+
+// -----
+
+// CHECK: 99999999999999999999999 is out of range for type i64
+
+spec.weight @w {shape = [99999999999999999999999], dtype = "f32"}

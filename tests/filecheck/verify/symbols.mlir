@@ -68,3 +68,57 @@ spec.weight @w {shape = [8, 8], dtype = "f32", storage = "f12"}
 // CHECK: weight @w is stored as bf16, but only float32 matrices can be.
 
 spec.weight @w {shape = [8], dtype = "f32", storage = "bf16"}
+
+// -----
+
+// CHECK: spec.weight needs the parameter 'symbol':
+
+"spec.weight"() <{shape = [8], dtype = "f32"}> : () -> ()
+
+// -----
+
+// CHECK: spec.func needs the parameter 'symbol'.
+
+"spec.func"() ({
+  "spec.return"() : () -> ()
+}) : () -> ()
+
+// -----
+
+// CHECK: spec.func takes a nonempty symbol as the parameter 'symbol', not @"".
+
+spec.func @""() {
+  spec.return()
+}
+
+// -----
+
+// CHECK: spec.parameter takes a nonempty symbol as the parameter 'symbol', not @w::@inner:
+
+spec.func @forward() {
+  %w = spec.parameter() {symbol = @w::@inner, shape = [8], dtype = "f32"} -> !spec.tensor<[8], f32>
+  spec.return(%w)
+}
+
+// -----
+
+// CHECK: the symbol @forward is given twice; leave it out of the braces
+
+spec.func @forward() attributes {symbol = @backward} {
+  spec.return()
+}
+
+// -----
+
+// CHECK: the symbol @s is given twice; leave it out of the braces
+
+spec.state @s {symbol = @s, per = "row", shape = [4], dtype = "f32"}
+
+// -----
+
+// CHECK: the symbol @s is given twice; leave it out of the braces
+
+spec.func @step(%x: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
+  spec.state_write @s(%x, %slots) {symbol = @s}
+  spec.return()
+}
