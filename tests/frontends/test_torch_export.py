@@ -354,7 +354,7 @@ class Named(nn.Module):
 def test_a_weight_with_the_name_of_a_function_gets_another() -> None:
     length, tokens = torch.export.Dim("length", min=2, max=64), torch.randint(11, (1, 5))
     program = torch.export.export(Named(), (tokens,), dynamic_shapes=({1: length},))
-    module, weights = import_programs({"forward": program, "encode": program})
+    module, weights = import_programs(dict.fromkeys(("forward", "encode"), program))
     ir.verify(module)
     assert sorted(weights) == ["forward.encode", "forward.step"]
     assert "@step(" in ir.print_ir(lower(program, max_length=32).module)
@@ -373,7 +373,6 @@ def returning(result: Callable[..., Any], *arguments: Any) -> torch.export.Expor
     return torch.export.export(Returns(result), arguments)
 
 
-ONES = torch.ones(3)
 PROGRAMS: dict[str, tuple[type[Exception], Any, str]] = {
     "None": (NotAModelError, lambda: None, "an object of type NoneType was given"),
     "nothing": (NotAModelError, lambda: {}, "none was given"),
@@ -383,10 +382,18 @@ PROGRAMS: dict[str, tuple[type[Exception], Any, str]] = {
     "an odd name": (InvalidOptionError, lambda: {'a b"\n': None}, "is not the name of an entry"),
     "a number as a name": (InvalidOptionError, lambda: {3: None}, "3 is not the name of an entry"),
     "a weight's name": (InvalidOptionError, lambda: {"mix.weight": None}, "'mix.weight' is not the name of an entry"),
-    "an integer": (TraceError, lambda: {"encode": returning(lambda x, k: x * k, ONES, 4)}, "takes k, which is 4"),
-    "a complex tensor": (TraceError, lambda: {"encode": returning(lambda x, k: x, ONES.cfloat())}, "torch.complex64"),
-    "an integer result": (TraceError, lambda: {"encode": returning(lambda x, k: (x, 3), ONES)}, "returns 3"),
-    "no result": (TraceError, lambda: {"encode": returning(lambda x, k: (x, None), ONES)}, "returns None"),
+    "an integer": (
+        TraceError,
+        lambda: {"encode": returning(lambda x, k: x * k, torch.ones(3), 4)},
+        "takes k, which is 4",
+    ),
+    "a complex tensor": (
+        TraceError,
+        lambda: {"encode": returning(lambda x, k: x, torch.ones(3).cfloat())},
+        "torch.complex64",
+    ),
+    "an integer result": (TraceError, lambda: {"encode": returning(lambda x, k: (x, 3), torch.ones(3))}, "returns 3"),
+    "no result": (TraceError, lambda: {"encode": returning(lambda x, k: (x, None), torch.ones(3))}, "returns None"),
 }
 
 
