@@ -61,7 +61,10 @@ class FoldConstants(RewritePattern):
             return
         values = [torch.tensor(each.value, dtype=torch_dtype(each.dtype)) for each in constants]
         dtype = tensor_type(op.result).dtype
-        result = FUNCTIONS[op.function][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
+        try:
+            result = FUNCTIONS[op.function][1](*values) if isinstance(op, Map) else values[0].to(torch_dtype(dtype))
+        except RuntimeError:  # torch has no result, as for an integer divided by zero
+            return
         if not math.isfinite(result.item()):
             return
         replace(rewriter, op, Builder.before(op, rewriter).constant(result.item(), dtype))

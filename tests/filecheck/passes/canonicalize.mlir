@@ -167,3 +167,14 @@ spec.func @step(%k: !spec.tensor<[N, 1, 4], f32>, %slots: !spec.tensor<[N], i32>
 // CHECK-NEXT: %y = spec.map(%a, %a) {function = "sub"} -> !spec.tensor<[N, 1, 4], f32>
 // CHECK-NEXT: spec.return(%y)
 // CHECK-NEXT: }
+
+// -----
+
+// An integer divided by zero has no value, and stays.
+
+spec.func @forward() {
+  %zero = spec.constant() {value = 0, dtype = "i64"} -> !spec.tensor<[], i64>
+  %rest = spec.map(%zero, %zero) {function = "remainder"} -> !spec.tensor<[], i64>
+  spec.return(%rest)
+}
+// CHECK: %rest = spec.map(%zero, %zero) {function = "remainder"} -> !spec.tensor<[], i64>
