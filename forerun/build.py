@@ -163,10 +163,10 @@ def emit(lowered: Lowered, target: str, dtype: str = "float32") -> Any:
 
 
 def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> None:
-    """Writes the text of every kernel to `kernels/`, if the back end has texts."""
+    """Writes the loop nest and the text of every kernel to `kernels/`, if the back end has texts."""
     texts = BACKENDS[target].texts
     for name, text in () if texts is None else named(texts)(program).items():
-        write_atomically(Path(dump_dir) / "kernels" / f"{name}.py", text)
+        write_atomically(Path(dump_dir) / "kernels" / name, text)
 
 
 def length_within(limit: LengthLimit | None, asked: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Modules compiled without `forerun.compile`: what code generation wrote down, bound to run."""
+"""Modules compiled without `forerun.compile`: the output of code generation, ready to run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +7,12 @@ import torch
 
 from forerun import ir
 from forerun.codegen import reference
+from forerun.codegen.c import lowering as c_lowering
 from forerun.codegen.planned import PlannedStep, StepLimits
 from forerun.codegen.triton import lowering as triton_lowering
 from forerun.codegen.tvm import lowering as tvm_lowering
+from forerun.execute.c import executable as c_executable
+from forerun.execute.c.executable import CExecutable
 from forerun.execute.reference import ReferenceExecutable
 from forerun.execute.triton import build as triton_build
 from forerun.execute.triton.executable import TritonExecutable
@@ -40,6 +43,11 @@ def triton_step(
 ) -> TritonExecutable:
     """A module on a GPU, or in Triton's interpreter; `options` are those of `Lowering`."""
     return triton_build.bind(triton_lowering.Lowering(module, **options).program(weights), device, tune)
+
+
+def c_step(module: ir.ModuleOp, weights: Callable[[str], torch.Tensor], **limits: Any) -> CExecutable:
+    """A module as C."""
+    return c_executable.bind(c_lowering.emit(PlannedStep(module, weights, StepLimits(**limits))))
 
 
 def reference_step(module: ir.ModuleOp, weights: Callable[[str], torch.Tensor], **limits: Any) -> ReferenceExecutable:

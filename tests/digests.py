@@ -4,7 +4,7 @@
     python -m tests.digests --prompts QUESTIONS --against before.json  # on the tree after, on the same machine
 
 QUESTIONS is a JSON-lines file with `question_id`, `category` and `turns`. The second call exits with 1 and names what
-differs. Bits are those of one machine: digests are not kept with the sources.
+differs. Bits differ between machines, so digests are not kept with the sources.
 """
 
 from __future__ import annotations

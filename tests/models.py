@@ -17,7 +17,7 @@ LAYERS = 2
 POSITIONS = 512
 STANDARD_DEVIATION = 0.2
 
-# Without an end token, every greedy text has the length that a test asks for.
+# Without an end token, every greedy text has the length that a test requests.
 SPECIAL_TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": STANDARD_DEVIATION, **SPECIAL_TOKENS}
 MODERN: dict[str, Any] = {
@@ -29,7 +29,7 @@ MODERN: dict[str, Any] = {
     "max_position_embeddings": POSITIONS,
 }
 GROUPED: dict[str, Any] = {**MODERN, "num_key_value_heads": 2}
-# Where embeddings outweigh the layers, a tied head repeats the last token for ever.
+# Where embeddings outweigh the layers, a tied head repeats the last token forever.
 UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
 GPT: dict[str, Any] = {**COMMON, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS}
 
@@ -44,7 +44,7 @@ def build(model_type: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Move every parameter off its initial value, so that no bias is zero and no norm's weight is one."""
+    """Moves every parameter off its initial value, so that no bias is zero and no norm's weight is one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,7 +52,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 def tiny(model_type: str, base: dict[str, Any], **settings: Any) -> Callable[..., PreTrainedModel]:
-    """A builder of one family's tiny model; what it is given changes the configuration."""
+    """A builder of one family's tiny model; its arguments change the configuration."""
     return lambda **changes: build(model_type, **(base | settings | changes))
 
 

@@ -1,7 +1,8 @@
-"""Two tiny decoders written as IR, each with its own forward pass in torch: one with a state per row, one per request.
+"""Tiny decoders written as IR, each with its own forward pass in torch, with states per row and per request.
 
 Both attend as well, so that states of all kinds lie side by side. `SUMS` adds to the stream, for each position, a
-decaying sum of the embeddings up to it; `MEMORY` adds the mean embedding of a source text that `@encode` reads once.
+decaying sum of the embeddings up to it, `TURNED` one whose numbers move by one place for each position; `MEMORY` adds
+the mean embedding of a source text that `@encode` reads once.
 """
 
 from collections.abc import Callable, Mapping
@@ -88,6 +89,14 @@ spec.func @step({ARGUMENTS}%order: {ROWS}, %block_tables: !spec.tensor<[S, B], i
     spec.yield(%after)
   }} -> {HIDDEN}{DECODED}"""
 
+TURNED = SUMS.replace(
+    "    %faded = spec.map(%before, ",
+    f"""    %most = spec.slice(%before) {{dim = 0, start = 1, stop = {WIDTH}}} -> !spec.tensor<[{WIDTH - 1}], f32>
+    %first = spec.slice(%before) {{dim = 0, start = 0, stop = 1}} -> !spec.tensor<[1], f32>
+    %turned = spec.concat(%most, %first) {{dim = 0}} -> {RECORD}
+    %faded = spec.map(%turned, """,
+)
+
 MEMORY = f"""{DECLARATIONS}spec.state @memory {{per = "request", shape = [{WIDTH}], dtype = "f32"}}
 spec.func @encode(%source: !spec.tensor<[1, L], i32>, %requests: !spec.tensor<[1], i32>) {{
   %table = spec.parameter @table() {{shape = [{VOCABULARY}, {WIDTH}], dtype = "f32"}} -> {TABLE}
@@ -111,7 +120,7 @@ def weights(seed: int = 0) -> Mapping[str, torch.Tensor]:
 
 
 def planned(text: str) -> ir.ModuleOp:
-    """The module behind the last passes of the pipeline."""
+    """The module after the last passes of the pipeline."""
     module = ir.parse_ir(text)
     ir.verify(module)
     context = PassContext(weights().__getitem__, LIMITS["max_length"])
@@ -138,6 +147,14 @@ def sums(tokens: torch.Tensor) -> torch.Tensor:
     return _decoded(x, torch.where(powers >= 0, DECAY**powers, 0.0) @ x)
 
 
+def turned(tokens: torch.Tensor) -> torch.Tensor:
+    x = weights()["table"][tokens]
+    records = [x[0]]
+    for own in x[1:]:
+        records.append(records[-1].roll(-1) * DECAY + own)
+    return _decoded(x, torch.stack(records))
+
+
 def memory(tokens: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     x = weights()["table"][tokens]
     return _decoded(x, weights()["table"][source[0]].mean(0).expand(len(x), -1))
@@ -148,4 +165,8 @@ def source(seed: int = 0) -> np.ndarray:
     return random.integers(0, VOCABULARY, (1, int(random.integers(2, 9))), dtype=np.int32)
 
 
-MODELS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {"sums": (SUMS, sums), "memory": (MEMORY, memory)}
+MODELS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "sums": (SUMS, sums),
+    "turned": (TURNED, turned),
+    "memory": (MEMORY, memory),
+}

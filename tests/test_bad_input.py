@@ -1,4 +1,4 @@
-"""Bad input gets one sentence that names the thing and the remedy, as a class of `forerun.errors`; exit code 2."""
+"""Bad input gives one sentence that names the thing and the remedy, a class of `forerun.errors`, and exit code 2."""
 
 import json
 from collections.abc import Callable

@@ -18,7 +18,7 @@ PLAIN = Stats(steps=100, rows=100, tokens=100, prefill_seconds=1.0, decode_secon
 
 
 def speculative(accepted: float, cost: float) -> Stats:
-    """100 tokens whose steps accept so many tokens and take so many plain steps."""
+    """100 tokens whose steps accept `accepted` tokens each and cost `cost` plain steps."""
     steps = round(100 / accepted)
     return Stats(steps, rows=8 * steps, tokens=100, prefill_seconds=1.0, decode_seconds=steps * 0.1 * cost)
 

@@ -1,4 +1,4 @@
-"""Digests of files, and what tells a model on disk from every other."""
+"""Digests of files, and what distinguishes a model on disk from every other."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def aged(file: Path, monkeypatch: pytest.MonkeyPatch, seconds: int = 10) -> None:
-    """Let the clock go on, so that the file was not changed just now."""
+    """Advances the clock, so that the file no longer counts as changed just now."""
     later = time.time_ns() + seconds * 10**9
     monkeypatch.setattr(digests.time, "time_ns", lambda: later)
 

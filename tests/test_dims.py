@@ -1,4 +1,4 @@
-"""The algebra of dimensions against the integers it stands for."""
+"""The algebra of dimensions against the integers that it represents."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ def value(dim: Dim, size: int) -> int:
 
 
 def can_be_size(dim: Dim) -> bool:
-    """Whether it is above 0 for some sizes."""
+    """Whether the dimension is above 0 for some sizes."""
     scale, _, offset = dimensions.affine(dim)
     return scale > 0 or offset > 0
 

@@ -1,4 +1,4 @@
-"""What the environment refuses is one sentence and exit code 2; signals and closed streams have codes of their own."""
+"""What the environment refuses gives one sentence and exit code 2; signals and closed streams have their own codes."""
 
 import errno
 import io
@@ -40,7 +40,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def blocked(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder that may not be written to: tests may run as a user whom no permission stops."""
+    """A folder that may not be written to, even if tests run as a user whom no permission stops."""
     real = os.open
 
     def refuse(file: Any, *rest: Any, **options: Any) -> int:
@@ -85,7 +85,7 @@ def test_folders_that_cannot_be_written_to(
     assert main(["dump", str(folder), "--out", out, "--no-kernels"]) == 2
     said = capsys.readouterr().err
     assert (said[:9], said.count("\n")) == ("forerun: ", 1)
-    assert sorted(tmp_path.rglob("*")) == before  # nothing half made
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-made
     with pytest.raises(InvalidOptionError):
         compile_options.require_folder("dump_dir", out)
 
@@ -180,7 +180,7 @@ def test_a_chat_template_that_raises() -> None:
 def test_a_signal_is_an_exit_code(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever a library makes of the interruption; handlers are as before afterwards."""
+    """The exit code is the same whatever a library does with the interruption; the handlers are restored afterwards."""
 
     def interrupted(arguments: object) -> int:
         try:
@@ -223,7 +223,7 @@ def test_an_interruption_inside_python_is_130(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("delay", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_ends_without_a_traceback(delay: float, number: int, folder: Path) -> None:
-    """While libraries are imported and the model is compiled."""
+    """The signal comes while libraries are imported and the model is compiled."""
     command = [*TOOL, "verify", str(folder), "--cases", "1000000", "--target", "cpu", "--max-length", "64"]
     # A shell's background jobs, these tests among them, are started with interruptions ignored.
     process = subprocess.Popen(
@@ -243,7 +243,7 @@ def test_a_process_ends_without_a_traceback(delay: float, number: int, folder: P
 
 
 def shell(command: str, **environment: str) -> tuple[list[int], str, str]:
-    """Exit codes of a pipeline's commands, and what was written."""
+    """The exit codes of a pipeline's commands, and what was written."""
     variables = {**os.environ, "FORERUN": " ".join(TOOL), "OPT": " ".join(OPT), **environment}
     script = f"{command}; echo ${{PIPESTATUS[@]}}"
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, timeout=60, check=True)
@@ -386,7 +386,7 @@ def test_warnings_are_plain_lines(folder: Path) -> None:
 
 
 def tmp_draft(folder: Path) -> Path:
-    """A model of fewer positions."""
+    """A model with fewer positions."""
     path = folder.parent / "draft"
     FAMILIES["llama"](max_position_embeddings=256).save_pretrained(path)
     return path

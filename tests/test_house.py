@@ -1,4 +1,4 @@
-"""What holds of the source itself: short files, no name that leads nowhere, and what compile() passes through."""
+"""Rules for the source itself: short files, no unused names, and the functions that compile() passes through."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ def defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def words(tree: ast.AST) -> Iterator[str]:
-    """The names that code uses; texts count with the last name of "module:name" or "module.name"."""
+    """The names that code uses; strings count as the last name of "module:name" or "module.name"."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):

@@ -1,4 +1,4 @@
-"""Importing forerun, strategies and help wait for nothing heavy; wrong options are refused before it is imported."""
+"""Importing forerun, strategies and help need no heavy library; wrong options are refused before one is imported."""
 
 import json
 import resource
@@ -19,7 +19,7 @@ STARTED = 1.0
 
 
 def python(code: str) -> Any:
-    """The JSON that a program prints last, in a new process."""
+    """The JSON that a program, run in a new process, prints last."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -57,7 +57,7 @@ def test_nothing_heavy_is_imported(case: str) -> None:
     ids=" ".join,
 )
 def test_answers_come_at_once(command: list[str]) -> None:
-    """Processor seconds, the least of three: other programs, tests beside this one too, may keep the machine busy."""
+    """Processor seconds, the least of three runs: other programs, including other tests, may keep the machine busy."""
     took: list[float] = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -171,7 +171,7 @@ def test_every_option_shows_its_default(command: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main([command, "--help"])
     options = capsys.readouterr().out.partition("options:")[2].partition("strategies,")[0]
-    described = [" ".join(each.split()) for each in options.split("\n  -")[2:]]  # behind --help
+    described = [" ".join(each.split()) for each in options.split("\n  -")[2:]]  # after --help
     required = () if command == "demo" else ("-prompt", "-prompt-file", "-token-ids")  # one of them
     assert [each for each in described if "(default: " not in each and each.split()[0] not in required] == []
 

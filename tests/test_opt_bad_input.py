@@ -1,4 +1,4 @@
-"""forerun-opt takes any text, any options and passes in any order: a module, or one sentence and exit code 2."""
+"""For any text, options and order of passes, forerun-opt gives a module, or one sentence and exit code 2."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ def test_every_pass_alone_and_twice_gives_a_module_or_a_sentence(module: str) ->
 
 
 def test_every_pass_behind_every_other() -> None:
-    """On the step with branches, on which most passes do something."""
+    """The passes run on the step with branches, where most of them do something."""
     text = next(text for name, text in MODULES.items() if name.startswith("skip_layers"))
     for names in itertools.permutations(NAMED, 2):
         parsed = parse_ir(text)

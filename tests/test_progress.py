@@ -1,4 +1,4 @@
-"""Progress: a display on a terminal, lines in a notebook and where the cursor cannot be moved, else nothing."""
+"""Progress is a display on a terminal, lines in a notebook or where the cursor cannot be moved, else nothing."""
 
 import builtins
 import io
@@ -10,7 +10,7 @@ from forerun.progress import LineProgress, SilentProgress, TerminalProgress, ope
 
 
 class ZMQInteractiveShell:
-    """What a notebook's kernel calls its shell."""
+    """A class with the name of a notebook kernel's shell."""
 
 
 class Terminal(io.StringIO):
@@ -27,7 +27,7 @@ def test_a_notebook_sees_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(progress, LineProgress)
     assert type(open_progress(quiet=True)) is SilentProgress
     with progress.stage("trace"):
-        assert stream.getvalue().split() == ["trace"]  # before it is done
+        assert stream.getvalue().split() == ["trace"]  # before the stage is done
     assert "IPython" not in sys.modules
     assert stream.getvalue().split() == ["trace", "0.0", "s"]
     assert stream.getvalue().endswith(" s\n")

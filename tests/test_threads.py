@@ -151,7 +151,7 @@ def test_the_interpreters_variable_is_set_back(monkeypatch: pytest.MonkeyPatch) 
 
 
 def in_child(work: Callable[[], Any], context: str = "fork") -> Any:
-    """What a forked child makes of it; AssertionError where it hangs."""
+    """The result of a call in a forked child. AssertionError if the child hangs."""
     made = multiprocessing.get_context(context)
     receiving, sending = made.Pipe(duplex=False)
 
@@ -204,7 +204,7 @@ def test_a_fork_amid_another_threads_work_is_said() -> None:
     assert "generating" in sentence
     assert "spawn" in sentence
     assert len(model.generate(PROMPT, 4).token_ids) == 4
-    with model.engine.serving:  # the forking thread's own work comes along
+    with model.engine.serving:  # the forking thread's own work continues in the child
         assert in_child(lambda: len(model.generate(PROMPT, 4).token_ids)) == 4
 
 

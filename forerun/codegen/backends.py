@@ -1,7 +1,7 @@
-"""The back ends: what a model can be compiled for, an entry each. Nothing else in forerun knows one by its name.
+"""The back ends: what a model can be compiled for, one entry each. Nothing else in forerun knows one by its name.
 
-An entry says by "module:name" what does its work, found when it is needed (`named`): so a back end's libraries are
-imported where it is used alone, and a kept model is run without its code generator.
+An entry names the functions that do its work as "module:name", resolved when needed (`named`): so a back end's
+libraries are imported only where it is used, and a saved model runs without its code generator.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from typing import Any
 from forerun.errors import ForerunError
 
 WEIGHT_DTYPES: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
-"""How matrices may be kept, and what the IR calls it."""
+"""The weight dtypes, and their names in the IR."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How compiled models of a back end are kept on disk, for the next start."""
+    """How compiled models of a back end are saved on disk, for the next start."""
 
-    machine: str  # () -> what the code depends on beside the model; its `str` tells machines apart
-    size: str  # (executable) -> bytes that it takes on disk
+    machine: str  # () -> what the code depends on besides the model; its `str` tells machines apart
+    size: str  # (executable) -> its bytes on disk
     save: str  # (folder, executable) -> None
-    load: str  # (entry) -> executable; `CorruptFileError` where it is not as it was written
+    load: str  # (entry) -> executable; `CorruptFileError` if it differs from what was written
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a back end tells of kernels that are compiled where they do not run."""
+    """What a back end reports about kernels that are compiled on a machine that cannot run them."""
 
-    probe: str  # () -> None; a `ForerunError` where this machine cannot compile them
+    probe: str  # () -> None; raises a `ForerunError` if this machine cannot compile them
     report: str  # (program) -> `Report`
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `forerun dump` lists of a program's kernels."""
+    """What `forerun dump` lists for a program's kernels."""
 
-    resources: list[dict[str, Any]]  # of each kernel on each architecture
+    resources: list[dict[str, Any]]  # for each kernel on each architecture
     choices: dict[str, str]  # by machine and kernel: what an autotuner chose
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A back end: its name, what it can keep, and what does its work."""
+    """A back end: its name, its capabilities, and the functions that do its work."""
 
     name: str
     weight_dtypes: tuple[str, ...]
     emit: str  # (`PlannedStep`) -> a program: plain data, and functions of tensors
     bind: str  # (program) -> `runtime.executable.Executable`
-    probe: str | None = None  # () -> None; a `ForerunError` where this machine cannot run its programs
-    texts: str | None = None  # (program) -> the text of every kernel by name
-    cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what has no room there
+    probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
+    texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
+    cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
     exact: bool = True  # whether a row's bits do not depend on the rows that share its step
     kept: Kept | None = None  # None: compiled anew at every start
     ahead: Ahead | None = None
 
     def require_usable(self) -> None:
-        """A `ForerunError` where this machine cannot run its programs."""
+        """Raises a `ForerunError` if this machine cannot run its programs."""
         if self.probe is not None:
             named(self.probe)()
 
@@ -73,7 +73,7 @@ class Backend:
 
 
 def named(reference: str) -> Any:
-    """What "module:name" stands for, imported now."""
+    """Imports and returns what "module:name" refers to."""
     return resolve_name(reference)
 
 
@@ -110,6 +110,14 @@ BACKENDS: dict[str, Backend] = {
             bind="forerun.execute.reference:ReferenceExecutable",
             exact=False,
         ),
+        Backend(
+            name="c",
+            weight_dtypes=("float32", "bfloat16"),
+            emit="forerun.codegen.c.lowering:emit",
+            bind="forerun.execute.c.executable:bind",
+            probe="forerun.execute.c.executable:require_compiler",
+            texts="forerun.codegen.c.lowering:texts",
+        ),
     )
 }
-"""By name; "auto" is the first that this machine can use."""
+"""The back ends by name; "auto" is the first that this machine can use."""

@@ -1,4 +1,4 @@
-"""What a code generator is given. Importing this does not import the IR."""
+"""The input of a code generator. Importing this does not import the IR."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class StepLimits(TypedDict):
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A planned step that is to become a program, and the weights that it reads."""
+    """A planned step, from which a program is generated, and the weights that it reads."""
 
     module: ModuleOp
     weights: Callable[[str], torch.Tensor]  # each is read once
     limits: StepLimits
-    storage: str = "f32"  # element type of matrices and of the cache, for whom keeps them alike
+    storage: str = "f32"  # element type of matrices and of the cache, for back ends that use one for both
     blocks: Mapping[str, torch.Tensor] | None = None  # uint8 [out, in / 32, bytes]: a file's quantized blocks

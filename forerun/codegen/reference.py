@@ -1,4 +1,4 @@
-"""Code generation for the reference back end: entries by the IR interpreter, kernel by kernel."""
+"""Code generation for the reference back end: the IR interpreter runs entries kernel by kernel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NUMBER = 4
 
 
 class Evaluator:
-    """Evaluates a module's entries with weights of its own: the model that they come from may be trained on."""
+    """Evaluates a module's entries with its own copy of the weights: the original model may be trained further."""
 
     def __init__(self, module: ModuleOp, weights: Callable[[str], torch.Tensor]) -> None:
         self.module = module
@@ -51,7 +51,7 @@ class Evaluator:
     def step(
         self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Kernels of a branch that is left out pass the stream through unchanged (`EvaluateStep`)."""
+        """Kernels of a skipped branch pass the stream through unchanged (`EvaluateStep`)."""
         values, environment = called(self.module, self.function, inputs, Environment(self.weights, state))
         late = stream is not None
         found = torch.zeros(0) if stream is None else stream
@@ -71,14 +71,14 @@ class Evaluator:
         return [values[each] for each in self.function.returned], found
 
     def weight_bytes(self, branch: int | None) -> int:
-        """What the linears of a residual branch read of their weights, or those outside of all branches."""
+        """The bytes of weights that the linears of a residual branch read, or, for None, those outside all branches."""
         own = (each for each in self.function.body if (each.branch if isinstance(each, Kernel) else None) == branch)
         read = [each for each in walk(list(own)) if isinstance(each, Linear)]
         return sum(math.prod(map(int, tensor_type(each.weight).dims)) * NUMBER for each in read)
 
 
 def emit(planned: PlannedStep) -> ReferenceProgram:
-    """The program of a planned `@step`."""
+    """Generates the program of a planned `@step`."""
     module = planned.module
     evaluator = Evaluator(module, planned.weights)
     step = evaluator.function

@@ -14,24 +14,24 @@ State = dict[str, torch.Tensor]
 
 
 class EvaluateStep(Protocol):
-    """Evaluates `@step` where some residual branches are left out."""
+    """Evaluates `@step` with some residual branches skipped."""
 
     def __call__(
         self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What the step returns, and the stream behind the last of the branches `evaluated`; `stream` [N, D] is what a
-        part that enters late begins with."""
+        """Returns the step's results, and the stream after the last of the branches `evaluated`; `stream` [N, D] is the
+        input of a part that starts at a later branch."""
         ...
 
 
 @dataclass(frozen=True)
 class ReferenceProgram:
-    """What code generation makes of a module; its functions hold the weights."""
+    """The result of code generation for a module; its functions own the weights."""
 
     entries: Mapping[str, Signature]
-    new_states: Callable[[int, int], State]  # for so many slots and requests
+    new_states: Callable[[int, int], State]  # for a given number of slots and requests
     step: EvaluateStep
-    evaluate: Callable[[str, Sequence[torch.Tensor], State], Sequence[torch.Tensor]]  # another entry, by its name
+    evaluate: Callable[[str, Sequence[torch.Tensor], State], Sequence[torch.Tensor]]  # another entry, by name
     slot_bytes: int  # of the states of a slot
     request_bytes: int  # of the states of a request
     of_requests: frozenset[str]  # the states that are constant for a request

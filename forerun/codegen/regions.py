@@ -1,4 +1,4 @@
-"""What every code generator asks of a module: the kernels of its entries, dimension names, and the block size."""
+"""What every code generator needs from a module: the kernels of its entries, dimension names, and the block size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forerun.errors import UnsupportedOperationError
 from forerun.signature import STEP
 
 BLOCK = 16
-"""Positions of a block where nothing in a module says how many."""
+"""Positions of a block if a module does not specify them."""
 ROWS = ("N", "M")
 """The dimensions of a step's rows, and of those whose logits are wanted."""
 
@@ -24,13 +24,13 @@ class Region:
     arguments: dict[ir.SSAValue, ir.SSAValue]  # the body's value -> the function's value
     results: list[tuple[ir.SSAValue, ir.SSAValue]]  # yielded value, the function's value
     branch: int | None = None  # the residual branch that it belongs to
-    stream: int | None = None  # its first result is this value of the residual stream
+    stream: int | None = None  # the number of the residual stream's value that is its first result
 
 
 def regions(function: ir.Function) -> list[Region]:
-    """The kernels of a function in order; an operation outside of kernels is one by itself.
+    """Returns the kernels of a function in order; an operation outside kernels is one by itself.
 
-    The names of kernels are those of a module: an entry other than the step puts its own in front.
+    Kernel names are unique in a module: an entry other than the step prefixes its own name.
     """
     prefix = "" if function.symbol == STEP else f"{function.symbol}_"
     found: list[Region] = []
@@ -56,7 +56,7 @@ def regions(function: ir.Function) -> list[Region]:
 
 
 def symbols(function: ir.Function) -> list[str]:
-    """The dimension names of a function's arguments."""
+    """Returns the dimension names of a function's arguments."""
     found: dict[str, None] = {}
     for argument in function.block.args:
         for dim in ir.tensor_type(argument).dims:
@@ -66,7 +66,7 @@ def symbols(function: ir.Function) -> list[str]:
 
 
 def block_size(module: ir.ModuleOp) -> int | None:
-    """The positions P of a block of the cache; None if no entry reads one.
+    """Returns the positions P of a block of the cache; None if no entry reads one.
 
     Raises UnsupportedOperationError if operations use blocks of several sizes.
     """

@@ -1,4 +1,4 @@
-"""Compiled code of these tests goes to a folder of their own."""
+"""The compiled code of these tests goes to a folder of its own."""
 
 import pytest
 

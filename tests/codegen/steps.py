@@ -144,7 +144,7 @@ def decoder(
 
 
 def prompt_rows(tokens: Sequence[int], start: int, table: Sequence[int], block: int = 16) -> Rows:
-    """Rows of one sequence's prompt from position `start` on, read and written through its block table."""
+    """Rows of one sequence's prompt from position `start` on, which read and write through its block table."""
     count = len(tokens)
     positions = np.arange(start, start + count)
     slots = np.asarray(table)[positions // block] * block + positions % block
@@ -158,7 +158,7 @@ def rows_of(tokens, positions, sequences, slots, bases, paths, tables, outputs=N
 
 
 def stored(module, storage: str, *names: str):
-    """The module with weights kept as `storage`."""
+    """The module with weights stored as `storage`."""
     for name, weight in ir.weights(module).items():
         if name in names:
             weight.storage = storage
@@ -218,7 +218,7 @@ def attention_step(heads, groups, key_dim, value_dim, options, seed=0):
 
 
 def tree_rows(generator, table, committed, count, first_free):
-    """A random tree behind `committed` positions; its rows' slots are scattered."""
+    """A random tree after `committed` positions; its rows' slots are scattered."""
     parents = [-1] + [int(generator.integers(0, row)) for row in range(1, count)]
     slots = first_free + generator.permutation(3 * count)[:count]
     paths = []

@@ -1,4 +1,4 @@
-"""A back end is one entry of the registry: one that is made up here compiles, is kept, refused, listed and dumped."""
+"""A back end is one entry of the registry: one made up here compiles, is cached, refused, listed and dumped."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,12 +24,12 @@ def refuse() -> None:
 
 
 def texts(program: Any) -> dict[str, str]:
-    return {"branches": str(program.branches)}
+    return {"branches.py": str(program.branches)}
 
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """The registry as it was, its order included."""
+    """Restores the registry, including its order."""
     before = dict(BACKENDS)
     yield
     BACKENDS.clear()
@@ -37,7 +37,7 @@ def registry() -> Iterator[None]:
 
 
 def register(base: str, first: bool = False, **changes: Any) -> None:
-    """Another entry named "that", behind the others or in front of them."""
+    """Registers another entry named "that", after the others or before them."""
     made = replace(BACKENDS[base], name="that", **changes)
     others = {name: each for name, each in BACKENDS.items() if name != "that"}
     BACKENDS.clear()
@@ -95,19 +95,19 @@ def test_it_is_listed_and_dumped(tmp_path: Path, capsys: pytest.CaptureFixture[s
     FAMILIES["llama"]().save_pretrained(tmp_path / "model")
     dump = ["dump", str(tmp_path / "model"), "--target", "that", "--out", str(tmp_path / "out"), "--quiet"]
     assert main(dump) == 2
-    assert "use one of auto, cpu, cuda, reference." in capsys.readouterr().err
+    assert "use one of auto, c, cpu, cuda, reference." in capsys.readouterr().err
     register("reference", texts=f"{__name__}:texts", weight_dtypes=("float32", "native"))
     assert targets() == {
         "auto": tuple(WEIGHT_DTYPES),
-        **{name: BACKENDS[name].weight_dtypes for name in ("cpu", "cuda", "reference", "that")},
+        **{name: BACKENDS[name].weight_dtypes for name in ("c", "cpu", "cuda", "reference", "that")},
     }
-    with pytest.raises(UnknownTargetError, match="auto, cpu, cuda, reference, that"):
+    with pytest.raises(UnknownTargetError, match="auto, c, cpu, cuda, reference, that"):
         resolve_target("the other")
     assert main(dump) == 0
     assert (tmp_path / "out" / "kernels" / "branches.py").is_file()
     with pytest.raises(SystemExit):
         main(["dump", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "auto, cpu, cuda, reference, that; auto is the best available" in shown
+    assert "auto, c, cpu, cuda, reference, that; auto is the best available" in shown
     assert "native (cpu, reference, that only)" in shown
     assert "float32, bfloat16" in shown

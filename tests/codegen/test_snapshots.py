@@ -1,4 +1,4 @@
-"""A compiled model keeps weights of its own, and asks for no memory that is not there."""
+"""A compiled model keeps its own copy of the weights, and requests no more memory than is available."""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def test_an_absurd_cache_is_refused_before_it_is_tried(target: str, length: int)
 
 @pytest.mark.parametrize("target", ["cpu", "reference"])
 def test_the_memory_of_a_real_cache_is_counted(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte less than there must be is too little, and nothing is allocated then."""
+    """One byte less than needed is too little, and then nothing is allocated."""
     model = FAMILIES["llama"]()
     state = forerun.compile(model, "autoregressive", target=target, max_length=256).engine.state
     bytes_: Any = state.bytes if target == "cpu" else sum(each.nbytes for each in state.values())

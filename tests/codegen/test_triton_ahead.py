@@ -1,6 +1,6 @@
 """Kernels of published sizes compile to cubins without a GPU, and spill nothing.
 
-These tests compile everything for sm_90, and the products and the head for sm_80; all of it for both is
+These tests compile everything for sm_90, and the products and the head for sm_80; to compile everything for both, use
 `forerun dump MODEL --target cuda`, or `FORERUN_AHEAD=all python -m pytest tests/codegen/test_triton_ahead.py`.
 """
 
@@ -54,7 +54,7 @@ def test_every_kernel_compiles_without_spills(name: str, capability: int) -> Non
 
 @pytest.mark.parametrize("name", ["smollm2-float32", "llama-8b-bfloat16"])
 def test_long_contexts_spill_nothing_either(name: str) -> None:
-    """Their splits have several blocks of keys, whose sums are carried along."""
+    """Their splits have several blocks of keys, whose sums are carried from block to block."""
     step = step_of(name, 8192 if name.startswith("smollm2") else 131072)
     chosen = {each: source for each, source in step.sources.items() if source.kind in ("attention", "combine")}
     found = list(compile_step(step, chosen, (1, 32), (80, 90)))
@@ -65,7 +65,7 @@ def test_long_contexts_spill_nothing_either(name: str) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_loop_around_a_step_compiles_without_spills(capability: int) -> None:
     found = list(compile_loop(step_of("smollm2-bfloat16"), (1, 8, 32, 64), [capability]))
-    assert len(found) == 5 * 4 - 1  # nothing moves where there is one row
+    assert len(found) == 5 * 4 - 1  # with one row, nothing moves
     assert not {f"{each.kernel} {each.config}": each.stack for each in found if each.stack}
     assert all(0 < each.registers <= 255 for each in found)
 
@@ -74,11 +74,11 @@ def test_a_layer_takes_six_launches() -> None:
     step = step_of("llama-8b-bfloat16")
     per_layer = sum(len(kernel.launches) for kernel in step.kernels if kernel.branch is not None)
     assert per_layer == 6  # projections, attention, its splits together, output, gate and up, down
-    weights = sum(each.weight_bytes for each in step.kernels)
+    weights = sum(step.weight_bytes(each.matrices) for each in step.kernels)
     assert weights == 2 * (4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336) + 128256 * 4096)
     head = step.kernels[-1]
     assert [each.grid.kind for each in head.launches] == ["head", "choice"]
-    assert [each.grid.kind for each in head.asked] == ["products"]
+    assert [each.grid.kind for each in head.on_demand] == ["products"]
 
 
 def test_dump_writes_sources_and_lists_registers(

@@ -1,4 +1,4 @@
-"""What is refused before anything is allocated, what is kept on disk, and what only a GPU can show."""
+"""Tests what is refused before anything is allocated, what is cached on disk, and what only a GPU can show."""
 
 from math import prod
 
@@ -11,8 +11,8 @@ from triton_steps import LIMITS
 import forerun
 from forerun import ir
 from forerun.cli import main
+from forerun.codegen.program import Config
 from forerun.codegen.triton.lowering import Lowering
-from forerun.codegen.triton.step import Config
 from forerun.compile_options import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.execute.triton import build, gpu, tuning
@@ -68,7 +68,7 @@ def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPat
     program = Lowering(module, **LIMITS).program(no_weights)
     needed = gpu.needed_bytes(program)
     assert needed["weights"] == sum(4 * prod(each.type.dims) for each in ir.weights(module).values())
-    state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(program.step), sum(needed.values())
+    state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(program.program), sum(needed.values())
     assert needed["cache"] == state
     gpu.require_memory(needed, free=kept + 10**9)
     with pytest.raises(DeviceMemoryError, match=r"needs 0\.5\d GB.*0\.10 GB are free"):
@@ -202,7 +202,7 @@ def test_no_candidate_changes_a_bit_on_the_gpu() -> None:
 @needs_gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_drawn_on_the_gpu_are_the_hosts(dtype: str) -> None:
-    """Scores that agree to the last bits of a logarithm could part; none of these do."""
+    """Scores that differ only in the last bits of a logarithm could be ordered differently; none of these are."""
     from tests.exactness.test_triton import text_rows
 
     made = forerun.compile(FAMILIES["gemma2"](), "autoregressive", dtype, "cuda", max_length=256).executable

@@ -9,9 +9,9 @@ from steps import ROW_TYPES, Step, decoder, rows_of
 from triton_steps import LIMITS, interpreted, poisoned_state
 
 from forerun import ir
+from forerun.codegen.program import Config, Source
 from forerun.codegen.triton.functions import used_functions
 from forerun.codegen.triton.lowering import Lowering
-from forerun.codegen.triton.step import Config, Source
 from forerun.execute.triton import interpreter
 from forerun.execute.triton.configs import candidates, first_config
 from forerun.execute.triton.sources import load
@@ -23,7 +23,7 @@ DRAWS = [Draw(7, 0, 1.0), Draw(LARGEST, 3, 0.3), Draw(2**63 + 5, LARGEST, 4.0), 
 
 
 def two_sequences(count: int = 9, vocabulary: int = 331, seed: int = 0):
-    """Rows of two sequences' prompts, and outputs in any order, some of them twice."""
+    """Rows of two sequences' prompts, with outputs in any order, some of them twice."""
     generator = np.random.default_rng(seed)
     first = count // 2
     positions = np.concatenate([np.arange(first), np.arange(count - first)])
@@ -36,7 +36,7 @@ def two_sequences(count: int = 9, vocabulary: int = 331, seed: int = 0):
 
 
 def expected_draw(logits, rows, draws):
-    """What the host's `sample_token` makes of logits [M, V]."""
+    """The tokens that the host's `sample_token` chooses from logits [M, V]."""
     found = []
     for row, output in zip(logits, rows.outputs, strict=True):
         draw, position = draws[rows.sequences[output]], int(rows.positions[output]) + 1
@@ -49,13 +49,13 @@ def expected_draw(logits, rows, draws):
 
 
 def run(executable, rows, draws=None):
-    """A step from poisoned memory."""
+    """Runs a step on poisoned memory."""
     executable.launcher.arena.fill_(math.nan)
     return executable.run(WHOLE, poisoned_state(executable), rows, draws=draws)
 
 
 def assert_chosen(result, rows, draws):
-    """Candidates and drawn tokens are those of the logits, which are asked for last."""
+    """Candidates and sampled tokens are those of the logits, which are requested last."""
     ids, values, drawn = result.candidates.copy(), result.candidate_logits.copy(), result.drawn.copy()
     logits = result.logits
     assert np.array_equal(ids, np.argsort(-logits, 1, kind="stable")[:, : ids.shape[1]])
@@ -78,7 +78,7 @@ def kernel(sizes, words, numbers, BLOCK: tl.constexpr, ROWS: tl.constexpr):
 def test_random_numbers_are_numpys(first: int, block: int) -> None:
     keys = [(0, 0, 0), (1, 2, 3), (LARGEST, 2**63 + 9, 2**31 - 1), (12345678901234567, LARGEST, 4096)]
     parts = ["import triton\nimport triton.language as tl\n", *used_functions(RANDOM_TILE), RANDOM_TILE.strip() + "\n"]
-    module = load(Source("random_tile", "\n\n".join(parts), "rows", (), ""), interpret=True)
+    module = load(Source("random_tile", "rows", "\n\n".join(parts), "", ()), interpret=True)
     words = torch.from_numpy(np.array(keys, np.uint64).view(np.int32))
     numbers = torch.full((len(keys), block), math.nan, dtype=torch.float64)
     sizes = torch.tensor([first], dtype=torch.int32)
@@ -182,7 +182,7 @@ def test_logits_are_not_written_unless_somebody_asks() -> None:
 
 
 def head_step(vocabulary: int, body, kinds=("head",), width: int = 24):
-    """Embeddings, and the logits that `body(b, x, weight, bias)` makes of the rows whose outputs are wanted."""
+    """Embeddings, and the logits that `body(b, x, weight, bias)` computes for the rows whose outputs are wanted."""
     step = Step()
     table, matrix = step.weight("table", 200, width), step.weight("matrix", vocabulary, width)
     bias = torch.randn(vocabulary, generator=step.generator)
@@ -229,7 +229,7 @@ def test_what_follows_a_product_is_chosen_in_its_tile(body, size: int) -> None:
     executable, rows, draws = interpreted(module, weights.__getitem__), two_sequences(vocabulary=200), [DRAWS[0], None]
     (kernel,) = executable.step.kernels[-1:]
     assert [each.grid.kind for each in kernel.launches] == ["head", "choice"]
-    assert [each.grid.kind for each in kernel.asked] == ["products"]
+    assert [each.grid.kind for each in kernel.on_demand] == ["products"]
     assert_chosen(run(executable, rows, draws), rows, draws)
 
 
@@ -239,12 +239,12 @@ def test_logits_that_another_kernel_reads_are_chosen_from_in_memory(size: int) -
     executable, rows, draws = interpreted(module, weights.__getitem__), two_sequences(vocabulary=200), [DRAWS[1], None]
     launches = [each.grid.kind for kernel in executable.step.kernels for each in kernel.launches]
     assert launches == ["rows", "products", "chunks", "choice"]
-    assert not any(kernel.asked for kernel in executable.step.kernels)
+    assert not any(kernel.on_demand for kernel in executable.step.kernels)
     assert_chosen(run(executable, rows, draws), rows, draws)
 
 
 def test_logits_that_the_step_reads_as_well_are_written_in_it() -> None:
-    """A second reader of the product, in the head's own kernel or behind it."""
+    """The product has a second reader, in the head's own kernel or after it."""
 
     def twice(b, x, matrix, bias):
         logits = b.add(ir.Linear, x, matrix, bias)
@@ -264,7 +264,7 @@ def test_logits_that_the_step_reads_as_well_are_written_in_it() -> None:
     best = step.kernel([exponentials], lambda b, e: b.reduce("max", e, [1], keep=True), "row_wise")
     module = step.finish(logits, ids, values, best)
     executable, rows = interpreted(module, step.weights.__getitem__), two_sequences(vocabulary=200)
-    assert not any(kernel.asked for kernel in executable.step.kernels)
+    assert not any(kernel.on_demand for kernel in executable.step.kernels)
     run(executable, rows)
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
     found, chosen, _, most = (executable.launcher.value(each, sizes) for each in executable.step.returned)

@@ -1,4 +1,4 @@
-"""Every Triton template in Triton's interpreter against the IR's, on odd sizes and from poisoned memory."""
+"""Every Triton template in Triton's interpreter against the IR's, on odd sizes and poisoned memory."""
 
 import math
 
@@ -9,13 +9,13 @@ from steps import ATTENTIONS, LENGTH, ROW_TYPES, Step, attention_step, decoder, 
 from triton_steps import evaluate, interpreted, poisoned_state
 
 from forerun import ir
-from forerun.codegen.triton.functions import NUMBERS
+from forerun.codegen.loops.decompose import NUMBERS
 from forerun.errors import UnsupportedOperationError
 from forerun.runtime.executable import WHOLE
 
 
 def one_kernel(body, *shapes, tokens=5, returned=1):
-    """A step whose kernel makes something of weights [rows, ...] looked up by token; results against the IR's."""
+    """Compares a step whose kernel works on weights [rows, ...] looked up by token with the IR's interpreter."""
     step = Step()
     tables = [step.weight(f"w{number}", *shape) for number, shape in enumerate(shapes)]
     result = step.kernel([*tables, step.argument("tokens")], body, "row_wise")

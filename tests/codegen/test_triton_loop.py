@@ -1,4 +1,4 @@
-"""The kernels of the loop on the device, in Triton's interpreter, beside plain Python that does the same."""
+"""The kernels of the loop on the device, in Triton's interpreter, against plain Python that does the same."""
 
 import heapq
 from functools import cache
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.codegen.triton.step import StateShape
+from forerun.codegen.program import State
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.loop import TritonLoop
 from forerun.execute.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
@@ -30,7 +30,7 @@ STATES = {"one.keys": (2, 4), "one.values": (2, 3), "two.keys": (1, 5), "two.val
 
 
 class Surroundings(SimpleNamespace):
-    """What the loop asks of a launcher, with a step that is not run."""
+    """What the loop needs from a launcher, with a step that is not run."""
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         return InputLayout(rows, outputs, PATH, self.step.tables)
@@ -47,7 +47,8 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
         torch.zeros((LARGEST, K)),
     )
     step: Any = SimpleNamespace(
-        states={name: StateShape("position", shape, "f32") for name, shape in STATES.items()}, block=BLOCK, drawn=None,
+        states={name: State("position", each, (*each[:-1], BLOCK, each[-1]), "f32") for name, each in STATES.items()},
+        block=BLOCK, sampled=None,
         tables=-(-LENGTH // BLOCK), max_path=PATH, returned=returned, vocabulary=VOCABULARY, candidates=K,
         max_length=LENGTH, max_rows=64, max_outputs=64,
     )  # fmt: skip
@@ -58,7 +59,7 @@ def make_loop(drafting: Drafting, largest: int = 32) -> TritonLoop:
 
 
 def some_text(random: np.random.Generator, count: int) -> list[int]:
-    """Tokens that repeat themselves now and then."""
+    """Tokens with occasional repetitions."""
     text = random.integers(0, VOCABULARY, count).tolist()
     for _ in range(6):
         size = int(random.integers(2, 20))
@@ -77,7 +78,7 @@ def begin(loop: TritonLoop, tokens: list[int], last: int, seed: int = 0) -> Cach
 
 
 def matches(tokens: list[int], places: int, longest: int = 12) -> list[tuple[int, int]]:
-    """(matched length, end) of the best earlier occurrences of the text's end."""
+    """The (matched length, end) of each of the best earlier occurrences of the text's end."""
     found: list[tuple[int, int]] = []
     for end in range(len(tokens) - 1):
         length = 0
@@ -94,7 +95,7 @@ def prior() -> np.ndarray:
 
 
 def expected_tree(loop: TritonLoop, tokens: list[int], drafting: Drafting, rows: int, deepest: int) -> dict[str, list]:
-    """Best first with a heap: what may follow each row is found by reading the text and the table as a person would."""
+    """Best first with a heap: what may follow each row is found by reading the text and the table directly."""
     places = matches(tokens, drafting.places) if drafting.places else []
     known = loop.known
     successors, shares = known.successors.tolist(), known.shares.tolist()
@@ -108,7 +109,7 @@ def expected_tree(loop: TritonLoop, tokens: list[int], drafting: Drafting, rows:
             for successor, share in zip(successors[token], shares[token], strict=True):
                 if successor >= 0:
                     recycled.setdefault(successor, share + 1)
-        found: dict[int, int] = {}  # token -> its look-up's class
+        found: dict[int, int] = {}  # token -> its lookup's class
         for length, end in reads:
             if end + depth + 1 < len(tokens):
                 rank = min(len(found), len(RANKS) - 1)
@@ -150,7 +151,7 @@ def expected_tree(loop: TritonLoop, tokens: list[int], drafting: Drafting, rows:
 
 
 def propose(loop: TritonLoop, size: Size) -> tuple[Tree, np.ndarray]:
-    """The tree that the kernels find, out of poisoned memory, and each row's feature."""
+    """The tree that the kernels find, on poisoned memory, and each row's feature."""
     for name in ("tokens", "positions", "slots", "bases", "paths"):
         size.input(name)[: size.layout.rows].fill_(-7)
     for each in (loop.text.parents, loop.text.depths, loop.text.features):
@@ -189,7 +190,7 @@ def test_the_likeliest_tree(drafting: Drafting, count: int, rows: int) -> None:
     if count > 30:
         assert len(tree) > 1
     check(tree, VOCABULARY)
-    # The step's inputs are those that the host would have made of the tree.
+    # The step's inputs are those that the host would have built from the tree.
     slots, _ = tree_slots(sequence, tree, np.arange(280 * BLOCK, 280 * BLOCK + 64, dtype=np.int32))
     wanted = tree_rows(sequence, tree, slots)
     for name in ("tokens", "positions", "slots", "bases"):
@@ -238,7 +239,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     features = random.integers(0, 50, rows, dtype=np.int32)
     slots = place_tree(loop, size, tree, features, sequence)
     drawn = random.integers(0, VOCABULARY, rows)
-    for row in range(1, rows):  # half of the rows draw a child, if they have one
+    for row in range(1, rows):  # half of the rows choose a child, if they have one
         if random.random() < 0.5:
             drawn[tree.parent[row]] = tree.token[row]
     verdict = verify(tree, lambda row: int(drawn[row]))
@@ -260,7 +261,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     assert loop.text.state.tolist() == [len(tokens) - 1 + accepted, LENGTH - 1, 1]
     assert loop.text.tokens[: len(tokens) + accepted].tolist() == [*tokens, *verdict.tokens]
 
-    # Keys and values: those of the path are at home, all others where they were.
+    # The keys and values of the path are at home; all others are where they were.
     places = loop.state.places
     first, block, lane = (each.numpy() for each in (places.first, places.block, places.lane))
     expected = before.numpy().copy()
@@ -270,7 +271,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
         expected[target] = before.numpy()[source]
     assert np.array_equal(loop.state.numbers.numpy(), expected)
 
-    # Estimates: each child of the path's rows was tried, those of the path were right.
+    # Estimates: each child of the path's rows was tried; those on the path were right.
     for row in range(1, rows):
         if int(tree.parent[row]) in verdict.path:
             trials[features[row]] += 1
@@ -278,7 +279,7 @@ def test_the_drawn_path_is_committed(seed: int) -> None:
     assert torch.equal(known.trials, trials)
     assert torch.equal(known.hits, hits)
 
-    # Successors, as token recycling keeps them on the host, where each token's last row decides but for the path's.
+    # Successors are as token recycling keeps them on the host: a token's last row decides, or its row on the path.
     host = TokenRecycling(VOCABULARY, SUCCESSORS)
     host._record(tree.token, candidates, scores)
     host._record(tree.token[verdict.path], candidates[verdict.path], scores[verdict.path])

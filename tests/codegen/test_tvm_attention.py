@@ -1,6 +1,7 @@
 """Tree attention with all its options against the interpreter, and row determinism of whole steps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from steps import ATTENTIONS, LENGTH, ROW_TYPES, attention_step, decoder, prompt
 
 from forerun import ir
 from forerun.codegen.tvm import lowering
-from forerun.codegen.tvm.kernels import TEMPLATES
+from forerun.codegen.tvm.templates import TEMPLATES
 from forerun.runtime.executable import WHOLE
 from tests.compiled import tvm_step
 
@@ -40,7 +41,7 @@ def compiled():
 
 
 def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
-    """Logits of a text, one row a step."""
+    """The logits of a text, one row per step."""
     state = executable.new_state(16)
     rows = (prompt_rows([token], at, table) for at, token in enumerate(tokens))
     return np.stack([executable.run(WHOLE, state, each).logits[0].copy() for each in rows])
@@ -139,10 +140,9 @@ def test_kernels_are_timed_with_the_bytes_of_their_weights(compiled):
     assert any(not each.weights for each in times)
 
 
-def _faulty(context, phase, machine):
-    """Scales scores by a hair more than asked."""
-    phase.attention.scale *= 1.0001
-    TEMPLATES["attention"](context, phase, machine)
+def _faulty(code, nest, machine):
+    """Scales scores by slightly more than it should."""
+    TEMPLATES["attention"](code, replace(nest, scale=nest.scale * 1.0001), machine)
 
 
 def test_compiled_code_is_found_again_and_a_broken_file_is_replaced(compiled, monkeypatch, tmp_path):

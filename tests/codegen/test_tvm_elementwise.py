@@ -14,7 +14,7 @@ from tests.compiled import tvm_step
 
 
 def evaluate(module, weights, rows, **options):
-    """The results of `@step` from poisoned memory, and by the interpreter."""
+    """The results of `@step` on poisoned memory, and those of the interpreter."""
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, **options)
     executable._arena.fill_(math.nan)
     state = executable.new_state(16)
@@ -64,7 +64,7 @@ def test_functions_are_accurate_and_the_same_in_vectors_and_remainders():
         unit = np.maximum(np.abs(np.spacing(expected.astype(np.float32))).astype(np.float64), 1e-38)
         finite = np.isfinite(expected.astype(np.float32))
         error = (np.abs(result[0] - expected) / unit)[finite]
-        # tanh(x) forms of gelu lose accuracy where they vanish; measured there against 1
+        # tanh(x) forms of gelu lose accuracy near zero; there the error is measured against 1
         absolute = np.abs(result[0] - expected)[finite]
         assert (np.minimum(error / 4, absolute / 4e-7) <= 1).all(), (name, error.max(), absolute.max())
         assert np.array_equal(result[1], np.roll(result[0], 3)), name
@@ -242,7 +242,7 @@ TOO_LARGE = {
 def test_integers_that_may_leave_int32_are_refused_in_one_sentence(case):
     body, named = TOO_LARGE[case]
     step = Step()
-    # The chain crosses two kernels: what the second one refuses follows from the first.
+    # The chain crosses two kernels: what the second one refuses comes from the first.
     x = step.kernel([step.argument("tokens")], lambda b, t: b.cast(t, "i64"), "row_wise")
     module = step.finish(step.kernel([x], body, "row_wise"))
     with pytest.raises(UnsupportedOperationError) as caught:

@@ -1,4 +1,4 @@
-"""Weights kept in fewer bytes: their values, the bits of linears and look-ups, and the row-determinism of both."""
+"""Weights stored in fewer bytes: their values, the bits of linears and lookups, and the row determinism of both."""
 
 import math
 
@@ -18,7 +18,7 @@ from tests.compiled import tvm_step
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
 BLOCKS = [(96, 50), (32, 64), (64, 97)]
-assert set(FORMATS) == {None, *ir.STORAGES} - {"f16"}  # float16 is a GPU's
+assert set(FORMATS) == {"packed f32", *ir.STORAGES} - {"f16"}  # float16 is for GPUs only
 
 
 def rounded(tensor):
@@ -26,7 +26,7 @@ def rounded(tensor):
 
 
 def quantized(weights, storage):
-    """What GGUF makes of the weights: the values, and the blocks."""
+    """The weights in a GGUF encoding: the values, and the blocks."""
     kind = gguf.GGMLQuantizationType[storage.upper()]
     values, blocks = dict(weights), {}
     for name, each in weights.items():
@@ -58,7 +58,7 @@ def linear_step(features, outputs, storage=None):
     [*((*shape, "bf16") for shape in SHAPES), *((*shape, each) for shape in BLOCKS for each in ir.BLOCK_STORAGES)],
 )
 def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs, storage):
-    """Widening is exact and changes no order: the same bits as a float32 weight of the same values."""
+    """Widening is exact and changes no order: the bits are those of a float32 weight of the same values."""
     module, weights = linear_step(features, outputs, storage)
     plain, _ = linear_step(features, outputs)
     blocks = None

@@ -1,4 +1,4 @@
-"""Triton steps in the interpreter, from poisoned memory, beside what the IR's interpreter makes of them."""
+"""Triton steps in Triton's interpreter, on poisoned memory, and their results in the IR's interpreter."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from steps import ROW_TYPES
 
 from forerun import ir
-from forerun.codegen.triton.step import Config
+from forerun.codegen.program import Config
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.runtime.executable import WHOLE
@@ -16,7 +16,7 @@ LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
 
 
 def wide(launcher, launch, rows, shared, pointers, sizes) -> Config:
-    """Few programs: each costs the interpreter a millisecond."""
+    """Chooses few programs: each costs the interpreter a millisecond."""
     first = first_config(launch, rows, shared)
     return Config(64, first.rows) if launch.grid.kind in ("products", "head") else first
 
@@ -29,18 +29,18 @@ def interpreted(module, weights, storage: str = "f32", tuner=wide, **limits) -> 
 
 
 def poisoned_state(executable: TritonExecutable, blocks: int = 16):
-    """A cache full of NaN: what is read was written before."""
+    """A cache full of NaN, so that reading an unwritten entry shows."""
     state = executable.new_state(blocks)
     state.numbers.fill_(math.nan)
     return state
 
 
 def evaluate(module, weights, rows, storage: str = "f32"):
-    """The results of `@step` from poisoned memory, and by the IR's interpreter."""
+    """The results of `@step` on poisoned memory, and those of the IR's interpreter."""
     executable = interpreted(module, weights.__getitem__, storage)
     executable.launcher.arena.fill_(math.nan)
     result = executable.run(WHOLE, poisoned_state(executable), rows)
-    assert result.logits is not None  # computed now that they are asked for
+    assert result.logits is not None  # computed on demand, here
     sizes = {"N": len(rows.tokens), "M": len(rows.outputs)}
     results = [executable.launcher.value(value, sizes) for value in executable.step.returned]
     environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))

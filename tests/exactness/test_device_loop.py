@@ -1,6 +1,6 @@
-"""The contract of decoding on the device: whatever is drafted there, texts and logits are plain decoding's on the host.
+"""Decoding on the device: whatever is drafted there, texts and logits are those of plain decoding on the host.
 
-In Triton's interpreter; `execute/triton/interpreter.py` says what this shows and what only a GPU can.
+These tests run in Triton's interpreter; `execute/triton/interpreter.py` says what only a GPU can show.
 """
 
 from collections.abc import Generator
@@ -14,7 +14,7 @@ import pytest
 import forerun
 from forerun.build import lower
 from forerun.codegen.backends import WEIGHT_DTYPES
-from forerun.codegen.triton.step import Config
+from forerun.codegen.program import Config
 from forerun.errors import TooLongError
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
@@ -67,7 +67,7 @@ def model(strategy: Strategy, on_device: bool = True, family: str = "llama", dty
 
 @cache
 def plain(family: str, dtype: str, count: int, **sampling: Any) -> Any:
-    """What a row a step gives, decided on the host."""
+    """The result of one row per step, decided on the host."""
     found = model(forerun.Autoregressive(), False, family, dtype)
     return found.generate(PROMPT, count, return_logits=True, **sampling)
 
@@ -77,7 +77,7 @@ def test_the_bits_of_plain_decoding(family: str, dtype: str) -> None:
     expected = plain(family, dtype, 10)
     drafting = model(forerun.TreeSpec(policy=forerun.Fixed(6)), True, family, dtype)
     rows = 0
-    for _ in range(2):  # the second time with what the first one taught
+    for _ in range(2):  # the second time with what the first one learned
         found = drafting.generate(PROMPT, 10, return_logits=True)
         assert found.has_bits_of(expected)
         rows = found.stats.rows
@@ -137,7 +137,7 @@ def test_a_text_ends_where_it_should() -> None:
 
 
 def test_up_to_the_last_position() -> None:
-    """The whole cache, its last block included."""
+    """The whole cache, including its last block."""
     prompt = np.random.default_rng(0).integers(0, 200, LIMITS["max_length"] - 9).tolist()
     expected = model(forerun.Autoregressive(), False).generate(prompt, 9, return_logits=True)
     found = model(forerun.TreeSpec(policy=forerun.Fixed(8)))
@@ -161,11 +161,11 @@ def test_a_text_given_up_half_way_leaves_the_model_as_it_was() -> None:
 
 
 def test_the_host_reads_behind_and_never_first() -> None:
-    """While the host waits for a round, as many more are enqueued as it may be behind and as the text may need."""
+    """While the host waits for an iteration, up to AHEAD more are enqueued, but no more than the text may need."""
     found = model(forerun.TreeSpec(policy=forerun.Fixed(4)))
     on_device = found.on_device
     assert on_device is not None
-    waits: list[tuple[int, int]] = []  # rounds under way, tokens missing
+    waits: list[tuple[int, int]] = []  # iterations under way, tokens missing
     report, missing = on_device.loop.report, 8
 
     def counted() -> Round:
@@ -185,7 +185,7 @@ def test_the_host_reads_behind_and_never_first() -> None:
 
 
 def test_two_texts_may_alternate_and_one_may_begin_within_another() -> None:
-    """One of them is the device's, the others are the host's."""
+    """One of them is decoded on the device, the others on the host."""
     found = model(forerun.TreeSpec(policy=forerun.Fixed(6)))
     prompts = [PROMPT, [3, 1, 4, 1, 5, 3, 1, 4]]
     expected = [found.generate(prompt, 6).token_ids for prompt in prompts]
@@ -213,7 +213,7 @@ def test_certify_the_loop() -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_certify_finds_a_planted_difference(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round that tells another token, or other logits, than it chose."""
+    """An iteration reports another token, or other logits, than it chose."""
     if kept:
         right = TritonLoop.logits
         monkeypatch.setattr(TritonLoop, "logits", lambda loop, rows: np.nextafter(right(loop, rows), np.float32(9)))
@@ -239,7 +239,7 @@ def test_there_is_no_loop_on_the_reference_target() -> None:
 
 
 def sizes_chosen(cost: CostModel, seconds: Any, right: Any, rounds: int = 600) -> list[int]:
-    """By rounds in which a row is right with probability right(round), if the one before it is."""
+    """The sizes over iterations in which a row is right with probability right(iteration) if the row before it is."""
     random, policy = np.random.default_rng(0), MostTokens(cost, (1, 2, 4, 8, 16))
     found: list[int] = []
     for number in range(rounds):
@@ -265,7 +265,7 @@ def test_sizes_follow_what_rounds_bring() -> None:
 
 
 def test_a_constant_that_the_calibration_adds_changes_nothing() -> None:
-    """Steps that the host waits for take longer than rounds, all by as much."""
+    """Steps that the host waits for take longer than iterations, all by the same amount."""
 
     def device(size: int) -> float:
         return 0.5 + 0.02 * size
@@ -284,7 +284,7 @@ def test_sizes_follow_a_text_that_changes() -> None:
 
 
 def test_a_smaller_tree_is_the_beginning_of_a_larger_one() -> None:
-    """Which is what lets one round tell what others would have brought."""
+    """This lets one iteration tell what others would have brought."""
     loops = [model(forerun.TreeSpec(policy=forerun.Fixed(rows))) for rows in (4, 12)]
     tokens: list[list[int]] = []
     for each in loops:

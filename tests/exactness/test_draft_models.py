@@ -24,7 +24,7 @@ PROMPT = "The keeper of the lighthouse "
 
 
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of so many tokens, fewer where the text has no more pairs."""
+    """A byte-level BPE with the given number of tokens, or fewer if the text has no more pairs."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -110,7 +110,7 @@ class Alphabet(torch.nn.Module):
 
 
 def alphabet(length: int, unused: int = 0, seed: int = 0) -> CompiledModel:
-    """A model whose tokens are so many letters."""
+    """A model whose tokens are `length` letters each."""
     model = Alphabet([LETTERS[at : at + length] for at in range(0, len(LETTERS), length)], unused, seed)
     found = forerun.compile(model, strategy="autoregressive", max_length=256)
     found.tokenizer = model.tokenizer
@@ -122,8 +122,8 @@ def alphabet(length: int, unused: int = 0, seed: int = 0) -> CompiledModel:
     [
         ("same", lambda: alphabet(2), 5.0),
         ("intersection", lambda: alphabet(2, unused=7, seed=1), 5.0),
-        # Four tokens of three letters are six of two, but the draft knows no word of one or two letters, with which it
-        # has to begin where the target's text has come so far.
+        # Four tokens of three letters are six of two, but the draft has no tokens of one or two letters, which it
+        # may need to begin with at the end of the target's text.
         ("text", lambda: alphabet(3, seed=2), 3.0),
         ("text", lambda: alphabet(1, seed=3), 2.8),  # four letters are two tokens of two
         ("auto", lambda: alphabet(2, unused=7, seed=1), 5.0),
@@ -199,7 +199,7 @@ def test_a_staged_draft_with_the_targets_weights_is_right() -> None:
 
 
 def test_the_drafts_cache_follows_the_commits() -> None:
-    """A draft evaluates each token once where all it proposes comes true, plus the launches of each turn."""
+    """A draft evaluates each token once if all it proposes is accepted, plus the launches of each iteration."""
     target = compiled("llama", 300)
     draft = forerun.DraftModel(target, shape=forerun.Shape(deepest=4, beam=1, children=1))
     drafting = forerun.with_strategy(target, forerun.TreeSpec(drafters=(draft,), policy=FIXED))
@@ -214,7 +214,7 @@ def test_the_drafts_cache_follows_the_commits() -> None:
     engine.run = counted
     found = drafting.generate(target.tokenizer.encode(PROMPT), 40)  # pyright: ignore
     assert found.stats.accepted_length == 5.0
-    # First the prompt, then in each turn the bonus token's parent, which the draft only proposed, with the root.
+    # First the prompt, then in each iteration the bonus token's parent, which the draft only proposed, with the root.
     assert max(rows[1:]) == 2
     assert len(rows) == 4 * found.stats.steps
 

@@ -1,4 +1,4 @@
-"""A dtype is part of the target: within it every schedule gives the same bits, and the interpreter says which."""
+"""A dtype is part of the target: within one, every schedule gives the same bits, and the interpreter says which."""
 
 from typing import Any
 

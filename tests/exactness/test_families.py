@@ -1,4 +1,4 @@
-"""By graph alone: tiny models of many families give greedy tokens of transformers, and every schedule the same bits."""
+"""From graphs alone, tiny models of many families give transformers' greedy tokens, bit for bit in any schedule."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Contexts of many thousand positions: what is proven of all their pairs costs neither their time nor their memory."""
+"""Contexts of many thousand positions: proofs about all pairs cost neither quadratic time nor quadratic memory."""
 
 import resource
 import time

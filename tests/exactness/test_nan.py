@@ -1,6 +1,6 @@
-"""Logits that are no numbers: NaN counts as the smallest logit, in every kernel and on the host, and ends a text.
+"""Logits that are not numbers: NaN counts as the smallest logit, in every kernel and on the host, and ends a text.
 
-Where it does is a property of the text, whatever the strategy.
+Where it ends is a property of the text, whatever the strategy.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from torch import nn
 import forerun
 from forerun.build import lower
 from forerun.codegen.backends import WEIGHT_DTYPES
-from forerun.codegen.triton.step import Config
+from forerun.codegen.program import Config
 from forerun.errors import ForerunError, NotANumberError
 from forerun.execute.triton.configs import first_config
 from forerun.progress import SilentProgress
@@ -35,7 +35,7 @@ COUNT = 12
 
 
 class Poisoned(nn.Module):
-    """A decoder to whose logits the row of a table is added, by the token that stands there."""
+    """A decoder that adds to its logits the table row of the token at that position."""
 
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Poisoned(nn.Module):
 
 
 def table(rows: dict[int, dict[Any, float]]) -> torch.Tensor:
-    """[V, V] zeros but for some entries of some rows."""
+    """[V, V] zeros except for the given entries."""
     found = torch.zeros(VOCABULARY, VOCABULARY)
     for token, entries in rows.items():
         for ids, value in entries.items():
@@ -116,7 +116,7 @@ def test_a_row_chooses_alike_in_kernels_and_on_the_host(target: str) -> None:
 
 
 def test_infinite_logits_choose_the_first_of_them() -> None:
-    """As greedily, so sampled, with filters or without."""
+    """Greedy and sampled decoding agree, with filters or without."""
     for row in ([1.0, INF, 2.0, INF], [-INF] * 4, [NAN] * 4, [NAN, 3.0, -INF, NAN]):
         logits = np.array(row, np.float32)
         greedy = choose_token(logits, SamplingSettings(), 0, 0)
@@ -144,7 +144,7 @@ WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": SAMPLED, "filtered":
 
 @cache
 def poisoned(value: float, way: str) -> tuple[Poisoned, int]:
-    """A module whose text meets `value` at a token that stands there for the first time, and that token's place."""
+    """A module whose text meets `value` at the first occurrence of a token, and that token's place."""
     plain = Poisoned(table({}))
     target = forerun.compile(plain, "autoregressive", target="cpu", max_length=96)
     text = target.generate(PROMPT, COUNT, **WAYS[way]).token_ids
@@ -186,7 +186,7 @@ def test_a_text_ends_at_the_first_row_whatever_the_strategy(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["greedy", "filtered"])
 def test_parts_of_the_model_draft_nan_and_end_there_too(way: str) -> None:
-    """A token's embedding is NaN: so is its stream, and that of all rows that attend to it."""
+    """A token's embedding is NaN; so are its stream and that of all rows that attend to it."""
     model = build("llama", **GROUPED | {"num_hidden_layers": 4})
     target = forerun.compile(model, "autoregressive", target="cpu", max_length=96)
     text = target.generate(PROMPT, COUNT, **WAYS[way]).token_ids
@@ -270,7 +270,7 @@ def test_certification_knows_the_rule() -> None:
 
 
 class Overflowing(nn.Module):
-    """A stream that leaves the range: sums of infinities of both signs."""
+    """The stream overflows: infinities of both signs are added."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()

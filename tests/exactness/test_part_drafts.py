@@ -44,7 +44,7 @@ METHODS: dict[str, forerun.Strategy] = {
     "confident": forerun.TreeSpec(
         drafters=(forerun.EarlyExit(layer=4, confidence=forerun.LikeliestAbove(0.3)),), policy=forerun.Fixed(12)
     ),
-    # Two parts at once, one of them with work that can be used again, beside drafters that ask no part.
+    # Two parts at once, one of them with work that can be reused, besides drafters that run no part.
     "all": forerun.TreeSpec(
         drafters=(
             forerun.EarlyExit(layer=2),
@@ -57,7 +57,7 @@ METHODS: dict[str, forerun.Strategy] = {
         policy=forerun.Fixed(24),
     ),
 }
-# Where time counts launches are weighed, leaves dropped, and turns without a draft come between.
+# Where time counts, launches are weighed, leaves are dropped, and some iterations have no draft.
 COST = CostModel((1, 8, 64), (1e-3, 1.1e-3, 2e-3))
 PROMPT = [5, 9, 2, 7, 11, 5, 9, 2, 3, 1, 8, 5, 9]
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "seed": 4}

@@ -1,4 +1,4 @@
-"""A part of a step is what the interpreter says it is, and two parts that meet are the whole, bit for bit."""
+"""A part of a step agrees with the interpreter, and two adjoining parts give the bits of the whole step."""
 
 from dataclasses import replace
 from functools import cache
@@ -30,7 +30,7 @@ def executables(family: str) -> tuple[Executable, Executable]:
 
 
 class Trial:
-    """A random tree behind a random prompt; every run starts from the same cache."""
+    """A random tree after a random prompt; every run starts from the same cache."""
 
     def __init__(self, executable: Executable, seed: int, rows: int = 7) -> None:
         random = np.random.default_rng(seed)

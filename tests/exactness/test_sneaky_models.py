@@ -1,4 +1,4 @@
-"""Small modules built to mislead: each works, row for row like its own forward pass, or is refused by a clear error."""
+"""Small modules built to mislead: each agrees with its own forward pass row by row, or is refused by a clear error."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""States per row and per request under trees: the same tokens and logits as plain decoding, and as torch's forward."""
+"""States per row and per request under trees give the tokens and logits of plain decoding and of torch's forward."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,11 +19,11 @@ from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.sampling import SamplingSettings
-from tests.compiled import reference_step, triton_step, tvm_step
+from tests.compiled import c_step, reference_step, triton_step, tvm_step
 from tests.exactness.test_nan import wide
 from tests.state_models import LIMITS, MODELS, VOCABULARY, planned, source, weights
 
-TARGETS = ("reference", "cpu", "triton")
+TARGETS = ("reference", "cpu", "triton", "c")
 GREEDY = SamplingSettings()
 PROMPT = [3, 17, 3, 40, 17, 3, 40]
 
@@ -35,6 +35,8 @@ def executable(name: str, target: str) -> Executable:
         return reference_step(module, weights().__getitem__, **LIMITS)
     if target == "cpu":
         return tvm_step(module, weights().__getitem__, **LIMITS)
+    if target == "c":
+        return c_step(module, weights().__getitem__, **LIMITS)
     compiled = triton_step(module, weights().__getitem__, device="cpu", **LIMITS)
     compiled.launcher.tuner = wide
     return compiled
@@ -134,7 +136,7 @@ def request(number: int) -> np.ndarray[Any, Any]:
 
 
 def rows_of(**columns: Any) -> Rows:
-    """One row of a first token, but for the columns given."""
+    """One row of a first token, except for the columns given."""
     good = {
         **dict.fromkeys(("tokens", "positions", "sequences", "slots", "outputs"), np.zeros(1, np.int32)),
         "bases": np.ones(1, np.int32),

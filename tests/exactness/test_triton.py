@@ -14,7 +14,7 @@ import torch
 import forerun
 from forerun.build import Lowered, lower
 from forerun.codegen.backends import WEIGHT_DTYPES
-from forerun.codegen.triton.step import Config
+from forerun.codegen.program import Config
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.configs import candidates, first_config
 from forerun.execute.triton.executable import TritonExecutable
@@ -75,7 +75,7 @@ def text_rows(tokens: Any, start: int, table: Any) -> Rows:
 
 @cache
 def plain(family: str, dtype: str = "float32", seed: int = 0) -> np.ndarray[Any, Any]:
-    """The logits of a text, the first positions of it in a chunk, the last ones a row a step."""
+    """The logits of a text: its first positions in one chunk, the last ones one row per step."""
     executable = compiled(family, dtype)
     tokens, state, table = tokens_of(executable, seed), executable.new_state(24), [3, 8, 1, 6, 0, 9, 2, 4, 5, 7]
     found: list[Any] = []
@@ -149,7 +149,7 @@ def test_certify_finds_no_difference() -> None:
 
 
 def test_certify_finds_a_planted_difference(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel whose sums know how many rows there are, given as a replacement of the generated file."""
+    """The generated file is replaced by a kernel whose sums depend on the number of rows."""
     found = lowered("llama", "float32")
     name = "linear_4_products"
     sound = compiled("llama").launcher.sources[name].text
@@ -222,8 +222,8 @@ def test_logits_stay_where_they_are_until_asked_for() -> None:
     assert "logits" not in vars(result)
     assert result.logits.shape == (3, executable.vocabulary)
     assert "logits" in vars(result)
-    assert all(kernel.asked == () for kernel in executable.step.kernels[:-1])
-    assert executable.step.kernels[-1].asked
+    assert all(kernel.on_demand == () for kernel in executable.step.kernels[:-1])
+    assert executable.step.kernels[-1].on_demand
     assert torch.is_tensor(executable.launcher.weights["model.lm_head.weight"])
 
 
@@ -251,7 +251,7 @@ def test_a_model_on_it_generates_the_same_bits_under_both_strategies(sampling: d
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_token_drawn_in_any_step_is_the_one_of_its_position(family: str) -> None:
-    """And it is what the host draws from the logits, which come behind a norm with a bias, and behind a soft cap."""
+    """It is also what the host samples from the logits, which come after a norm with a bias and after a soft cap."""
     executable = compiled(family)
     tokens, draws = tokens_of(executable), [Draw(5, 1, 0.9)]
     state, whole = executable.new_state(24), text_rows(tokens[:9], 0, [3])

@@ -3,7 +3,7 @@
     // RUN: forerun-opt %s -p pass | filecheck %s
     // RUN: not forerun-opt %s 2>&1 | filecheck %s --check-prefix ERROR
 
-A line is a pipeline: each command gets the output of the one before. `not` wants a command to fail, `2>&1` joins its
+A line is a pipeline: each command gets the output of the one before. `not` expects a command to fail, `2>&1` joins its
 errors to its output. `%s` is the file.
 """
 

@@ -1,4 +1,4 @@
-"""Expressions for every ATen rule, and what a program that was imported is compared with."""
+"""Expressions for every ATen rule, and the comparison of an imported program with its module."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ LENGTHS = (3, 8)
 
 
 class Values:
-    """What an expression is made of: tokens `i`, their features `x`, more of each kind and fixed weights."""
+    """The inputs of an expression: tokens `i`, their features `x`, more of each kind and fixed weights."""
 
     def __init__(self, module: "Expression", input_ids: Tensor) -> None:
         self.i = input_ids  # [1, T], i64
@@ -57,7 +57,7 @@ def operators(program: torch.export.ExportedProgram) -> set[str]:
 
 
 def check(module: nn.Module, program: torch.export.ExportedProgram, lengths: tuple[int, ...] = LENGTHS) -> ir.ModuleOp:
-    """Import a program and compare @forward with the module at several lengths."""
+    """Imports a program and compares @forward with the module at several lengths."""
     imported = import_program(program)
     ir.verify(imported)
     environment = ir.Environment(program_weights(program).__getitem__)

@@ -55,9 +55,9 @@ YARN = {
     "beta_slow": 0.5,
 }
 LONG, SHORT = [float(4 + each) for each in range(HEAD_SIZE // 2)], [1 + 0.25 * each for each in range(HEAD_SIZE // 2)]
-NARROW = HIDDEN // HEADS  # a head where it cannot have a size of its own
+NARROW = HIDDEN // HEADS  # the head size where it cannot be set on its own
 
-# name: architecture, its keys, the transformers model, its parameters beside COMMON, and tensors beside the weights
+# name: architecture, its keys, the transformers model, its parameters besides COMMON, and tensors besides the weights
 CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
     "llama": (
         "llama",
@@ -325,7 +325,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], dict[str, Any]]
         {},
     ),
 }
-# What the format says without the key, or what another key or the tensors say as well.
+# The format implies these without the key, or another key or the tensors say the same.
 WITHOUT_CONSEQUENCE = {
     "use_parallel_residual",
     "tensor_data_layout",

@@ -37,7 +37,7 @@ def write(path: Path, architecture: str, metadata: Mapping[str, Any], tensors: M
 
 
 def add(writer: gguf.GGUFWriter, metadata: Mapping[str, Any]) -> None:
-    """Each value in the type that converters give it: integers as uint32, numbers as float32."""
+    """Each value in the type that converters give it: integers as uint32, floats as float32."""
     for key, value in metadata.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)

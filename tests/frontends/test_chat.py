@@ -1,4 +1,4 @@
-"""A prompt as a chat's turn."""
+"""Prompts as chat messages."""
 
 from forerun.frontends.tokenizer import encode_chat
 

@@ -1,4 +1,4 @@
-"""What a model directory may do and say: its code, its index, its generation config, its tokenizer, its positions."""
+"""What a model directory may contain: its code, its index, its generation config, its tokenizer, its positions."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 
 
 class Table(nn.Module):
-    """Learned positions, 32 of them, indexed in one of many ways."""
+    """32 learned positions, indexed in one of several ways."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_a_table_of_positions_that_is_too_short_is_named(way: str) -> None:
 
 
 class Counter(nn.Module):
-    """Its forward pass keeps something."""
+    """A module whose forward pass keeps state."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ def test_a_length_that_nobody_asked_for_is_capped_without_a_word() -> None:
 
 
 def test_a_folder_is_copied_whole(folder: Path, tmp_path: Path) -> None:
-    """Links inside a folder, as hubs' caches have them, are no way out of it."""
+    """Links inside a folder, as in hubs' caches, do not lead out of it."""
     linked = tmp_path / "linked"
     linked.mkdir()
     for file in folder.iterdir():

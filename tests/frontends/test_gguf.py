@@ -77,7 +77,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, model, encoding=gguf.GGMLQuantizationType.F32, extra=(), architecture="llama", drop=()):
-    """A GGUF of the model as llama.cpp's converter would write it; returns what a reader must find."""
+    """Writes a GGUF of the model as llama.cpp's converter would; returns what a reader must find."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_context_length(POSITIONS)
@@ -124,7 +124,7 @@ def tiny(llama, tmp_path_factory):
 
 
 def expect(error: type[ForerunError], path: Path, *words: str) -> None:
-    """Opening the file fails with one sentence that holds every word."""
+    """Opening the file fails with one sentence that contains every word."""
     with pytest.raises(error) as caught:
         open_source(path)
     message = str(caught.value)
@@ -144,7 +144,7 @@ def test_weights_come_out_as_they_went_in(llama, tmp_path, encoding):
 
 @pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q8_0"])
 def test_blocks_are_kept_in_the_order_of_the_models_rows(llama, tmp_path, encoding):
-    """llama.cpp's order of query and key rows is undone for blocks as it is for numbers."""
+    """llama.cpp's order of query and key rows is undone for blocks just as for numbers."""
     kind = gguf.GGMLQuantizationType[encoding]
     write_gguf(tmp_path / "model.gguf", llama, kind, drop={"output"})
     source = open_source(tmp_path / "model.gguf", native=True)

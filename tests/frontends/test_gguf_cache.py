@@ -1,4 +1,4 @@
-"""What transformers makes of a GGUF header, kept: found again as it was, or made again."""
+"""The cache of what transformers converts from a GGUF header: an entry is found unchanged, or made again."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG = {"hidden_size": 64, "model_type": "llama"}
 
 @pytest.fixture
 def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Asks for a conversion; gives the words' ids and whether it was made anew."""
+    """Requests a conversion; returns the words' ids and whether the conversion was made again."""
     monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path / "cache"))
 
     def ask(digest: str = "header") -> tuple[list[int], bool]:

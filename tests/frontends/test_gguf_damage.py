@@ -1,4 +1,4 @@
-"""Damaged GGUF files: one sentence, soon, and in little memory; and models split into several files."""
+"""Damaged GGUF files give one sentence, quickly and in little memory; models may be split into several files."""
 
 import shutil
 import struct
@@ -87,7 +87,7 @@ def text(value: str) -> bytes:
 def header(
     keys: list[bytes], table: list[tuple[str, list[int], int, int]], counts: tuple[int, int] | None = None
 ) -> bytes:
-    """A GGUF by hand: keys as they stand in the file, and tensors of (name, dimensions, encoding, offset)."""
+    """A GGUF written by hand: keys as stored in the file, and tensors as (name, dimensions, encoding, offset)."""
     content = b"GGUF" + struct.pack("<IQQ", 3, *(counts or (len(table), len(keys)))) + b"".join(keys)
     for name, dimensions, encoding, offset in table:
         content += text(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, encoding, offset)
@@ -156,7 +156,7 @@ def test_sizes_that_the_tensors_contradict_ask_for_no_memory(tensors, tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_damage_is_a_sentence(whole, tmp_path, seed):
-    """Bytes of the header set at random, alone and in runs, and the file cut: it loads, or says what is wrong."""
+    """Header bytes are set at random, alone and in runs, and the file is cut: it loads, or says what is wrong."""
     generator = np.random.default_rng(seed)
     content = whole.read_bytes()
     first = min(entry.start for entry in read_header(whole).tensors)
@@ -360,7 +360,7 @@ def test_parts_that_are_missing_or_others(tensors, tmp_path):
 
 
 def test_threads_read_each_their_own_file(model, tensors, whole, tmp_path):
-    """Two files of different sizes at once: no one gets the other's header."""
+    """Two files of different sizes are read at once: neither gets the other's header."""
     narrow = random_model("llama", **PARAMETERS | {"intermediate_size": 16})
     other = METADATA | {"llama.feed_forward_length": 16, "tokenizer.ggml.eos_token_id": 5}
     small = write(tmp_path / "small.gguf", "llama", other, stored_tensors(narrow, "llama", LAYERS))

@@ -1,4 +1,4 @@
-"""Every metadata key of a GGUF file: applied, of no consequence, or refused by name."""
+"""Every metadata key of a GGUF file: applied, without effect, or refused by name."""
 
 import math
 from typing import Any
@@ -41,7 +41,7 @@ def own_cache(tmp_path_factory):
 
 
 def logits(model) -> torch.Tensor:
-    """Of a text beyond the original lengths and windows of the cases, and of one within: `[length, vocabulary]`."""
+    """The logits `[length, vocabulary]` of a text beyond the cases' original lengths and windows, and of one within."""
     with torch.no_grad():
         return torch.cat([model(ids, use_cache=False).logits[0] for ids in (IDS, IDS[:, :6])])
 
@@ -69,7 +69,7 @@ def test_a_file_with_every_key_is_the_model_of_the_configuration(case, tmp_path)
 
 
 def test_no_key_of_those_files_is_at_its_default(case, tmp_path):
-    """Without it the text is another, or the file is refused: so that the test above shows that it is read."""
+    """Without a key the logits differ or the file is refused, so the test above shows that the key is read."""
     architecture, keys, tensors, expected, name = case
     same = set()
     for left_out in keys:
@@ -101,7 +101,7 @@ def llama_tensors():
 
 @pytest.fixture
 def llama(llama_tensors, tmp_path):
-    """A function from keys beside the usual ones to a loaded file; a key of value None is left out."""
+    """A function that loads a file with keys besides the usual ones; a key with value None is left out."""
 
     def load(keys: dict[str, Any], **tensors: np.ndarray):
         metadata = {key: value for key, value in (keyed("llama", PLAIN) | keys).items() if value is not None}
@@ -185,7 +185,7 @@ def test_counts_as_lists_for_layers(llama):
     ("architecture", "layers", "scaled_by"), [("gemma2", 46, 12), ("gemma3", 62, 12), ("gemma3", 46, 16)]
 )
 def test_gemmas_of_27b_scale_by_the_hidden_size(tmp_path, architecture, layers, scaled_by):
-    """As llama.cpp has it of these sizes, whose files do not say so; others scale by the head's size."""
+    """llama.cpp does this for these sizes, though their files do not say so; others scale by the head size."""
     tensors = {f"blk.{layer}.attn_norm.weight": np.ones(HIDDEN, np.float32) for layer in range(layers)}
     tensors["token_embd.weight"] = np.ones((VOCABULARY, HIDDEN), np.float32)
     keys = keyed(architecture, PLAIN | {"block_count": layers})

@@ -1,4 +1,4 @@
-"""What may be imported as a program, under which names."""
+"""What may be imported as a program, and under which names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from forerun.passes.pipeline import PASSES
 
 
 class Named(nn.Module):
-    """A weight called `step`, as the function that a pass adds, and one called `encode`, as an entry."""
+    """A weight called `step`, like the function that a pass adds, and one called `encode`, like an entry."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What may be opened as a source, what a trace of it is, and what each bad source is told."""
+"""What may be opened as a source, how it is traced, and what error each bad source gets."""
 
 import re
 import shutil
@@ -56,14 +56,14 @@ def directory(llama, tmp_path_factory):
 
 @pytest.fixture
 def damaged(directory, tmp_path):
-    """A copy of the directory that a test may harm."""
+    """A copy of the directory that a test may damage."""
     path = tmp_path / "model"
     shutil.copytree(directory, path)
     return path
 
 
 def expect(error: type[ForerunError], source: object, *words: str, **options: str) -> None:
-    """Opening the source fails with one sentence that holds every word."""
+    """Opening the source fails with one sentence that contains every word."""
     with pytest.raises(error) as caught:
         open_source(source, **options)
     message = str(caught.value)

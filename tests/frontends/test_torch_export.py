@@ -1,4 +1,4 @@
-"""Every ATen rule against torch, through torch.export; and what the importer refuses, by name and line."""
+"""Tests every ATen rule against torch, through torch.export, and what the importer refuses, by name and line."""
 
 from collections.abc import Callable
 from typing import Any
@@ -154,7 +154,7 @@ def test_a_change_in_place_of_a_copy_in_another_type_is_right() -> None:
 
 
 def test_a_change_in_place_from_within_a_region_is_refused() -> None:
-    """torch.export makes a graph of its own of what runs without gradients."""
+    """torch.export puts code that runs without gradients into a graph of its own."""
     program = exported(Expression(from_outside_a_region), gradients=True)
     assert any(node.op == "get_attr" for node in program.graph.nodes)
     with pytest.raises(UnsupportedOperationError, match="changes a tensor that comes from outside its region"):

@@ -34,7 +34,7 @@ def run(
     states: dict[str, torch.Tensor] | None = None,
     **parameters: object,
 ) -> tuple[torch.Tensor, ...]:
-    """Evaluate one operation on tensors, after checking that its shape rule foresees what it gives."""
+    """Evaluates one operation on tensors, after checking that its shape rule predicts the result."""
     environment = ir.Environment(no_weights, states or {}, bindings or {})
     named = {name: each for name, each in parameters.items() if isinstance(each, torch.Tensor)}
     block = ir.Block(arg_types=[tensor(each.shape, DTYPES[each.dtype]) for each in (*inputs, *named.values())])
@@ -56,6 +56,6 @@ def raw(
     types: Sequence[ir.TensorType],
     parameters: dict[str, Any],
 ) -> ir.SpecOperation:
-    """An operation with results and parameters as given, whatever its shape rule and its declaration say."""
+    """An operation with the given results and parameters, whatever its shape rule and its declaration say."""
     properties = {name: ir.encode(value) for name, value in parameters.items()}
     return kind.create(operands=inputs, result_types=types, properties=properties)

@@ -1,4 +1,4 @@
-"""What every operation means, against an independent formula."""
+"""Every operation against an independent formula."""
 
 from typing import Any
 
@@ -269,7 +269,7 @@ def test_attention_with_capped_scores_and_sinks() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_tree_attention_is_attention_along_each_path(seed: int) -> None:
-    """Random committed lengths, trees, slots and blocks: every row sees what its path alone would show it."""
+    """Random committed lengths, trees, slots and blocks: every row sees exactly its own path."""
     random = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     block, sequences = int(random.choice([1, 2, 4])), 2

@@ -88,7 +88,7 @@ class Stepper:
         return ir.evaluate(self.program.module, "step", self.inputs(rows), environment)[0]
 
     def inputs(self, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """What @step takes for these rows."""
+        """The arguments of @step for these rows."""
         depth = max(1, *(len(row.slots) for row in rows))
         positions = [len(row.text) - 1 for row in rows]
         own = [row.slots[-1] if row.slots else self.slot(row.sequence, len(row.text) - 1) for row in rows]
@@ -105,7 +105,7 @@ class Stepper:
         return [torch.tensor(given[each.name_hint or ""], dtype=torch.int32) for each in self.step.block.args]
 
     def prefill(self, prompts: Sequence[Sequence[int]], seed: int) -> list[tuple[Row, torch.Tensor]]:
-        """Commit prompts in random chunks, rows of the sequences mixed; every row with its logits."""
+        """Commits prompts in random chunks, mixing the sequences' rows; returns every row with its logits."""
         random = np.random.default_rng(seed)
         done, results = [0] * len(prompts), list[tuple[Row, torch.Tensor]]()
         while any(count < len(prompt) for count, prompt in zip(done, prompts, strict=True)):
@@ -119,7 +119,7 @@ class Stepper:
         return results
 
     def tree(self, prompts: Sequence[Sequence[int]], seed: int, size: int = 5) -> list[tuple[Row, torch.Tensor]]:
-        """A random tree behind every prompt, at random slots, its rows in random order."""
+        """A random tree after every prompt, at random slots, with its rows in random order."""
         random = np.random.default_rng(seed)
         loose = list(random.permutation(self.loose))
         rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""What masks mean, by evaluating them: ranges that end at the row, biases by key or by distance, and nothing else."""
+"""Masks, understood by evaluating them: ranges that end at the row, biases by key or by distance, and nothing else."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def rows(build: ir.Builder) -> ir.SSAValue:
 
 
 def behind(build: ir.Builder) -> ir.SSAValue:
-    """How far each key lies behind the row: negative ahead."""
+    """How far each key lies behind the row; negative if it lies ahead."""
     return build.map("sub", rows(build), keys(build))
 
 
@@ -68,7 +68,7 @@ def hole(build: ir.Builder) -> ir.SSAValue:
 
 
 def of_the_length(build: ir.Builder) -> ir.SSAValue:
-    """Rows see the four last positions of the whole sequence before them."""
+    """Rows see the last four positions of the whole sequence that are before them."""
     counted = build.reduce("max", build.broadcast(keys(build), ("T", "T")), (1,), keep=True)
     near = compare(build, "lt", build.map("sub", counted, keys(build)), 20)
     return build.map("and", causal(build), near)
@@ -98,7 +98,7 @@ def alibi(build: ir.Builder) -> ir.SSAValue:
 
 
 def alibi_from_the_front(build: ir.Builder) -> ir.SSAValue:
-    """BLOOM's: slope * key position. Relative to the row's own key it is a bias by distance."""
+    """BLOOM's bias: slope * key position. Relative to the row's own key it is a bias by distance."""
     return build.map("neg", build.map("mul", slopes(build), build.cast(keys(build), "f32")))
 
 
@@ -107,7 +107,7 @@ def by_key(build: ir.Builder) -> ir.SSAValue:
 
 
 def buckets(build: ir.Builder) -> ir.SSAValue:
-    """T5's: a learned number for every bucket of distances, and the last one for all beyond."""
+    """T5's bias: a learned number for every bucket of distances, and the last one for all greater distances."""
     table = build.add(ir.Parameter, symbol=ir.Symbol("buckets"), shape=(6, HEADS), dtype="f32")
     bucket = build.map("max", compare(build, "min", behind(build), 5), build.constant(0, "i64"))
     return build.transpose(build.add(ir.Gather, table, bucket), (2, 0, 1))

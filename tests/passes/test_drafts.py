@@ -1,4 +1,4 @@
-"""A derived draft means what the same part of the step means, and resuming behind a draft is the step."""
+"""A derived draft means what the same part of the step means; resuming after a draft gives the step."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ROWS = 5
 
 
 def lowered(family: str, fused: bool) -> tuple[ir.ModuleOp, PassContext]:
-    """The module before its kernels are formed, or behind all passes."""
+    """The module before its kernels are formed, or after all passes."""
     changed = program(family)
     context = PassContext(changed.weights.__getitem__, max_length=LENGTH)
     passes = step_pipeline(max_rows=16, max_outputs=8, block=BLOCK, candidates=4)
@@ -32,7 +32,7 @@ def lowered(family: str, fused: bool) -> tuple[ir.ModuleOp, PassContext]:
 
 
 def rows() -> Rows:
-    """One prompt at home, all of its logits wanted."""
+    """One prompt at home, with all of its logits wanted."""
     positions = np.arange(ROWS, dtype=np.int32)
     return Rows(
         tokens=np.array([5, 9, 2, 7, 11], np.int32),

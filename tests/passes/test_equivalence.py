@@ -9,7 +9,7 @@ from forerun.passes.pipeline import step_pipeline
 from tests.passes.programs import BLOCK, LENGTH, Program, Row, Stepper, program, texts
 
 CHOSEN = ["llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "bloom", "phi3", "mpt"]
-PROMPT = 13  # longer than the models' windows, and no multiple of a block
+PROMPT = 13  # longer than the models' windows, and not a multiple of a block
 
 
 def close(result: torch.Tensor, expected: torch.Tensor, where: str) -> None:
@@ -17,7 +17,7 @@ def close(result: torch.Tensor, expected: torch.Tensor, where: str) -> None:
 
 
 class Reference:
-    """@forward as imported, remembered for every text and what it begins with."""
+    """@forward as imported; its logits are remembered for every text and all its prefixes."""
 
     def __init__(self, imported: Program) -> None:
         self.imported = imported

@@ -32,7 +32,7 @@ def fused(family: str) -> tuple[ir.Function, ir.Function]:
 
 
 def computed(operations: Iterable[ir.SpecOperation]) -> Counter[str]:
-    """Operations that cost something, by what they are."""
+    """The operations that cost something, by kind."""
     return Counter(
         f"{each.name} {sorted((name, str(value)) for name, value in each.properties.items())}"
         for each in operations

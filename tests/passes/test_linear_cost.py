@@ -1,4 +1,4 @@
-"""Passes cost as much for a layer of a large model as for one of a small one: a Llama 70B, 80 layers, on no device."""
+"""Passes cost as much per layer of a large model as of a small one: a Llama 70B, 80 layers, on no device."""
 
 import gc
 from functools import cache
@@ -32,7 +32,7 @@ def two_layers() -> ir.ModuleOp:
 
 
 def end_of_layer(body: list[ir.SpecOperation], layer: int) -> int:
-    """Where the residual stream leaves a layer: the sum behind its last linear layer."""
+    """Where the residual stream leaves a layer: the sum after its last linear layer."""
     for index, each in enumerate(body):
         weight = each.weight.owner if isinstance(each, ir.Linear) else None
         name = weight.symbol if isinstance(weight, ir.Parameter) else ""
@@ -42,7 +42,7 @@ def end_of_layer(body: list[ir.SpecOperation], layer: int) -> int:
 
 
 def llama(layers: int) -> ir.ModuleOp:
-    """The program of that many layers: the second layer of an imported one, again and again with weights of its own."""
+    """A program of `layers` layers: the second layer of an imported one, repeated, each time with its own weights."""
     module = two_layers().clone()
     forward = ir.functions(module)["forward"]
     body = forward.body
@@ -73,7 +73,7 @@ def llama(layers: int) -> ir.ModuleOp:
 
 
 def seconds(layers: int) -> dict[str, float]:
-    """The time of every pass over a model of that many layers."""
+    """The time of every pass over a model with `layers` layers."""
     module = llama(layers)
     passes = step_pipeline(max_rows=64, max_outputs=16, block=16, candidates=8)
     gc.collect()

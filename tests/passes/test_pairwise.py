@@ -1,4 +1,4 @@
-"""Masks for all pairs of a long sequence: blocks and bounds agree with the whole, nothing far away is overlooked."""
+"""Masks for all pairs of a long sequence: blocks and bounds agree with the whole; nothing far away is overlooked."""
 
 import time
 from collections.abc import Callable
@@ -43,7 +43,7 @@ FAR = 20_000
 
 
 def raised(family: str) -> Program:
-    """A family's program up to the analysis of its masks."""
+    """A family's program just before the analysis of its masks."""
     found = program(family)
     front = step_pipeline(max_rows=8, max_outputs=4, block=4, candidates=2)
     names = [each.name for each in front]
@@ -97,7 +97,7 @@ def test_understood_masks_in_blocks(mask: MaskBody) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tables_of_a_family_are_its_masks(family: str) -> None:
-    """What the tables say of every pair is what the model's own mask says of it, but for a number a row."""
+    """For every pair the tables agree with the model's own mask, up to one number per row."""
     found = raised(family)
     given = PassContext(found.weights.__getitem__, LENGTH)
     wanted = [evaluate_at(mask, LENGTH, given).float() for mask in masks(found.module)]
@@ -165,7 +165,7 @@ def the_window_widens(build: ir.Builder) -> ir.SSAValue:
 
 
 def a_bias_bends(build: ir.Builder) -> ir.SSAValue:
-    """By distance, but for the rows from a far one on."""
+    """A bias by distance, except from a far row on."""
     bias = build.cast(build.map("neg", behind(build)), "f32")
     small = build.map("mul", bias, build.constant(0.25, "f32"))
     far = compare(build, "ge", rows(build), 15_000)
@@ -173,7 +173,7 @@ def a_bias_bends(build: ir.Builder) -> ir.SSAValue:
 
 
 def unbounded(build: ir.Builder) -> ir.SSAValue:
-    """Causal, by way of a function that has no bounds."""
+    """A causal mask, by means of a function that has no bounds."""
     distance = compare(build, "remainder", behind(build), 1 << 40)
     return compare(build, "lt", distance, 1 << 39)
 

@@ -1,4 +1,4 @@
-"""Buffers that live together never overlap, and the arena is little more than what lives at once."""
+"""Buffers that live together never overlap, and the arena is little larger than what lives at once."""
 
 import pytest
 import torch

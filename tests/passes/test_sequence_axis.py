@@ -1,4 +1,4 @@
-"""The kind of every value along the sequence: one case a transfer rule, and what looks ahead is named."""
+"""The kind of every value along the sequence: one case per transfer rule, and what looks ahead is named."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def positions(build: ir.Builder, size: str = "T") -> ir.SSAValue:
 
 
 def place(build: ir.Builder) -> ir.SSAValue:
-    """A number a position, as a column [T, 1]."""
+    """One number per position, as a column [T, 1]."""
     return build.reshape(build.cast(positions(build), "f32"), ("T", 1))
 
 
@@ -43,7 +43,7 @@ def shifted(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
 
 
 def along(body: Body) -> Along:
-    """The kind of what a body makes of tokens x [1, T, 8]."""
+    """The kind of what a body computes from tokens x [1, T, 8]."""
     module = function({"x": tensor([1, "T", 8])}, lambda build, x: body(build, x))
     ir.verify(module)
     forward = ir.functions(module)["forward"]
@@ -237,7 +237,7 @@ def test_what_looks_ahead_is_named_with_its_line(kind: type[ir.SpecOperation], r
         value = body(build, x)
         assert isinstance(value.owner, kind)
         value.owner.location = LINE
-        return build.map("exp", value)  # what is made of it is not to blame
+        return build.map("exp", value)  # what is computed from it is not to blame
 
     module = function({"x": tensor([1, "T", 8])}, located)
     with pytest.raises(LookAheadError) as error:
@@ -263,7 +263,7 @@ def test_what_looks_ahead_may_be_computed_in_vain() -> None:
 
 
 def test_a_table_that_the_length_aligns_is_rejected_where_it_is_tabulated() -> None:
-    """table[64 - T : 64]: one row a position, but which one depends on the length."""
+    """table[64 - T : 64]: one row per position, but which one depends on the length."""
 
     def body(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
         table = build.reshape(build.cast(build.add(ir.Iota, size=64), "f32"), (64, 1))

@@ -1,4 +1,4 @@
-"""An executable without arithmetic to trust: its logits are a function of the history that it reads in its slots."""
+"""An executable without real arithmetic: its logits are a function of the history that it reads from its slots."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def digest_of(digest: int, token: int) -> int:
 
 @dataclass
 class OracleState:
-    """What each slot holds: a token, where it stands, and a digest of all tokens up to it. Poisoned until written."""
+    """Each slot holds a token, its position, and a digest of all tokens up to it. Slots are poisoned until written."""
 
     token: np.ndarray
     position: np.ndarray
@@ -27,9 +27,9 @@ class OracleState:
 
 @dataclass
 class Oracle:
-    """Mostly predictable from the last token, so that drafts are accepted; never wholly, so that histories matter.
+    """Mostly predictable from the last token, so that drafts are accepted; never fully, so that histories matter.
 
-    It checks the contract of `Rows`, and that each row's history is the chain that its slots were written by. It
+    It checks the contract of `Rows`, and that each row's history is the chain that wrote its slots. It
     poisons a result when the next step begins.
     """
 
@@ -170,7 +170,7 @@ class Kernels(Oracle):
         hidden = rows.tokens.astype(np.float32)[:, None]
         mixed = np.stack([self.mixed(rows, row, digest) for row, digest in enumerate(digests)])
         logits = np.stack([self.row_logits(rows, row, digests[row]) for row in rows.outputs.tolist()])
-        # As long as the rows or the outputs, and different in every step, but not along either.
+        # These are as long as the rows or the outputs, and differ in every step, but do not run along either.
         tables = [np.arange(len(each)) + len(mixed) for each in (rows.tokens, rows.outputs)]
         return [
             KernelResult("embed", "hidden", hidden, "N"),

@@ -59,7 +59,7 @@ def test_fault_at_the_last_position_is_found():
 
 
 def test_wrong_cache_is_not_blamed_on_the_kernel_that_reads_it():
-    """The first row of larger steps has a wrong hidden value, which only the rows that read it show."""
+    """The first row of larger steps has a wrong hidden value, which shows only in the rows that read it."""
 
     class Kept(Kernels):
         misled: ClassVar[dict[int, bool]] = {}  # row of the step under way -> whether it reads a wrong value

@@ -1,4 +1,4 @@
-"""What a user calls, and what a user gets wrong."""
+"""What a user calls, and what a user may get wrong."""
 
 import threading
 from itertools import zip_longest

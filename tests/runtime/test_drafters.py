@@ -1,4 +1,4 @@
-"""Drafters propose what they should, and learn what it is worth."""
+"""Drafters propose what they should, and learn how good it is."""
 
 import numpy as np
 import pytest
@@ -190,7 +190,7 @@ def test_merged_believes_agreement_more():
 
 
 def test_merged_hands_on_the_longest_of_its_drafters_prefixes():
-    """Of equal ones the first, whatever the budget leaves of the trees; none where no draft computed anything."""
+    """The first of equal ones, whatever the budget leaves of the trees; none where no draft computed anything."""
     slots = StepSlots(CachedSequence(4, np.arange(4, dtype=np.int32)), np.arange(16, 24, dtype=np.int32))
     short, long, equal = (Prefix(leave, 1 - leave / 8, slots) for leave in (2, 5, 5))
     for prefixes, expected in (

@@ -1,4 +1,4 @@
-"""The contract: whatever is drafted and however trees are cut, the text and its logits are plain decoding's."""
+"""The contract: whatever is drafted and however trees are cut, text and logits are those of plain decoding."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -229,7 +229,7 @@ def test_closing_the_iterator_frees_the_cache():
 
 
 class DrawingOracle(Oracle):
-    """Draws by itself, and then keeps its logits to itself."""
+    """Samples by itself, and then does not reveal its logits."""
 
     def run(self, entry, state, rows, hidden=None, draws=None):
         result = super().run(entry, state, rows, hidden)
@@ -248,7 +248,7 @@ class DrawingOracle(Oracle):
 @settings(max_examples=60, deadline=None)
 @given(request=requests, seed=st.integers(0, 20))
 def test_an_executable_that_draws_gives_the_same_text(request: Request, seed: int):
-    """It is asked to where every token is drawn from all of its logits, and there alone."""
+    """The executable samples exactly where every token is sampled from all of its logits."""
     request = replace(request, keep_logits=False)
     oracle = DrawingOracle(vocabulary=12, seed=seed, draws=True)
     tokens, _ = reference(Oracle(vocabulary=12, seed=seed), request)

@@ -9,12 +9,12 @@ from forerun.runtime.drafters.base import Budget
 from forerun.runtime.drafters.growing import Grower, Launches, LikeliestAbove, MarginAbove, Shape
 from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
 
-COST = CostModel((1, 8), (1.0, 1.0))  # a second a step, whatever its rows
+COST = CostModel((1, 8), (1.0, 1.0))  # one second per step, whatever its rows
 FREE = Launches(lambda depth: 0.0)
 
 
 class Clock:
-    """Time passes by what launches take."""
+    """A clock that advances by what launches take."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -95,7 +95,7 @@ def test_time_for_trials_is_a_share_of_all_time() -> None:
     own = grower(clock=clock, allowance=Allowance(0.02))
     own.brought = [type(each)([0.0] * 32, maxlen=32) for each in own.brought]
     draft = Draft(clock=clock, seconds=0.5)
-    for _ in range(1000):  # a second each
+    for _ in range(1000):  # one second each
         own.brought[0].extend([0.0] * 32)  # whatever a trial brings
         own.grow(5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.5), draft)
     assert 30 <= len(draft.levels) <= 41
@@ -107,12 +107,12 @@ def test_time_for_trials_is_a_share_of_all_time() -> None:
         ([0.5] * 4, False),  # less than the 0.7 that bringing the child to the entry costs
         ([0.95] * 4, True),  # 0.25 are left of it, and the head of the root's launch is 0.2
         ([0.85] * 4, False),
-        ([0.0, 0.0, 0.0, 1.0], False),  # 0.3 in one of four
+        ([0.0, 0.0, 0.0, 1.0], False),  # 0.3 in one case of four
         ([0.0, 1.0, 1.0, 1.0], True),  # 0.225: nothing is lost where the child turns out to be unlikely
     ],
 )
 def test_a_child_that_has_to_be_brought_to_the_entry_costs_that(brought: list[float], drafted: bool) -> None:
-    """Verification is entered behind 0.7 of a step; a launch, with the head, is 0.9 of one."""
+    """Verification is entered after 0.7 of a step; a launch, with the head, is 0.9 of one."""
     own = grower(Shape(deepest=1, beam=1, children=1))
     own.brought[0].clear()
     own.brought[0].extend(brought)
@@ -135,7 +135,7 @@ def test_an_uncertain_row_is_not_gone_on_from(confidence, logits, levels) -> Non
     draft = Draft(logits)
     tree = grower(Shape(deepest=3, beam=1), confidence=confidence).grow(5, Budget(64, 6), FREE, draft).tree
     assert len(draft.levels) == levels
-    assert tree.height == levels  # what the uncertain row proposes is proposed
+    assert tree.height == levels  # the uncertain row's own proposals are kept
 
 
 def test_candidates_that_cannot_be_offered_are_left_out() -> None:
@@ -164,18 +164,18 @@ def test_shapes_are_checked(field: str) -> None:
 
 
 def test_a_draft_that_loses_by_the_clock_is_left_alone() -> None:
-    """Turns with a draft bring as many tokens as turns without, and take longer, whatever was expected of it."""
+    """Iterations with a draft bring as many tokens as those without and take longer, whatever was expected."""
     balance = Balance(1.0)
     for _ in range(7):
         balance.observe(True, 1, 1.2)
     assert balance.pays(1.0)  # too few to tell
     balance.observe(True, 1, 1.2)
     assert not balance.pays(1.0)
-    assert balance.pays(0.0)  # where time does not count nothing is lost
+    assert balance.pays(0.0)  # where time does not count, nothing is lost
 
 
 def test_a_draft_pays_by_what_it_adds_to_a_turn() -> None:
-    """Other drafters' tokens come without it too."""
+    """Other drafters' tokens come without the draft too."""
     for plain, pays in ((1, True), (3, False)):
         balance = Balance(1.0)
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""What users of transformers write: the keywords of `generate`, with transformers' meanings, and no others."""
+"""The keywords of `generate` that users of transformers write have transformers' meanings; no others are accepted."""
 
 import json
 from typing import Any
@@ -238,7 +238,7 @@ def test_lengths(model: CompiledModel) -> None:
 
 
 def transformers_text(options: dict[str, Any], stop: list[int], minimum: int, count: int) -> list[int]:
-    """Greedy decoding behind transformers' own processor."""
+    """Greedy decoding after transformers' own processor."""
     oracle, text = Oracle(), list(PROMPT)
     processor = MinNewTokensLengthLogitsProcessor(len(PROMPT), minimum, stop, device="cpu")
     ends = EosTokenCriteria(stop)
@@ -294,7 +294,7 @@ def test_sequences_are_prompt_and_text(model: CompiledModel) -> None:
 
 
 class Counts:
-    """A criterion that writes down what it sees, and holds where the text is so long."""
+    """A criterion that records what it sees, and holds once the text has length `end`."""
 
     def __init__(self, end: int, answer: Any = bool) -> None:
         self.end, self.answer = end, answer
@@ -367,7 +367,7 @@ def test_an_iterator_streamer(model: CompiledModel, tokenizer: PreTrainedTokeniz
 
 
 def test_every_field_of_a_generation_config_is_taken_or_refused_by_name(model: CompiledModel) -> None:
-    """None of them passes without a word, and none is unknown to the tables."""
+    """None of them is ignored silently, and none is missing from the tables."""
     for name in GenerationConfig().to_dict():
         if name in known_keywords() or name in NO_EFFECT or name.startswith("_"):
             continue

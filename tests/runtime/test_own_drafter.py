@@ -1,4 +1,4 @@
-"""A drafter of a user's own, as CONTRIBUTING describes it, works alone and among others; anything else is refused."""
+"""A user's own drafter, as CONTRIBUTING describes it, works alone and among others; anything else is refused."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ PROMPT = [5, 9, 2, 7, 11, 5, 9, 2, 3, 1, 8, 5, 9]
 
 
 class Bigrams(Drafter):
-    """What followed a token last time follows it again. Its one rate goes by nothing."""
+    """Predicts that what followed a token last time follows it again. Its single rate depends on nothing."""
 
     def __init__(self) -> None:
         self.rates = AcceptanceRates(np.array([0.5]))
@@ -95,11 +95,11 @@ def test_it_drafts_for_a_draft_model(plain: CompiledModel) -> None:
     model = forerun.with_strategy(plain, forerun.TreeSpec(drafters=drafters, policy=forerun.Fixed(6)))
     found = model.generate(PROMPT, 40, return_logits=True)
     assert found.has_bits_of(plain.generate(PROMPT, 40, return_logits=True))
-    assert found.stats.accepted_length > 3  # it is drafted for by itself
+    assert found.stats.accepted_length > 3  # it drafts for itself
 
 
 class Returns(Drafter):
-    """Returns what it is told, made of the last token."""
+    """Returns what `make` makes of the last token."""
 
     def __init__(self, make: Any) -> None:
         self.make = make
@@ -156,7 +156,7 @@ class Drafts(Drafter):
 
 
 def rows(tokens: list[int], **others: Any) -> Proposal:
-    """Two rows under the last token, but for the columns given."""
+    """Two rows under the last token, except for the columns given."""
     good = {"token": [tokens[-1], 1, 2], "parent": [-1, 0, 1], "depth": [0, 1, 2], "probability": [1.0, 0.9, 0.8]}
     return Proposal(Tree(**{name: np.array(column) for name, column in {**good, **others}.items()}))
 
@@ -209,7 +209,7 @@ def test_a_context_is_not_changed_by_a_drafter() -> None:
 def behind(
     tokens: list[int], slots: Any, leave: Any = 1, share: Any = 0.5, slot: Any = None, hidden: Any = None
 ) -> Any:
-    """The root alone behind a prefix that has computed it."""
+    """The root alone, after a prefix that has computed it."""
     prefix = Prefix(leave, share, slots)
     taken = slots.take(np.array([len(tokens) - 1], np.int32))
     own = int(taken[0]) if slot is None else slot
@@ -259,7 +259,7 @@ def test_a_prefix_that_does_not_fit_the_step_is_refused(case: str, plain: Compil
 
 
 def test_a_context_is_tokens_alone_and_a_budget_is_only_read() -> None:
-    """What a drafter says goes through what it returns."""
+    """A drafter affects decoding only through what it returns."""
     assert list(vars(Context([1]))) == ["tokens"]
     with pytest.raises(AttributeError):
         Budget(4, 2).slots = None  # pyright: ignore

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import forerun
+from forerun.codegen.tvm.layout import state_places
 from forerun.errors import InvalidOptionError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Context
@@ -26,7 +27,7 @@ TOKENS = [5, 9, 2, 7, 11, 5, 9, 2, 3, 1, 8, 5, 9, 4]
 
 
 class Shaped:
-    """An engine of so many layers of two branches each."""
+    """An engine with `layers` layers of two branches each."""
 
     def __init__(self, layers: int) -> None:
         kinds = ("attention", "feed_forward")
@@ -50,7 +51,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def slots(engine: Engine):
-    """Where all tokens but the last are in the cache."""
+    """The slots of a sequence whose tokens, except the last, are in the cache."""
     with engine.sequence(len(TOKENS) + 8) as sequence:
         engine.prefill(sequence, np.array(TOKENS[:-1], np.int32))
         yield StepSlots(sequence, engine.cache.spare)
@@ -102,7 +103,7 @@ def test_layers_of_a_model_with_parallel_residuals() -> None:
 
 
 def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context, slots: StepSlots) -> None:
-    """The head behind all branches chooses what plain decoding chose; the cache stays as it was."""
+    """The head after all branches chooses what plain decoding chose; the cache stays as it was."""
     before = engine.state.numbers.clone()
     replayed = Replay(engine, 6).begin(context, slots)
     assert replayed is not None
@@ -117,14 +118,14 @@ def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context, sl
         expected = engine.run(rows).candidates[-6:, 0]
     assert chosen.tolist() == expected.tolist()
     kept = slots.sequence.home(np.arange(len(TOKENS) - 1, dtype=np.int32))
-    record = engine.executable.step.record  # pyright: ignore
+    record = state_places(engine.executable.step).record  # pyright: ignore
     for block in {int(slot) // engine.executable.block for slot in kept}:
         where = slice(block * record, (block + 1) * record)
         assert engine.state.numbers[where].equal(before[where])
 
 
 def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context, slots: StepSlots) -> None:
-    """Where one layer is skipped, the dynamic programme is exact: it is held against all choices."""
+    """Where one layer is skipped, the dynamic programme is exact: it is compared with all choices."""
     layers = layer_branches(engine.executable)
     sequence = slots.sequence
     rows = same_position(sequence, TOKENS[-2], slots.borrow(1))
@@ -177,7 +178,7 @@ def test_swift_keeps_the_best_set_and_stops(engine: Engine, context: Context, sl
 
 
 def test_bayesian_steps_find_the_branches_that_matter() -> None:
-    """Scores fall with each of three branches that a set skips: promising sets skip fewer of them."""
+    """Scores fall with each of three branches that a set skips, so promising sets skip fewer of them."""
     random = np.random.default_rng(0)
     tried = random.random((60, 12)) < 0.4
     scores = 1.0 - 0.3 * tried[:, :3].sum(axis=1)

@@ -1,4 +1,4 @@
-"""Policies cut trees where rows stop to pay; calibration measures what rows cost."""
+"""Policies cut trees where rows stop paying off; calibration measures what rows cost."""
 
 import time
 from itertools import pairwise

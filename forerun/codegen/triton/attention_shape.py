@@ -7,25 +7,25 @@ from dataclasses import dataclass
 LANES = 16
 """Rows of one mma instruction."""
 KEYS = {"f32": 32, "bf16": 64, "f16": 64}
-"""Positions of a block, by the element type of the cache. Without an mma unit for float32, operands of a `tl.dot` stand
-in registers whole: blocks are smaller there, and features are taken 32 at a time."""
+"""Positions of a block, by the element type of the cache. There is no mma unit for float32, so operands of a `tl.dot`
+are entirely in registers: blocks are smaller, and features are processed 32 at a time."""
 FEATURES = {"f32": 32, "bf16": 256, "f16": 256}
 SMALLEST = 64
 """Positions of the smallest split."""
 SPLITS = 64
-"""About as many splits as the longest sequence has."""
+"""The approximate number of splits of the longest sequence."""
 TOGETHER = (1, 2, 4, 8)
 """Tiles that may share a load."""
 
 
 def split_size(max_length: int) -> int:
-    """Positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
+    """The positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
     return max(SMALLEST, min(2048, 1 << max(0, (max_length // SPLITS - 1)).bit_length()))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one tree attention."""
+    """The sizes of one tree attention."""
 
     heads: int  # of queries
     groups: int  # of keys
@@ -33,13 +33,14 @@ class Shape:
     value_dim: int
     block: int  # P
     split: int
-    tables: int  # blocks of a sequence at most: the width of the block tables
+    tables: int  # most blocks of a sequence: the width of the block tables
     path: int  # the width of the paths
     element: str  # of the cache
+    length: int  # most positions of a sequence
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """How many tiles may share a load, as far as registers go on every GPU."""
+        """The numbers of tiles that may share a load, within the registers of every GPU."""
         return TOGETHER if self.element != "f32" and self.key_dim > 64 else TOGETHER[:3]
 
     @property
@@ -49,7 +50,7 @@ class Shape:
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        """The first feature of each `tl.dot`, and how many features it takes."""
+        """The first feature of each `tl.dot`, and its number of features."""
         size = min(padded(self.key_dim), FEATURES[self.element])
         return [(start, size) for start in range(0, padded(self.key_dim), size)]
 
@@ -60,7 +61,7 @@ class Shape:
 
     @property
     def together(self) -> int:
-        """Query heads of a tile for each of its rows."""
+        """The query heads in a tile for each of its rows."""
         return min(LANES, self.members)
 
     @property
@@ -70,7 +71,7 @@ class Shape:
 
     @property
     def head_tiles(self) -> int:
-        """Tiles that the heads of one row take."""
+        """The number of tiles for the heads of one row."""
         return -(-self.members // self.together)
 
     def tiles(self, rows: int) -> int:
@@ -78,5 +79,5 @@ class Shape:
 
 
 def padded(size: int) -> int:
-    """Numbers of a key or a value as `tl.dot` takes them."""
+    """The size of a key or a value, padded for `tl.dot`."""
     return max(16, 1 << (size - 1).bit_length())

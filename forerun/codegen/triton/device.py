@@ -3,7 +3,7 @@
 
 This file is read as text, never imported by forerun. Sums over lanes are trees whose shape depends on the number of
 lanes alone; Triton's own reductions follow the layout, which follows the number of warps. `exp` is `tl.exp`, one
-multiplication and one `ex2` instruction, everywhere; what is made of it is written out here: no library decides.
+multiplication and one `ex2` instruction, everywhere.
 """
 
 import triton
@@ -17,87 +17,6 @@ def row_sum(x, ROWS: tl.constexpr, LANES: tl.constexpr, LEVELS: tl.constexpr):
         left, right = tl.split(tl.reshape(x, [ROWS, LANES >> (level + 1), 2]))
         x = left + right
     return tl.reshape(x, [ROWS, 1])
-
-
-@triton.jit
-def expm1(x):
-    """e^x - 1, through a series near 0."""
-    series = tl.fma(x, 1.0 / 362880, 1.0 / 40320)
-    series = tl.fma(x, series, 1.0 / 5040)
-    series = tl.fma(x, series, 1.0 / 720)
-    series = tl.fma(x, series, 1.0 / 120)
-    series = tl.fma(x, series, 1.0 / 24)
-    series = tl.fma(x, series, 1.0 / 6)
-    series = tl.fma(x, series, 0.5)
-    series = tl.fma(x, series, 1.0)
-    return tl.where(tl.abs(x) < 0.3, series * x, tl.exp(x) - 1.0)
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(0.0 - x))
-
-
-@triton.jit
-def silu(x):
-    return x / (1.0 + tl.exp(0.0 - x))
-
-
-@triton.jit
-def tanh(x):
-    """Through expm1(-2|x|), which is accurate near 0."""
-    e = expm1(tl.abs(x) * -2.0)
-    magnitude = (0.0 - e) / (e + 2.0)
-    return tl.where(x < 0.0, 0.0 - magnitude, magnitude)
-
-
-@triton.jit
-def erf(x):
-    """The error function: an odd polynomial inside 475/512, 1 - exp(polynomial) outside (after N. Juffa)."""
-    t = tl.abs(x)
-    s = x * x
-    outer = tl.fma(
-        tl.fma(t, -1.72853470e-5, 3.83197126e-4),
-        s,
-        tl.fma(t, -3.88396438e-3, 2.42546219e-2),
-    )
-    outer = tl.fma(outer, t, -1.06777877e-1)
-    outer = tl.fma(outer, t, -6.34846687e-1)
-    outer = tl.fma(outer, t, -1.28717512e-1)
-    outer = 1.0 - tl.exp(tl.fma(outer, t, 0.0 - t))
-    outer = tl.where(x < 0.0, 0.0 - outer, outer)
-    inner = tl.fma(s, -5.96761703e-4, 4.99119423e-3)
-    inner = tl.fma(inner, s, -2.67681349e-2)
-    inner = tl.fma(inner, s, 1.12819925e-1)
-    inner = tl.fma(inner, s, -3.76125336e-1)
-    inner = tl.fma(inner, s, 1.28379166e-1)
-    return tl.where(t > 0.927734375, outer, tl.fma(inner, x, x))
-
-
-@triton.jit
-def gelu(x):
-    """x/2 (1 + erf(x / sqrt 2))."""
-    return x * 0.5 * (1.0 + erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def gelu_tanh(x):
-    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    return x * 0.5 * (1.0 + tanh(tl.fma(x * x * 0.044715, x, x) * 0.7978845608028654))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) with the rounding of 1 + x divided out (W. Kahan)."""
-    u = 1.0 + x
-    d = u - 1.0
-    return tl.where(d == 0.0, x, tl.log(u) * (x / tl.where(d == 0.0, 1.0, d)))
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp(0.0 - tl.abs(x)))
 
 
 @triton.jit
@@ -119,13 +38,6 @@ def floor_modulo(x, y):
     """The remainder that has the divisor's sign."""
     rest = x % y
     return rest + tl.where((rest != 0) & ((x < 0) != (y < 0)), y, 0)
-
-
-@triton.jit
-def within(index, SIZE: tl.constexpr):
-    """An index of an axis: a negative one counts from the end, and what lies outside then is moved to the rim."""
-    index = tl.where(index < 0, index + SIZE, index)
-    return tl.minimum(tl.maximum(index, 0), SIZE - 1)
 
 
 @triton.jit

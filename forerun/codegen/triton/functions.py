@@ -1,140 +1,118 @@
-"""The functions of `spec.map` as text of a Triton kernel, by the kind of their operands."""
+"""The leaf functions as Triton text, and the functions that kernels call, as source.
+
+Every other function is a formula (`loops.decompose`): a kernel's file gets a function of that name, made from it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from forerun.ir import FunctionTable, each_of, refused
+from forerun.codegen.loops.buffer import Kind
+from forerun.codegen.loops.decompose import ARITHMETIC, BITS, COMPARED, FORMULAS
+from forerun.codegen.loops.expr import Apply, Const, Expr, Partial
+from forerun.codegen.loops.index import Lane
 
-Text = Callable[..., str]
+Leaf = Callable[..., str]
 
 
-def _infix(sign: str) -> Text:
+def _infix(sign: str) -> Leaf:
     return lambda x, y: f"({x} {sign} {y})"
 
 
-def _call(name: str) -> Text:
+def _call(name: str) -> Leaf:
     return lambda *operands: f"{name}({', '.join(operands)})"
 
 
-_COMPARISONS: dict[str, Text] = {
-    "eq": _infix("=="),
-    "ne": _infix("!="),
-    "lt": _infix("<"),
-    "le": _infix("<="),
-    "gt": _infix(">"),
-    "ge": _infix(">="),
+OF_BOTH: dict[str, Leaf] = {
+    **{name: _infix(sign) for name, sign in (COMPARED | ARITHMETIC).items() if name != "div"},
+    "max": _call("tl.maximum"),
+    "min": _call("tl.minimum"),
+    "abs": _call("tl.abs"),
+    "where": _call("tl.where"),
+    "to_truth": lambda x: f"({x} != 0)",
 }
+OF_NUMBERS: dict[str, Leaf] = {
+    **OF_BOTH,
+    **{name: _call(f"tl.{name}") for name in ("fma", "floor", "ceil", "sqrt", "exp", "log", "sin", "cos")},
+    "div": _infix("/"),
+    "round": _call("round_even"),
+    "to_integer": lambda x: f"({x}).to(tl.int32)",
+}
+OF_INTEGERS: dict[str, Leaf] = {
+    **OF_BOTH,
+    "floor_div": _call("floor_divide"),
+    "remainder": _call("floor_modulo"),
+    **{name: _infix(sign) for name, sign in BITS.items()},
+    "to_number": lambda x: f"({x}).to(tl.float32)",
+}
+OF_TRUTHS: dict[str, Leaf] = {
+    "and": _infix("&"),
+    "or": _infix("|"),
+    "not": lambda x: f"({x} == 0)",
+    "where": _call("tl.where"),
+    "to_number": lambda x: f"tl.where({x}, 1.0, 0.0)",
+    "to_integer": lambda x: f"tl.where({x}, 1, 0)",
+}
+LEAVES: dict[tuple[str, Kind], Leaf] = {
+    **{(name, "number"): leaf for name, leaf in OF_NUMBERS.items()},
+    **{(name, "integer"): leaf for name, leaf in OF_INTEGERS.items()},
+    **{(name, "truth"): leaf for name, leaf in OF_TRUTHS.items()},
+}
+"""The leaves, by name and the kind of the last operand."""
 
-NO_BITS, NO_INTEGERS, NO_TRUTHS = (
-    refused(f"the cuda target has no elementwise function {{name}} on {kind}") for kind in ("f32", "integers", "i1")
-)
 
-NUMBERS: FunctionTable[Text] = FunctionTable(
-    "functions of numbers of the cuda target",
-    {
-        **_COMPARISONS,
-        "add": _infix("+"),
-        "sub": _infix("-"),
-        "mul": _infix("*"),
-        "div": _infix("/"),
-        "floor_div": lambda x, y: f"tl.floor({x} / {y})",
-        "remainder": lambda x, y: f"({x} - tl.floor({x} / {y}) * {y})",
-        "max": _call("tl.maximum"),
-        "min": _call("tl.minimum"),
-        "where": _call("tl.where"),
-        "neg": lambda x: f"({x} * -1.0)",
-        "abs": _call("tl.abs"),
-        "sign": lambda x: f"tl.where({x} > 0.0, 1.0, tl.where({x} < 0.0, -1.0, 0.0))",
-        "floor": _call("tl.floor"),
-        "ceil": _call("tl.ceil"),
-        "round": _call("round_even"),
-        "exp": _call("tl.exp"),
-        "expm1": _call("expm1"),
-        "exp2": lambda x: f"tl.exp({x} * 0.6931471805599453)",
-        "log": _call("tl.log"),
-        "log1p": _call("log1p"),
-        "log2": lambda x: f"(tl.log({x}) * 1.4426950408889634)",
-        "sqrt": _call("tl.sqrt"),
-        "rsqrt": lambda x: f"(1.0 / tl.sqrt({x}))",
-        "reciprocal": lambda x: f"(1.0 / {x})",
-        "sin": _call("tl.sin"),
-        "cos": _call("tl.cos"),
-        "tanh": _call("tanh"),
-        "erf": _call("erf"),
-        "sigmoid": _call("sigmoid"),
-        "relu": lambda x: f"tl.maximum({x}, 0.0)",
-        "silu": _call("silu"),
-        "gelu": _call("gelu"),
-        "gelu_tanh": _call("gelu_tanh"),
-        "softplus": _call("softplus"),
-        "log_sigmoid": lambda x: f"(0.0 - softplus(0.0 - {x}))",
-        **each_of(NO_BITS, "and", "or", "xor", "not"),
-        "pow": NO_BITS,
-    },
-)
+def literal(value: Const) -> str:
+    """Returns a number as a Triton literal."""
+    if value.kind != "number":
+        return value.text
+    return value.text if math.isfinite(float(value.text)) else f'float("{float(value.text)}")'
 
-INTEGERS: FunctionTable[Text] = FunctionTable(
-    "functions of integers of the cuda target",
-    {
-        **_COMPARISONS,
-        "add": _infix("+"),
-        "sub": _infix("-"),
-        "mul": _infix("*"),
-        "floor_div": _call("floor_divide"),
-        "remainder": _call("floor_modulo"),
-        "max": _call("tl.maximum"),
-        "min": _call("tl.minimum"),
-        "and": _infix("&"),
-        "or": _infix("|"),
-        "xor": _infix("^"),
-        "not": lambda x: f"(-1 - {x})",
-        "where": _call("tl.where"),
-        "neg": lambda x: f"(0 - {x})",
-        "abs": _call("tl.abs"),
-        "sign": lambda x: f"tl.where({x} > 0, 1, tl.where({x} < 0, -1, 0))",
-        "relu": lambda x: f"tl.maximum({x}, 0)",
-        **dict.fromkeys(("floor", "ceil", "round"), lambda x: x),
-        **each_of(NO_INTEGERS, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
-        **each_of(NO_INTEGERS, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
-        **each_of(NO_INTEGERS, "softplus", "log_sigmoid"),
-    },
-)
 
-TRUTHS: FunctionTable[Text] = FunctionTable(
-    "functions of truth values of the cuda target",
-    {
-        **_COMPARISONS,
-        **dict.fromkeys(("and", "mul", "min"), _infix("&")),
-        **dict.fromkeys(("or", "add", "max"), _infix("|")),
-        "xor": _infix("!="),
-        "not": lambda x: f"({x} == 0)",
-        "where": lambda c, x, y: f"(({c} & {x}) | (({c} == 0) & {y}))",
-        **each_of(NO_TRUTHS, "sub", "div", "floor_div", "remainder", "pow", "neg", "abs", "sign", "floor", "ceil"),
-        **each_of(NO_TRUTHS, "round", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal"),
-        **each_of(NO_TRUTHS, "sin", "cos", "tanh", "erf", "sigmoid", "relu", "silu", "gelu", "gelu_tanh", "softplus"),
-        "log_sigmoid": NO_TRUTHS,
-    },
-)
+@cache
+def formula_source(name: str) -> str:
+    """Returns the source of a formula's function."""
+    formula = FORMULAS[name]
+    kind: Kind = "integer" if name == "within" else "number"
+    names = ("index", "size") if name == "within" else ("x",)
+    known: dict[Expr, str] = {Partial(Lane(each), kind): each for each in names}
+    lines: list[str] = []
 
-BY_KIND = {"number": NUMBERS, "integer": INTEGERS, "truth": TRUTHS}
+    def render(expr: Expr) -> str:
+        if expr in known:
+            return known[expr]
+        if isinstance(expr, Const):
+            return literal(expr)
+        assert isinstance(expr, Apply)
+        given = [render(each) for each in expr.args]
+        leaf = LEAVES.get((expr.function, expr.args[-1].kind))
+        known[expr] = f"x{len(lines) + 1}"
+        lines.append(f"    {known[expr]} = {leaf(*given) if leaf else _call(expr.function)(*given)}")
+        return known[expr]
+
+    result = render(formula(*known))
+    document = (formula.__doc__ or "").strip().split("\n")[0]
+    said = f'    """{document}"""\n' if document else ""
+    body = "\n".join(lines)
+    return f"@triton.jit\ndef {name}({', '.join(names)}):\n{said}{body}\n    return {result}\n"
 
 
 @cache
 def device_functions() -> dict[str, str]:
-    """The source of every function of `device.py`, by name, in the file's order."""
+    """Returns the source of every function that a kernel may call, by name: those of `device.py`, and the formulas."""
     text = Path(__file__).with_name("device.py").read_text(encoding="utf-8")
     found: dict[str, str] = {}
     for part in text.split("\n\n\n@triton.jit\n")[1:]:
         name = part.removeprefix("def ").partition("(")[0]
         found[name] = "@triton.jit\n" + part.rstrip() + "\n"
-    return found
+    formulas = {name: formula_source(name) for name in FORMULAS if name != "exp"}  # exp is a hardware instruction
+    return found | formulas
 
 
 def used_functions(body: str) -> list[str]:
-    """The sources of the device functions that a text calls, and of those that they call, callees first."""
+    """Returns the sources of the device functions that a text calls, directly or not, callees first."""
     sources = device_functions()
     needed: set[str] = set()
     pending = [body]

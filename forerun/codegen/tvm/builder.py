@@ -1,4 +1,4 @@
-"""A thin layer over TVM's IR builder: vectors, loops, local accumulators, and the signature all kernels share.
+"""A thin layer over TVM's IR builder: vectors, loops, local accumulators, and the signature that all kernels share.
 
 A kernel's function is called once for each part of the work:
 
@@ -85,7 +85,7 @@ def _index(index: Expr | int) -> Expr:
 
 
 def let(value: Expr) -> Expr:
-    """The value under a name: computed once."""
+    """Binds a value to a name, so that it is computed once."""
     return T.Bind(value)
 
 
@@ -105,12 +105,12 @@ def otherwise(condition: Expr, first: Callable[[], None], second: Callable[[], N
 
 
 def local(size: int, dtype: str = "float32") -> Buffer:
-    """Numbers of this call alone: registers where every index is a constant, the stack elsewhere."""
+    """Memory local to a call: registers if every index is a constant, else the stack."""
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
 def truncated(index: Expr | int) -> Expr | int:
-    """An index expression with truncating divisions for flooring ones: the same numbers, for none is negative.
+    """Replaces flooring divisions of an index by truncating ones: the same numbers, as none is negative.
 
     TVM simplifies flooring divisions well and cannot lower two of them in one function.
     """
@@ -128,7 +128,7 @@ def truncated(index: Expr | int) -> Expr | int:
 
 
 def each(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """Combine a power of two of values as a tree: halves first."""
+    """Combines a power-of-two number of values as a tree: halves first."""
     while len(values) > 1:
         half = len(values) // 2
         values = [combine(values[index], values[index + half]) for index in range(half)]
@@ -136,12 +136,12 @@ def each(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
 
 
 def across(buffer: Buffer, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """The lanes of a local vector as one scalar, as a fixed tree."""
+    """Combines the lanes of a local vector into one scalar, as a fixed tree."""
     return each([let(buffer[integer(lane)]) for lane in range(LANES)], lambda x, y: let(combine(x, y)))
 
 
 class Frame:
-    """The arguments of the kernel under construction, and what is known of its loop variables."""
+    """The arguments of the kernel under construction, and what is known about its loop variables."""
 
     def __init__(self, arguments: Sequence[Expr], sizes: Sequence[str]) -> None:
         self.part, self.parts, sizes_pointer, slots_pointer, *pointers = arguments
@@ -169,7 +169,7 @@ class Frame:
         return self._slots[integer(index, "int64")]
 
     def window(self, memory: str, offset: Expr) -> Buffer:
-        """A memory from an int64 element offset on, indexed by int32."""
+        """A window on a memory from an int64 element offset on, indexed by int32."""
         pointer = T.Bind(tirx.address_of(self.memories[memory][offset]))
         return T.decl_buffer((1 << 30,), MEMORIES[memory], data=pointer)
 
@@ -191,7 +191,7 @@ class Frame:
 
     @contextmanager
     def divided(self, count: Expr | int) -> Generator[Expr]:
-        """This part's share of 0 .. count - 1: consecutive, equal within one."""
+        """Loops over this part's share of 0 .. count - 1: consecutive; shares differ by at most one."""
         total = integer(count) if isinstance(count, int) else count
         start = let(tirx.truncdiv(self.part * total, self.parts))
         stop = let(tirx.truncdiv((self.part + 1) * total, self.parts))
@@ -200,7 +200,7 @@ class Frame:
 
 
 def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
-    """A kernel's function."""
+    """Builds a kernel's function."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True), ExitStack():
         arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
         arguments.append(T.arg("sizes", T.handle("int32")))

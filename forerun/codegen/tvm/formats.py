@@ -1,7 +1,7 @@
-"""How the matrix of a linear lies in memory, and how its numbers come into registers as float32.
+"""How the matrix of a linear lies in memory, and how its numbers are loaded as float32.
 
-Every format keeps blocks of 32 outputs, feature after feature within a block, so that a block is one stream of bytes.
-What a format loads is widened exactly: arithmetic never sees how a weight was kept, and sums have the same order.
+Every format stores blocks of 32 outputs, feature after feature within a block, so that a block is one stream of bytes.
+Loaded numbers are widened exactly: arithmetic does not depend on the weight dtype, and sums have the same order.
 """
 
 from collections.abc import Callable
@@ -17,42 +17,42 @@ from forerun.codegen.tvm.untyped import tirx
 VECTORS = OUTPUTS // LANES
 
 STEP = 4
-"""Features a turn of the linear's inner loop."""
+"""Features per iteration of the linear's inner loop."""
 
 Column = Callable[[Expr, int], list[Expr]]
 """(turn, part) -> the 32 weights of feature `turn * STEP + part`, counted from where the format was opened, as vectors
-of 16 float32. The parts of a turn are asked for in order."""
+of 16 float32. The parts of a `turn` are requested in order."""
 
 Read = Callable[[Expr], Expr]
-"""A number of a weight at its place in the weight's memory."""
+"""Reads a number of a weight at its place in the weight's memory."""
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A format; its subclasses are all there are. Sizes are in words of 4 bytes."""
+    """A format; its subclasses are a closed set. Sizes are in words of 4 bytes."""
 
     name: ClassVar[str]
     region: ClassVar[str]
-    """The view of the weights that it is read through."""
+    """The view of the weights through which the format is read."""
     words: ClassVar[int]
     """Words of one feature of a block of outputs."""
     span: ClassVar[int] = 0
-    """Features that share scales, a multiple of STEP; 0 where there are none."""
+    """Features that share scales, a multiple of STEP; 0 if there are none."""
     scales: ClassVar[int] = 0
-    """Words of the scales in front of a span."""
+    """Words of the scales before a span."""
     prefetched: ClassVar[int] = 3
-    """The rows of a tile from which its reads are prefetched, as measured."""
+    """The number of rows of a tile from which its reads are prefetched, as measured."""
     level: ClassVar[int] = 2
-    """The cache that they are prefetched to, as measured: the first has no room for wide weights beside the rows."""
+    """The cache that they are prefetched to, as measured: wide weights and the rows do not both fit in the first."""
 
     def block_words(self, features: int) -> int:
-        """Words of a block of 32 outputs."""
+        """The words of a block of 32 outputs."""
         return features * self.words + (features // self.span * self.scales if self.span else 0)
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        """Write a weight to the begin of `target`, float32; outputs are padded with zeros.
+        """Writes a weight to the beginning of `target`, float32; outputs are padded with zeros.
 
-        `weight` is float32 [out, in], and where there are spans uint8 [out, in / span, bytes], the blocks of the file.
+        `weight` is float32 [out, in], or, if there are spans, uint8 [out, in / span, bytes], the blocks of the file.
         """
         raise NotImplementedError
 
@@ -61,11 +61,11 @@ class WeightFormat:
         return span * integer(self.span * self.words + self.scales) + integer(self.scales)
 
     def opened(self, block: Buffer, span: Expr) -> Column:
-        """A span of a block, its scales read; all features where there are no spans."""
+        """Opens a span of a block and reads its scales; all features are one span if the format has no spans."""
         raise NotImplementedError
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
-        """One weight: that of output `32 * block + lane`, lane < 32, and a feature."""
+        """The weight of output `32 * block + lane`, lane < 32, and a feature."""
         raise NotImplementedError
 
 
@@ -101,7 +101,7 @@ class Float32(WeightFormat):
 class BFloat16(WeightFormat):
     """bfloat16, two to a word, [out / 32, in, 16]: word l has output l in its lower half and output 16 + l above it.
 
-    A shift or a mask makes a float32 of each, so a vector of 16 words is widened by two instructions.
+    A shift or a mask turns each into a float32, so a vector of 16 words is widened by two instructions.
     """
 
     name: ClassVar[str] = "bfloat16"
@@ -133,7 +133,7 @@ class BFloat16(WeightFormat):
 
 
 def shifted(word: Expr, right: int) -> Expr:
-    """An int32 shifted by a number of bits, to the left where it is below 0; the sign is carried to the right."""
+    """Shifts an int32 right arithmetically by a number of bits, or left if it is negative."""
     shift = tirx.shift_right if right > 0 else tirx.shift_left
     return shift(word, integers_like(abs(right), word)) if right else word
 
@@ -143,7 +143,7 @@ def masked(word: Expr, mask: int) -> Expr:
 
 
 def as_float(word: Expr) -> Expr:
-    """The float32 of the same bits."""
+    """The float32 with the same bits."""
     lanes = lanes_of(word)
     return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", word)
 
@@ -152,7 +152,7 @@ FLOAT32 = Float32()
 
 
 def _last_block(weight: torch.Tensor) -> torch.Tensor:
-    """The outputs behind the last whole block, and zeros, [32, in]."""
+    """The outputs after the last whole block, padded with zeros, [32, in]."""
     rest = weight.shape[0] % OUTPUTS
     return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
 

@@ -10,15 +10,15 @@ SOURCES = Path(__file__).parent
 
 
 def source_digest() -> str:
-    """A digest of the templates' own sources: a changed template is another key."""
+    """Returns a digest of the templates' own sources: changing a template changes the key."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
+    for path in sorted((*SOURCES.glob("*.py"), *SOURCES.parent.glob("loops/*.py"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 def key_of(machine: Machine, parts: list[str]) -> str:
-    """The key of everything a compiled step depends on."""
+    """Returns the key of everything a compiled step depends on."""
     digest = hashlib.sha256()
     for text in (tvm.__version__, str(machine), source_digest(), *parts):
         digest.update(text.encode() + b"\0")

@@ -1,19 +1,22 @@
-"""The skinny linear: weights in blocks of 32 outputs streamed once, rows in register tiles.
+"""The skinny linear: weights are streamed once in blocks of 32 outputs, rows are in register tiles.
 
 Each output is one chain of fma over the input features in order, in every tile, so a row's bits do not depend on how
 many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows
-to the next. Where a tile has many rows for the bytes it reads, so that the processor's own prefetching falls behind the
-arithmetic, reads run 6 KiB ahead of it.
+to the next. If a tile has many rows for the bytes it reads, so that hardware prefetching falls behind the arithmetic,
+software prefetches run 6 KiB ahead.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
-from forerun import ir
-from forerun.codegen.tvm.builder import Buffer, Expr, fma, integer, let, load, local, splat, store, when
-from forerun.codegen.tvm.expressions import Expressions, Index, Stored
+from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.expr import Expr, Load, loads
+from forerun.codegen.loops.index import Index, Lane, unflat, volume
+from forerun.codegen.loops.nest import Matrix, ProductNest, Segment
+from forerun.codegen.tvm.builder import Buffer as Memory
+from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store, when
+from forerun.codegen.tvm.code import Code, Term
 from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
-from forerun.codegen.tvm.target import LANES, OUTPUTS
+from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.untyped import T, tirx
 
 AHEAD = 1536
@@ -26,42 +29,26 @@ LINE = 16
 """Words of a cache line."""
 
 
-@dataclass
-class Product:
-    """One `spec.linear` of a bundle; `raw` is where its result is kept, if it is."""
-
-    value: ir.SSAValue
-    weight: Stored
-    bias: Stored | None
-    raw: Stored | None
-
-    @property
-    def form(self) -> WeightFormat:
-        """How the weight lies in memory."""
-        assert self.weight.format is not None
-        return self.weight.format
+def held(nest: ProductNest) -> list[Buffer]:
+    """Buffers of products that are combined with later ones: in memory, as registers are too few for several sums."""
+    dims = (*nest.rows, max(each.columns for each in nest.segments))
+    most = max(len(each.matrices) for each in nest.segments) - 1
+    return [Buffer("scratch", f"product {number}", dims, "f32", "f32") for number in range(most)]
 
 
-@dataclass
-class Bundle:
-    """Products of one input over the same outputs, and the values computed from them in the same pass."""
-
-    x: Stored
-    products: list[Product]
-    epilogues: list[tuple[ir.SSAValue, Stored]] = field(default_factory=list[tuple[ir.SSAValue, Stored]])
+def emit_products(code: Code, nest: ProductNest, machine: Machine) -> None:
+    """Computes all rows of all segments."""
+    for segment in nest.segments:
+        with code.scope():
+            emit_segment(code, nest, segment, machine.tile_rows)
 
 
-def emit_linear(context: Expressions, bundle: Bundle, tile_rows: int, rows: Index) -> None:
-    """All rows of a bundle's products."""
-    frame = context.frame
-    features = bundle.x.dims[-1]
-    outputs = bundle.products[0].weight.dims[0]
-    assert isinstance(features, int)
-    assert isinstance(outputs, int)
-    blocks = -(-outputs // OUTPUTS)
-    tile = _Tile(context, bundle, features, outputs)
-    with frame.divided(blocks) as block:
-        weights = [tile.window(each, block) for each in bundle.products]
+def emit_segment(code: Code, nest: ProductNest, segment: Segment, tile_rows: int) -> None:
+    """Computes the products of one segment, one block of outputs after another."""
+    frame, tile = code.frame, _Tile(code, nest, segment)
+    with frame.divided(-(-segment.columns // OUTPUTS)) as block:
+        weights = [tile.window(each, block) for each in segment.matrices]
+        rows = code.index(volume(nest.rows))
         count = integer(rows) if isinstance(rows, int) else rows
         sizes = smaller_tiles(tile_rows)
         largest = sizes[-1] if sizes else 0
@@ -75,34 +62,37 @@ def emit_linear(context: Expressions, bundle: Bundle, tile_rows: int, rows: Inde
 
 
 def smaller_tiles(tile_rows: int) -> list[int]:
-    """Tiles for the last rows, ascending. A tile that is too large computes its last row again, to the same effect."""
+    """Tile sizes for the last rows, ascending. Too large a tile recomputes its last row, with the same result."""
     return [size for size in (1, 2, 4, 6, 8) if size < tile_rows]
 
 
 class _Tile:
     """A few rows of one block of outputs."""
 
-    def __init__(self, context: Expressions, bundle: Bundle, features: int, outputs: int) -> None:
-        self.context, self.bundle, self.features, self.outputs = context, bundle, features, outputs
-        self.x = context.window(bundle.x)
+    def __init__(self, code: Code, nest: ProductNest, segment: Segment) -> None:
+        assert isinstance(nest.x, Load)
+        self.code, self.nest, self.segment = code, nest, segment
+        self.features, self.outputs, self.held = nest.features, segment.columns, held(nest)
+        self.x = code.window(nest.x.buffer)
 
-    def window(self, product: Product, block: Expr) -> Buffer:
-        """A product's block of weights."""
-        form, frame = product.form, self.context.frame
+    def form(self, matrix: Matrix) -> WeightFormat:
+        """The weight's format in memory."""
+        return self.code.formats[matrix.weight.element]
+
+    def window(self, matrix: Matrix, block: Term) -> Memory:
+        """A block of a matrix's weights."""
+        form, frame = self.form(matrix), self.code.frame
         words = integer(form.block_words(self.features), "int64")
-        return frame.window(form.region, frame.slot(product.weight.slot) + block.astype("int64") * words)
+        slot = frame.slot(self.code.slots[matrix.weight])
+        return frame.window(form.region, slot + block.astype("int64") * words)
 
-    def emit(self, weights: Sequence[Buffer], block: Expr, size: int, first: Expr, count: Expr) -> None:
+    def emit(self, weights: Sequence[Memory], block: Term, size: int, first: Term, count: Term) -> None:
         rows = [let(tirx.min(first + integer(row), count - integer(1))) for row in range(size)]
-        *inner, last = self.bundle.products
-        for product, weight in zip(inner, weights, strict=False):
-            sums = self._sums(product.form, weight, rows)
-            self._results(product, sums, block, rows, [])
-        sums = self._sums(last.form, weights[-1], rows)
-        self._results(last, sums, block, rows, self.bundle.epilogues)
+        for number, (matrix, weight) in enumerate(zip(self.segment.matrices, weights, strict=True)):
+            self._results(number, self._sums(self.form(matrix), weight, rows), block, rows)
 
-    def _sums(self, form: WeightFormat, weight: Buffer, rows: Sequence[Expr]) -> list[list[Buffer]]:
-        """x w^T of the tile: one chain over the features for each row and output."""
+    def _sums(self, form: WeightFormat, weight: Memory, rows: Sequence[Term]) -> list[list[Memory]]:
+        """Computes x w^T of the tile: one chain over the features for each row and output."""
         sums = [[local(LANES) for _ in range(VECTORS)] for _ in rows]
         for row in sums:
             for vector in row:
@@ -111,7 +101,7 @@ class _Tile:
 
         locality = NEAREST - form.level
 
-        def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
+        def turn(column: Column, span: Term, step: Term, part: int) -> None:
             if len(rows) >= form.prefetched:
                 for word in range(part * form.words, (part + 1) * form.words):
                     if word % LINE == 0:
@@ -125,63 +115,73 @@ class _Tile:
                 for vector in range(VECTORS):
                     store(sums[row][vector], fma(x, columns[vector], load(sums[row][vector], 0)), 0)
 
-        def features(count: int, span: Expr) -> None:
+        def features(count: int, span: Term) -> None:
             column = form.opened(weight, span)
-            with self.context.frame.serial(0, count // STEP) as step:
+            with self.code.frame.serial(0, count // STEP) as step:
                 for part in range(STEP):
                     turn(column, span, step, part)
             for part in range(count % STEP):
                 turn(column, span, integer(count // STEP), part)
 
         if form.span:
-            with self.context.frame.serial(0, self.features // form.span) as span:
+            with self.code.frame.serial(0, self.features // form.span) as span:
                 features(form.span, span)
         else:
             features(self.features, integer(0))
         return sums
 
-    def _results(
-        self,
-        product: Product,
-        sums: list[list[Buffer]],
-        block: Expr,
-        rows: Sequence[Expr],
-        epilogues: Sequence[tuple[ir.SSAValue, Stored]],
-    ) -> None:
-        """Write the sums, with bias, and what is computed from them."""
-        written = [(product.value, product.raw)] if product.raw is not None else []
+    def _results(self, number: int, sums: list[list[Memory]], block: Term, rows: Sequence[Term]) -> None:
+        """Stores a matrix's sums until the last one's are ready, or, for the last, writes what is computed from all."""
+        code, unit, lane = self.code, Lane("block", -(-self.outputs // OUTPUTS)), Lane("lane", LANES)
+        code.bound[unit] = block
         for row, at in enumerate(rows):
             for vector in range(VECTORS):
-                start = let(block * integer(OUTPUTS) + integer(vector * LANES))
+                start = Index.of(unit).times(OUTPUTS).plus(vector * LANES)
 
-                def one(lane: Index, sums: Buffer = sums[row][vector], start: Expr = start, at: Expr = at) -> None:
-                    output = self.context.frame.simplify(start + lane)
-                    result = sums[lane]
-                    if product.bias is not None:
-                        result = result + self.context.window(product.bias)[output]
-                    result = let(result)
-                    self.context.computed[product.value] = lambda index: result
-                    for _, destination in written:
-                        self.context.write(
-                            destination, [*self.context.unflat(destination.dims[:-1], at), output], result
-                        )
-                    for value, destination in epilogues:
-                        index = [*self.context.unflat(destination.dims[:-1], at), output]
-                        self.context.write(destination, index, self.context.definition(value, index))
-                    del self.context.computed[product.value]
+                def one(here: Index, row: int = row, vector: int = vector, start: Index = start, at: Term = at) -> None:
+                    code.bound[self.nest.row] = at
+                    self._outputs(number, sums[row][vector][code.index(here)], start.plus(here))
 
-                self._lanes(start, one)
+                self._lanes(code.index(start), lane, one)
 
-    def _lanes(self, start: Expr, one: object) -> None:
-        """All lanes at once where the vector is whole, the existing ones singly where outputs end inside it."""
-        assert callable(one)
-        if self.outputs % LANES == 0 and self.outputs % OUTPUTS == 0:
-            with self.context.frame.vectorized() as lane:
-                one(lane)
+    def _outputs(self, number: int, total: Term, column: Index) -> None:
+        """A matrix's row at a column: stores the sum, or, for the last matrix, writes all outputs."""
+        code, segment = self.code, self.segment
+        place = (*unflat(self.nest.rows, Index.of(self.nest.row)), column)
+        matrix, others = segment.matrices[number], self.held[: len(segment.matrices) - 1]
+        if matrix.bias is not None:
+            total = total + code.render(self._placed(matrix.bias, column))
+        if matrix is not segment.matrices[-1]:
+            code.write(others[number], place, total)
             return
-        with when(start + integer(LANES) <= integer(self.outputs)), self.context.frame.vectorized() as lane:
-            one(lane)
+        products: dict[Buffer, Term] = {matrix.product: let(total)}
+        for other, buffer in zip(segment.matrices, others, strict=False):
+            products[other.product] = code.render(Load(buffer, place))
+        for taken in segment.outputs:
+            assert isinstance(taken.to, Buffer)
+            value = self._placed(taken.value, column)
+            for load_ in loads(value):
+                if load_.buffer in products:
+                    code.know(load_, products[load_.buffer])
+            code.write(taken.to, [self._at(each, column) for each in taken.index], code.render(value))
+
+    def _placed(self, value: Expr, column: Index) -> Expr:
+        return value.substitute(lambda lane: column if lane.name == self.nest.column.name else None)
+
+    def _at(self, index: Index, column: Index) -> Index:
+        return index.substitute(lambda lane: column if lane.name == self.nest.column.name else None)
+
+    def _lanes(self, start: Term, lane: Lane, one: Callable[[Index], None]) -> None:
+        """All lanes at once if the vector is whole; only the existing ones, singly, if outputs end inside it."""
+        code = self.code
+        if self.outputs % LANES == 0 and self.outputs % OUTPUTS == 0:
+            with code.vectorized(lane):
+                one(Index.of(lane))
+            return
+        with when(start + integer(LANES) <= integer(self.outputs)), code.vectorized(lane):
+            one(Index.of(lane))
         if rest := self.outputs % LANES:
             with when(tirx.EQ(start, integer(self.outputs - rest))):
-                for lane in range(rest):
-                    one(integer(lane))
+                for number in range(rest):
+                    with code.scope():
+                        one(Index(constant=number))

@@ -1,7 +1,7 @@
-"""One packed function that runs a step: it walks a program of kernel calls in one parallel launch.
+"""One packed function that runs a step: it executes a program of kernel calls in one parallel launch.
 
 The program is an int64 array [calls, 1 + slots]: the number of the kernel's function, then its offsets. Layers that
-differ by their weights and states alone share functions, so code size and compile time do not grow with depth. All
+differ only in their weights and states share functions, so code size and compile time do not grow with depth. All
 threads meet at a barrier after each call.
 
     run(program, sizes, weights, tables, numbers, indices, state, requests, inputs, first, last, parts)
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forerun.codegen.tvm.builder import MEMORIES, integer
-from forerun.codegen.tvm.step import ENTRY
+from forerun.codegen.tvm.layout import ENTRY
 from forerun.codegen.tvm.untyped import IRBuilder, T, tirx, tvm, tvm_ir
 
 
 def step_module(kernels: Mapping[str, Any]) -> Any:
-    """An IRModule of the kernels' functions and the entry; a call's number is its kernel's place in the mapping."""
+    """Returns an IRModule of the kernels' functions and the entry; kernels are numbered in the mapping's order."""
     globals_ = [tvm_ir.GlobalVar(name) for name in kernels]
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"global_symbol": ENTRY})
@@ -43,7 +43,7 @@ def step_module(kernels: Mapping[str, Any]) -> Any:
 
 
 def _dispatch(kind: Any, names: Sequence[Any], functions: Sequence[Any], arguments: Sequence[Any], first: int) -> None:
-    """A binary search for the function's number."""
+    """Calls the function of a number, found by binary search."""
     if len(names) == 1:
         T.evaluate(tvm_ir.Call(names[0], arguments, ret_ty=functions[0].ret_type))
         return
@@ -56,9 +56,9 @@ def _dispatch(kind: Any, names: Sequence[Any], functions: Sequence[Any], argumen
 
 
 def build(module: Any, target: Any) -> Any:
-    """Lower and compile to an LLVM runtime module.
+    """Lowers and compiles to an LLVM runtime module.
 
-    The list is TVM's own for the CPU, less common-subexpression elimination (LLVM does it) and the lowering of
+    The passes are TVM's own for the CPU, without common-subexpression elimination (LLVM does it) and the lowering of
     allocations (all are small and stay on the stack).
     """
     transform = tirx.transform

@@ -1,8 +1,8 @@
-"""Formats that keep a GGUF file's blocks: 32 features of an output share a scale, and a minimum where there is one.
+"""Formats that keep a GGUF file's blocks: 32 features of an output share a scale, and a minimum if there is one.
 
 A block of outputs is a sequence of spans of 32 features: the scales of its 32 outputs, then their numbers. Scales are
-float16 of at most 11 bits, numbers of at most 8, so that their product is exact in float32: what is unpacked is, bit by
-bit, what dequantizing gives.
+float16 of at most 11 bits, numbers of at most 8, so that their product is exact in float32: unpacking gives the same
+bits as dequantizing.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def half_to_float(bits: Expr) -> Expr:
 
 
 def _blocks(weight: torch.Tensor) -> torch.Tensor:
-    """[out / 32, 2, 16, in / 32, bytes] of [out, in / 32, bytes], padded with zeros."""
+    """Returns [out, in / 32, bytes] as [out / 32, 2, 16, in / 32, bytes], padded with zeros."""
     missing = -weight.shape[0] % OUTPUTS
     if missing:
         weight = torch.cat((weight, weight.new_zeros(missing, *weight.shape[1:])))
@@ -168,11 +168,11 @@ def _place(form: WeightFormat, features: int, block: Expr, feature: Expr) -> tup
     return block * integer(form.block_words(features)) + form.start(shifted(feature, 5)), masked(feature, SPAN - 1)
 
 
-FORMATS: dict[str | None, WeightFormat] = {
-    None: FLOAT32,
+FORMATS: dict[str, WeightFormat] = {
+    "packed f32": FLOAT32,
     "bf16": BFloat16(),
     "q4_0": FourBits(minimum=False),
     "q4_1": FourBits(minimum=True),
     "q8_0": EightBits(),
 }
-"""By the storage of a `spec.weight`."""
+"""The formats, by the storage of a `spec.weight`, or float32 in blocks of outputs."""

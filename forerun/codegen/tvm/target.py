@@ -1,4 +1,4 @@
-"""The machine's LLVM target, and how many rows a register tile holds on it."""
+"""The machine's LLVM target, and the number of rows in its register tiles."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from forerun.codegen.tvm.untyped import Target, tvm
 
 LANES = 16
-"""Numbers in one vector of the generated code; LLVM splits it where the machine's registers are shorter. The order of
+"""Numbers in one vector of the generated code; LLVM splits it if the machine's registers are shorter. The order of
 reductions depends on it, so it is one constant for all machines."""
 
 OUTPUTS = 32
@@ -19,13 +19,13 @@ class Machine:
 
     triple: str
     cpu: str
-    features: tuple[str, ...]  # "+avx2", "-avx512f", ...: a virtual machine may hide some of its processor's
+    features: tuple[str, ...]  # "+avx2", "-avx512f", ...: a virtual machine may hide some features of its processor
     registers: int  # vector registers
     width: int  # float32 numbers in one
 
     @staticmethod
     def host() -> "Machine":
-        """This machine, as LLVM sees it."""
+        """Returns this machine, as LLVM sees it."""
         triple = str(tvm.get_global_func("tvm.codegen.llvm.GetProcessTriple")())
         cpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
         present = {
@@ -44,5 +44,5 @@ class Machine:
 
     @property
     def tile_rows(self) -> int:
-        """Rows whose accumulators of one block of outputs stay in registers, a fifth of which are left for operands."""
+        """Rows whose accumulators for one block of outputs fit in registers, a fifth of which are left for operands."""
         return max(1, int(self.registers * 0.8) // (OUTPUTS // self.width))

@@ -1,12 +1,15 @@
-"""The k largest of a row: the maximum of each chunk first, then only chunks that hold a candidate are read.
+"""The k largest of a row: after the maximum of each chunk, only chunks that contain a candidate are read.
 
-Ids are visited in ascending order and one displaces another only when strictly larger, so that among equals the lower
-id comes first. NaN counts as -inf.
+Ids are visited in ascending order and an entry displaces another only if strictly larger, so ties go to the lower id.
+NaN counts as -inf.
 """
 
-from forerun.codegen.tvm.builder import Expr, across, each, integer, let, load, local, number, store, when
-from forerun.codegen.tvm.expressions import Expressions, Stored
-from forerun.codegen.tvm.target import LANES
+from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.index import volume
+from forerun.codegen.loops.nest import TopKNest
+from forerun.codegen.tvm.builder import across, each, integer, let, load, local, number, store, when
+from forerun.codegen.tvm.code import Code, Term
+from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import tirx
 
 CHUNK = 512
@@ -16,13 +19,23 @@ def chunks_of(size: int) -> int:
     return -(-size // CHUNK)
 
 
-def emit_maxima(context: Expressions, logits: Stored, maxima: Stored, rows: Expr) -> None:
-    """maxima[row, chunk] of logits[row, :]."""
-    size = logits.dims[-1]
-    assert isinstance(size, int)
-    source, target, count = context.window(logits), context.window(maxima), chunks_of(size)
+def maxima_of(nest: TopKNest) -> Buffer:
+    """The maxima of the chunks of each row [rows, chunks]."""
+    dims = (*nest.choice.rows, chunks_of(nest.choice.size))
+    return Buffer("scratch", "maxima", dims, "f32", "f32")
+
+
+def _rows(code: Code, nest: TopKNest) -> Term:
+    rows = code.index(volume(nest.choice.rows))
+    return integer(rows) if isinstance(rows, int) else rows
+
+
+def emit_maxima(code: Code, nest: TopKNest, machine: Machine) -> None:
+    """Writes maxima[row, chunk] of logits[row, :]."""
+    size, rows = nest.choice.size, _rows(code, nest)
+    source, target, count = code.window(nest.logits), code.window(maxima_of(nest)), chunks_of(size)
     vectors = 4
-    with context.frame.divided(rows * integer(count)) as unit:
+    with code.frame.divided(rows * integer(count)) as unit:
         row, chunk = let(tirx.truncdiv(unit, integer(count))), let(tirx.truncmod(unit, integer(count)))
         start = let(row * integer(size) + chunk * integer(CHUNK))
         length = let(tirx.min(integer(CHUNK), integer(size) - chunk * integer(CHUNK)))
@@ -30,25 +43,23 @@ def emit_maxima(context: Expressions, logits: Stored, maxima: Stored, rows: Expr
         for buffer in best:
             store(buffer, tirx.Broadcast(number(-float("inf")), LANES), 0)
         whole = let(tirx.truncdiv(length, integer(vectors * LANES)))
-        with context.frame.serial(0, whole) as step:
+        with code.frame.serial(0, whole) as step:
             for vector, buffer in enumerate(best):
                 place = start + step * integer(vectors * LANES) + integer(vector * LANES)
                 store(buffer, tirx.max(load(source, place), load(buffer, 0)), 0)
         peak = local(LANES)
         store(peak, each([load(buffer, 0) for buffer in best], lambda x, y: let(tirx.max(x, y))), 0)
-        with context.frame.serial(whole * integer(vectors * LANES), length) as at:
+        with code.frame.serial(whole * integer(vectors * LANES), length) as at:
             store(peak, tirx.max(source[start + at], peak[integer(0)]), integer(0), 1)
         store(target, across(peak, tirx.max), unit, 1)
 
 
-def emit_topk(context: Expressions, logits: Stored, maxima: Stored, values: Stored, ids: Stored, rows: Expr) -> None:
-    """The k largest of each row, from the chunks' maxima."""
-    size, k = logits.dims[-1], values.dims[-1]
-    assert isinstance(size, int)
-    assert isinstance(k, int)
-    frame, count = context.frame, chunks_of(size)
-    source, peaks = context.window(logits), context.window(maxima)
-    kept, named = context.window(values), context.window(ids)
+def emit_topk(code: Code, nest: TopKNest, machine: Machine) -> None:
+    """Writes the k largest of each row, from the chunks' maxima."""
+    size, k, rows = nest.choice.size, nest.choice.k, _rows(code, nest)
+    frame, count = code.frame, chunks_of(size)
+    source, peaks = code.window(nest.logits), code.window(maxima_of(nest))
+    kept, named = code.window(nest.choice.values), code.window(nest.choice.ids)
     with frame.divided(rows) as row:
         out = let(row * integer(k))
         for place in range(k):
@@ -61,13 +72,13 @@ def emit_topk(context: Expressions, logits: Stored, maxima: Stored, values: Stor
                 start = let(chunk * integer(CHUNK))
                 stop = let(tirx.min(start + integer(CHUNK), integer(size)))
                 with frame.serial(start, stop) as at:
-                    value = let(tirx.max(source[row * integer(size) + at], number(-float("inf"))))  # of NaN -inf
+                    value = let(tirx.max(source[row * integer(size) + at], number(-float("inf"))))  # NaN becomes -inf
                     with when(tirx.Or(value > kept[last], named[last] < integer(0))):
                         _insert(kept, named, out, k, value, at)
 
 
-def _insert(kept: Expr, named: Expr, out: Expr, k: int, value: Expr, at: Expr) -> None:
-    """Bubble the entry up from the last place."""
+def _insert(kept: Term, named: Term, out: Term, k: int, value: Term, at: Term) -> None:
+    """Bubbles the entry up from the last place."""
     store(kept, value, out + integer(k - 1), 1)
     store(named, at, out + integer(k - 1), 1)
     for place in range(k - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""TVM's modules without their annotations, which describe less than they accept."""
+"""TVM's modules without their annotations, which are narrower than what they accept."""
 
 import importlib
 from typing import Any

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from forerun.codegen.backends import Report
-from forerun.codegen.triton.step import TritonProgram
+from forerun.codegen.program import nests
+from forerun.codegen.triton.layout import TritonProgram
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
 from forerun.execute.triton.loop_calls import loop_source
@@ -27,7 +28,7 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
     if device != "cpu":
         require_gpu()
         require_memory(needed_bytes(program))
-    step = program.step
+    step = program.program
     kept = load_weights(step, program.weights, torch.device(device))
     tuner = None
     if device != "cpu" and (os.environ.get(TUNE, "1") != "0" if tune is None else tune):
@@ -38,8 +39,9 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
 
 
 def texts(program: TritonProgram) -> dict[str, str]:
-    """Returns the file of every kernel as it would run, including those replaced by the user."""
-    return {name: each.text for name, each in overridden({**program.step.sources, "loop": loop_source()}).items()}
+    """Returns the loop nest of every kernel, and its file as it would run, including those replaced by the user."""
+    sources = overridden({**program.program.sources, "loop": loop_source()})
+    return nests(program.program) | {f"{name}.py": each.text for name, each in sources.items()}
 
 
 def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
@@ -47,7 +49,7 @@ def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
     from forerun.execute.triton import compilation
     from forerun.execute.triton.tuning import known_choices
 
-    step = program.step
+    step = program.program
     sources = overridden(step.sources)
     found = [*compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
     if len(step.returned) == 3:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from forerun.codegen.triton.step import Config, Source, TritonStep, function_name
+from forerun.codegen.program import Config, Program, Source
+from forerun.codegen.triton.layout import function_name
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.loop_calls import WARPS, load_kernels
@@ -63,10 +64,10 @@ def _resources(name: str, text: Any, config: Config, capability: int) -> Resourc
 
 
 def compile_step(
-    step: TritonStep, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
+    step: Program, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
     """Compiles every function of every kernel of a step, for each architecture, with its first division for `rows`."""
-    every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.asked))
+    every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.on_demand))
     launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
         for capability in capabilities:
@@ -75,9 +76,7 @@ def compile_step(
                     yield compile_kernel(sources[name], config, capability, shared)
 
 
-def compile_loop(
-    step: TritonStep, rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
-) -> Iterator[Resources]:
+def compile_loop(step: Program, rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES) -> Iterator[Resources]:
     """Compiles every kernel of the device loop around a step, for iterations of `rows` rows; nothing is run."""
     executable = TritonExecutable(step, {}, "cpu")
     loop = executable.loop(executable.new_state(1), Drafting(), max(rows))

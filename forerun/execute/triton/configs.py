@@ -6,16 +6,23 @@ instruction has 16), `stages` is how far loads run ahead. Blocks of features and
 
 from __future__ import annotations
 
-from forerun.codegen.triton.step import LEAST_BLOCK, Config, Launch
+from forerun.codegen.program import Config, Grid, Launch
+from forerun.codegen.triton.layout import LEAST_BLOCK
 
 FILLED = 128
 """The fewest programs that a launch should have: about one per multiprocessor."""
 
 
+def grid_of(launch: Launch) -> Grid:
+    """Returns the grid of a launch on a GPU."""
+    assert launch.grid is not None
+    return launch.grid
+
+
 def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
     """Returns the division of a launch of `rows` rows when nothing has been measured."""
-    element = weight_element(launch)
-    match launch.grid.kind:
+    element, grid = weight_element(launch), grid_of(launch)
+    match grid.kind:
         case "products" | "head":
             if rows > 16:
                 return Config(32 if element == "f32" else 64, 32, 8, 3)
@@ -28,6 +35,7 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
                 return Config(64, 16, 8, 1)  # with loads ahead, some registers spill, which may still be faster
             return Config(64, 16, 8, 2) if shared > 2 else Config(64, 16, 4, 3)
         case _:
+            assert launch.config is not None
             return launch.config
 
 
@@ -35,7 +43,7 @@ def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
     """Returns the first choice, and others that may be faster."""
     first = first_config(launch, rows, shared)
     others: list[Config] = []
-    match launch.grid.kind:
+    match grid_of(launch).kind:
         case "products" | "head" if rows > 16:
             others = [Config(block, 32, warps, 3) for block in (16, 32, 64, 128) for warps in (4, 8)]
         case "products" | "head":
@@ -56,15 +64,15 @@ def tuned_rows(rows: int) -> int:
 def weight_element(launch: Launch) -> str:
     """Returns the element type in which a launch's products are computed."""
     kinds = {"products": "weight", "head": "weight", "attention": "state"}
-    wanted = kinds.get(launch.grid.kind)
+    wanted = kinds.get(grid_of(launch).kind)
     found = [each.element for each in launch.operands if each.kind == wanted]
     return next((each for each in found if each in ("bf16", "f16")), "f32")
 
 
 def _least(launch: Launch) -> int:
     """Returns the smallest tile: a head has no room for the candidates of more, smaller tiles."""
-    return LEAST_BLOCK if launch.grid.kind == "head" else 16
+    return LEAST_BLOCK if grid_of(launch).kind == "head" else 16
 
 
 def _tiles(launch: Launch, block: int) -> int:
-    return sum(-(-lanes // block) for lanes in launch.grid.columns)
+    return sum(-(-lanes // block) for lanes in grid_of(launch).columns)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.triton.step import Kernel, TritonStep, Value
+from forerun.codegen.program import Kernel, Program, Value
 from forerun.execute.branches import check_hidden, remaining
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
@@ -25,7 +25,7 @@ from forerun.execute.triton.result import DeviceStepResult, Ran
 from forerun.forking import with_live_threads
 from forerun.runtime.device_loop import Drafting
 from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
-from forerun.signature import STEP, Signature
+from forerun.signature import Signature
 
 
 class TritonExecutable(EntryRunner[State]):
@@ -39,23 +39,20 @@ class TritonExecutable(EntryRunner[State]):
 
     def __init__(
         self,
-        step: TritonStep,
+        step: Program,
         weights: Mapping[str, torch.Tensor],
         device: str | torch.device = "cuda",
         tuner: Tuner | None = None,
     ) -> None:
         self.step = step
         self.launcher = Launcher(step, weights, torch.device(device), tuner)
-        self.entries: Mapping[str, Signature] = {
-            STEP: step.signature,
-            **{each.name: each.signature for each in step.entries},
-        }
+        self.entries: Mapping[str, Signature] = step.signatures
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
         self.vocabulary, self.candidates = step.vocabulary, step.candidates
         self.width = step.width
-        self.draws = step.drawn is not None
+        self.draws = step.sampled is not None
         self._answers = self._copied_back()
         most, pinned = {"N": step.max_rows, "M": step.max_rows}, not self.launcher.interpreted
         types = (torch.float32 if each.dtype == "f32" else torch.int32 for each in self._answers)
@@ -69,12 +66,13 @@ class TritonExecutable(EntryRunner[State]):
         self.head_bytes = self._read(None) if late else self.weight_bytes
 
     def _read(self, branch: int | None) -> int:
-        return sum(each.weight_bytes for each in self.step.kernels if each.branch == branch)
+        kernels = (each for each in self.step.kernels if each.branch == branch)
+        return sum(self.step.weight_bytes(each.matrices) for each in kernels)
 
     @property
     def weight_bytes(self) -> int:
         """The weight bytes that a step reads: those of its linears."""
-        return sum(each.weight_bytes for each in self.step.kernels)
+        return sum(self.step.weight_bytes(each.matrices) for each in self.step.kernels)
 
     @with_live_threads
     def make_state(self, blocks: int, requests: int) -> State:
@@ -84,13 +82,13 @@ class TritonExecutable(EntryRunner[State]):
     def _copied_back(self) -> list[Value]:
         """Returns the values that the host waits for: the candidates' ids and logits and the sampled tokens, if any."""
         answers = [*self.step.returned[1:]] if self.candidates else []
-        return [*answers, self.step.drawn] if self.step.drawn is not None else answers
+        return [*answers, self.step.sampled] if self.step.sampled is not None else answers
 
     @with_live_threads
     def run_entry(
         self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
     ) -> tuple[NDArray[Any], ...]:
-        entry = next(each for each in self.step.entries if each.name == name)
+        entry = self.step.entry(name)
         self.launcher.load_entry(entry, given, sizes)
         self.launcher.launch_entry(entry, state, sizes)
         return tuple(self.launcher.value(each, sizes) for each in entry.returned)
@@ -136,7 +134,7 @@ class TritonExecutable(EntryRunner[State]):
         every = list(range(len(self.step.branches)))
         for kernel in self.step.kernels:
             self.launcher.launch_all(state, layout, [kernel], every)
-            self.launcher.launch_each(kernel.asked, state, layout, every)
+            self.launcher.launch_each(kernel.on_demand, state, layout, every)
             for result in kernel.results:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])

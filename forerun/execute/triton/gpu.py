@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from forerun.codegen.triton.step import TritonProgram, TritonStep
+from forerun.codegen.program import Program
+from forerun.codegen.triton.layout import TritonProgram
 from forerun.errors import DeviceError, DeviceMemoryError
-from forerun.execute.triton.memory import TORCH, buffer_bytes, state_bytes
+from forerun.execute.triton.memory import buffer_bytes, state_bytes
 from forerun.forking import gpu_of_parent
 
 CAPABILITY = (8, 0)
@@ -48,8 +49,8 @@ def require_triton() -> None:
 
 def needed_bytes(program: TritonProgram) -> dict[str, int]:
     """Returns the bytes of a compiled model on the GPU: weights, the cache of one sequence, buffers."""
-    step = program.step
-    weights = sum(program.sizes[name] * TORCH[element].itemsize for name, element in step.weights.items())
+    step = program.program
+    weights = sum(each.bytes for each in step.weights.values())
     return {"weights": weights, "cache": state_bytes(step, cache_blocks(step)), "buffers": buffer_bytes(step)}
 
 
@@ -66,6 +67,6 @@ def require_memory(needed: Mapping[str, int], free: int | None = None) -> None:
     )
 
 
-def cache_blocks(step: TritonStep) -> int:
+def cache_blocks(step: Program) -> int:
     """Returns the cache blocks of one sequence of `max_length` and a step's spare slots (`runtime.engine.Engine`)."""
     return -(-step.max_length // step.block) + -(-step.max_rows // step.block)

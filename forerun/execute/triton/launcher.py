@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.triton.step import Config, Entry, Kernel, Launch, Operand, TritonStep, Value, function_name
+from forerun.codegen.program import Config, Entry, Kernel, Launch, Operand, Program, Value
+from forerun.codegen.triton.layout import function_name
 from forerun.errors import TooLongError
 from forerun.execute.branches import turn
-from forerun.execute.triton.configs import first_config
+from forerun.execute.triton.configs import first_config, grid_of
 from forerun.execute.triton.memory import InputLayout, State, inputs_size
 from forerun.execute.triton.sources import load, overridden
 from forerun.forking import require_process
@@ -50,7 +51,7 @@ class Launcher:
     """
 
     def __init__(
-        self, step: TritonStep, weights: Mapping[str, torch.Tensor], device: torch.device, tuner: Tuner | None = None
+        self, step: Program, weights: Mapping[str, torch.Tensor], device: torch.device, tuner: Tuner | None = None
     ) -> None:
         self.step, self.weights, self.device = step, weights, device
         self._process = os.getpid()
@@ -99,7 +100,7 @@ class Launcher:
         for argument, value in zip(entry.signature.arguments, given, strict=True):
             at = entry.places[argument.name]
             self._staged[at : at + value.size] = value.reshape(-1).view(np.int32)
-        self._staged[: len(entry.sizes)] = [sizes[each] for each in entry.sizes]
+        self._staged[: len(entry.sizes)] = [sizes.get(each, 0) for each in entry.sizes]
         self._inputs[: entry.inputs].copy_(self._staging[: entry.inputs], non_blocking=True)
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
@@ -177,7 +178,7 @@ class Launcher:
     def launch_entry(self, entry: Entry, state: State, sizes: Mapping[str, int]) -> None:
         """Launches an entry other than the step; its arguments are in place."""
         for kernel in entry.kernels:
-            self._launch_on([*kernel.launches, *kernel.asked], state, entry.places, sizes, [], self._inputs)
+            self._launch_on([*kernel.launches, *kernel.on_demand], state, entry.places, sizes, [], self._inputs)
 
     def _launch_on(
         self,
@@ -195,7 +196,7 @@ class Launcher:
 
     def config(self, launch: Launch, pointers: list[torch.Tensor], sizes: Mapping[str, int]) -> Config:
         """Returns how a launch is divided."""
-        rows, shared = launch.grid.count(sizes), launch.grid.shared(sizes)
+        rows, shared = grid_of(launch).count(sizes), grid_of(launch).shared(sizes)
         key = (launch.source, rows, shared)
         if key not in self.choices:
             if self.tuner is None:
@@ -208,8 +209,8 @@ class Launcher:
         """Runs one kernel on the inputs and its operands. Arithmetic is as written: fp contraction is off."""
         if launch.source not in self._modules:
             self._modules[launch.source] = load(self.sources[launch.source], self.interpreted)
-        shared = launch.grid.shared(sizes)
-        grid = launch.grid.programs(sizes, config, shared)
+        shared = grid_of(launch).shared(sizes)
+        grid = grid_of(launch).programs(sizes, config, shared)
         function = getattr(self._modules[launch.source], function_name(shared))
         constants = {"BLOCK": config.block, "ROWS": config.rows}
         if self.interpreted:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.step import DRAWING, WORDS, Source
+from forerun.codegen.program import Source
+from forerun.codegen.triton.layout import DRAWING, WORDS
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.launcher import Launcher
 from forerun.execute.triton.memory import InputLayout, State, draw_words
 from forerun.execute.triton.sources import load, overridden
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
+from forerun.runtime.drafters.base import AcceptanceRates
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
 
@@ -26,10 +28,6 @@ SUCCESSORS = 8
 """Candidates remembered per token."""
 RING = 8
 """Reports that are kept: more than the iterations in flight."""
-STRENGTH = 6.0
-"""The weight of a prior, in observations."""
-MEMORY = 4000.0
-"""The observations of a feature after which its evidence is halved, between two texts."""
 WARPS = {"look_up": 4, "propose": 1, "verify": 1, "remember": 1, "commit": 4}
 """One warp if a program runs step by step: its lanes then communicate within a warp."""
 
@@ -38,7 +36,7 @@ def loop_source() -> Source:
     """Returns the kernels of the loop, as a kernel file."""
     text = Path(__file__).with_name("loop_kernels.py").read_text(encoding="utf-8")
     text = text.partition("\n")[2]  # drops the line for pyright
-    return Source("loop", text, "loop", (), "draft, verify, remember, commit")
+    return Source("loop", "loop", text, "", (), "draft, verify, remember, commit")
 
 
 def load_kernels(interpret: bool) -> Any:
@@ -80,14 +78,14 @@ class Knowledge:
 
     @classmethod
     def fresh(cls, vocabulary: int, drafting: Drafting, device: torch.device) -> Knowledge:
-        prior = torch.from_numpy(drafting.prior()).to(device, torch.float32)
+        prior, strength = torch.from_numpy(drafting.prior()).to(device, torch.float32), AcceptanceRates.strength
         table = torch.full((vocabulary, SUCCESSORS), -1, dtype=torch.int32, device=device)
         bounds = torch.from_numpy(SHARES).to(device, torch.float32)
-        return cls(table, torch.zeros_like(table), prior * STRENGTH, torch.full_like(prior, STRENGTH), bounds)
+        return cls(table, torch.zeros_like(table), prior * strength, torch.full_like(prior, strength), bounds)
 
     def fade(self) -> None:
-        """Halves evidence that exceeds `MEMORY`."""
-        weight = torch.where(self.trials > MEMORY, 0.5, 1.0)
+        """Halves evidence that exceeds `AcceptanceRates.memory`, between two texts."""
+        weight = torch.where(self.trials > AcceptanceRates.memory, 0.5, 1.0)
         self.hits *= weight
         self.trials *= weight
 
@@ -178,7 +176,7 @@ class Calls:
         _, ids, logits = (self.launcher.place(value) for value in step.returned)
         rows, candidates = {"ROWS": self._lanes(size)}, step.candidates
         # If steps do not sample, the likeliest candidate is taken, the first of each row.
-        drawn, stride = (ids, candidates) if step.drawn is None else (self.launcher.place(step.drawn), 1)
+        drawn, stride = (ids, candidates) if step.sampled is None else (self.launcher.place(step.sampled), 1)
         inputs = {"sizes": size.inputs, "row_tokens": size.input("tokens")}
         names = ("state", "tokens", "parents", "depths", "features", "path", "report", "moves")
         verify = Call(

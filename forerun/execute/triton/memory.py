@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from forerun.codegen.triton.step import DRAWING, SIZES, WORDS, StateShape, TritonStep
+from forerun.codegen import program as plain
+from forerun.codegen.program import Program
+from forerun.codegen.triton.layout import ALIGNMENT, DRAWING, SIZES, WORDS
 from forerun.errors import UnsupportedOperationError
 from forerun.execute.runner import EntryState
 from forerun.runtime.executable import Draw, Int32, Rows
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
-ALIGNMENT = 64
-"""Every place is a multiple of this many numbers."""
 
 
 def aligned(count: int) -> int:
@@ -24,12 +24,12 @@ def aligned(count: int) -> int:
 
 
 def load_weights(
-    step: TritonStep, weights: Callable[[str], torch.Tensor], device: torch.device
+    step: Program, weights: Callable[[str], torch.Tensor], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Returns the weights in the form that the kernels read; they are read and copied one at a time."""
     found: dict[str, torch.Tensor] = {}
-    for name, element in step.weights.items():
-        tensor = weights(name).detach()
+    for name, weight in step.weights.items():
+        tensor, element = weights(name).detach(), weight.element
         if element == "i32":
             whole = tensor.to(torch.int32)
             if (outside := tensor[whole != tensor]).numel():
@@ -73,7 +73,7 @@ class State(EntryState):
         return self.numbers.nbytes + self.records.nbytes + self.requests.nbytes
 
 
-def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int = 1) -> State:
+def new_state(step: Program, blocks: int, device: torch.device, requests: int = 1) -> State:
     """Returns zeroed room for `blocks * P` slots and `requests` requests."""
     counts = {"position": blocks * step.block, "row": blocks * step.block, "request": requests}
     kept: dict[str, torch.Tensor] = {}
@@ -93,7 +93,7 @@ def new_state(step: TritonStep, blocks: int, device: torch.device, requests: int
     return State(kept["position"], kept["row"], kept["request"], blocks, parts, places, record_places)
 
 
-def _columns(shape: StateShape, start: int, block: int) -> np.ndarray[Any, Any]:
+def _columns(shape: plain.State, start: int, block: int) -> np.ndarray[Any, Any]:
     """Returns [3, numbers]: the place of each number of a state's record, and its strides along blocks and lanes."""
     lead, number = np.meshgrid(np.arange(shape.numbers // shape.last), np.arange(shape.last), indexing="ij")
     first = start + lead * block * shape.last + number
@@ -163,17 +163,19 @@ def draw_words(draws: Sequence[Draw | None]) -> Int32:
     return words
 
 
-def inputs_size(step: TritonStep) -> int:
+def inputs_size(step: Program) -> int:
     """Returns how many numbers the inputs of any step or other entry take."""
     layout = InputLayout(step.max_rows, step.max_rows, step.max_path, step.tables, step.extra)
-    return max([layout.places["block_tables"] + step.max_rows * step.tables, *(each.inputs for each in step.entries)])
+    return max(
+        [layout.places["block_tables"] + step.max_rows * step.tables, *(each.inputs for each in step.entries[1:])]
+    )
 
 
-def state_bytes(step: TritonStep, blocks: int) -> int:
+def state_bytes(step: Program, blocks: int) -> int:
     kept = (each for each in step.states.values() if each.per != "request")
     return sum(each.numbers * TORCH[each.element].itemsize for each in kept) * blocks * step.block
 
 
-def buffer_bytes(step: TritonStep) -> int:
+def buffer_bytes(step: Program) -> int:
     """Returns the bytes of the arena and the inputs."""
     return 4 * (step.arena + inputs_size(step))

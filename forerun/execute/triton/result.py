@@ -27,7 +27,7 @@ class Ran:
         """Returns [M, V], computed from the head's input, which is still there."""
         launcher = self.launcher
         for kernel in launcher.step.kernels:
-            launcher.launch_each(kernel.asked, self.state, self.layout, self.evaluated, self.inputs)
+            launcher.launch_each(kernel.on_demand, self.state, self.layout, self.evaluated, self.inputs)
         return launcher.value(launcher.step.returned[0], self.sizes)
 
     def hidden(self) -> Float32:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.triton.step import Source
+from forerun.codegen.program import Source
 from forerun.entries import remove
 from forerun.errors import InvalidOptionError
 from forerun.forking import Turn

@@ -66,5 +66,5 @@ def kernel_seconds(executable: TritonExecutable, state: State, rows: Rows, round
         key = tuple(launch.source for launch in kernel.launches)
         if key not in measured:
             measured[key] = seconds_of(graph_of(executable.launches(state, rows, [kernel.name])).replay, rounds, True)
-        found.append(KernelTime(kernel.name, len(key), kernel.weight_bytes, measured[key]))
+        found.append(KernelTime(kernel.name, len(key), executable.step.weight_bytes(kernel.matrices), measured[key]))
     return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.triton.step import Config, Launch, Source
+from forerun.codegen.program import Config, Launch, Source
 from forerun.entries import remove
 from forerun.execute.triton.configs import candidates, tuned_rows
 from forerun.execute.triton.untyped import OutOfResources, testing, triton

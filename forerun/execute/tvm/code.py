@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.tvm.step import TvmProgram
+from forerun.codegen.tvm.layout import TvmProgram
 from forerun.entries import remove
 from forerun.execute.tvm.library import tvm
 from forerun.storage import cache_directory, keeping, write_atomically
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def compiled_code(program: TvmProgram, cache: bool = True) -> Any:
     """Returns the runtime module of a step's kernels, cached on disk unless `cache` is off."""
-    key = program.step.key if cache and program.keeps_code else None
+    key = program.program.key if cache and program.keeps_code else None
     found = load(key) if key is not None else None
     if found is not None:
         return found

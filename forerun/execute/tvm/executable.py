@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.tvm.step import ENTRY, NUMBER, CompiledStep, TvmProgram, Value, sizes_of
+from forerun.codegen.program import NUMBER, Entry, Program, Value
+from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places
 from forerun.errors import InvalidOptionError, TooLongError
+from forerun.execute.arguments import sizes_of
 from forerun.execute.branches import check_hidden
 from forerun.execute.runner import EntryRunner, EntryState
+from forerun.execute.tvm.calls import Calls, PartCalls
 from forerun.execute.tvm.code import compiled_code
 from forerun.execute.tvm.library import tvm, tvm_ffi
-from forerun.execute.tvm.parts import PartProgram, part_program
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
@@ -46,13 +48,13 @@ class TvmExecutable(EntryRunner[State]):
 
     step        what was compiled
     code        the runtime module of its kernels
-    weights     float32 [step.packed], as `Lowering.pack` writes them; read in place
+    weights     float32, packed as `Lowering.pack` writes them; read in place
     threads     how many threads share a step; by default, the machine's cores
     """
 
     draws = False
 
-    def __init__(self, step: CompiledStep, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
+    def __init__(self, step: Program, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
         self.step = step
         self.entries: Mapping[str, Signature] = step.signatures
         self.block = step.block
@@ -66,10 +68,12 @@ class TvmExecutable(EntryRunner[State]):
         self._arena = torch.empty(max(1, step.arena))
         self._arena_numbers = self._arena.numpy()
         self._arena_indices = self._arena.view(torch.int32).numpy()
-        self._inputs = np.zeros(step.inputs, np.int32)
-        self._sizes = np.zeros(max(1, len(step.symbols)), np.int32)
+        self._states = state_places(step)
+        self.calls = Calls(step, weight_places(step)[0], self._states)
+        self._inputs = np.zeros(max(each.inputs for each in step.entries), np.int32)
+        self._sizes = np.zeros(max(1, len(step.step.sizes)), np.int32)
         self._bindings: dict[str, int] = {}
-        self._parts: dict[Part, tuple[PartProgram, Any]] = {}
+        self._parts: dict[Part, tuple[PartCalls, Any]] = {}
         self.branches, self.head_bytes = self._read_bytes()
         self.width = step.width
         self._bind_memory()
@@ -80,7 +84,7 @@ class TvmExecutable(EntryRunner[State]):
             tvm_ffi.from_dlpack(each)
             for each in (numbers, numbers.view(torch.int32), self._arena, self._arena.view(torch.int32))
         ]
-        self._shared_program = tvm_ffi.from_dlpack(torch.from_numpy(self.step.program))
+        self._shared_program = tvm_ffi.from_dlpack(torch.from_numpy(self.calls.array))
         self._shared_sizes = tvm_ffi.from_dlpack(torch.from_numpy(self._sizes))
         self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
 
@@ -91,7 +95,7 @@ class TvmExecutable(EntryRunner[State]):
 
     @with_live_threads
     def make_state(self, blocks: int, requests: int) -> State:
-        count, more = blocks * self.step.record, max(1, requests * self.step.request)
+        count, more = blocks * self._states.record, max(1, requests * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = torch.zeros(count), torch.zeros(more)
         return State(numbers, constants, (tvm_ffi.from_dlpack(numbers), tvm_ffi.from_dlpack(constants)))
@@ -100,9 +104,10 @@ class TvmExecutable(EntryRunner[State]):
         self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
     ) -> tuple[NDArray[Any], ...]:
         """Runs another entry. The returned arrays are views, valid until the next run."""
-        entry = next(each for each in self.step.entries if each.name == name)
-        self._fill(entry.arguments, {each.name: value for each, value in zip(entry.arguments, given, strict=True)})
-        self._call(state, *entry.calls)
+        entry = self.step.entry(name)
+        names = (each.name for each in entry.signature.arguments)
+        self._fill(entry, dict(zip(names, given, strict=True)))
+        self._call(state, *self.calls.of_entry(name))
         return tuple(self._view(value) for value in entry.returned)
 
     def run_part(
@@ -128,11 +133,11 @@ class TvmExecutable(EntryRunner[State]):
             ids, chosen = chosen, ids
         return StepResult(values[0], ids, chosen, self._stream(program.left, len(rows.tokens)))
 
-    def _part(self, part: Part) -> tuple[PartProgram, Any]:
+    def _part(self, part: Part) -> tuple[PartCalls, Any]:
         if part not in self._parts:
             if len(self._parts) >= PARTS_KEPT:
                 del self._parts[next(iter(self._parts))]
-            program = part_program(self.step, part)
+            program = self.calls.part(part)
             self._parts[part] = program, tvm_ffi.from_dlpack(torch.from_numpy(program.calls))
         return self._parts[part]
 
@@ -146,10 +151,9 @@ class TvmExecutable(EntryRunner[State]):
 
         There are no branches if the stream begins in a kernel with other results.
         """
-        sizes = self.step.weight_sizes()
         read: dict[int | None, int] = {}
         for kernel in self.step.kernels:
-            read[kernel.branch] = read.get(kernel.branch, 0) + sum(sizes[name] for name in kernel.weights) * NUMBER
+            read[kernel.branch] = read.get(kernel.branch, 0) + self.step.weight_bytes(kernel.matrices)
         if not any(kernel.begins for kernel in self.step.kernels):
             return (), sum(read.values())  # no part could be entered late
         branches = (Branch(*each, read.get(number, 0)) for number, each in enumerate(self.step.branches))
@@ -159,8 +163,8 @@ class TvmExecutable(EntryRunner[State]):
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
         self._load(rows)
         entries: list[KernelOutput] = []
-        for kernel in self.step.kernels:
-            self._call(state, *kernel.calls)
+        for kernel, span in zip(self.step.kernels, self.calls.spans[self.step.step.name], strict=True):
+            self._call(state, *span)
             for result in kernel.results:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
@@ -174,25 +178,27 @@ class TvmExecutable(EntryRunner[State]):
         Each thus finds its weights where a step leaves them, in memory. The time of an empty launch is subtracted.
         """
         self._load(rows)
-        kernels = self.step.kernels
+        kernels, spans = self.step.kernels, self.calls.spans[self.step.step.name]
         times: list[list[float]] = [[] for _ in kernels]
         launches: list[float] = []
         for _ in range(rounds):
-            for kernel_times, kernel in zip(times, kernels, strict=True):
+            for kernel_times, span in zip(times, spans, strict=True):
                 start = time.perf_counter()
-                self._call(state, *kernel.calls)
+                self._call(state, *span)
                 middle = time.perf_counter()
                 self._call(state, 0, 0)
                 launches.append(time.perf_counter() - middle)
                 kernel_times.append(middle - start)
         launch = median(launches)
-        sizes = self.step.weight_sizes()
+        structures: dict[tuple[str, ...], int] = {}
         found: list[KernelTime] = []
         for kernel, kernel_times in zip(kernels, times, strict=True):
-            read = sum(sizes[name] for name in kernel.weights) * NUMBER
+            read = self.step.weight_bytes(kernel.matrices)
+            sources = tuple(each.source for each in kernel.launches)
+            structure = structures.setdefault(sources, len(structures))
             moved = value_bytes(kernel, self._bindings, rows)
             seconds = max(0.0, median(kernel_times) - launch)
-            found.append(KernelTime(kernel.name, kernel.structure, kernel.weights, read, moved, seconds))
+            found.append(KernelTime(kernel.name, structure, kernel.matrices, read, moved, seconds))
         return found
 
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
@@ -205,7 +211,7 @@ class TvmExecutable(EntryRunner[State]):
     def _places(self, slots: Int32) -> NDArray[np.int64]:
         """Returns [n, w] the places of the numbers cached at slots."""
         whole = np.asarray(slots).astype(np.int64)
-        return (whole // self.block * self.step.record)[:, None] + self.step.words[whole % self.block]
+        return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
     def _load(self, rows: Rows) -> None:
         count, path = rows.paths.shape
@@ -215,14 +221,14 @@ class TvmExecutable(EntryRunner[State]):
                 f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
                 f"{self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
             )
-        arguments = self.step.arguments
-        self._fill(arguments, {each.name: getattr(rows, each.name) for each in arguments})
+        step = self.step.step
+        self._fill(step, {each.name: getattr(rows, each.name) for each in step.signature.arguments})
 
-    def _fill(self, arguments: Sequence[Value], given: Mapping[str, NDArray[Any]]) -> None:
+    def _fill(self, entry: Entry, given: Mapping[str, NDArray[Any]]) -> None:
         """Puts an entry's arguments and the sizes of its dimensions where its kernels find them."""
-        bindings = sizes_of(arguments, {name: value.shape for name, value in given.items()})
-        for argument in arguments:
-            value, offset = given[argument.name], argument.offset
+        bindings = sizes_of(entry.signature, {name: value.shape for name, value in given.items()})
+        for argument in entry.signature.arguments:
+            value, offset = given[argument.name], entry.places[argument.name]
             if argument.dtype == "f32":
                 self._arena_numbers[offset : offset + value.size] = value.reshape(-1)
                 continue
@@ -230,7 +236,7 @@ class TvmExecutable(EntryRunner[State]):
                 self._inputs = np.concatenate([self._inputs, np.zeros(2 * value.size, np.int32)])
                 self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
             self._inputs[offset : offset + value.size] = value.reshape(-1)
-        for index, name in enumerate(self.step.symbols):
+        for index, name in enumerate(entry.sizes):
             self._sizes[index] = bindings.get(name, 0)
         self._bindings = bindings
 
@@ -250,7 +256,7 @@ class TvmExecutable(EntryRunner[State]):
     def _view(self, value: Value) -> NDArray[Any]:
         sizes = value.sizes(self._bindings)
         source = self._arena_numbers if value.dtype == "f32" else self._arena_indices
-        return source[value.offset : value.offset + math.prod(sizes)].reshape(sizes)
+        return source[value.place : value.place + math.prod(sizes)].reshape(sizes)
 
 
 def _set_threads(threads: int | None) -> int:
@@ -269,6 +275,6 @@ def bind(program: TvmProgram, threads: int | None = None, cache: bool = True) ->
     threads     how many threads share a step; by default, the machine's cores
     cache       whether to cache compiled code on disk
     """
-    require_memory(program.step.needed_bytes())
+    require_memory(needed_bytes(program.program))
     weights = program.pack()
-    return TvmExecutable(program.step, compiled_code(program, cache), weights, threads)
+    return TvmExecutable(program.program, compiled_code(program, cache), weights, threads)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forerun import dims as dimensions
-from forerun.codegen.tvm.step import NUMBER, Kernel
+from forerun.codegen.program import NUMBER, Kernel
 from forerun.runtime.executable import Rows
 
 

@@ -1,11 +1,13 @@
-"""What integers a step can compute: all of them are kept as int32, so that none may leave it.
+"""The ranges of a step's integers: all are stored as int32, and none may leave its range.
 
 The range of every integer value follows from the step's inputs (token ids, positions and slots) and from constants. It
-is None where it depends on weights or on floats: such a value is taken to fit, and so is a sum with it, but no product.
+is None if it depends on weights or floats: such a value is assumed to fit, and so is a sum with it, but not a product.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+import torch
 
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
@@ -17,23 +19,23 @@ INT32: Range = (-(1 << 31), (1 << 31) - 1)
 BOUNDS: dict[str, Range] = {"i64": INT32, "i32": INT32, "i16": (-(1 << 15), (1 << 15) - 1), "i8": (-128, 127)}
 
 INPUTS: Range = (0, (1 << 24) - 1)
-"""Token ids, positions, slots and sizes; more would fit no memory."""
+"""Token ids, positions, slots and sizes; larger ones would not fit in memory."""
 
 
 class Ranges:
-    """Ranges of values; UnsupportedOperationError where one leaves what its integers are kept as."""
+    """Ranges of values; UnsupportedOperationError if one exceeds the type that its integers are stored as."""
 
     def __init__(self) -> None:
         self._known: dict[ir.SSAValue, Range | None] = {}
 
     def check(self, operation: ir.SpecOperation) -> None:
-        """Look at all integers that an operation takes and gives."""
+        """Checks all integer operands and results of an operation."""
         RANGES.of(operation)
         for value in (*operation.operands, *operation.results):
             self.of(value)
 
     def of(self, value: ir.SSAValue) -> Range | None:
-        """The least and the largest number of a value; None where they are not known, or for floats."""
+        """Returns the smallest and the largest number of a value; None if unknown, or for floats."""
         if value not in self._known:
             self._known[value] = self._checked(value)
         return self._known[value]
@@ -70,14 +72,14 @@ class Ranges:
         return int(operation.value), int(operation.value)
 
     def weight(self, operation: ir.Parameter, index: int, dtype: str) -> Range | None:
-        """Known when the model runs; the dtype's own range where it is narrower than int32."""
+        """Known only when the model runs; the dtype's own range if it is narrower than int32."""
         return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
 
     def counted(self, operation: ir.Iota, index: int, dtype: str) -> Range | None:
         return INPUTS
 
     def of_first(self, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
-        """Numbers of the first operand, moved or chosen."""
+        """The result consists of numbers of the first operand, moved or chosen."""
         return self.of(operation.operands[0])
 
     def joined(self, operation: ir.Concat, index: int, dtype: str) -> Range | None:
@@ -117,7 +119,7 @@ class Ranges:
         return None
 
     def float_product(self, operation: ir.SpecOperation, index: int, dtype: str) -> NoReturn:
-        """Products, norms, rotations, softmax and attention are of floats."""
+        """Products, norms, rotations, softmax and attention take floats only."""
         _refuse(operation, "has no kernel for integers")
 
 
@@ -126,8 +128,8 @@ def _refuse(operation: ir.SpecOperation, problem: str) -> NoReturn:
     if isinstance(operation, ir.Map | ir.Reduce):
         name = f"{name} {operation.function}"
     raise UnsupportedOperationError(
-        f"the cpu target computes integers as int32, but {name} {problem}; use smaller numbers or float32, or the "
-        "reference target."
+        f"kernels compute integers as int32, but {name} {problem}; use smaller numbers or float32, or the reference "
+        "target."
     )
 
 
@@ -136,14 +138,14 @@ def _hull(ranges: Sequence[Range | None]) -> Range | None:
     return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None
 
 
-# --- functions of spec.map: `rule(operation, ranges of the operands, dtype)`, the ranges None where nothing is known
+# --- functions of spec.map: `rule(operation, ranges of the operands, dtype)`, a range is None if unknown
 
 Given = Sequence[Range | None]
 FunctionRule = Callable[[ir.Map, Given, str], Range | None]
 
 
 def _known(function: Callable[..., Range]) -> FunctionRule:
-    """The function's range where all operands have one."""
+    """The function's range if all operands have one."""
 
     def rule(operation: ir.Map, given: Given, dtype: str) -> Range | None:
         known = [each for each in given if each is not None]
@@ -153,7 +155,7 @@ def _known(function: Callable[..., Range]) -> FunctionRule:
 
 
 def _span(function: Callable[[int, int], int]) -> Callable[[Range, Range], Range]:
-    """The range of a function that takes its extremes at extremes."""
+    """The range of a function that has its extremes at the operands' extremes."""
 
     def span(x: Range, y: Range) -> Range:
         found = [function(a, b) for a in x for b in y]
@@ -259,3 +261,14 @@ RANGES: ir.OperationTable[Callable[[Ranges, Any, int, str], Range | None]] = ir.
         **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )
+
+
+def as_int32(target: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a weight of integers as int32. Raises UnsupportedOperationError if one does not fit."""
+    whole = tensor.to(torch.int32)
+    if (outside := tensor[whole != tensor]).numel():
+        raise UnsupportedOperationError(
+            f"the {target} target stores integers as int32, but the weight {name} holds {int(outside[0])}; use smaller "
+            "numbers, or the reference target."
+        )
+    return whole

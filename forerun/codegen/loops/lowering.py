@@ -1,0 +1,392 @@
+"""Lowers a module's entries to a program: nests, the kernels that a back end makes of them, and memory places."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from forerun import dims as dimensions
+from forerun import ir
+from forerun.codegen.loops.buffer import Buffer, element_of
+from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest
+from forerun.codegen.loops.placing import Facts, Plan, Traits
+from forerun.codegen.loops.schedule import Scheduler
+from forerun.codegen.loops.states import StateLayout
+from forerun.codegen.loops.text import NestText, plain
+from forerun.codegen.program import (
+    NUMBER,
+    Config,
+    Entry,
+    Grid,
+    Kernel,
+    Launch,
+    Operand,
+    Program,
+    Source,
+    State,
+    Value,
+    Weight,
+)
+from forerun.codegen.regions import BLOCK, block_size, regions, symbols
+from forerun.errors import InvalidOptionError, UnsupportedOperationError
+from forerun.signature import STEP, STEP_ARGUMENTS
+
+GROWTH = 4096
+"""The initial size of the block tables, in numbers."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A kernel that a back end makes from a nest, or from a part of one.
+
+    key      equal for kernels with equal code
+    buffers  the buffers that its pointer arguments point to, in order
+    source   generates its text; called once for each key
+    """
+
+    kind: str
+    key: str
+    buffers: Sequence[Buffer]
+    source: Callable[[str], str]
+    words: str = ""
+    grid: Grid | None = None
+    config: Config | None = None
+    together: tuple[int, ...] = (1,)
+
+
+class Emitter(ABC):
+    """The interface of a back end that lowering needs."""
+
+    traits: ClassVar[Traits]
+    alignment: ClassVar[int]
+    """Every place is a multiple of this, in numbers."""
+    floats_in_arena: ClassVar[bool] = True
+    """Whether an entry's float arguments lie in the arena; inputs are then integers."""
+    first_input: ClassVar[int] = 0
+    """Where the inputs begin."""
+
+    def widths(self) -> dict[str, int]:
+        """The dimensions of inputs whose size is always that of the largest step."""
+        return {}
+
+    def sizes(self, entry: str, symbols: Sequence[str]) -> tuple[str, ...]:
+        """The dimensions, among all of the module, whose sizes are passed to the kernels of an entry."""
+        return tuple(symbols)
+
+    @abstractmethod
+    def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
+        """Returns the layout of a state's records."""
+
+    @abstractmethod
+    def weight(self, weight: ir.Weight) -> Weight:
+        """Returns how a weight lies in memory; an error names a storage that it has no kernels for."""
+
+    @abstractmethod
+    def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
+        """Returns the kernels that compute a nest, in order; `sizes` are the dimensions passed to them."""
+
+
+@dataclass
+class Limits:
+    """The largest step: its rows, outputs, path, and the positions of a sequence."""
+
+    max_rows: int = 256
+    max_outputs: int = 64
+    max_path: int = 64
+    max_length: int = 2048
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        return self.max_rows, self.max_outputs, self.max_path, self.max_length
+
+
+@dataclass
+class _Places:
+    """The places of a function's values."""
+
+    values: dict[ir.SSAValue, int] = field(default_factory=dict[ir.SSAValue, int])
+    stream: dict[ir.SSAValue, int] = field(default_factory=dict[ir.SSAValue, int])
+    end: int = 0
+    sampled: int = 0
+
+
+class Lowering:
+    """The kernels of a module's entries, and the program that they make.
+
+    module   IR with `@step`, whose arguments are named as the fields of `Rows`
+    limits   how large a step may be; a named dimension of another entry is at most `max_length`
+
+    Raises UnsupportedOperationError for operations that the back end has no kernel for.
+    """
+
+    def __init__(self, module: ir.ModuleOp, emitter: Callable[[int], Emitter], limits: Limits, key: str = "") -> None:
+        self.limits = limits
+        self.entries = ir.entries(module)
+        self.function = self.entries[STEP]
+        self.declared = ir.weights(module)
+        self._check()
+        self.block = block_size(module) or BLOCK
+        self.emitter = emitter(self.block)
+        self.tables = -(-limits.max_length // self.block)
+        self.weights = {name: self.emitter.weight(each) for name, each in self.declared.items()}
+        self.states = self._states(module)
+        returned = self.function.returned
+        candidates = returned[1] if len(returned) == 3 else None
+        storage = {name: each.element for name, each in self.weights.items()}
+        self.facts = Facts(self.states, self.block, storage, self.emitter.widths(), candidates)
+        self.symbols = tuple(dict.fromkeys(name for each in self.entries.values() for name in symbols(each)))
+        self.sources: dict[str, Source] = {}
+        self._names: dict[str, str] = {}
+        self._used: dict[str, None] = {}
+        self._arena = 0
+        self._samples = False
+        self.plans = {name: self._plans(each) for name, each in self.entries.items()}
+        self._labels = self._label()
+        made = [self._entry(name) for name in self.entries]
+        self.program = self._program(module, made, key)
+
+    def _check(self) -> None:
+        planned = {"max_rows": self.function.max_rows, "max_outputs": self.function.max_outputs}
+        for name, most in planned.items():
+            limit = getattr(self.limits, name)
+            if most is not None and limit > most:
+                raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
+        for argument in self.function.block.args:
+            if argument.name_hint not in STEP_ARGUMENTS:
+                raise InvalidOptionError(f"@{STEP} has an argument {argument.name_hint} that no step gives.")
+
+    def _states(self, module: ir.ModuleOp) -> dict[str, StateLayout]:
+        operations = [each for entry in self.entries.values() for each in ir.walk(entry.body)]
+        keys = {str(each.symbol) for each in operations if isinstance(each, ir.TreeAttention)}
+        found: dict[str, StateLayout] = {}
+        for name, state in ir.states(module).items():
+            if state.dtype != "f32":
+                raise UnsupportedOperationError(
+                    f"the {self.emitter.traits.target} target computes states in f32, and @{name} is {state.dtype}; "
+                    "declare it as f32."
+                )
+            found[name] = self.emitter.state(state, self.block, name in keys)
+        return found
+
+    def _plans(self, function: ir.Function) -> list[Plan]:
+        found = regions(function)
+        last = found[-1] if found and function is self.function else None
+        return [Scheduler(each, self.facts, self.emitter.traits, each is last).run() for each in found]
+
+    def _label(self) -> dict[ir.SSAValue, str]:
+        """Names each value that kernels pass on, as nests show it, after the kernel that writes it."""
+        found: dict[ir.SSAValue, str] = {}
+        for plan in (each for plans in self.plans.values() for each in plans):
+            results = plan.region.results
+            for number, (_, outer) in enumerate(results):
+                found[outer] = plan.region.name + (f".{number}" if len(results) > 1 else "")
+        return found
+
+    # --- memory
+
+    def capacity(self, name: str) -> dict[str, int]:
+        """Returns the largest size of each named dimension of an entry."""
+        rows, outputs, path, length = self.limits.numbers
+        if name != STEP:
+            return {"M": 1, **dict.fromkeys(self.symbols, length)}
+        return dict.fromkeys(self.symbols, length) | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self.tables}
+
+    def _volume(self, dims: Sequence[ir.Dim], capacity: Mapping[str, int]) -> int:
+        return self._aligned(math.prod(dimensions.evaluate(dim, capacity) for dim in dims))
+
+    def _aligned(self, count: int) -> int:
+        return -(-count // self.emitter.alignment) * self.emitter.alignment
+
+    def _places(self, name: str) -> _Places:
+        """The plan in the IR (plan-memory); values that it has no place for lie after it, and scratch after those."""
+        function, plans, capacity = self.entries[name], self.plans[name], self.capacity(name)
+        found = _Places()
+        for operation in function.body:
+            offsets = operation.offsets if isinstance(operation, ir.Kernel) else ()
+            found.values.update(
+                (value, offset // NUMBER) for value, offset in zip(operation.results, offsets, strict=False)
+            )
+        found.end = self._aligned(-(-(function.arena or 0) // NUMBER))
+        if self.emitter.floats_in_arena:
+            for argument in function.block.args:
+                kind = ir.tensor_type(argument)
+                if element_of(kind.dtype) == "f32":
+                    found.values[argument] = found.end
+                    found.end += self._volume(kind.dims, capacity)
+        for plan in plans:
+            for _, outer in plan.region.results:
+                if outer not in found.values:
+                    found.values[outer] = found.end
+                    found.end += self._volume(ir.tensor_type(outer).dims, capacity)
+        found.sampled = found.end
+        if self.emitter.traits.tiles:
+            found.end += self._volume(("M",), capacity)
+        found.stream = {
+            plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
+        }
+        return found
+
+    # --- entries
+
+    def _entry(self, name: str) -> Entry:
+        function, places, capacity = self.entries[name], self._places(name), self.capacity(name)
+        sizes = self.emitter.sizes(name, self.symbols)
+        kernels = tuple(self._kernel(plan, places, capacity, sizes) for plan in self.plans[name])
+        self._arena = max(self._arena, places.end)
+        signature = function.signature
+        arguments = sorted(function.block.args, key=lambda each: _order(name, str(each.name_hint)))
+        at, input_places = self.emitter.first_input, dict[str, int]()
+        for argument in arguments:
+            label = signature.arguments[argument.index].name
+            if argument in places.values:
+                input_places[label] = places.values[argument]
+                continue
+            input_places[label] = at
+            at += GROWTH if label == "block_tables" else self._volume(ir.tensor_type(argument).dims, capacity)
+        names = [each.name for each in signature.results]
+        returned = tuple(
+            self._value(value, label, places) for value, label in zip(function.returned, names, strict=True)
+        )
+        if name == STEP:
+            self._stream = places.stream
+            self._first = places
+        return Entry(name, signature, input_places, sizes, at, kernels, returned)
+
+    def _value(self, value: ir.SSAValue, name: str, places: _Places) -> Value:
+        kind = ir.tensor_type(value)
+        return Value(name, tuple(kind.dims), kind.dtype, places.values[value], places.stream.get(value))
+
+    def _kernel(self, plan: Plan, places: _Places, capacity: Mapping[str, int], sizes: Sequence[str]) -> Kernel:
+        scratch = _Scratch(places.end, lambda dims: self._volume(dims, capacity))
+        launches = tuple(self._launches(plan, nest, places, scratch, sizes) for nest in plan.nests)
+        on_demand = tuple(self._launches(plan, nest, places, scratch, sizes) for nest in plan.on_demand)
+        self._arena = max(self._arena, scratch.top)
+        region = plan.region
+        results = tuple(
+            self._value(outer, outer.name_hint or f"result_{number}", places)
+            for number, (_, outer) in enumerate(region.results)
+        )
+        given = [each for each in region.arguments.values() if not isinstance(each.owner, ir.Parameter | ir.Constant)]
+        values = dict.fromkeys([*given, *(outer for _, outer in region.results)])
+        moved = tuple(tuple(ir.tensor_type(each).dims) for each in values)
+        attentions = [nest for nest in plan.nests if isinstance(nest, AttentionNest)]
+        history = sum(math.prod(each.keys.shape) + math.prod(each.values.shape) for each in attentions)
+        begins = region.stream == 0 and len(results) == 1
+        return Kernel(
+            region.name,
+            tuple(each for group in launches for each in group),
+            results,
+            moved,
+            history,
+            region.branch,
+            begins,
+            tuple(each for group in on_demand for each in group),
+        )
+
+    def _launches(
+        self, plan: Plan, nest: Nest, places: _Places, scratch: _Scratch, sizes: Sequence[str]
+    ) -> list[Launch]:
+        matrices: tuple[str, ...] = ()
+        if isinstance(nest, ProductNest):
+            names = [str(matrix.weight.key) for segment in nest.segments for matrix in segment.matrices]
+            matrices = tuple(dict.fromkeys(names))
+        found: list[Launch] = []
+        for number, emitted in enumerate(self.emitter.kernels(nest, sizes)):
+            source = self._source(plan, nest, emitted)
+            operands = tuple(self._operand(each, places, scratch) for each in emitted.buffers)
+            found.append(Launch(source, operands, () if number else matrices, emitted.grid, emitted.config))
+        return found
+
+    def _source(self, plan: Plan, nest: Nest, emitted: Emitted) -> str:
+        """Returns the name of a kernel's source, which is generated when first needed."""
+        key = f"{emitted.kind} {emitted.key}"
+        if key not in self._names:
+            base = f"{plan.region.name}_{emitted.kind}"
+            name, number = base, 1
+            while name in self.sources:
+                number += 1
+                name = f"{base}_{number}"
+            self._names[key] = name
+            elements = tuple(each.element for each in emitted.buffers)
+            text = emitted.source(name)
+            readable = NestText(plain(self._labels)).nest(nest)
+            self.sources[name] = Source(name, emitted.kind, text, readable, elements, emitted.words, emitted.together)
+        return self._names[key]
+
+    def _operand(self, buffer: Buffer, places: _Places, scratch: _Scratch) -> Operand:
+        match buffer.space:
+            case "value":
+                return Operand("value", places.values[buffer.key], buffer.element, places.stream.get(buffer.key))
+            case "scratch":
+                return Operand("scratch", scratch.place(buffer), buffer.element)
+            case "sampled":
+                self._samples = True
+                return Operand("sampled", places.sampled, buffer.element)
+            case "weight":
+                self._used[str(buffer.key)] = None
+                return Operand("weight", str(buffer.key), buffer.element)
+            case "state" | "request":
+                return Operand("state", str(buffer.key), buffer.element)
+            case _:
+                return Operand(buffer.space, str(buffer.key), buffer.element)
+
+    # --- the program
+
+    def _program(self, module: ir.ModuleOp, entries: Sequence[Entry], key: str) -> Program:
+        places, rows = self._first, self.limits.numbers
+        first = next(iter(places.stream), None)
+        stream = {number % 2: places.values[value] for value, number in places.stream.items()}
+        sampled = Value("sampled", ("M",), "i32", places.sampled) if self._samples else None
+        digest = hashlib.sha256("\n".join([key, *map(str, self.symbols), *self._names]).encode()).hexdigest()
+        return Program(
+            target=self.emitter.traits.target,
+            key=digest,
+            entries=tuple(entries),
+            sources=self.sources,
+            weights={name: self.weights[name] for name in self._used},
+            states={
+                name: State(
+                    str(declared.per),
+                    tuple(declared.shape),
+                    tuple(int(dim) for dim in self.states[name].buffer.dims[1:]),
+                    self.states[name].buffer.element,
+                    self.states[name].side_by_side,
+                )
+                for name, declared in ir.states(module).items()
+            },
+            sampled=sampled,
+            arena=self._arena,
+            stream=tuple(stream.values()),
+            branches=self.function.branches,
+            width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
+            block=self.block,
+            tables=self.tables,
+            max_rows=rows[0],
+            max_outputs=rows[1],
+            max_path=rows[2],
+            max_length=rows[3],
+        )
+
+
+class _Scratch:
+    """Memory private to one kernel, after all values; kernels reuse it one after another."""
+
+    def __init__(self, start: int, volume: Callable[[Sequence[ir.Dim]], int]) -> None:
+        self.top, self.volume = start, volume
+        self.places: dict[object, int] = {}
+
+    def place(self, buffer: Buffer) -> int:
+        if buffer.key not in self.places:
+            self.places[buffer.key] = self.top
+            room = (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
+            self.top += self.volume(room)
+        return self.places[buffer.key]
+
+
+def _order(entry: str, name: str) -> int:
+    """The place of an argument: those of a step in the order of `STEP_ARGUMENTS`, the block tables last."""
+    return [*STEP_ARGUMENTS].index(name) if entry == STEP else 0

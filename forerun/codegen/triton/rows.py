@@ -1,0 +1,114 @@
+"""Rows of values: embedding lookups, norms, softmax, elementwise code and writes to states outside product kernels.
+
+A store runs over units and lanes: the rows and all their numbers, or, if a reduction runs over the last of several
+axes (a norm of each head), all axes but the last, and the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from forerun import ir
+from forerun.codegen.loops.index import Index, Lane, unflat, volume
+from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store, depends_across
+from forerun.codegen.triton.text import Text
+from forerun.errors import UnsupportedOperationError
+
+WIDEST = 1024
+"""Lanes of one program."""
+LARGEST_RECORD = 1 << 14
+"""The most numbers of a record that one program computes, if they depend on one another."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A store with its division: the axes in `units` are iterated one by one, the others side by side."""
+
+    store: Store
+    units: tuple[Axis, ...]
+
+    @property
+    def unit_dims(self) -> tuple[ir.Dim, ...]:
+        return tuple(axis.dim for axis in self.units)
+
+    @property
+    def others(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.store.axes if axis not in self.units)
+
+    @property
+    def lanes(self) -> int:
+        return prod(int(axis.dim) for axis in self.others)
+
+    def emit(self, text: Text, number: int) -> None:
+        total = volume(self.unit_dims)
+        units, lanes = text.index(total), self.lanes
+        text.line(f"unit_in{number} = unit < {units}")
+        text.line(f"lane_in{number} = lane < {lanes}")
+        unit = text.bind(Lane(f"unit{number}"), "unit", f"unit_in{number}")
+        lane = text.bind(Lane(f"lane{number}", lanes), "lane", f"lane_in{number}", wide=True)
+        unit = unit if total.known != 1 else Index()
+        lane = lane if lanes > 1 else Index()
+        places = dict(zip((each.lane for each in self.units), unflat(self.unit_dims, unit), strict=True))
+        dims = [axis.dim for axis in self.others]
+        places |= dict(zip((each.lane for each in self.others), unflat(dims, lane), strict=True))
+        index = [each.substitute(places.get) for each in self.store.index]
+        text.write(self.store.buffer, index, self.store.value.substitute(places.get))
+
+
+def items(nest: RowNest) -> list[Item]:
+    """The stores of a nest, all divided in the same way."""
+    found: list[Item] = []
+    for store in nest.stores:
+        row = store.row
+        others = [axis.lane for axis in store.axes if axis is not row]
+        flat = depends_across(store.value, others) is None
+        found.append(Item(store, ((row,) if row else ()) if flat else store.axes[:-1]))
+    return found
+
+
+def block_of(found: list[Item]) -> int:
+    """The lanes of one program."""
+    return min(WIDEST, 1 << (max(each.lanes for each in found) - 1).bit_length())
+
+
+def emit_rows(text: Text, nest: RowNest) -> None:
+    """Writes rows, one unit and `BLOCK` lanes per program: grid (units, tiles of lanes)."""
+    text.line("unit = tl.program_id(0) + tl.full([ROWS, 1], 0, tl.int32)")
+    text.line("lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]")
+    for number, item in enumerate(items(nest)):
+        item.emit(text, number)
+
+
+def recurrence_lanes(nest: RecurrenceNest) -> tuple[int, int]:
+    """The numbers of a record, and how many of them one program computes: all, if they depend on one another."""
+    axes = nest.stores[0].axes
+    total = prod(int(axis.dim) for axis in axes)
+    if len(nest.free) == len(axes):
+        return total, min(WIDEST, 1 << max(0, total - 1).bit_length())
+    if total > LARGEST_RECORD:
+        raise UnsupportedOperationError(
+            f"the cuda target has no Triton template for a recurrence over records of {total} numbers that depend on "
+            "one another; compile for the cpu or the reference target."
+        )
+    return total, 1 << max(0, total - 1).bit_length()
+
+
+def emit_recurrence(text: Text, nest: RecurrenceNest) -> None:
+    """Writes rows in order, the numbers of a record side by side: grid (tiles of lanes); `ROWS` is 1.
+
+    A row's stores are visible to the whole program before the next row begins.
+    """
+    axes = nest.stores[0].axes
+    total, _ = recurrence_lanes(nest)
+    text.line("lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]")
+    text.line(f"lane_in = lane < {total}")
+    lane = text.bind(Lane("lane", total), "lane", "lane_in", wide=True)
+    places = dict(zip((axis.lane for axis in axes), unflat([axis.dim for axis in axes], lane), strict=True))
+    with text.block(f"for step in range(0, {text.index(text.size(nest.rows))}):") as depth:
+        text.line("step_at = step + tl.full([1, 1], 0, tl.int32)")
+        text.bind(nest.step, "step_at", depth=depth)
+        for store in nest.stores:
+            index = [each.substitute(places.get) for each in store.index]
+            text.write(store.buffer, index, store.value.substitute(places.get))
+        text.line("tl.debug_barrier()")

@@ -1,0 +1,309 @@
+"""Expressions as TIR: shared values are computed once under a name, memory is loaded through windows on it.
+
+A kernel's function receives an offset for each buffer that it uses (`Frame.slot`), and for a state also the size of a
+whole record, so that kernels that differ only in their buffers share code.
+"""
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.decompose import FORMULAS
+from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, apply
+from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat
+from forerun.codegen.loops.nest import invariants
+from forerun.codegen.tvm.builder import Buffer as Memory
+from forerun.codegen.tvm.builder import Frame, across, integer, let, load, local, number, splat, store
+from forerun.codegen.tvm.formats import WeightFormat
+from forerun.codegen.tvm.functions import BY_KIND, alike
+from forerun.codegen.tvm.target import LANES, OUTPUTS
+from forerun.codegen.tvm.untyped import tirx
+from forerun.errors import UnsupportedOperationError
+
+Term = Any
+"""An expression of TIR."""
+
+MERGE: dict[str, Callable[[Term, Term], Term]] = {"add": lambda x, y: x + y, "max": tirx.max, "min": tirx.min}
+
+
+def region_of(buffer: Buffer, formats: Mapping[str, WeightFormat]) -> str:
+    """Returns the memory that a buffer lies in."""
+    whole = buffer.element == "i32"
+    match buffer.space:
+        case "weight":
+            form = formats.get(buffer.element)
+            return form.region if form is not None else "tables" if whole else "weights"
+        case "input":
+            return "inputs" if whole else "numbers"
+        case "state":
+            return "state"
+        case "request":
+            return "requests"
+        case _:
+            return "indices" if whole else "numbers"
+
+
+def slots_of(buffers: Collection[Buffer]) -> dict[Buffer, int]:
+    """Returns the first slot of each buffer: a state takes two, its offset and the size of a record of all states."""
+    found: dict[Buffer, int] = {}
+    at = 0
+    for each in buffers:
+        found[each] = at
+        at += 2 if each.of_state else 1
+    return found
+
+
+class Code:
+    """The function of a kernel under construction."""
+
+    def __init__(self, frame: Frame, buffers: Collection[Buffer], formats: Mapping[str, WeightFormat]) -> None:
+        self.frame, self.formats = frame, formats
+        self.slots = slots_of(buffers)
+        self.bound: dict[Lane, Term] = {}
+        self._known: list[dict[Expr, Term]] = [{}]
+        self._uses: dict[Expr, int] = {}
+        self._windows = {
+            each: frame.window(region_of(each, formats), frame.slot(slot))
+            for each, slot in self.slots.items()
+            if not each.of_state
+        }
+
+    # --- scopes
+
+    @contextmanager
+    def scope(self) -> Generator[None]:
+        """A scope: names made inside it are not known after it."""
+        self._known.append({})
+        yield
+        self._known.pop()
+
+    @contextmanager
+    def serial(self, lane: Lane, start: Term | int, stop: Term | int) -> Generator[Term]:
+        """Opens a serial loop over a lane."""
+        with self.frame.serial(start, stop) as at, self.scope():
+            self.bound[lane] = at
+            yield at
+
+    @contextmanager
+    def vectorized(self, lane: Lane) -> Generator[Term]:
+        with self.frame.vectorized() as at, self.scope():
+            self.bound[lane] = at
+            yield at
+
+    def know(self, expr: Expr, term: Term) -> None:
+        self._known[-1][expr] = term
+
+    def at(self, expr: Expr, bound: Mapping[Lane, Term]) -> Term:
+        """Renders an expression with some lanes bound to given terms."""
+        with self.scope():
+            self.bound.update(bound)
+            return self.render(expr)
+
+    def call(self, function: str, *operands: Term) -> Term:
+        """Applies a function to terms."""
+        given = [Partial(Lane(f"operand{number}"), "number") for number in range(len(operands))]
+        with self.scope():
+            for each, operand in zip(given, operands, strict=True):
+                self.know(each, operand)
+            return self.render(apply(function, *given))
+
+    # --- memory
+
+    def window(self, buffer: Buffer) -> Memory:
+        return self._windows[buffer]
+
+    def memory(self, buffer: Buffer) -> Memory:
+        """The memory of a buffer; a state's region has one name, so that a kernel may read what it has written."""
+        return self.frame.memories[region_of(buffer, self.formats)]
+
+    def origin(self, buffer: Buffer, block: Term) -> Term:
+        """The offset (int64) of a state's records of a block."""
+        slot = self.slots[buffer]
+        return block.astype("int64") * self.frame.slot(slot + 1) + self.frame.slot(slot)
+
+    def block_window(self, buffer: Buffer, block: Term) -> Memory:
+        """A window on a state's records of one block."""
+        return self.frame.window(region_of(buffer, self.formats), self.origin(buffer, block))
+
+    def get(self, buffer: Buffer, *index: Term | int) -> Term:
+        """Loads the element at an index of terms."""
+        lanes = [Lane(f"axis{axis}") for axis in range(len(index))]
+        own = tuple(
+            Index(constant=each) if isinstance(each, int) else Index.of(lane)
+            for lane, each in zip(lanes, index, strict=True)
+        )
+        return self.at(Load(buffer, own), dict(zip(lanes, index, strict=True)))
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> Term:
+        """Loads an element, unpacked by its format if it has one."""
+        if buffer.of_state:
+            block = let(self._term(index[0]))
+            at = self._term(flat(buffer.dims[1:], index[1:])).astype("int64")
+            return self.memory(buffer)[self.origin(buffer, block) + at]
+        window = self.window(buffer)
+        form = self.formats.get(buffer.element) if buffer.space == "weight" else None
+        if form is None:
+            return window[self._term(flat(buffer.dims, index))]
+        output, feature = (index[0], index[1])
+        block, lane = output.divided(OUTPUTS)
+        places = (self._term(each) for each in (block, lane, feature))
+        return form.element(lambda place: window[place], int(buffer.dims[1]), *places)
+
+    def write(self, buffer: Buffer, index: Sequence[Index], value: Term) -> None:
+        """Stores one element."""
+        if buffer.kind == "truth":
+            value = tirx.Select(value, integer(1), integer(0))
+        if buffer.of_state:
+            block = let(self._term(index[0]))
+            at = self._term(flat(buffer.dims[1:], index[1:])).astype("int64")
+            store(self.memory(buffer), value, self.origin(buffer, block) + at, 1)
+            return
+        store(self.window(buffer), value, self._term(flat(buffer.dims, index)), 1)
+
+    # --- indices
+
+    def index(self, index: Index) -> Term | int:
+        """Renders an index, as a number if it is known."""
+        total: Term | int = index.constant
+        for lane, factor in index.terms:
+            each = self.lane(lane)
+            total = each * factor + total if factor != 1 else each + total
+        return total
+
+    def _term(self, index: Index) -> Term:
+        at = self.index(index)
+        return integer(at) if isinstance(at, int) else at
+
+    def lane(self, lane: Lane) -> Term:
+        match lane.made:
+            case Quotient(index, divisor):
+                return tirx.truncdiv(self._term(index), self._term(divisor))
+            case Remainder(index, divisor):
+                return tirx.truncmod(self._term(index), self._term(divisor))
+            case Product(index, size):
+                return self._term(index) * self._term(size)
+            case Computed(expr):
+                return self.render(expr)
+            case NamedSize():
+                return self.frame.size(lane.name)
+            case None:
+                return self.bound[lane]
+
+    # --- expressions
+
+    def render(self, expr: Expr) -> Term:
+        """Renders an expression, computed here unless it is already known."""
+        for scope in reversed(self._known):
+            if expr in scope:
+                return scope[expr]
+        if expr not in self._uses:
+            self._count(expr)
+        match expr:
+            case Const():
+                return _constant(expr)
+            case Count(index):
+                return self._term(index)
+            case Load(buffer, index, guard):
+                found = self._guarded(buffer, index, guard)
+                found = let(found) if guard is None else found
+                found = tirx.NE(found, integer(0)) if buffer.kind == "truth" else found
+            case Apply(function, args):
+                found = self._applied(function, args, expr)
+            case Reduce():
+                found = self._reduce(expr)
+            case _:
+                raise AssertionError(f"{expr} is not known here")
+        self.know(expr, found)
+        return found
+
+    def _count(self, root: Expr) -> None:
+        """Counts the uses of each part of an expression: a part used once needs no name."""
+        pending = [root]
+        self._uses[root] = self._uses.get(root, 0) + 1
+        while pending:
+            for part in pending.pop().parts:
+                if part not in self._uses:
+                    pending.append(part)
+                self._uses[part] = self._uses.get(part, 0) + 1
+
+    def _guarded(self, buffer: Buffer, index: Sequence[Index], guard: Expr | None) -> Term:
+        if guard is None:
+            return self.load(buffer, index)
+        held, zero = self.render(guard), number(0.0) if buffer.kind == "number" else integer(0)
+        return let(tirx.if_then_else(held, self.load(buffer, index), zero))
+
+    def _applied(self, function: str, args: Sequence[Expr], expr: Apply) -> Term:
+        operands = alike([self.render(each) for each in args])
+        leaf = BY_KIND[expr.kind].get(function)
+        if leaf is not None:
+            found = leaf(*operands)
+            # Naming every part would cost LLVM time; TVM cannot name vectors of booleans.
+            return found if expr.kind == "truth" or self._uses[expr] < 2 else let(found)
+        if function not in FORMULAS:
+            raise UnsupportedOperationError(f"the cpu target has no function {function} of {expr.kind}s.")
+        given = [Partial(Lane(f"{function}{number}"), each.kind) for number, each in enumerate(args)]
+        with self.scope():
+            for each, operand in zip(given, operands, strict=True):
+                self.know(each, operand)
+            return self.render(FORMULAS[function](*given))
+
+    def hoist(self, expr: Expr, lanes: Collection[Lane]) -> None:
+        """Computes the parts that do not depend on the loops to be opened."""
+        for each in invariants(expr, lanes):
+            self.render(each)
+
+    def _reduce(self, expr: Reduce) -> Term:
+        self.hoist(expr.step, {expr.lane})
+        if expr.order == "lanes":
+            return self._in_lanes(expr)
+        total = self.accumulator(expr)
+        with self.serial(expr.lane, 0, self.index(expr.extent)):
+            self.know(Partial(expr.lane, expr.kind), total[integer(0)])
+            store(total, self.render(expr.step), integer(0), 1)
+        return let(total[integer(0)])
+
+    def accumulator(self, expr: Reduce) -> Memory:
+        """Allocates a reduction's accumulator and initializes it."""
+        total = local(1, "float32" if expr.kind == "number" else "int32")
+        store(total, self.render(expr.init), integer(0), 1)
+        return total
+
+    def _in_lanes(self, expr: Reduce) -> Term:
+        """16 partial results, element i into partial i mod 16, then a tree: the order depends only on the size."""
+        partial, init = local(LANES), self.render(expr.init)
+        store(partial, splat(init), 0)
+        size, variable = expr.extent.known, Partial(expr.lane, expr.kind)
+        merge = MERGE[expr.combine]
+        if size is None:
+            with self.serial(expr.lane, 0, self.index(expr.extent)) as at:
+                lane = let(tirx.truncmod(at, integer(LANES)))
+                self.know(variable, partial[lane])
+                store(partial, self.render(expr.step), lane, 1)
+            return let(across(partial, merge))
+        chunk, vector = Lane(f"{expr.lane.name}_chunk", size // LANES), Lane(f"{expr.lane.name}_lane", LANES)
+        if size // LANES:
+            here = Index.of(chunk).times(LANES).plus(Index.of(vector))
+            with self.serial(chunk, 0, size // LANES), self.vectorized(vector) as lane:
+                self.know(variable, partial[lane])
+                store(partial, self.render(_moved(expr, here)), lane, 1)
+        for rest in range(size % LANES):
+            with self.scope():
+                self.know(variable, partial[integer(rest)])
+                here = Index(constant=size // LANES * LANES + rest)
+                store(partial, self.render(_moved(expr, here)), integer(rest), 1)
+        return let(across(partial, merge))
+
+
+def _moved(expr: Reduce, to: Index) -> Expr:
+    """Returns the step of a reduction at another index of its lane."""
+    return expr.step.substitute(lambda lane: to if lane == expr.lane else None)
+
+
+def _constant(expr: Const) -> Term:
+    if expr.kind == "number":
+        return number(float(expr.text))
+    return integer(int(expr.text)) if expr.kind == "integer" else tirx.IntImm("bool", int(expr.text))
+
+
+__all__ = ["Code", "Term", "load", "region_of", "slots_of"]

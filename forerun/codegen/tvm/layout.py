@@ -1,0 +1,100 @@
+"""The memory layout of the embedded back end: weights in one packed buffer, states in one record for each block.
+
+Plain arithmetic on a program, for both packing and running. Places are in 4-byte words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forerun.codegen.program import NUMBER, Program, State
+
+ALIGNMENT = 16
+"""Every place is a multiple of this many numbers: one cache line."""
+
+SPARE = 1 << 14
+"""Numbers after the last weight that a prefetch may address."""
+
+ENTRY = "run"
+"""The function of the compiled code that executes calls."""
+
+
+@dataclass(frozen=True)
+class TvmProgram:
+    """The output of code generation for a step; code and weights are produced on demand."""
+
+    program: Program
+    compile: Callable[[], Any]  # the runtime module of its kernels
+    pack: Callable[[], torch.Tensor]  # float32: the weights as the code reads them
+    texts: Callable[[], dict[str, str]]  # the TIR script of every distinct kernel, by name
+    keeps_code: bool = True  # whether `program.key` names the code
+
+
+def aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def weight_places(program: Program) -> tuple[dict[str, int], int]:
+    """Returns where each weight begins in one buffer, and the buffer's size."""
+    places: dict[str, int] = {}
+    total = 0
+    for name, weight in program.weights.items():
+        places[name] = total
+        total += aligned(-(-weight.bytes // NUMBER))
+    return places, total + SPARE
+
+
+@dataclass(frozen=True)
+class StatePlaces:
+    """The layout of all states: one record for each block of slots, and one for each request."""
+
+    places: dict[str, int]  # offset of each state in its record
+    record: int  # size of a block's record
+    request: int  # size of a request's record
+    words: NDArray[np.int64]  # [P, w] the places in a block's record of a slot's numbers
+
+    def size(self, state: State) -> int:
+        """Returns the size of the record that a state is part of."""
+        return self.request if state.per == "request" else self.record
+
+
+def state_places(program: Program) -> StatePlaces:
+    """Returns the layout of a program's states."""
+    places: dict[str, int] = {}
+    sizes = {"block": 0, "request": 0}
+    words: list[NDArray[np.int64]] = []
+    for name, state in program.states.items():
+        kind = "request" if state.per == "request" else "block"
+        places[name] = sizes[kind]
+        if kind == "block":
+            words.append(places[name] + _words(state, program.block))
+        sizes[kind] += aligned(state.words)
+    # An odd number of cache lines per record: blocks of one layer fall into different cache sets.
+    sizes["block"] += ALIGNMENT if (sizes["block"] // ALIGNMENT) % 2 == 0 else 0
+    joined = np.concatenate(words, 1) if words else np.zeros((program.block, 0), np.int64)
+    return StatePlaces(places, sizes["block"], sizes["request"], joined)
+
+
+def _words(state: State, block: int) -> NDArray[np.int64]:
+    """Returns [P, numbers]: where the numbers of a record lie, for each slot of a block."""
+    places = np.arange(state.words).reshape(state.dims)
+    lanes = np.moveaxis(places, -1 if state.side_by_side else -2, 0)
+    return lanes[..., : state.last].reshape(block, -1) if not state.side_by_side else lanes.reshape(block, -1)
+
+
+def needed_bytes(program: Program) -> dict[str, int]:
+    """The memory that a model needs: its weights, a cache of `max_length` and a step's rows, and a step's values."""
+    blocks = -(-program.max_length // program.block) + -(-program.max_rows // program.block)
+    inputs = max(each.inputs for each in program.entries)
+    numbers = {
+        "weights": weight_places(program)[1],
+        "cache": blocks * state_places(program).record,
+        "buffers": program.arena + inputs,
+    }
+    return {name: count * NUMBER for name, count in numbers.items()}
