@@ -165,11 +165,11 @@ class Code:
 
     def index(self, index: Index) -> Term | int:
         """Renders an index, as a number if it is known."""
-        total: Term | int = index.constant
+        total: Term | int = 0
         for lane, factor in index.terms:
-            each = self.lane(lane)
-            total = each * factor + total if factor != 1 else each + total
-        return total
+            each = self.lane(lane) * factor if factor != 1 else self.lane(lane)
+            total = each if isinstance(total, int) else total + each
+        return total + index.constant if index.constant else total  # last, so that it is part of an address
 
     def _term(self, index: Index) -> Term:
         at = self.index(index)
