@@ -10,8 +10,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from forerun.codegen.program import Program
 from forerun.errors import InvalidOptionError
-from forerun.runtime.executable import Part
+from forerun.runtime.executable import Branch, Part
 
 
 class BranchKernel(Protocol):
@@ -53,6 +54,19 @@ def _remains(kernel: BranchKernel, part: Part, evaluated: list[int]) -> bool:
 def turn(evaluated: list[int], number: int) -> int:
     """Returns the buffer of the stream's value `number`: the buffer changes with each evaluated branch."""
     return bisect_left(evaluated, number) % 2
+
+
+def read_bytes(program: Program) -> tuple[tuple[Branch, ...], int]:
+    """Returns the branches with the weight bytes that each reads, and those that kernels outside of branches read.
+
+    There are no branches if the stream begins in a kernel with other results: no part could be entered behind branch 0.
+    """
+    read: dict[int | None, int] = {}
+    for kernel in program.kernels:
+        read[kernel.branch] = read.get(kernel.branch, 0) + program.weight_bytes(kernel.matrices)
+    if not any(kernel.begins for kernel in program.kernels):
+        return (), sum(read.values())
+    return tuple(Branch(*each, read.get(number, 0)) for number, each in enumerate(program.branches)), read.get(None, 0)
 
 
 def check_hidden(part: Part, given: bool) -> None:

@@ -38,7 +38,7 @@ def expected(module, weights, rows, states=None):
 def test_a_step_is_the_interpreters():
     module, weights = decoder()
     executable = compiled(module, weights)
-    executable._arena.fill(np.nan)
+    executable.memory.arena.fill(np.nan)
     rows = prompt_rows(np.random.default_rng(0).integers(0, 331, 37), 0, [3, 1, 7])
     found = executable.run(WHOLE, executable.new_state(16), rows)
     assert np.allclose(found.logits, expected(module, weights, rows), atol=2e-5)
@@ -56,7 +56,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     executable = compiled(module, weights)
     state, states = executable.new_state(16), ir.new_states(module, 16 * 16)
     for rows in (prompt, tree):
-        executable._arena.fill(np.nan)
+        executable.memory.arena.fill(np.nan)
         found = executable.run(WHOLE, state, rows).logits
         np.testing.assert_allclose(found, expected(module, weights, rows, states), rtol=1e-4, atol=2e-5)
 

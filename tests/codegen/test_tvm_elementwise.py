@@ -19,7 +19,7 @@ def evaluate(module, weights, rows, **options):
     executable._arena.fill_(math.nan)
     state = executable.new_state(16)
     executable.run(WHOLE, state, rows)
-    results = [executable._view(value).copy() for value in executable.step.returned]
+    results = [executable.memory.view(value).copy() for value in executable.step.returned]
     environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
     return results, [each.numpy() for each in ir.evaluate(module, "step", inputs, environment)]
@@ -144,7 +144,7 @@ def test_linears_of_any_size_match_and_rows_do_not_depend_on_their_number(featur
         executable._arena.fill_(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
-            assert np.array_equal(executable._view(value), result[:count]), count
+            assert np.array_equal(executable.memory.view(value), result[:count]), count
 
 
 def test_the_largest_come_first_and_the_lower_id_first_among_equals():

@@ -75,7 +75,7 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
         executable._arena.fill_(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
-            assert np.array_equal(executable._view(value), result[:count]), count
+            assert np.array_equal(executable.memory.view(value), result[:count]), count
 
 
 def test_bfloat16_rounds_to_nearest_even_and_matches_torch():

@@ -6,14 +6,12 @@ It is what kernels are read and checked with, and takes its time: every product 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,13 @@ from numpy.typing import NDArray
 
 from forerun.available import require_memory
 from forerun.codegen.c.program import CProgram
-from forerun.codegen.program import NUMBER, Entry, Kernel, Launch, Operand, Program, Value
-from forerun.errors import ForerunError, TooLongError
-from forerun.execute.arguments import sizes_of
-from forerun.execute.branches import check_hidden, remaining, turn
+from forerun.codegen.program import NUMBER, Entry, Kernel, Launch, Operand, Program
+from forerun.errors import ForerunError
+from forerun.execute.branches import check_hidden, read_bytes, remaining, turn
+from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import STEP
 
 FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -73,18 +71,8 @@ class CExecutable(EntryRunner[State]):
         self.vocabulary, self.candidates, self.width = program.vocabulary, program.candidates, program.width
         self._library = library
         self._weights = dict(weights)
-        self._arena = np.zeros(max(1, program.arena), np.float32)
-        self._inputs = np.zeros(max(1, *(each.inputs for each in program.entries)), np.int32)
-        self._sizes = np.zeros(max(1, len(program.step.sizes)), np.int32)
-        self._bindings: dict[str, int] = {}
-        late = any(kernel.begins for kernel in program.kernels)  # else no part could be entered late
-        found = (Branch(*each, self._read(number)) for number, each in enumerate(program.branches))
-        self.branches = tuple(found) if late else ()
-        self.head_bytes = self._read(None) if late else self.weight_bytes
-
-    def _read(self, branch: int | None) -> int:
-        kernels = [each for each in self.program.kernels if each.branch == branch]
-        return sum(self.program.weight_bytes(each.matrices) for each in kernels)
+        self.memory = HostMemory(program, np.zeros(max(1, program.arena), np.float32))
+        self.branches, self.head_bytes = read_bytes(program)
 
     @property
     def weight_bytes(self) -> int:
@@ -104,9 +92,9 @@ class CExecutable(EntryRunner[State]):
     ) -> tuple[NDArray[Any], ...]:
         """Runs another entry. The returned arrays are views, valid until the next run."""
         entry = self.program.entry(name)
-        self._fill(entry, dict(zip((each.name for each in entry.signature.arguments), given, strict=True)))
+        self.memory.fill(entry, dict(zip((each.name for each in entry.signature.arguments), given, strict=True)))
         self._call(entry, state, entry.kernels, [])
-        return tuple(self._view(value) for value in entry.returned)
+        return tuple(self.memory.view(value) for value in entry.returned)
 
     @with_live_threads
     def run_part(
@@ -120,28 +108,24 @@ class CExecutable(EntryRunner[State]):
         """Runs a part of the step. The result's arrays are views, valid until the next run."""
         kernels, evaluated = remaining(self.program.kernels, part, len(self.program.branches))
         check_hidden(part, hidden is not None)
-        self._load(rows)
+        self.memory.load(rows)
         stream, count = self.program.stream, len(rows.tokens)
         if hidden is not None:
-            self._stream(stream[0], count)[:] = hidden
+            self.memory.stream(stream[0], count)[:] = hidden
         self._call(self.program.step, state, kernels, evaluated)
-        logits, *chosen = (self._view(value) for value in self.program.returned)
+        logits, *chosen = (self.memory.view(value) for value in self.program.returned)
         none = np.zeros((len(logits), 0))
         ids, best = chosen if len(chosen) == 2 else (none.astype(np.int32), none.astype(np.float32))
-        return StepResult(logits, ids, best, self._stream(stream[len(evaluated) % 2] if stream else 0, count))
+        return StepResult(logits, ids, best, self.memory.stream(stream[len(evaluated) % 2] if stream else 0, count))
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
-        self._load(rows)
+        self.memory.load(rows)
         found: list[KernelOutput] = []
         every = list(range(len(self.program.branches)))
         for kernel in self.program.kernels:
             self._call(self.program.step, state, [kernel], every)
-            for result in kernel.results:
-                axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
-                along = None if axis is None else str(result.dims[axis])
-                value = np.moveaxis(self._view(result), axis or 0, 0) if result.dims else self._view(result)
-                found.append(KernelOutput(kernel.name, result.name, value.copy(), along))
+            found += self.memory.outputs(kernel)
         return found
 
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
@@ -155,30 +139,6 @@ class CExecutable(EntryRunner[State]):
 
     # --- one run
 
-    def _load(self, rows: Rows) -> None:
-        count, path = rows.paths.shape
-        outputs = len(rows.outputs)
-        if count > self.max_rows or outputs > self.max_outputs or path > self.max_path:
-            raise TooLongError(
-                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
-                f"{self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
-            )
-        step = self.program.step
-        self._fill(step, {each.name: getattr(rows, each.name) for each in step.signature.arguments})
-
-    def _fill(self, entry: Entry, given: Mapping[str, NDArray[Any]]) -> None:
-        """Puts an entry's arguments and the sizes of its dimensions where its kernels find them."""
-        self._bindings = sizes_of(entry.signature, {name: value.shape for name, value in given.items()})
-        for argument in entry.signature.arguments:
-            value, place = given[argument.name], entry.places[argument.name]
-            if argument.dtype == "f32":
-                self._arena[place : place + value.size] = value.reshape(-1)
-                continue
-            if place + value.size > len(self._inputs):
-                self._inputs = np.concatenate([self._inputs, np.zeros(2 * value.size, np.int32)])
-            self._inputs[place : place + value.size] = value.reshape(-1)
-        self._sizes[: len(entry.sizes)] = [self._bindings.get(name, 0) for name in entry.sizes]
-
     def _call(self, entry: Entry, state: State, kernels: Sequence[Kernel], evaluated: list[int]) -> None:
         for kernel in kernels:
             for launch in kernel.launches:
@@ -186,7 +146,7 @@ class CExecutable(EntryRunner[State]):
 
     def _launch(self, entry: Entry, state: State, launch: Launch, evaluated: list[int]) -> None:
         pointers = [
-            self._sizes.ctypes.data,
+            self.memory.sizes.ctypes.data,
             *(self._address(entry, state, each, evaluated) for each in launch.operands),
         ]
         self._library[launch.source](*map(ctypes.c_void_p, pointers))
@@ -194,7 +154,7 @@ class CExecutable(EntryRunner[State]):
     def _address(self, entry: Entry, state: State, operand: Operand, evaluated: list[int]) -> int:
         match operand.kind:
             case "input":
-                memory = self._arena if operand.element == "f32" else self._inputs
+                memory = self.memory.arena if operand.element == "f32" else self.memory.inputs
                 return memory.ctypes.data + entry.places[str(operand.key)] * NUMBER
             case "weight":
                 return self._weights[str(operand.key)].ctypes.data
@@ -204,23 +164,13 @@ class CExecutable(EntryRunner[State]):
                 place = int(operand.key)
                 if operand.stream is not None and entry.name == STEP:
                     place = self.program.stream[turn(evaluated, operand.stream)]
-                return self._arena.ctypes.data + place * NUMBER
-
-    def _view(self, value: Value) -> NDArray[Any]:
-        sizes = value.sizes(self._bindings)
-        source = self._arena if value.dtype == "f32" else self._arena.view(np.int32)
-        return source[value.place : value.place + prod(sizes)].reshape(sizes)
-
-    def _stream(self, place: int, rows: int) -> Float32:
-        """Returns [N, D]."""
-        return self._arena[place : place + rows * self.width].reshape(rows, self.width)
+                return self.memory.arena.ctypes.data + place * NUMBER
 
 
 def build(text: str) -> ctypes.CDLL:
     """Compiles a file and loads it. Raises `ForerunError` with the compiler's words where it refuses."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory(prefix="forerun-c-") as folder:
-        source, library = Path(folder) / f"step-{digest}.c", Path(folder) / f"step-{digest}.so"
+        source, library = Path(folder) / "step.c", Path(folder) / "step.so"
         source.write_text(text, encoding="utf-8")
         command = [compiler(), *FLAGS, "-o", str(library), str(source), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.codegen.program import Kernel, Program, Value
-from forerun.execute.branches import check_hidden, remaining
+from forerun.execute.branches import check_hidden, read_bytes, remaining
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
 from forerun.execute.triton.loop import TritonLoop
@@ -24,7 +24,7 @@ from forerun.execute.triton.memory import InputLayout, State, new_state
 from forerun.execute.triton.result import DeviceStepResult, Ran
 from forerun.forking import with_live_threads
 from forerun.runtime.device_loop import Drafting
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import Signature
 
 
@@ -60,14 +60,7 @@ class TritonExecutable(EntryRunner[State]):
             torch.zeros(each.sizes(most), dtype=dtype, pin_memory=pinned).view(-1)
             for each, dtype in zip(self._answers, types, strict=True)
         ]
-        late = any(kernel.begins for kernel in step.kernels)  # otherwise no part can be entered behind branch 0
-        found = (Branch(*each, self._read(number)) for number, each in enumerate(step.branches))
-        self.branches = tuple(found) if late else ()
-        self.head_bytes = self._read(None) if late else self.weight_bytes
-
-    def _read(self, branch: int | None) -> int:
-        kernels = (each for each in self.step.kernels if each.branch == branch)
-        return sum(self.step.weight_bytes(each.matrices) for each in kernels)
+        self.branches, self.head_bytes = read_bytes(step)
 
     @property
     def weight_bytes(self) -> int:

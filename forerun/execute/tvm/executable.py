@@ -1,6 +1,5 @@
 """A compiled step with its code and weights: one call runs all its kernels, for any number of rows."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.program import NUMBER, Entry, Program, Value
+from forerun.codegen.program import NUMBER, Program
 from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places
-from forerun.errors import InvalidOptionError, TooLongError
-from forerun.execute.arguments import sizes_of
-from forerun.execute.branches import check_hidden
+from forerun.errors import InvalidOptionError
+from forerun.execute.branches import check_hidden, read_bytes
+from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.execute.tvm.calls import Calls, PartCalls
 from forerun.execute.tvm.code import compiled_code
 from forerun.execute.tvm.library import tvm, tvm_ffi
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
-from forerun.runtime.executable import Branch, Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import Signature
 
 PARTS_KEPT = 1024
@@ -66,15 +65,11 @@ class TvmExecutable(EntryRunner[State]):
         self.weights = weights
         self._threads = _set_threads(threads)
         self._arena = torch.empty(max(1, step.arena))
-        self._arena_numbers = self._arena.numpy()
-        self._arena_indices = self._arena.view(torch.int32).numpy()
+        self.memory = HostMemory(step, self._arena.numpy())
         self._states = state_places(step)
         self.calls = Calls(step, weight_places(step)[0], self._states)
-        self._inputs = np.zeros(max(each.inputs for each in step.entries), np.int32)
-        self._sizes = np.zeros(max(1, len(step.step.sizes)), np.int32)
-        self._bindings: dict[str, int] = {}
         self._parts: dict[Part, tuple[PartCalls, Any]] = {}
-        self.branches, self.head_bytes = self._read_bytes()
+        self.branches, self.head_bytes = read_bytes(step)
         self.width = step.width
         self._bind_memory()
 
@@ -85,7 +80,8 @@ class TvmExecutable(EntryRunner[State]):
             for each in (numbers, numbers.view(torch.int32), self._arena, self._arena.view(torch.int32))
         ]
         self._shared_program = tvm_ffi.from_dlpack(torch.from_numpy(self.calls.array))
-        self._shared_sizes = tvm_ffi.from_dlpack(torch.from_numpy(self._sizes))
+        self._shared_sizes = tvm_ffi.from_dlpack(torch.from_numpy(self.memory.sizes))
+        self._inputs = self.memory.inputs
         self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
 
     @property
@@ -106,9 +102,9 @@ class TvmExecutable(EntryRunner[State]):
         """Runs another entry. The returned arrays are views, valid until the next run."""
         entry = self.step.entry(name)
         names = (each.name for each in entry.signature.arguments)
-        self._fill(entry, dict(zip(names, given, strict=True)))
+        self.memory.fill(entry, dict(zip(names, given, strict=True)))
         self._call(state, *self.calls.of_entry(name))
-        return tuple(self._view(value) for value in entry.returned)
+        return tuple(self.memory.view(value) for value in entry.returned)
 
     def run_part(
         self,
@@ -121,17 +117,17 @@ class TvmExecutable(EntryRunner[State]):
         """Runs a part of the step. The result's arrays are views, valid until the next run."""
         program, shared = self._part(part)
         check_hidden(part, hidden is not None)
-        self._load(rows)
+        self.memory.load(rows)
         if hidden is not None and program.given is not None:
-            self._stream(program.given, len(rows.tokens))[:] = hidden
+            self.memory.stream(program.given, len(rows.tokens))[:] = hidden
         self._call(state, 0, len(program.calls), shared)
-        values = [self._view(value) for value in self.step.returned]
+        values = [self.memory.view(value) for value in self.step.returned]
         empty = np.zeros((len(rows.outputs), 0))
         ids: Any = values[1] if len(values) > 1 else empty.astype(np.int32)
         chosen: Any = values[2] if len(values) > 2 else empty.astype(np.float32)
         if len(values) > 2 and ids.dtype != np.int32:
             ids, chosen = chosen, ids
-        return StepResult(values[0], ids, chosen, self._stream(program.left, len(rows.tokens)))
+        return StepResult(values[0], ids, chosen, self.memory.stream(program.left or 0, len(rows.tokens)))
 
     def _part(self, part: Part) -> tuple[PartCalls, Any]:
         if part not in self._parts:
@@ -141,35 +137,13 @@ class TvmExecutable(EntryRunner[State]):
             self._parts[part] = program, tvm_ffi.from_dlpack(torch.from_numpy(program.calls))
         return self._parts[part]
 
-    def _stream(self, offset: int | None, rows: int) -> Float32:
-        """Returns [N, D]."""
-        start = offset or 0
-        return self._arena_numbers[start : start + rows * self.width].reshape(rows, self.width)
-
-    def _read_bytes(self) -> tuple[tuple[Branch, ...], int]:
-        """Returns the branches with the bytes that each reads, and the bytes that kernels outside of branches read.
-
-        There are no branches if the stream begins in a kernel with other results.
-        """
-        read: dict[int | None, int] = {}
-        for kernel in self.step.kernels:
-            read[kernel.branch] = read.get(kernel.branch, 0) + self.step.weight_bytes(kernel.matrices)
-        if not any(kernel.begins for kernel in self.step.kernels):
-            return (), sum(read.values())  # no part could be entered late
-        branches = (Branch(*each, read.get(number, 0)) for number, each in enumerate(self.step.branches))
-        return tuple(branches), read.get(None, 0)
-
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
-        self._load(rows)
+        self.memory.load(rows)
         entries: list[KernelOutput] = []
         for kernel, span in zip(self.step.kernels, self.calls.spans[self.step.step.name], strict=True):
             self._call(state, *span)
-            for result in kernel.results:
-                axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
-                along = None if axis is None else str(result.dims[axis])
-                value = np.moveaxis(self._view(result), axis or 0, 0) if result.dims else self._view(result)
-                entries.append(KernelOutput(kernel.name, result.name, value.copy(), along))
+            entries += self.memory.outputs(kernel)
         return entries
 
     def time_kernels(self, state: State, rows: Rows, rounds: int = 5) -> list[KernelTime]:
@@ -177,7 +151,7 @@ class TvmExecutable(EntryRunner[State]):
 
         Each thus finds its weights where a step leaves them, in memory. The time of an empty launch is subtracted.
         """
-        self._load(rows)
+        self.memory.load(rows)
         kernels, spans = self.step.kernels, self.calls.spans[self.step.step.name]
         times: list[list[float]] = [[] for _ in kernels]
         launches: list[float] = []
@@ -196,7 +170,7 @@ class TvmExecutable(EntryRunner[State]):
             read = self.step.weight_bytes(kernel.matrices)
             sources = tuple(each.source for each in kernel.launches)
             structure = structures.setdefault(sources, len(structures))
-            moved = value_bytes(kernel, self._bindings, rows)
+            moved = value_bytes(kernel, self.memory.bindings, rows)
             seconds = max(0.0, median(kernel_times) - launch)
             found.append(KernelTime(kernel.name, structure, kernel.matrices, read, moved, seconds))
         return found
@@ -213,35 +187,11 @@ class TvmExecutable(EntryRunner[State]):
         whole = np.asarray(slots).astype(np.int64)
         return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
-    def _load(self, rows: Rows) -> None:
-        count, path = rows.paths.shape
-        outputs = len(rows.outputs)
-        if count > self.max_rows or outputs > self.max_outputs or path > self.max_path:
-            raise TooLongError(
-                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
-                f"{self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
-            )
-        step = self.step.step
-        self._fill(step, {each.name: getattr(rows, each.name) for each in step.signature.arguments})
-
-    def _fill(self, entry: Entry, given: Mapping[str, NDArray[Any]]) -> None:
-        """Puts an entry's arguments and the sizes of its dimensions where its kernels find them."""
-        bindings = sizes_of(entry.signature, {name: value.shape for name, value in given.items()})
-        for argument in entry.signature.arguments:
-            value, offset = given[argument.name], entry.places[argument.name]
-            if argument.dtype == "f32":
-                self._arena_numbers[offset : offset + value.size] = value.reshape(-1)
-                continue
-            if offset + value.size > len(self._inputs):
-                self._inputs = np.concatenate([self._inputs, np.zeros(2 * value.size, np.int32)])
-                self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
-            self._inputs[offset : offset + value.size] = value.reshape(-1)
-        for index, name in enumerate(entry.sizes):
-            self._sizes[index] = bindings.get(name, 0)
-        self._bindings = bindings
-
     @with_live_threads
     def _call(self, state: State, first: int, last: int, program: Any = None) -> None:
+        if self._inputs is not self.memory.inputs:  # an entry's arguments needed a larger array
+            self._inputs = self.memory.inputs
+            self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
         self._run(
             program or self._shared_program,
             self._shared_sizes,
@@ -252,11 +202,6 @@ class TvmExecutable(EntryRunner[State]):
             last,
             self._threads,
         )
-
-    def _view(self, value: Value) -> NDArray[Any]:
-        sizes = value.sizes(self._bindings)
-        source = self._arena_numbers if value.dtype == "f32" else self._arena_indices
-        return source[value.place : value.place + math.prod(sizes)].reshape(sizes)
 
 
 def _set_threads(threads: int | None) -> int:
