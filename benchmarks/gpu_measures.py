@@ -20,7 +20,6 @@ from forerun import ir
 from forerun.build import limits_of, lower
 from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.lowering import Lowering
-from forerun.compiler import with_strategy
 from forerun.execute.triton.build import TUNE, bind
 from forerun.execute.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.ir.builder import Builder
@@ -32,6 +31,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import WHOLE, Rows
 from forerun.runtime.generation import Request
 from forerun.runtime.round_size import SameSize
+from forerun.schedules import with_strategy
 
 HEADS, GROUPS, DIM = 32, 8, 128
 """Of the 8B shape's attention."""

@@ -89,7 +89,8 @@ def build(
             found = prebuilt.load(folder, kept)
         if found is not None:
             return found
-    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, BACKENDS[target].cache_in_memory)
+    backend = BACKENDS[target]
+    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, backend.cache_in_memory, backend.fused)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
@@ -110,6 +111,7 @@ def lower(
     draft: Sequence[Pass] = (),
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
+    fused: bool = True,
 ) -> Lowered:
     """The front half of `compile`: traces, imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor torch.export.
@@ -135,7 +137,7 @@ def lower(
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft, fused)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)

@@ -148,7 +148,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     out = _console()
     if not arguments.json:
         out.print(f"{text}\n", style="bold")
-    from forerun.compiler import with_strategy
+    from forerun.schedules import with_strategy
 
     plain = with_strategy(model, "autoregressive")
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "return_logits": True}

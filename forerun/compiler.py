@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
-from forerun.build import Opening, build, warn_of_length
+from forerun.build import Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
 from forerun.compile_options import check_options, require_folder, resolve_target
+from forerun.exporting import Exporter
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
-from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin, source_name
 from forerun.runtime.options import dtype_name
+from forerun.schedules import measure_cost, model_of
 from forerun.strategies import Strategy, Target, draft_sources, resolve_strategy
 
 
@@ -64,37 +64,12 @@ def compile(
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)
-    return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin)
 
+    def program(target: str, progress: Progress) -> Any:
+        """Generates the program of another back end, for an export."""
+        backend = BACKENDS[target]
+        lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+        return emit(lowered, target, dtype)
 
-def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:
-    """Returns the same compiled target with another strategy: nothing is recompiled, and the cache is shared."""
-    chosen, progress = resolve_strategy(strategy), progress or open_progress()
-    cost = model.cost
-    if cost is None and chosen.needs_cost:
-        cost = measure_cost(model.engine, progress)
-    return _model(chosen, Target(model.engine, cost, model.tokenizer, progress), model.eos_token_ids, model.origin)
-
-
-def _model(
-    strategy: Strategy, target: Target, eos_token_ids: Iterable[int], origin: Origin | None = None
-) -> CompiledModel:
-    drafter, policy = strategy.build(target)
-    on_device = strategy.on_device(target)
-    return CompiledModel(
-        target.executable,
-        drafter,
-        policy,
-        target.tokenizer,
-        eos_token_ids,
-        target.cost,
-        target.engine,
-        on_device,
-        strategy,
-        origin,
-    )
-
-
-def measure_cost(engine: Engine, progress: Progress) -> CostModel:
-    with progress.stage("calibrate"), engine.serving:
-        return calibrate(engine)
+    exporter = Exporter(origin.source, program).export
+    return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)

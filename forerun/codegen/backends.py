@@ -28,6 +28,16 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Bundled:
+    """How programs of a back end are written to bundles of a format, and read back."""
+
+    format: str
+    write: str  # (folder, `artifacts.written.Exportable`) -> `artifacts.written.Written`; makes the bundle's own files
+    load: str  # (`artifacts.bundle.Bundle`, threads) -> executable; `CorruptFileError` if it is not whole
+    promise: str  # what it promises, in a sentence
+
+
+@dataclass(frozen=True)
 class Ahead:
     """What a back end reports about kernels that are compiled on a machine that cannot run them."""
 
@@ -54,8 +64,10 @@ class Backend:
     probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
     texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
+    fused: bool = True  # whether it compiles fused kernels; else the operations of `@step`
     exact: bool = True  # whether a row's bits do not depend on the rows that share its step
     kept: Kept | None = None  # None: compiled anew at every start
+    bundled: Bundled | None = None  # None: cannot be exported
     ahead: Ahead | None = None
 
     def require_usable(self) -> None:
