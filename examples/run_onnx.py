@@ -97,7 +97,7 @@ def draft(text: list[int], rows: int, longest: int = 4, places: int = 8) -> tupl
 
 
 def accepted(tokens: list[int], parents: list[int], chosen: list[int]) -> tuple[list[int], list[int]]:
-    """Returns the path that the model confirms, and its tokens: the last one is new. `chosen`: each row's best token."""
+    """Returns the path that the model confirms, and the tokens after it; `chosen` are the rows' likeliest tokens."""
     path, text = [0], [chosen[0]]
     while True:
         row = path[-1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from forerun.build import Opening, build, emit, lower, warn_of_length
+from forerun.artifacts.schedule import described
+from forerun.artifacts.written import Exportable
+from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
 from forerun.compile_options import check_options, require_folder, resolve_target
-from forerun.exporting import Exporter
+from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
 from forerun.runtime.engine import Engine
@@ -73,3 +76,30 @@ def compile(
 
     exporter = Exporter(origin.source, program).export
     return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)
+
+
+def export(
+    source: Any,
+    folder: str | os.PathLike[str],
+    format: str = "onnx",
+    strategy: str | Strategy = "tree_spec",
+    dtype: Any = "float32",
+    max_length: int | None = None,
+    force: bool = False,
+    mcpu: str | None = None,
+    mtriple: str | None = None,
+    progress: Progress | None = None,
+    opening: Opening = OPENING,
+) -> Path:
+    """Compiles a source for a bundle alone, which need not run on this machine (`CompiledModel.export`)."""
+    chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
+    destination = Destination.of(folder, format, force, mcpu, mtriple)
+    backend = destination.backend
+    check_options([source, *draft_sources(chosen.drafters)], dtype, backend.name, max_length)
+    described(chosen)  # raises for what a bundle cannot name, before any work is done
+    progress = progress or open_progress()
+    lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+    warn_of_length(lowered.capped)
+    text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, lowered.source.eos_token_ids)
+    exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype), progress, mcpu, mtriple)
+    return write_bundle(destination, text, exportable)

@@ -1,7 +1,7 @@
 """A module's entries as ONNX graphs: rules from operations to operators, states as inputs and outputs.
 
-The step takes what describes rows and trees (`tokens`, `positions`, `visible`, `outputs`) and the cached records of each
-state; it returns logits, candidates, and the rows' own records. Whoever runs it keeps the cache.
+The step takes what describes rows and trees (`tokens`, `positions`, `visible`, `outputs`) and the cached records of
+each state; it returns logits, candidates, and the rows' own records. Whoever runs it keeps the cache.
 """
 
 from __future__ import annotations
