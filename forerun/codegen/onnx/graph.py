@@ -48,6 +48,7 @@ class Graph:
         self._known: dict[tuple[Any, ...], str] = {}
         self._sizes: dict[str, tuple[str, int]] = {}  # where a dimension's size is read: an input and its axis
         self._taken: set[str] = set()
+        self._reshaped: dict[str, str] = {}  # what a reshaped value was before
 
     def input(self, name: str, dims: Sequence[Dim], dtype: str) -> str:
         """Declares an input, unless there is one of that name, and returns its name."""
@@ -114,13 +115,17 @@ class Graph:
             return self.constant(list(dims), "i64")
         return self.node("Concat", *(self.size(dim) for dim in dims), axis=0)
 
-    def reshape(self, value: str, dims: Sequence[Dim], hint: str = "") -> str:
+    def reshape(self, value: str, dims: Sequence[Dim]) -> str:
         """Returns the same elements in another shape; one named size is left to the runtime, which may not be 0."""
+        value = self._reshaped.get(value, value)
         named = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
         if len(named) > 1:
-            return self.node("Reshape", value, self.shape(dims), hint=hint, allowzero=1)
-        sizes = [-1 if axis in named else dim for axis, dim in enumerate(dims)]
-        return self.node("Reshape", value, self.constant(sizes, "i64"), hint=hint)
+            result = self.node("Reshape", value, self.shape(dims), allowzero=1)
+        else:
+            sizes = [-1 if axis in named else dim for axis, dim in enumerate(dims)]
+            result = self.node("Reshape", value, self.constant(sizes, "i64"))
+        self._reshaped[result] = value
+        return result
 
     def transpose(self, value: str, *permutation: int) -> str:
         return self.node("Transpose", value, perm=list(permutation))

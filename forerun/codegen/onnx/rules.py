@@ -195,7 +195,7 @@ def _linear(context: Context, operation: ir.Linear, given: Sequence[str]) -> str
     """`Gemm` reads the matrix as it is, [out, in], so that an embedding and a head can share it."""
     graph, (x, weight, *bias) = context.graph, given
     (*lead, features), outputs = tensor_type(operation.x).dims, tensor_type(operation.weight).dims[0]
-    flat = x if len(lead) == 1 else graph.node("Reshape", x, graph.constant([-1, int(features)], "i64"))
+    flat = x if len(lead) == 1 else graph.reshape(x, ("rows", int(features)))
     product = graph.node("Gemm", flat, weight, *bias, transB=1, hint="linear")
     return product if len(lead) == 1 else graph.reshape(product, (*lead, outputs))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import StringStringEntryProto, TensorProto
+from onnx import StringStringEntryProto, TensorProto, numpy_helper
 
 from forerun import ir
 from forerun.codegen.onnx.graph import ELEMENTS, Graph
@@ -51,6 +51,9 @@ class WeightFile:
         if storage in ("bf16", "f16"):
             held = self._stored(graph, name, storage, dims, lambda: _half(self.values(name), storage))
             return graph.node("Cast", held, to=ELEMENTS[weight.dtype], hint=f"{name}.wide")
+        if weight.dtype in ir.INTEGER_DTYPES and len(dims) < 2:  # shape inference wants to see them
+            values = _plain(self.values(name), weight.dtype).reshape(dims)
+            return graph.initializer(numpy_helper.from_array(values, name))
         if storage is not None and name not in self.tensors:
             self.expanded.setdefault(storage, []).append(name)
         return self._stored(graph, name, weight.dtype, dims, lambda: _plain(self.values(name), weight.dtype))
