@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from forerun.artifacts.drafts import drafting_part
 from forerun.artifacts.schedule import described
 from forerun.artifacts.written import Exportable
 from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
@@ -68,11 +70,11 @@ def compile(
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)
 
-    def program(target: str, progress: Progress) -> Any:
+    def program(target: str, strategy: Strategy, progress: Progress) -> Any:
         """Generates the program of another back end, for an export."""
         backend = BACKENDS[target]
         lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
-        return emit(lowered, target, dtype)
+        return emit(lowered, target, dtype, partial(drafting_part, strategy))
 
     exporter = Exporter(origin.source, program).export
     return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)
@@ -101,5 +103,6 @@ def export(
     lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
     warn_of_length(lowered.capped)
     text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, lowered.source.eos_token_ids)
-    exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype), progress, mcpu, mtriple)
+    drafting = partial(drafting_part, chosen)
+    exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype, drafting), progress, mcpu, mtriple)
     return write_bundle(destination, text, exportable)

@@ -21,6 +21,7 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import Progress, open_progress
 from forerun.runtime.model import CompiledModel
 from forerun.storage import expanded
+from forerun.strategies import Strategy, resolve_strategy
 
 TOKENIZER = "tokenizer"
 """The folder of the tokenizer's files in a bundle."""
@@ -60,7 +61,7 @@ class Exporter:
     """How a compiled model is exported: `emit` generates the program of a back end from the model's source."""
 
     source: str  # its name
-    emit: Callable[[str, Progress], Any]
+    emit: Callable[[str, Strategy, Progress], Any]
 
     def export(
         self,
@@ -75,9 +76,10 @@ class Exporter:
         """Writes a bundle (`CompiledModel.export`)."""
         destination = Destination.of(folder, format, force, mcpu, mtriple)
         progress, backend = progress or open_progress(), destination.backend.name
+        strategy = resolve_strategy(model.strategy)
         own = model.executable if model.target == backend else None
-        exportable = Exportable(own, lambda: self.emit(backend, progress), progress, mcpu, mtriple)
-        text = Text(self.source, model.dtype or "float32", model.strategy, model.tokenizer, model.eos_token_ids)
+        exportable = Exportable(own, lambda: self.emit(backend, strategy, progress), progress, mcpu, mtriple)
+        text = Text(self.source, model.dtype or "float32", strategy, model.tokenizer, model.eos_token_ids)
         return write_bundle(destination, text, exportable)
 
 

@@ -28,6 +28,7 @@ OPSET = 24
 """The operator set of the graphs: the newest that ONNX Runtime's releases of the last year run."""
 IR_VERSION = 11
 """The version of the file format that came with that operator set."""
+DRAFT = "draft"
 STEP_RESULTS = ("logits", "candidates", "candidate_logits")
 EmitAttention = Callable[[Graph, Attention], str]
 
@@ -67,7 +68,7 @@ class EntryGraph:
         self.names.update(zip(operation.results, results, strict=True))
 
     def _results(self) -> None:
-        step = self.function.symbol == STEP
+        step = self.function.symbol in (STEP, DRAFT)
         for number, value in enumerate(self.function.returned):
             name = STEP_RESULTS[number] if step else f"result_{number}"
             self.graph.output(name, self.name(value), tensor_type(value).dims, tensor_type(value).dtype)
@@ -147,7 +148,7 @@ _NAMES = {
 
 def emit(planned: PlannedStep, attention: EmitAttention = emit_attention) -> OnnxProgram:
     """Generates the graphs of a module whose step is not fused into kernels."""
-    module = planned.module
+    module, parts = planned.module, planned.parts
     file = WeightFile(module, planned.weights, planned.blocks or {})
     graphs: dict[str, bytes] = {}
     signatures: dict[str, Signature] = {}
@@ -163,6 +164,9 @@ def emit(planned: PlannedStep, attention: EmitAttention = emit_attention) -> Onn
         candidates=int(candidates[-1]),
         block=block_size(module) or 1,
         **planned.limits,
+        branches=() if parts is None else parts.branches,
+        head_bytes=0 if parts is None else parts.head_bytes,
+        draft=None if parts is None else parts.draft,
         notes=tuple(file.notes),
         opset=OPSET,
     )

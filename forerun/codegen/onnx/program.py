@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from forerun.codegen.planned import DraftPart
 from forerun.signature import Signature
 
 WEIGHTS = "weights.bin"
@@ -52,6 +53,9 @@ class OnnxProgram:
     max_outputs: int
     max_path: int
     max_length: int
+    branches: tuple[tuple[int, str, int], ...]  # layer, kind and bytes of weights of each residual branch
+    head_bytes: int
+    draft: DraftPart | None  # what of them the graph "draft" evaluates
     notes: tuple[str, ...]
     opset: int
 

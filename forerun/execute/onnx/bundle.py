@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from forerun.artifacts.bundle import Bundle
 from forerun.artifacts.manifest import Limits, StateRecord
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.onnx.program import NEW, WEIGHTS, OnnxProgram, StateInfo
+from forerun.codegen.planned import DraftPart
 from forerun.execute.onnx.executable import OnnxExecutable
 from forerun.execute.onnx.library import session
+from forerun.records import restored
 
 
 def write(folder: Path, exportable: Exportable) -> Written:
@@ -35,6 +38,9 @@ def write(folder: Path, exportable: Exportable) -> Written:
             "graphs": {name: f"{name}.onnx" for name in program.graphs},
             "weights": WEIGHTS,
             "state_outputs": {name: name + NEW for name in program.states},
+            "branches": program.branches,
+            "head_bytes": program.head_bytes,
+            "draft": program.draft and asdict(program.draft),
         },
         notes=program.notes,
     )
@@ -46,7 +52,7 @@ def load(bundle: Bundle, threads: int | None = None) -> OnnxExecutable:
     bundle.path(manifest.content["weights"])
     graphs: dict[str, Any] = manifest.content["graphs"]
     paths = {name: bundle.path(file) for name, file in graphs.items()}
-    limits = manifest.limits
+    limits, content = manifest.limits, manifest.content
     program = OnnxProgram(
         graphs={},
         entries=manifest.entries,
@@ -59,7 +65,10 @@ def load(bundle: Bundle, threads: int | None = None) -> OnnxExecutable:
         max_outputs=limits.max_outputs,
         max_path=limits.max_path,
         max_length=limits.max_length,
+        branches=restored(tuple[tuple[int, str, int], ...], content["branches"]),
+        head_bytes=int(content["head_bytes"]),
+        draft=restored(DraftPart | None, content["draft"]),
         notes=manifest.notes,
-        opset=int(manifest.content["opset"]),
+        opset=int(content["opset"]),
     )
     return OnnxExecutable(program, {name: session(str(path), threads) for name, path in paths.items()})

@@ -21,6 +21,8 @@ from forerun.forking import with_live_threads
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
 from forerun.signature import STEP, STEP_ARGUMENTS, Signature
 
+DRAFT = "draft"
+"""The graph of the part that drafts."""
 NUMBER = 4
 """Bytes of a number."""
 
@@ -36,8 +38,7 @@ class OnnxExecutable(EntryRunner[State]):
     """
 
     draws = False
-    branches: tuple[Branch, ...] = ()
-    head_bytes = 0
+    enters = False
     width = 0
 
     def __init__(self, program: OnnxProgram, sessions: Mapping[str, Any]) -> None:
@@ -47,6 +48,11 @@ class OnnxExecutable(EntryRunner[State]):
         self.max_rows, self.max_outputs = program.max_rows, program.max_outputs
         self.max_path, self.max_length = program.max_path, program.max_length
         self.vocabulary, self.candidates = program.vocabulary, program.candidates
+        self.branches, self.head_bytes = tuple(Branch(*each) for each in program.branches), program.head_bytes
+        self._graph_of = {WHOLE: STEP}
+        if program.draft is not None:
+            part = Part(leave=program.draft.leave, skipped=frozenset(program.draft.skipped))
+            self._graph_of[part] = DRAFT
         self._inputs = {name: [each.name for each in found.get_inputs()] for name, found in sessions.items()}
 
     @with_live_threads
@@ -66,8 +72,12 @@ class OnnxExecutable(EntryRunner[State]):
         hidden: Float32 | None,
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        if part != WHOLE:
-            raise InvalidOptionError("an exported step has no parts: choose a strategy that drafts without the model")
+        graph = self._graph_of.get(part)
+        if graph is None:
+            raise InvalidOptionError(
+                "the bundle does not hold the part of the model that this strategy drafts with: export the model with "
+                "the strategy, or choose one that drafts without the model"
+            )
         count, path = rows.paths.shape
         if count > self.max_rows or len(rows.outputs) > self.max_outputs or path > self.max_path:
             raise TooLongError(
@@ -80,13 +90,13 @@ class OnnxExecutable(EntryRunner[State]):
             "visible": seen.visible, "cached_positions": seen.positions, "outputs": wanted,
             "requests": rows.requests, "sequences": rows.sequences,
         }  # fmt: skip
-        for name in self._inputs[STEP]:
+        for name in self._inputs[graph]:
             if name in state:
                 own = self.program.states[name].per == "request"
                 given[name] = state[name] if own else np.ascontiguousarray(state[name][seen.slots])
             elif name not in given:
                 given[name] = getattr(rows, name)
-        results = self._run(STEP, {name: given[name] for name in self._inputs[STEP]})
+        results = self._run(graph, {name: given[name] for name in self._inputs[graph]})
         for name, records in state.items():
             if name + NEW in results:
                 records[rows.slots] = results[name + NEW]
