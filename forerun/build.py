@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from forerun import prebuilt
 from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES, named
-from forerun.codegen.planned import DraftPart, PlannedStep, StepLimits, StepParts
+from forerun.codegen.planned import PlannedStep, StepLimits, StepParts
+from forerun.codegen.program import DraftPart
 from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from forerun import __version__
 from forerun.artifacts.bundle import listed_files, new_bundle, require_new
 from forerun.artifacts.manifest import NAME, SCHEMA, Exactness, Manifest, Model
 from forerun.artifacts.schedule import described
@@ -29,7 +28,7 @@ SAMPLING = (
     "Token t at position p scores logit / temperature + Gumbel noise -log(-log(u)), u the t-th double of the Philox "
     "4x64-10 stream of key (seed, sequence) at counter (0, 0, p, 0); the largest score wins, the lowest id on ties."
 )
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "apache-tvm", "torch", "transformers", "triton")
+LIBRARIES = ("forerun", "numpy", "onnx", "onnxruntime", "apache-tvm", "torch", "transformers", "triton")
 
 
 def formats() -> dict[str, Backend]:
@@ -144,7 +143,7 @@ def write_bundle(destination: Destination, text: Text, exportable: Exportable) -
 
 def _provenance() -> dict[str, str]:
     """Returns the versions that a bundle was made with."""
-    found = {"forerun": __version__, "python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from forerun.codegen.program import DraftPart
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,14 +21,6 @@ class StepLimits(TypedDict):
     max_outputs: int
     max_path: int
     max_length: int
-
-
-@dataclass(frozen=True)
-class DraftPart:
-    """What of a step's residual branches its `@draft` evaluates: those before `leave`, less the skipped ones."""
-
-    leave: int | None
-    skipped: tuple[int, ...]
 
 
 @dataclass(frozen=True)

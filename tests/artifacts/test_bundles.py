@@ -20,7 +20,11 @@ QUIET = SilentProgress()
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "whole"
-    return forerun.compile(FAMILIES["gpt2"](), target="reference", max_length=64, progress=QUIET).export(folder)
+    return compiled().export(folder)
+
+
+def compiled() -> forerun.CompiledModel:
+    return forerun.compile(FAMILIES["gpt2"](), "autoregressive", target="reference", max_length=64, progress=QUIET)
 
 
 def rewritten(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -98,7 +102,7 @@ def test_a_draft_model_is_not_written_to_a_bundle() -> None:
 
 
 def test_a_failed_export_leaves_the_place_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = forerun.compile(FAMILIES["gpt2"](), target="reference", max_length=64, progress=QUIET)
+    model = compiled()
 
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -23,6 +23,7 @@ from tests.models import FAMILIES
 QUIET = SilentProgress()
 CHOSEN = ("llama", "mistral", "gemma3_text", "gpt2", "bloom", "gpt_neox")
 """Grouped heads, windows of several widths, learned positions, biases by distance, parallel branches."""
+TREES = forerun.TreeSpec(policy=forerun.Fixed(8))
 PROMPT = [5, 9, 5, 9, 5, 9, 31, 7]
 NEW = 24
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "run_onnx.py"
@@ -33,7 +34,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A model and the folder of its bundle."""
     model = FAMILIES[request.param]()
     folder = tmp_path_factory.mktemp("bundles") / request.param
-    compiled = forerun.compile(model, target="reference", max_length=128, progress=QUIET)
+    compiled = forerun.compile(model, TREES, target="reference", max_length=128, progress=QUIET)
     assert compiled.export(folder) == folder
     return model, folder
 
@@ -50,10 +51,9 @@ def greedy(model: Any, count: int = NEW) -> list[int]:
 def test_loaded_bundles_give_the_tokens_of_transformers(exported: tuple[Any, Path]) -> None:
     model, folder = exported
     loaded = forerun.load(folder, progress=QUIET)
-    assert loaded.strategy == forerun.TreeSpec()
+    assert loaded.strategy == TREES
     expected = greedy(model)
-    fixed = forerun.TreeSpec(policy=forerun.Fixed(8))
-    for strategy in ("autoregressive", fixed, loaded.strategy):
+    for strategy in ("autoregressive", TREES, "tree_spec"):
         found = forerun.with_strategy(loaded, strategy, QUIET).generate(PROMPT, max_new_tokens=NEW, return_logits=True)
         assert found.token_ids == expected
         assert found.logits is not None
@@ -118,7 +118,9 @@ def test_half_precision_weights_stay_half_size(tmp_path: Path) -> None:
     model = FAMILIES["llama"]()
     sizes: dict[str, int] = {}
     for dtype in ("float32", "bfloat16"):
-        forerun.compile(model, target="reference", dtype=dtype, max_length=64, progress=QUIET).export(tmp_path / dtype)
+        forerun.compile(model, TREES, target="reference", dtype=dtype, max_length=64, progress=QUIET).export(
+            tmp_path / dtype
+        )
         sizes[dtype] = (tmp_path / dtype / "weights.bin").stat().st_size
         onnx.checker.check_model(str(tmp_path / dtype / "step.onnx"), full_check=True)
     assert sizes["bfloat16"] < 0.6 * sizes["float32"]
@@ -148,7 +150,7 @@ def test_the_description_lists_what_a_loader_needs(exported: tuple[Any, Path]) -
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = forerun.compile(FAMILIES["gpt2"](), target="reference", max_length=64, progress=QUIET)
+    model = forerun.compile(FAMILIES["gpt2"](), "autoregressive", target="reference", max_length=64, progress=QUIET)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
     with pytest.raises(forerun.errors.InvalidOptionError, match="is not empty"):

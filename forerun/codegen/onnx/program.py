@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from forerun.codegen.planned import DraftPart
+from forerun.codegen.program import DraftPart
 from forerun.signature import Signature
 
 WEIGHTS = "weights.bin"
@@ -64,6 +64,6 @@ class OnnxProgram:
         with (folder / WEIGHTS).open("wb") as file:
             for tensor in self.tensors.values():
                 file.seek(tensor.offset)
-                file.write(memoryview(tensor.make()).cast("B"))
+                tensor.make().tofile(file)
         for name, graph in self.graphs.items():
             (folder / f"{name}.onnx").write_bytes(graph)

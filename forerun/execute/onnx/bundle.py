@@ -10,7 +10,7 @@ from forerun.artifacts.bundle import Bundle
 from forerun.artifacts.manifest import Limits, StateRecord
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.onnx.program import NEW, WEIGHTS, OnnxProgram, StateInfo
-from forerun.codegen.planned import DraftPart
+from forerun.codegen.program import DraftPart
 from forerun.execute.onnx.executable import OnnxExecutable
 from forerun.execute.onnx.library import session
 from forerun.records import restored
