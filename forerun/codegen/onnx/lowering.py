@@ -41,7 +41,7 @@ class EntryGraph:
         self.states = ir.states(module)
         self.function, self.file, self.emit = function, file, emit
         self.names: dict[ir.SSAValue, str] = {}
-        self.written: dict[str, str] = {}  # the rows' records, by state
+        self.written: dict[str, ir.SSAValue] = {}  # the rows' records, by state
 
     def write_graph(self) -> tuple[bytes, Signature]:
         """Returns the model, and the signature of its inputs and outputs."""
@@ -73,9 +73,7 @@ class EntryGraph:
             name = STEP_RESULTS[number] if step else f"result_{number}"
             self.graph.output(name, self.name(value), tensor_type(value).dims, tensor_type(value).dtype)
         for symbol, value in self.written.items():
-            state = self.states[symbol]
-            rows = "N" if state.per != "request" else 1
-            self.graph.output(symbol + NEW, value, (rows, *state.shape), state.dtype)
+            self.graph.output(symbol + NEW, self.name(value), tensor_type(value).dims, tensor_type(value).dtype)
 
     def name(self, value: ir.SSAValue) -> str:
         if value not in self.names:
@@ -89,7 +87,7 @@ class EntryGraph:
         return self.file.read(self.graph, symbol)
 
     def write(self, operation: ir.StateWrite) -> None:
-        self.written[operation.symbol] = self.name(operation.value)
+        self.written[operation.symbol] = operation.value
 
     def read(self, operation: ir.StateRead, slots: str) -> str:
         state = self.states[operation.symbol]
@@ -129,7 +127,7 @@ class EntryGraph:
                 "theirs; it is not exported to ONNX."
             )
         state = self.states[symbol]
-        return self.graph.input(symbol, (CACHED, *state.shape), state.dtype), self.written[symbol]
+        return self.graph.input(symbol, (CACHED, *state.shape), state.dtype), self.name(self.written[symbol])
 
 
 def _argument(value: Any) -> Argument:

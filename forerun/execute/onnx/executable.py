@@ -130,7 +130,9 @@ def _arguments(signature: Signature, states: Mapping[str, StateInfo]) -> Signatu
     if signature.name == STEP:
         return Signature(STEP, tuple(STEP_ARGUMENTS.values()), signature.results)
     own = tuple(each for each in signature.arguments if each.name not in states)
-    return Signature(signature.name, own, signature.results)
+    results = tuple(each for each in signature.results if each.name.removesuffix(NEW) not in states)
+    where = (STEP_ARGUMENTS["requests"],) if len(results) < len(signature.results) else ()  # the records it leaves
+    return Signature(signature.name, own + where, results)
 
 
 def bind(program: OnnxProgram, threads: int | None = None) -> OnnxExecutable:
