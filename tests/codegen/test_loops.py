@@ -1,6 +1,8 @@
 """The loop layer: index arithmetic against integers, formulas against torch, nests as text, programs as JSON."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +27,12 @@ from forerun.codegen.loops.index import (
     unflat,
 )
 from forerun.codegen.loops.nest import ProductNest, RecurrenceNest, RowNest, depends_across, invariants
+from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import Program
-from forerun.codegen.triton.lowering import Lowering as TritonLowering
+from forerun.codegen.triton.lowering import emit as emit_triton
 from forerun.codegen.tvm.lowering import Lowering as TvmLowering
+from forerun.codegen.tvm.lowering import emit as emit_tvm
+from tests.compiled import planned_step
 from tests.state_models import MODELS, planned
 
 LIMITS = {"max_rows": 16, "max_outputs": 16, "max_path": 16, "max_length": 64}
@@ -160,7 +165,7 @@ def test_formulas_are_close_to_exact(name: str) -> None:
 
 def test_nests_hold_what_is_computed() -> None:
     module, _ = decoder()
-    made = TvmLowering(module, **LIMITS).emitter.functions
+    made = TvmLowering(planned_step(module, **LIMITS)).emitter.functions
     norms = [each.nest for each in made.values() if isinstance(each.nest, RowNest)]
     store = next(store for nest in norms for store in nest.stores if invariants(store.value, [store.axes[-1].lane]))
     (factor,) = invariants(store.value, [store.axes[-1].lane])
@@ -171,10 +176,10 @@ def test_nests_hold_what_is_computed() -> None:
     assert {len(nest.segments) for nest in products} == {1, 3}
 
 
-@pytest.mark.parametrize("lowering", [TvmLowering, TritonLowering])
-def test_a_program_is_written_down_and_read_back(lowering: type) -> None:
+@pytest.mark.parametrize("emit", [emit_tvm, emit_triton])
+def test_a_program_is_written_down_and_read_back(emit: Callable[[PlannedStep], Any]) -> None:
     module, _ = decoder()
-    program: Program = lowering(module, **LIMITS).step
+    program: Program = emit(planned_step(module, **LIMITS)).program
     assert Program.read(program.text()) == program
     with pytest.raises((KeyError, TypeError, ValueError)):
         Program.read(program.text().replace('"arena"', '"area"'))
@@ -182,14 +187,14 @@ def test_a_program_is_written_down_and_read_back(lowering: type) -> None:
 
 @pytest.mark.parametrize(("name", "parallel"), [("sums", True), ("turned", False)])
 def test_a_recurrence_is_parallel_over_what_its_rule_does_not_mix(name: str, parallel: bool) -> None:
-    made = TvmLowering(planned(MODELS[name][0]), **LIMITS).emitter.functions.values()
+    made = TvmLowering(planned_step(planned(MODELS[name][0]), **LIMITS)).emitter.functions.values()
     (nest,) = [each.nest for each in made if isinstance(each.nest, RecurrenceNest)]
     assert [each.dim for each in nest.free] == ([32] if parallel else [])
 
 
 def test_nests_are_readable() -> None:
     module, _ = decoder()
-    nests = {name: each.nest for name, each in TritonLowering(module, **LIMITS).step.sources.items()}
+    nests = {name: each.nest for name, each in emit_triton(planned_step(module, **LIMITS)).program.sources.items()}
     products = nests["linear_1_products"].splitlines()
     assert products[0] == "products: row < N, feature < 96"
     assert products[1].strip() == "x = (row_wise_0[row, feature] * layer0.norm[feature])"

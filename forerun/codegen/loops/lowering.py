@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,7 +17,9 @@ from forerun.codegen.loops.placing import Facts, Plan, Traits
 from forerun.codegen.loops.schedule import Scheduler
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.loops.text import NestText, plain
+from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import (
+    BYTES,
     NUMBER,
     Config,
     Entry,
@@ -55,13 +57,14 @@ class Emitted:
     words: str = ""
     grid: Grid | None = None
     config: Config | None = None
-    together: tuple[int, ...] = (1,)
 
 
 class Emitter(ABC):
     """The interface of a back end that lowering needs."""
 
     traits: ClassVar[Traits]
+    storages: ClassVar[Collection[str]]
+    """The storages of weights that it has kernels for."""
     alignment: ClassVar[int]
     """Every place is a multiple of this, in numbers."""
     floats_in_arena: ClassVar[bool] = True
@@ -81,27 +84,22 @@ class Emitter(ABC):
     def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
         """Returns the layout of a state's records."""
 
-    @abstractmethod
     def weight(self, weight: ir.Weight) -> Weight:
-        """Returns how a weight lies in memory; an error names a storage that it has no kernels for."""
+        """Returns how a weight lies in memory."""
+        if weight.storage not in (None, *self.storages):
+            raise UnsupportedOperationError(
+                f"the {self.traits.target} target has no kernels for weights stored as {weight.storage}; use dtype "
+                "float32."
+            )
+        element = weight.storage or ("i32" if weight.dtype in ir.INTEGER_DTYPES else "f32")
+        return self.stored(weight, tuple(int(dim) for dim in weight.type.dims), element)
+
+    def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
+        return Weight(shape, element, math.prod(shape) * BYTES[element])
 
     @abstractmethod
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         """Returns the kernels that compute a nest, in order; `sizes` are the dimensions passed to them."""
-
-
-@dataclass
-class Limits:
-    """The largest step: its rows, outputs, path, and the positions of a sequence."""
-
-    max_rows: int = 256
-    max_outputs: int = 64
-    max_path: int = 64
-    max_length: int = 2048
-
-    @property
-    def numbers(self) -> tuple[int, int, int, int]:
-        return self.max_rows, self.max_outputs, self.max_path, self.max_length
 
 
 @dataclass
@@ -117,21 +115,21 @@ class _Places:
 class Lowering:
     """The kernels of a module's entries, and the program that they make.
 
-    module   IR with `@step`, whose arguments are named as the fields of `Rows`
-    limits   how large a step may be; a named dimension of another entry is at most `max_length`
+    The arguments of `@step` are named as the fields of `Rows`; a named dimension of another entry is at most the
+    `max_length` of the planned step.
 
     Raises UnsupportedOperationError for operations that the back end has no kernel for.
     """
 
-    def __init__(self, module: ir.ModuleOp, emitter: Callable[[int], Emitter], limits: Limits, key: str = "") -> None:
-        self.limits = limits
+    def __init__(self, planned: PlannedStep, emitter: Callable[[int], Emitter], key: str = "") -> None:
+        module, self.limits = planned.module, planned.limits
         self.entries = ir.entries(module)
         self.function = self.entries[STEP]
         self.declared = ir.weights(module)
         self._check()
         self.block = block_size(module) or BLOCK
         self.emitter = emitter(self.block)
-        self.tables = -(-limits.max_length // self.block)
+        self.tables = -(-self.limits["max_length"] // self.block)
         self.weights = {name: self.emitter.weight(each) for name, each in self.declared.items()}
         self.states = self._states(module)
         returned = self.function.returned
@@ -150,9 +148,12 @@ class Lowering:
         self.program = self._program(module, made, key)
 
     def _check(self) -> None:
-        planned = {"max_rows": self.function.max_rows, "max_outputs": self.function.max_outputs}
-        for name, most in planned.items():
-            limit = getattr(self.limits, name)
+        limits, function = self.limits, self.function
+        planned = {
+            "max_rows": (limits["max_rows"], function.max_rows),
+            "max_outputs": (limits["max_outputs"], function.max_outputs),
+        }
+        for name, (limit, most) in planned.items():
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         for argument in self.function.block.args:
@@ -190,10 +191,12 @@ class Lowering:
 
     def capacity(self, name: str) -> dict[str, int]:
         """Returns the largest size of each named dimension of an entry."""
-        rows, outputs, path, length = self.limits.numbers
+        limits = self.limits
+        sizes = dict.fromkeys(self.symbols, limits["max_length"])
         if name != STEP:
-            return {"M": 1, **dict.fromkeys(self.symbols, length)}
-        return dict.fromkeys(self.symbols, length) | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self.tables}
+            return {"M": 1, **sizes}
+        rows = {"N": limits["max_rows"], "S": limits["max_rows"], "M": limits["max_outputs"]}
+        return sizes | rows | {"D": limits["max_path"], "B": self.tables}
 
     def _volume(self, dims: Sequence[ir.Dim], capacity: Mapping[str, int]) -> int:
         return self._aligned(math.prod(dimensions.evaluate(dim, capacity) for dim in dims))
@@ -238,7 +241,9 @@ class Lowering:
         kernels = tuple(self._kernel(plan, places, capacity, sizes) for plan in self.plans[name])
         self._arena = max(self._arena, places.end)
         signature = function.signature
-        arguments = sorted(function.block.args, key=lambda each: _order(name, str(each.name_hint)))
+        arguments = list(function.block.args)
+        if name == STEP:
+            arguments.sort(key=lambda each: [*STEP_ARGUMENTS].index(str(each.name_hint)))
         at, input_places = self.emitter.first_input, dict[str, int]()
         for argument in arguments:
             label = signature.arguments[argument.index].name
@@ -252,7 +257,6 @@ class Lowering:
             self._value(value, label, places) for value, label in zip(function.returned, names, strict=True)
         )
         if name == STEP:
-            self._stream = places.stream
             self._first = places
         return Entry(name, signature, input_places, sizes, at, kernels, returned)
 
@@ -314,7 +318,8 @@ class Lowering:
             elements = tuple(each.element for each in emitted.buffers)
             text = emitted.source(name)
             readable = NestText(plain(self._labels)).nest(nest)
-            self.sources[name] = Source(name, emitted.kind, text, readable, elements, emitted.words, emitted.together)
+            together = emitted.grid.together if emitted.grid else (1,)
+            self.sources[name] = Source(name, emitted.kind, text, readable, elements, emitted.words, together)
         return self._names[key]
 
     def _operand(self, buffer: Buffer, places: _Places, scratch: _Scratch) -> Operand:
@@ -337,7 +342,7 @@ class Lowering:
     # --- the program
 
     def _program(self, module: ir.ModuleOp, entries: Sequence[Entry], key: str) -> Program:
-        places, rows = self._first, self.limits.numbers
+        places = self._first
         first = next(iter(places.stream), None)
         stream = {number % 2: places.values[value] for value, number in places.stream.items()}
         sampled = Value("sampled", ("M",), "i32", places.sampled) if self._samples else None
@@ -365,10 +370,7 @@ class Lowering:
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             block=self.block,
             tables=self.tables,
-            max_rows=rows[0],
-            max_outputs=rows[1],
-            max_path=rows[2],
-            max_length=rows[3],
+            **self.limits,
         )
 
 
@@ -385,8 +387,3 @@ class _Scratch:
             room = (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
             self.top += self.volume(room)
         return self.places[buffer.key]
-
-
-def _order(entry: str, name: str) -> int:
-    """The place of an argument: those of a step in the order of `STEP_ARGUMENTS`, the block tables last."""
-    return [*STEP_ARGUMENTS].index(name) if entry == STEP else 0
