@@ -13,10 +13,10 @@ int32; every operation rounds separately, and `fma` rounds once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from weakref import WeakValueDictionary
 
 from forerun.codegen.loops.buffer import Buffer, Kind
@@ -25,6 +25,14 @@ from forerun.codegen.loops.index import Computed, Index, Lane, Product, Quotient
 Order = Literal["lanes", "serial", "prefix"]
 """`lanes`: partial results side by side, merged as a fixed tree; `serial`: one chain; `prefix`: one chain, every
 partial result of which is an element."""
+
+Operator = Callable[["Expr", "Expr | float"], "Expr"]
+
+
+def _operator(function: str, reflected: bool = False) -> Operator:
+    """Applies a function to an expression and another operand, which is the left one if `reflected`."""
+    return lambda own, other: apply(function, other, own) if reflected else apply(function, own, other)
+
 
 _KNOWN: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
@@ -72,35 +80,16 @@ class Expr:
 
     # Operators make formulas readable: 1.0 / (1.0 + exp(-x)).
 
-    def __add__(self, other: Expr | float) -> Expr:
-        return apply("add", self, other)
-
-    def __radd__(self, other: float) -> Expr:
-        return apply("add", other, self)
-
-    def __sub__(self, other: Expr | float) -> Expr:
-        return apply("sub", self, other)
-
-    def __rsub__(self, other: float) -> Expr:
-        return apply("sub", other, self)
-
-    def __mul__(self, other: Expr | float) -> Expr:
-        return apply("mul", self, other)
-
-    def __rmul__(self, other: float) -> Expr:
-        return apply("mul", other, self)
-
-    def __truediv__(self, other: Expr | float) -> Expr:
-        return apply("div", self, other)
-
-    def __rtruediv__(self, other: float) -> Expr:
-        return apply("div", other, self)
-
-    def __lt__(self, other: Expr | float) -> Expr:
-        return apply("lt", self, other)
-
-    def __gt__(self, other: Expr | float) -> Expr:
-        return apply("gt", self, other)
+    __add__: ClassVar[Operator] = _operator("add")
+    __radd__: ClassVar[Operator] = _operator("add", reflected=True)
+    __sub__: ClassVar[Operator] = _operator("sub")
+    __rsub__: ClassVar[Operator] = _operator("sub", reflected=True)
+    __mul__: ClassVar[Operator] = _operator("mul")
+    __rmul__: ClassVar[Operator] = _operator("mul", reflected=True)
+    __truediv__: ClassVar[Operator] = _operator("div")
+    __rtruediv__: ClassVar[Operator] = _operator("div", reflected=True)
+    __lt__: ClassVar[Operator] = _operator("lt")
+    __gt__: ClassVar[Operator] = _operator("gt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,12 +233,9 @@ class _Substituted:
             return expr
         if expr not in self.done:
             parts = [self(each) for each in expr.parts]
-            indices = [each.substitute(self._inside) for each in expr.indices]
+            indices = [each.substitute(self.replaced) for each in expr.indices]
             self.done[expr] = expr.rebuilt(parts, indices)
         return self.done[expr]
-
-    def _inside(self, lane: Lane) -> Index | None:
-        return self.replaced(lane)
 
 
 def number(value: float) -> Const:
@@ -325,6 +311,19 @@ def walk(expr: Expr) -> Iterator[Expr]:
         yield each
 
     yield from visit(expr)
+
+
+def count_uses(root: Expr, uses: dict[Expr, int]) -> None:
+    """Counts how often each part of an expression is used by others, itself once, unless it is already counted."""
+    if root in uses:
+        return
+    uses[root] = 1
+    pending = [root]
+    while pending:
+        for part in pending.pop().parts:
+            if part not in uses:
+                pending.append(part)
+            uses[part] = uses.get(part, 0) + 1
 
 
 def inside(expr: Expr) -> list[Expr]:

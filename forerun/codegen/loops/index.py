@@ -133,13 +133,8 @@ class Index:
     @property
     def least(self) -> int | None:
         """The smallest value; None if unknown."""
-        total = self.constant
-        for lane, factor in self.terms:
-            if factor < 0:
-                if lane.size is None:
-                    return None
-                total += factor * (lane.size - 1)
-        return total
+        highest = self.times(-1).most
+        return None if highest is None else -highest
 
     def plus(self, other: Index | int) -> Index:
         if isinstance(other, int):

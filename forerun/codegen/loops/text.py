@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.decompose import ARITHMETIC, COMPARED
-from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce
+from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, count_uses
 from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder
 from forerun.codegen.loops.nest import (
     AttentionNest,
@@ -65,7 +64,6 @@ class NestText:
     def _store(self, store: Store) -> None:
         self.line(f"for {self._axes(store.axes)}:")
         self._depth += 1
-        self._known = {}
         value = self._value(store.value)
         self.line(f"{self.name(store.buffer)}[{self._indices(store.index)}] = {value}")
         self._depth -= 1
@@ -77,10 +75,8 @@ class NestText:
         rows = " x ".join(map(str, nest.rows)) or "1"
         self.line(f"products: row < {rows}, feature < {nest.features}")
         self._depth += 1
-        self._known = {}
         self.line(f"x = {self._value(nest.x)}")
         if nest.norm is not None:
-            self._known = {}
             unscaled = self._value(nest.norm.unscaled)
             self.line(f"the norm of {unscaled} (epsilon {nest.norm.epsilon}) scales the products")
         for segment in nest.segments:
@@ -88,11 +84,9 @@ class NestText:
             self.line(f"column < {segment.columns}{pairs}:")
             self._depth += 1
             for matrix in segment.matrices:
-                self._known = {}
                 bias = "" if matrix.bias is None else f" + {self._value(matrix.bias)}"
                 self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[column]{bias}")
             for taken in segment.outputs:
-                self._known = {}
                 value = self._value(taken.value)
                 part = f" at columns {taken.shift} to {taken.shift + taken.count}"
                 where = part if taken.count != segment.columns else ""
@@ -125,7 +119,6 @@ class NestText:
         }
         for label, value in parts.items():
             if value is not None:
-                self._known = {}
                 self.line(f"{label} = {self._value(value)}")
         options = [f"scale {nest.scale}", f"softcap {nest.softcap}", f"blocks of {history.block}"]
         if nest.bias is not None:
@@ -150,18 +143,10 @@ class NestText:
 
     def _value(self, expr: Expr) -> str:
         """Renders an expression; parts that it uses twice get their own lines."""
-        uses: Counter[Expr] = Counter()
-        pending, seen = [expr], set[Expr]()
-        while pending:
-            each = pending.pop()
-            if each in seen:
-                continue
-            seen.add(each)
-            for part in each.parts:
-                uses[part] += 1
-                pending.append(part)
-        shared = set[Expr]()
-        shared.update(each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce))
+        self._known = {}
+        uses: dict[Expr, int] = {}
+        count_uses(expr, uses)
+        shared = {each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce)}
         return self._expr(expr, shared)
 
     def _expr(self, expr: Expr, shared: set[Expr]) -> str:
