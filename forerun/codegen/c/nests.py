@@ -75,15 +75,14 @@ def _products(text: Text, nest: ProductNest) -> None:
     assert nest.norm is None
     with text.loop(nest.row, text.index(volume(nest.rows))):
         for segment in nest.segments:
-            column = replace(nest.column, size=segment.columns)
-            with text.loop(column, str(segment.columns)):
+            with text.loop(segment.column, str(segment.columns)):
                 sums = [text.fresh("sum") for _ in segment.matrices]
                 for name in sums:
                     text.line(f"float {name} = 0.0f;")
                 with text.loop(nest.feature, str(nest.features)):
                     x = text.render(nest.x)
                     for name, matrix in zip(sums, segment.matrices, strict=True):
-                        at = (Index.of(column), Index.of(nest.feature))
+                        at = (Index.of(segment.column), Index.of(nest.feature))
                         weight = text.render(Load(replace(matrix.weight, dtype="f32"), at))
                         text.line(f"{name} = fmaf({x}, {weight}, {name});")
                 for name, matrix in zip(sums, segment.matrices, strict=True):

@@ -307,9 +307,7 @@ def is_product(buffers: Mapping[ir.SSAValue, Buffer], operation: ir.SpecOperatio
 
 def _state_read(context: Elements, operation: ir.StateRead, index: list[Index]) -> Expr:
     """A number of a request's record."""
-    slot = context.element(operation.slots, index[:1])
-    layout = context.states[operation.symbol]
-    return Load(layout.buffer, tuple(layout.index(Index.of(Lane("slot", None, Computed(slot))), index[1:])))
+    return Load(*context.record(operation.symbol, operation.slots, index))
 
 
 def _in_memory(context: Elements, operation: ir.SpecOperation, index: list[Index]) -> Expr:

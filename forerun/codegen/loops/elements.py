@@ -81,6 +81,12 @@ class Elements:
             at = apply("within", at, count(size_of(size)))
         return Index.of(Lane("at", size if isinstance(size, int) else None, Computed(at)))
 
+    def record(self, symbol: str, slots: ir.SSAValue, index: Sequence[Index]) -> tuple[Buffer, tuple[Index, ...]]:
+        """Returns where a number of a state lies; its index begins with the place of its row's slot in `slots`."""
+        layout = self.states[symbol]
+        slot = Lane("slot", None, Computed(self.element(slots, index[:1])))
+        return layout.buffer, tuple(layout.index(Index.of(slot), index[1:]))
+
     def lane(self, value: ir.SSAValue, label: str, size: ir.Dim) -> Lane:
         """Returns a lane of a reduction that is part of a value; the same one on every call."""
         name = self._names.setdefault((value, label), f"{label}{len(self._names)}")

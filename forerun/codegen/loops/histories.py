@@ -9,12 +9,18 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.elements import Elements, NeedsMemoryError
 from forerun.codegen.loops.expr import Expr, Load, apply, count, loads, where
 from forerun.codegen.loops.index import Computed, Index, Lane
-from forerun.codegen.loops.nest import AttentionNest, History, RecurrenceNest, Store, depends_across
+from forerun.codegen.loops.nest import AttentionNest, History, Nest, RecurrenceNest, Store
+from forerun.codegen.loops.placing import require_narrow
 from forerun.codegen.loops.rows import RowSchedule
 
 
 class HistorySchedule(RowSchedule):
     """Plans the nests that read histories."""
+
+    def _history_nest(self, operation: ir.TreeAttention | ir.Recurrence, result: Buffer) -> Nest:
+        if isinstance(operation, ir.TreeAttention):
+            return self._attention(operation, result)
+        return self._recurrence(operation, result)
 
     def _history(self, operation: ir.TreeAttention | ir.Recurrence, row: Lane) -> History:
         at = [Index.of(row)]
@@ -25,7 +31,7 @@ class HistorySchedule(RowSchedule):
         return History(row, position, sequence, base, paths, tables, operation.block)
 
     def _table(self, value: ir.SSAValue) -> Buffer:
-        if value in self.constants or (found := self.in_memory(value)) is None:
+        if (found := self.in_memory(value)) is None:
             raise NeedsMemoryError(value)
         return found
 
@@ -34,8 +40,7 @@ class HistorySchedule(RowSchedule):
         row, head, feature, place = Lane("row"), Lane("head", int(heads)), Lane("dim", int(dim)), Lane("place")
         element = self.context.element
         query = element(operation.query, [Index.of(row), Index.of(head), Index.of(feature)])
-        if (wide := depends_across(query, [feature])) is not None:
-            raise NeedsMemoryError(wide.origin)
+        require_narrow(query, [feature])
         bias, first, sinks = operation.bias, operation.first, operation.sinks
         of_bias = (1, 1) if bias is None else ir.tensor_type(bias).dims
         shared = Index() if of_bias[0] == 1 else Index.of(head)
@@ -82,18 +87,16 @@ class HistorySchedule(RowSchedule):
         context.computed[operation.before] = before
         for inner, (value, by_row) in operation.of_rows().items():
             context.computed[inner] = outer(value, by_row)
-        axes = self._axes(shape)
-        index = [Index.of(each.lane) if each else Index() for each in axes]
+        axes, index = self._axes(shape)
         value = context.element(operation.after, index)
-        present = tuple(each for each in axes if each)
-        own = Lane("own", None, Computed(self.context.element(operation.slots, [Index.of(row)])))
+        own = self.context.record(operation.symbol, operation.slots, [Index.of(row), *index])
         stores = (
-            Store(present, value, result, (Index.of(row), *index), operation.result),
-            Store(present, value, layout.buffer, tuple(layout.index(Index.of(own), index)), operation.result),
+            Store(axes, value, result, (Index.of(row), *index), operation.result),
+            Store(axes, value, *own, operation.result),
         )
         found = [each.index for each in loads(value) if each.buffer == layout.buffer]
         places = layout.index(parent, index)
-        free = tuple(each for each in present if _keeps(each.lane, places, found))
+        free = tuple(each for each in axes if _keeps(each.lane, places, found))
         return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free, layout)
 
 

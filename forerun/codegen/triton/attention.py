@@ -45,12 +45,12 @@ class AttentionText:
 
     def emit(self, text: Text, shared: int) -> None:
         """Writes the kernel. Grid (splits, key heads, shared tiles and then own tiles)."""
-        text.size("N")
+        text.sizes.add("N")
         text.line(f"start = tl.program_id(0) * {self.shape.split}")
         text.line("group = tl.program_id(1)")
         if shared == 1:
             text.line("tile = tl.program_id(2)")
-            self._own(text, 1)
+            self._one(text)
             return
         text.line(f"count = (tl.num_programs(2) + {shared}) // {shared + 1}")
         text.line("program = tl.program_id(2)")
@@ -58,7 +58,9 @@ class AttentionText:
             self._together(text, shared)
         with text.block("else:"):
             text.line("tile = program - count")
-            self._own(text, shared)
+            self._committed(text, f"tile // {shared}", shared)
+            with text.block("if committed == 0:"):
+                self._one(text)
 
     # --- lanes
 
@@ -141,16 +143,8 @@ class AttentionText:
             for suffix in suffixes:
                 self._finish(text, suffix)
 
-    def _own(self, text: Text, shared: int) -> None:
-        """Processes one tile's split, unless all rows of the tiles that share its load have committed it."""
-        if shared > 1:
-            self._committed(text, f"tile // {shared}", shared)
-            with text.block("if committed == 0:"):
-                self._one(text)
-        else:
-            self._one(text)
-
     def _one(self, text: Text) -> None:
+        """Processes one tile's split."""
         shape = self.shape
         self._lanes(text, "tile", "")
         sequences, bases = self._input(text, "sequences"), self._input(text, "bases")
@@ -310,7 +304,7 @@ class AttentionText:
     def emit_combine(self, text: Text) -> None:
         """Adds the splits of one row and head, in order. Grid (rows, heads)."""
         shape, (sums, totals) = self.shape, self.scratch
-        text.size("N")
+        text.sizes.add("N")
         splits, dim = sums.dims[2], sums.dims[3]
         names = [text.argument(each) for each in (sums, totals)]
         positions = self._input(text, "positions")

@@ -74,9 +74,6 @@ class Shape:
         """The number of tiles for the heads of one row."""
         return -(-self.members // self.together)
 
-    def tiles(self, rows: int) -> int:
-        return -(-rows // self.rows) * self.head_tiles
-
 
 def padded(size: int) -> int:
     """The size of a key or a value, padded for `tl.dot`."""
