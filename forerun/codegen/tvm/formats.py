@@ -31,7 +31,6 @@ Read = Callable[[Expr], Expr]
 class WeightFormat:
     """A format; its subclasses are a closed set. Sizes are in words of 4 bytes."""
 
-    name: ClassVar[str]
     region: ClassVar[str]
     """The view of the weights through which the format is read."""
     words: ClassVar[int]
@@ -73,7 +72,6 @@ class WeightFormat:
 class Float32(WeightFormat):
     """float32 [out / 32, in, 32]."""
 
-    name: ClassVar[str] = "float32"
     region: ClassVar[str] = "weights"
     words: ClassVar[int] = OUTPUTS
     prefetched: ClassVar[int] = 9
@@ -104,7 +102,6 @@ class BFloat16(WeightFormat):
     A shift or a mask turns each into a float32, so a vector of 16 words is widened by two instructions.
     """
 
-    name: ClassVar[str] = "bfloat16"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = LANES
 
@@ -155,6 +152,3 @@ def _last_block(weight: torch.Tensor) -> torch.Tensor:
     """The outputs after the last whole block, padded with zeros, [32, in]."""
     rest = weight.shape[0] % OUTPUTS
     return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
-
-
-__all__ = ["FLOAT32", "STEP", "VECTORS", "BFloat16", "Column", "Float32", "Read", "WeightFormat"]

@@ -7,7 +7,7 @@ called for each lane.
 
 from collections.abc import Callable, Sequence
 
-from forerun.codegen.tvm.builder import Expr, fma, integer, integers_like, lanes_of, let, like, multiply, number
+from forerun.codegen.tvm.builder import Expr, fma, integer, integers_like, lanes_of, let, multiply, number
 from forerun.codegen.tvm.untyped import tirx
 
 Leaf = Callable[..., Expr]
@@ -101,6 +101,3 @@ def alike(operands: Sequence[Expr]) -> list[Expr]:
     """Broadcasts scalars to the lanes of the vectors among the operands."""
     lanes = max(map(lanes_of, operands))
     return [each if lanes_of(each) == lanes else tirx.Broadcast(each, lanes) for each in operands]
-
-
-__all__ = ["BY_KIND", "LEAVES", "alike", "like"]

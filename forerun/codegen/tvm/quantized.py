@@ -56,7 +56,6 @@ class FourBits(WeightFormat):
     2 p + h of word l is feature p of output 16 h + l.
     """
 
-    name: ClassVar[str] = "four bits"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 4
     span: ClassVar[int] = SPAN
@@ -118,7 +117,6 @@ class EightBits(WeightFormat):
     words, each of 2 features: the byte 2 p + h of word l is feature p of output 16 h + l.
     """
 
-    name: ClassVar[str] = "eight bits"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 8
     span: ClassVar[int] = SPAN
