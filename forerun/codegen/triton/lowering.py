@@ -13,7 +13,7 @@ from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import Config, Grid
 from forerun.codegen.triton.assembly import Bodies, assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
-from forerun.codegen.triton.attention_shape import Shape, split_size
+from forerun.codegen.triton.attention_shape import Shape
 from forerun.codegen.triton.layout import ALIGNMENT, LEAST_BLOCK, SIZES, STEP_SIZES, TritonProgram
 from forerun.codegen.triton.products import describe as describe_products
 from forerun.codegen.triton.products import emit_products, tile_lanes
@@ -78,23 +78,11 @@ class TritonEmitter(Emitter):
         return [made] if nest.choice is None else [made, self._choice(nest.choice, sizes, LEAST_BLOCK)]
 
     def _attention(self, nest: AttentionNest, sizes: Sequence[str]) -> list[Emitted]:
-        length, groups = self.limits["max_length"], nest.groups
-        if nest.heads % groups:
+        if nest.heads % nest.groups:
             raise UnsupportedOperationError(
-                f"the cuda target has no Triton template for {nest.heads} heads over {groups} of keys."
+                f"the cuda target has no Triton template for {nest.heads} heads over {nest.groups} of keys."
             )
-        shape = Shape(
-            nest.heads,
-            groups,
-            nest.key_dim,
-            nest.value_dim,
-            nest.history.block,
-            split_size(length),
-            self.tables,
-            self.limits["max_path"],
-            nest.keys.buffer.element,
-            length,
-        )
+        shape = Shape(nest, self.tables, self.limits["max_path"], self.limits["max_length"])
         writer = AttentionText(nest, shape)
         bodies = {shared: Text() for shared in shape.shared}
         for shared, text in bodies.items():
@@ -102,18 +90,10 @@ class TritonEmitter(Emitter):
         combine = Text()
         writer.emit_combine(combine)
         rows = ((nest.rows,),)
-        grid = Grid("attention", rows, (writer.splits, groups), (shape.rows, shape.head_tiles), shape.shared)
-        return [
-            _emitted("attention", bodies, sizes, grid, Config(64, 16, 4, 3), writer.describe()),
-            _emitted(
-                "combine",
-                {1: combine},
-                sizes,
-                Grid("combine", rows, (nest.heads,)),
-                Config(64, 1, 1, 2),
-                "splits in order",
-            ),
-        ]
+        grid = Grid("attention", rows, (shape.splits, nest.groups), (shape.rows, shape.head_tiles), shape.shared)
+        made = _emitted("attention", bodies, sizes, grid, Config(64, 16, 4, 3), writer.describe())
+        combine_grid = Grid("combine", rows, (nest.heads,))
+        return [made, _emitted("combine", {1: combine}, sizes, combine_grid, Config(64, 1, 1, 2), "splits in order")]
 
     def _recurrence(self, nest: RecurrenceNest, sizes: Sequence[str]) -> Emitted:
         text = Text()
