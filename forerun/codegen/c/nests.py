@@ -8,7 +8,7 @@ from dataclasses import replace
 from forerun.codegen.c.text import Text
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Expr, Load, Reduce, apply, loads
-from forerun.codegen.loops.index import Computed, Index, Lane, size_of, volume
+from forerun.codegen.loops.index import Index, Lane, size_of, volume
 from forerun.codegen.loops.nest import (
     AttentionNest,
     Axis,
@@ -108,10 +108,10 @@ def _attention(text: Text, nest: AttentionNest) -> None:
         slots = text.fresh("slots")
         text.line(f"int32_t {slots}[{position} + 1];")
         with text.loop(at, f"{position} + 1", first) as here:
-            sequence = Index.of(Lane("sequence", None, Computed(history.sequence)))
+            sequence = Index.computed(history.sequence)
             block, lane = Index.of(at).divided(history.block)
             home = text.element(history.tables, (sequence, block))
-            step = Index.of(at).minus(Index.of(Lane("base", None, Computed(history.base))))
+            step = Index.of(at).minus(Index.computed(history.base))
             path = text.element(history.paths, (Index.of(history.row), step))
             text.line(f"{slots}[{here}] = {here} < {base} ? {home} * {history.block} + {text.index(lane)} : {path};")
         with text.loop(nest.head, str(nest.heads)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 from weakref import WeakValueDictionary
 
 from forerun.codegen.loops.buffer import Buffer, Kind
@@ -80,16 +80,16 @@ class Expr:
 
     # Operators make formulas readable: 1.0 / (1.0 + exp(-x)).
 
-    __add__: ClassVar[Operator] = _operator("add")
-    __radd__: ClassVar[Operator] = _operator("add", reflected=True)
-    __sub__: ClassVar[Operator] = _operator("sub")
-    __rsub__: ClassVar[Operator] = _operator("sub", reflected=True)
-    __mul__: ClassVar[Operator] = _operator("mul")
-    __rmul__: ClassVar[Operator] = _operator("mul", reflected=True)
-    __truediv__: ClassVar[Operator] = _operator("div")
-    __rtruediv__: ClassVar[Operator] = _operator("div", reflected=True)
-    __lt__: ClassVar[Operator] = _operator("lt")
-    __gt__: ClassVar[Operator] = _operator("gt")
+    __add__ = _operator("add")
+    __radd__ = _operator("add", reflected=True)
+    __sub__ = _operator("sub")
+    __rsub__ = _operator("sub", reflected=True)
+    __mul__ = _operator("mul")
+    __rmul__ = _operator("mul", reflected=True)
+    __truediv__ = _operator("div")
+    __rtruediv__ = _operator("div", reflected=True)
+    __lt__ = _operator("lt")
+    __gt__ = _operator("gt")
 
 
 @dataclass(frozen=True, eq=False)

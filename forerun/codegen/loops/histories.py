@@ -72,7 +72,7 @@ class HistorySchedule(RowSchedule):
         step = Lane("step")
         row = Lane("row", None, Computed(self.context.element(operation.order, [Index.of(step)])))
         history = self._history(operation, row)
-        parent = Index.of(Lane("parent", None, Computed(_parent(history, row))))
+        parent = Index.computed(_parent(history, row))
         has_parent = history.position > 0
         context = Elements(self.buffers, self.constants, self.facts.states, lambda value: False, inline_products=True)
         shape = [int(dim) for dim in ir.tensor_type(operation.before).dims]
@@ -103,13 +103,12 @@ class HistorySchedule(RowSchedule):
 def _parent(history: History, row: Lane) -> Expr:
     """Returns the slot of the position before the row's own in its history."""
     before = apply("max", history.position - 1, 0)
-    at, block = Index.of(row), history.block
+    block = history.block
     committed = before < history.base
-    quotient, remainder = Index.of(Lane("before", None, Computed(before))).divided(block)
-    sequence = Index.of(Lane("sequence", None, Computed(history.sequence)))
-    home = Load(history.tables, (sequence, quotient), committed)
-    step = Index.of(Lane("behind", None, Computed(before - history.base)))
-    path = Load(history.paths, (at, step), apply("ge", before, history.base))
+    quotient, remainder = Index.computed(before).divided(block)
+    home = Load(history.tables, (Index.computed(history.sequence), quotient), committed)
+    step = Index.computed(before - history.base)
+    path = Load(history.paths, (Index.of(row), step), apply("ge", before, history.base))
     return where(committed, home * block + count(remainder), path)
 
 

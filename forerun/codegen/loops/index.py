@@ -105,6 +105,11 @@ class Index:
     def of(lane: Lane) -> Index:
         return Index(((lane, 1),))
 
+    @staticmethod
+    def computed(expr: Any, size: Dim | None = None) -> Index:
+        """Returns an integer that is computed from data; it is in [0, size)."""
+        return Index.of(Lane("computed", size if isinstance(size, int) else None, Computed(expr)))
+
     @property
     def lanes(self) -> Iterator[Lane]:
         return (lane for lane, _ in self.terms)

@@ -104,7 +104,7 @@ class RowSchedule(Placing):
             except NeedsMemoryError as needed:
                 if needed.value is value:
                     raise UnsupportedOperationError(
-                        f"the {self.traits.target} target has no kernel for rows of {value.type}."
+                        f"the {self.traits.target} target has no kernel for rows of {needed.value.type}."
                     ) from needed
                 self._write_rows(needed.value)
 

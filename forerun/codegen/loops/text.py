@@ -146,7 +146,7 @@ class NestText:
         self._known = {}
         uses: dict[Expr, int] = {}
         count_uses(expr, uses)
-        shared = {each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce)}
+        shared: set[Expr] = {each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce)}
         return self._expr(expr, shared)
 
     def _expr(self, expr: Expr, shared: set[Expr]) -> str:

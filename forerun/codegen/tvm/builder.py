@@ -50,13 +50,9 @@ def splat(value: Expr | float, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
-def like(value: float, other: Expr) -> Expr:
+def like(value: Expr | float, other: Expr) -> Expr:
+    """A number in every lane of another vector."""
     return splat(value, lanes_of(other))
-
-
-def integers_like(value: int, other: Expr) -> Expr:
-    lanes = lanes_of(other)
-    return tirx.Broadcast(integer(value), lanes) if lanes > 1 else integer(value)
 
 
 def fma(x: Expr, y: Expr, z: Expr) -> Expr:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from forerun.codegen.tvm.builder import Buffer, Expr, integer, integers_like, lanes_of, let, load
+from forerun.codegen.tvm.builder import Buffer, Expr, integer, lanes_of, let, like, load
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 
@@ -132,11 +132,11 @@ class BFloat16(WeightFormat):
 def shifted(word: Expr, right: int) -> Expr:
     """Shifts an int32 right arithmetically by a number of bits, or left if it is negative."""
     shift = tirx.shift_right if right > 0 else tirx.shift_left
-    return shift(word, integers_like(abs(right), word)) if right else word
+    return shift(word, like(integer(abs(right)), word)) if right else word
 
 
 def masked(word: Expr, mask: int) -> Expr:
-    return tirx.bitwise_and(word, integers_like(mask, word))
+    return tirx.bitwise_and(word, like(integer(mask), word))
 
 
 def as_float(word: Expr) -> Expr:
