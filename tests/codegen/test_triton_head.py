@@ -10,7 +10,7 @@ from triton_steps import LIMITS, interpreted, poisoned_state
 
 from forerun import ir
 from forerun.codegen.program import Config, Source
-from forerun.codegen.triton.functions import used_functions
+from forerun.codegen.triton.assembly import used_functions
 from forerun.codegen.triton.lowering import emit
 from forerun.execute.triton import interpreter
 from forerun.execute.triton.configs import candidates, first_config
