@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from weakref import WeakValueDictionary
 
 from forerun.codegen.loops.buffer import Buffer, Kind
-from forerun.codegen.loops.index import Computed, Index, Lane, Product, Quotient, Remainder, Substitution
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, Substitution
 
 Order = Literal["lanes", "serial", "prefix"]
 """`lanes`: partial results side by side, merged as a fixed tree; `serial`: one chain; `prefix`: one chain, every
@@ -336,7 +336,7 @@ def computed(lane: Lane) -> list[Expr]:
     match lane.made:
         case Computed(expr):
             return [expr]
-        case Quotient(index, other) | Remainder(index, other) | Product(index, other):
+        case Combined(_, index, other):
             return [each for part in (index, other) for inner in part.lanes for each in computed(inner)]
         case _:
             return []

@@ -8,7 +8,7 @@ from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.decompose import ARITHMETIC, COMPARED
 from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, count_uses
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize
 from forerun.codegen.loops.nest import (
     AttentionNest,
     Axis,
@@ -22,6 +22,7 @@ from forerun.codegen.loops.nest import (
 )
 
 INFIX = COMPARED | ARITHMETIC
+COMBINED = {"quotient": "({} // {})", "remainder": "({} % {})", "product": "{}*{}"}
 
 Name = Callable[[Buffer], str]
 
@@ -199,12 +200,8 @@ class NestText:
 
     def _lane(self, lane: Lane) -> str:
         match lane.made:
-            case Quotient(index, divisor):
-                return f"({self._part(index)} // {self._part(divisor)})"
-            case Remainder(index, divisor):
-                return f"({self._part(index)} % {self._part(divisor)})"
-            case Product(index, size):
-                return f"{self._part(index)}*{self._part(size)}"
+            case Combined(function, index, other):
+                return COMBINED[function].format(self._part(index), self._part(other))
             case Computed(expr):
                 return self._plain(expr, set())
             case NamedSize() | None:

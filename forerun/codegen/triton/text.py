@@ -15,7 +15,7 @@ from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.decompose import FORMULAS
 from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
 from forerun.codegen.loops.nest import Store, invariants
 from forerun.codegen.triton.functions import LEAVES, literal
 from forerun.errors import UnsupportedOperationError
@@ -24,6 +24,7 @@ LARGEST = (1 << 31) - 1
 SUM_LANES = 128
 """Partial sums of a row: feature i goes into partial sum i mod this."""
 TYPES = {"f32": "tl.float32", "bf16": "tl.bfloat16", "f16": "tl.float16", "i32": "tl.int32"}
+COMBINED = {"quotient": "({} // {})", "remainder": "({} % {})", "product": "({} * {})"}
 HINTS = {"number": "x", "integer": "n", "truth": "is"}
 
 
@@ -139,12 +140,8 @@ class Text:
 
     def lane(self, lane: Lane) -> str:
         match lane.made:
-            case Quotient(index, divisor):
-                return f"({self.index(index)} // {self.index(divisor)})"
-            case Remainder(index, divisor):
-                return f"({self.index(index)} % {self.index(divisor)})"
-            case Product(index, size):
-                return f"({self.index(index)} * {self.index(size)})"
+            case Combined(function, index, other):
+                return COMBINED[function].format(self.index(index), self.index(other))
             case Computed(expr):
                 return self.render(expr)
             case NamedSize():

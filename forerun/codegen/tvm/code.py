@@ -11,7 +11,7 @@ from typing import Any
 from forerun.codegen.loops.buffer import Buffer, Kind
 from forerun.codegen.loops.decompose import FORMULAS
 from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, count_uses
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
 from forerun.codegen.loops.nest import invariants
 from forerun.codegen.tvm.builder import Buffer as Memory
 from forerun.codegen.tvm.builder import Frame, across, integer, let, local, number, splat, store
@@ -24,6 +24,7 @@ from forerun.errors import UnsupportedOperationError
 Term = Any
 """An expression of TIR."""
 
+COMBINED = {"quotient": tirx.truncdiv, "remainder": tirx.truncmod, "product": lambda x, y: x * y}
 MERGE: dict[str, Callable[[Term, Term], Term]] = {"add": lambda x, y: x + y, "max": tirx.max, "min": tirx.min}
 
 
@@ -166,12 +167,8 @@ class Code:
 
     def lane(self, lane: Lane) -> Term:
         match lane.made:
-            case Quotient(index, divisor):
-                return tirx.truncdiv(self.index(index), self.index(divisor))
-            case Remainder(index, divisor):
-                return tirx.truncmod(self.index(index), self.index(divisor))
-            case Product(index, size):
-                return self.index(index) * self.index(size)
+            case Combined(function, index, other):
+                return COMBINED[function](self.index(index), self.index(other))
             case Computed(expr):
                 return self.render(expr)
             case NamedSize():
