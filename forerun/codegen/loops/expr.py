@@ -37,9 +37,11 @@ def _operator(function: str, reflected: bool = False) -> Operator:
 _KNOWN: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
-@dataclass(frozen=True, eq=False)
 class Expr:
     """A scalar: a number (float32), an integer (int32) or a boolean. Equal expressions are one object."""
+
+    of: Kind
+    """The kind, where it does not follow from the parts."""
 
     def __new__(cls, *given: Any) -> Self:
         key = (cls, *given) if given[-1:] != (None,) else (cls, *given[:-1])
@@ -48,7 +50,7 @@ class Expr:
 
     @property
     def kind(self) -> Kind:
-        raise NotImplementedError
+        return self.of
 
     @property
     def parts(self) -> tuple[Expr, ...]:
@@ -98,10 +100,6 @@ class Const(Expr):
 
     text: str
     of: Kind
-
-    @property
-    def kind(self) -> Kind:
-        return self.of
 
     @cached_property
     def value(self) -> float:
@@ -159,10 +157,6 @@ class Apply(Expr):
     of: Kind
 
     @property
-    def kind(self) -> Kind:
-        return self.of
-
-    @property
     def parts(self) -> tuple[Expr, ...]:
         return self.args
 
@@ -176,10 +170,6 @@ class Partial(Expr):
 
     lane: Lane
     of: Kind
-
-    @property
-    def kind(self) -> Kind:
-        return self.of
 
     @cached_property
     def lanes(self) -> frozenset[Lane]:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from forerun import dims as dimensions
 from forerun import ir
@@ -164,12 +164,11 @@ class Lowering:
         self.program = self._program(module, made, key)
 
     def _check(self) -> None:
-        limits, function = self.limits, self.function
-        planned = {
-            "max_rows": (limits["max_rows"], function.max_rows),
-            "max_outputs": (limits["max_outputs"], function.max_outputs),
-        }
-        for name, (limit, most) in planned.items():
+        function = self.function
+        planned: dict[Literal["max_rows", "max_outputs"], int | None]
+        planned = {"max_rows": function.max_rows, "max_outputs": function.max_outputs}
+        for name, most in planned.items():
+            limit = self.limits[name]
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         for argument in self.function.block.args:

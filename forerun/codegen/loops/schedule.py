@@ -187,26 +187,22 @@ class Scheduler(HistorySchedule):
         element = segments[0].matrices[0].weight.element
         if not self.traits.prologues:
             self._written(partial(self._table, x))
-        given, norm = self._written(partial(self._input, x, tuple(rows), row, feature, element))
+        given, norm = self._written(partial(self._input, x, row, feature, element))
         return ProductNest(tuple(rows), int(features), given, norm, segments, row, feature)
 
-    def _input(
-        self, x: ir.SSAValue, rows: tuple[ir.Dim, ...], row: Lane, feature: Lane, element: str
-    ) -> tuple[Expr, Norm | None]:
+    def _input(self, x: ir.SSAValue, row: Lane, feature: Lane, element: str) -> tuple[Expr, Norm | None]:
         """The input of a product at a row and a feature, and the norm whose factor is left for the products."""
-        place = self.in_memory(x)
+        place, norm = self.in_memory(x), self._trailing_norm(x, element)
+        source = x if norm is None else norm.x
+        at = (*unflat(ir.tensor_type(source).dims[:-1], Index.of(row)), Index.of(feature))
         if place is not None:
-            return Load(place, (*unflat(rows, Index.of(row)), Index.of(feature))), None
-        found = self._trailing_norm(x, element)
-        if found is None:
-            value = self.context.element(x, [*unflat(rows, Index.of(row)), Index.of(feature)])
-            require_narrow(value, [feature])
+            return Load(place, at), None
+        value = self.context.element(source, at)
+        require_narrow(value, [feature])
+        if norm is None:
             return value, None
-        leading = ir.tensor_type(found.x).dims[:-1]
-        unscaled = self.context.element(found.x, [*unflat(leading, Index.of(row)), Index.of(feature)])
-        require_narrow(unscaled, [feature])
-        gain = None if found.weight is None else self.context.element(found.weight, [Index.of(feature)])
-        return unscaled if gain is None else unscaled * gain, Norm(found.eps, unscaled, gain)
+        gain = None if norm.weight is None else self.context.element(norm.weight, [Index.of(feature)])
+        return value if gain is None else value * gain, Norm(norm.eps, value, gain)
 
     def _trailing_norm(self, x: ir.SSAValue, element: str) -> ir.RMSNorm | None:
         """The preceding RMS norm whose factor, one per row, can multiply the products instead of the features."""

@@ -98,12 +98,9 @@ class _Unit:
             head = self.head + integer(index)
             with code.serial(nest.dim, 0, nest.key_dim) as dim:
                 store(self.query, code.at(nest.query, {nest.head: head}), integer(index * nest.key_dim) + dim, 1)
-            if nest.sinks is not None:
-                store(self.largest[index], code.at(nest.sinks, {nest.head: head}), zero, 1)
-                store(self.total[index], number(1.0), zero, 1)
-            else:
-                store(self.largest[index], number(LOWEST), zero, 1)
-                store(self.total[index], number(0.0), zero, 1)
+            largest = number(LOWEST) if nest.sinks is None else code.at(nest.sinks, {nest.head: head})
+            store(self.largest[index], largest, zero, 1)
+            store(self.total[index], number(0.0 if nest.sinks is None else 1.0), zero, 1)
             for vector in self.results[index]:
                 store(vector, splat(0.0), 0)
         start = let(tirx.truncdiv(self.first, integer(self.span)))

@@ -63,15 +63,15 @@ class TvmEmitter(Emitter):
             buffers.append(maxima_of(nest))
         if isinstance(nest, ProductNest):
             buffers.extend(held(nest))
+        made = [Made(kind, nest, buffers, sizes) for kind in OF_NEST[type(nest)]]
+        return [Emitted(each.kind, text, buffers, self._source(each)) for each in made]
 
-        def source(kind: str) -> Callable[[str], str]:
-            def made(name: str) -> str:
-                self.functions[name] = Made(kind, nest, buffers, sizes)
-                return ""
+    def _source(self, made: Made) -> Callable[[str], str]:
+        def source(name: str) -> str:
+            self.functions[name] = made
+            return ""
 
-            return made
-
-        return [Emitted(kind, text, buffers, source(kind)) for kind in OF_NEST[type(nest)]]
+        return source
 
 
 def _matrices(module: ir.ModuleOp) -> set[str]:
