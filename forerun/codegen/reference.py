@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from forerun.codegen.planned import PlannedStep
+from forerun.codegen.program import NUMBER
 from forerun.codegen.reference_step import ReferenceProgram, State
 from forerun.codegen.regions import block_size
 from forerun.ir import (
@@ -28,9 +29,6 @@ from forerun.ir import (
 )
 from forerun.ir import weights as weights_of
 from forerun.signature import STEP
-
-NUMBER = 4
-"""Bytes of a float32."""
 
 
 class Evaluator:

@@ -90,14 +90,11 @@ class HistorySchedule(RowSchedule):
         axes, index = self._axes(shape)
         value = context.element(operation.after, index)
         own = self.context.record(operation.symbol, operation.slots, [Index.of(row), *index])
-        stores = (
-            Store(axes, value, result, (Index.of(row), *index), operation.result),
-            Store(axes, value, *own, operation.result),
-        )
+        stores = Store(axes, value, result, (Index.of(row), *index)), Store(axes, value, *own)
         found = [each.index for each in loads(value) if each.buffer == layout.buffer]
         places = layout.index(parent, index)
         free = tuple(each for each in axes if _keeps(each.lane, places, found))
-        return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free, layout)
+        return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free)
 
 
 def _parent(history: History, row: Lane) -> Expr:

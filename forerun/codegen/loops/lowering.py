@@ -195,12 +195,12 @@ class Lowering:
 
     def _label(self) -> dict[ir.SSAValue, str]:
         """Names each value that kernels pass on, as nests show it, after the kernel that writes it."""
-        found: dict[ir.SSAValue, str] = {}
-        for plan in (each for plans in self.plans.values() for each in plans):
-            results = plan.region.results
-            for number, (_, outer) in enumerate(results):
-                found[outer] = plan.region.name + (f".{number}" if len(results) > 1 else "")
-        return found
+        results = [(plan.region.name, plan.region.results) for plans in self.plans.values() for plan in plans]
+        return {
+            outer: name + (f".{number}" if len(those) > 1 else "")
+            for name, those in results
+            for number, (_, outer) in enumerate(those)
+        }
 
     # --- memory
 

@@ -38,13 +38,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Store:
-    """For all lanes of the axes: `buffer[index] = value`. `of` is the IR value whose elements they are."""
+    """For all lanes of the axes: `buffer[index] = value`."""
 
     axes: tuple[Axis, ...]
     value: Expr
     buffer: Buffer
     index: tuple[Index, ...]
-    of: ir.SSAValue
 
     @property
     def row(self) -> Axis | None:
@@ -234,7 +233,6 @@ class RecurrenceNest:
     step: Lane
     stores: tuple[Store, ...]
     free: tuple[Axis, ...]
-    state: StateLayout
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class RowSchedule(Placing):
         element = self.context.element(value, index) if elsewhere else self.context.definition(value, index)
         buffer, at = output.destination(self.context, index)
         assert isinstance(buffer, Buffer)
-        store = Store(axes, element, buffer, at, value)
+        store = Store(axes, element, buffer, at)
         if self.traits.inline and not store.is_flat:
             require_narrow(element, [axes[-1].lane])  # what lies side by side is the whole row, or else the last axis
         return store

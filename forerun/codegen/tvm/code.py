@@ -6,6 +6,7 @@ whole record, so that kernels that differ only in their buffers share code.
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from forerun.codegen.loops.buffer import Buffer, Kind
@@ -28,44 +29,18 @@ COMBINED = {"quotient": tirx.truncdiv, "remainder": tirx.truncmod, "product": la
 MERGE: dict[str, Callable[[Term, Term], Term]] = {"add": lambda x, y: x + y, "max": tirx.max, "min": tirx.min}
 
 
-def region_of(buffer: Buffer, formats: Mapping[str, WeightFormat]) -> str:
-    """Returns the memory that a buffer lies in."""
-    whole = buffer.element == "i32"
-    match buffer.space:
-        case "weight":
-            form = formats.get(buffer.element)
-            return form.region if form is not None else "tables" if whole else "weights"
-        case "input":
-            return "inputs" if whole else "numbers"
-        case "state":
-            return "state"
-        case "request":
-            return "requests"
-        case _:
-            return "indices" if whole else "numbers"
-
-
-def slots_of(buffers: Collection[Buffer]) -> dict[Buffer, int]:
-    """Returns the first slot of each buffer: a state takes two, its offset and the size of a record of all states."""
-    found: dict[Buffer, int] = {}
-    at = 0
-    for each in buffers:
-        found[each] = at
-        at += 2 if each.of_state else 1
-    return found
-
-
 class Code:
     """The function of a kernel under construction."""
 
     def __init__(self, frame: Frame, buffers: Collection[Buffer], formats: Mapping[str, WeightFormat]) -> None:
         self.frame, self.formats = frame, formats
-        self.slots = slots_of(buffers)
+        ends = accumulate(2 if each.of_state else 1 for each in buffers)
+        self.slots = dict(zip(buffers, (0, *ends), strict=False))  # of a state: its offset, and the size of a record
         self.bound: dict[Lane, Term] = {}
         self._known: list[dict[Expr, Term]] = [{}]
         self._uses: dict[Expr, int] = {}
         self._windows = {
-            each: frame.window(region_of(each, formats), frame.slot(slot))
+            each: frame.window(self._region(each), frame.slot(slot))
             for each, slot in self.slots.items()
             if not each.of_state
         }
@@ -111,6 +86,22 @@ class Code:
 
     # --- memory
 
+    def _region(self, buffer: Buffer) -> str:
+        """The memory that a buffer lies in."""
+        whole = buffer.element == "i32"
+        match buffer.space:
+            case "weight":
+                form = self.formats.get(buffer.element)
+                return form.region if form is not None else "tables" if whole else "weights"
+            case "input":
+                return "inputs" if whole else "numbers"
+            case "state":
+                return "state"
+            case "request":
+                return "requests"
+            case _:
+                return "indices" if whole else "numbers"
+
     def window(self, buffer: Buffer) -> Memory:
         return self._windows[buffer]
 
@@ -121,7 +112,7 @@ class Code:
 
     def block_window(self, buffer: Buffer, block: Term) -> Memory:
         """A window on a state's records of one block."""
-        return self.frame.window(region_of(buffer, self.formats), self.origin(buffer, block))
+        return self.frame.window(self._region(buffer), self.origin(buffer, block))
 
     def get(self, buffer: Buffer, *index: Term) -> Term:
         """Loads the element at an index of terms."""
@@ -137,7 +128,7 @@ class Code:
             return self.window(buffer), self.index(flat(buffer.dims, index))
         block = let(self.index(index[0]))
         at = self.index(flat(buffer.dims[1:], index[1:])).astype("int64")
-        return self.frame.memories[region_of(buffer, self.formats)], self.origin(buffer, block) + at
+        return self.frame.memories[self._region(buffer)], self.origin(buffer, block) + at
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> Term:
         """Loads an element, unpacked by its format if it has one."""
