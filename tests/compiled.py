@@ -41,10 +41,12 @@ def tvm_step(
     *,
     threads: int | None = None,
     cache: bool = True,
+    templates: Mapping[str, tvm_lowering.Template] | None = None,
     **options: Any,
 ) -> TvmExecutable:
     """A module on the CPU; `options` are those of `planned_step`."""
-    return tvm_executable.bind(tvm_lowering.emit(planned_step(module, weights, **options)), threads, cache)
+    lowering = tvm_lowering.Lowering(planned_step(module, weights, **options), templates)
+    return tvm_executable.bind(lowering.program(), threads, cache)
 
 
 def triton_step(

@@ -11,8 +11,7 @@ import pytest
 from forerun.build import lower
 from forerun.codegen.tvm import linear
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store
-from forerun.codegen.tvm.lowering import Lowering
-from forerun.codegen.tvm.templates import TEMPLATES
+from forerun.codegen.tvm.lowering import TEMPLATES, Lowering
 from forerun.codegen.tvm.untyped import T
 from forerun.execute.tvm.executable import bind
 from forerun.runtime.certify import certify

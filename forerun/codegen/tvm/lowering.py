@@ -1,6 +1,7 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,26 +11,67 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.integers import as_int32
 from forerun.codegen.loops.lowering import Emitted, Emitter
 from forerun.codegen.loops.lowering import Lowering as LoopLowering
-from forerun.codegen.loops.nest import Nest, ProductNest, TopKNest
+from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest, RecurrenceNest, RowNest, TopKNest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
+from forerun.codegen.tvm.attention import emit_attention
+from forerun.codegen.tvm.builder import Frame, function
+from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.key import key_of
 from forerun.codegen.tvm.layout import ALIGNMENT, TvmProgram, aligned, weight_places
-from forerun.codegen.tvm.linear import held
+from forerun.codegen.tvm.linear import emit_products, held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
+from forerun.codegen.tvm.rows import emit_recurrence, emit_rows
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
-from forerun.codegen.tvm.templates import OF_NEST, TEMPLATES, Made, Template
-from forerun.codegen.tvm.topk import maxima_of
+from forerun.codegen.tvm.topk import emit_maxima, emit_topk, maxima_of
 
 PACKED = "packed f32"
 """How a float32 matrix that a linear reads lies in memory: in blocks of outputs."""
 
 HEAVY = 6
 """A value with at least this many elementwise operations that is used twice is stored, not computed twice."""
+
+
+Template = Callable[[Code, Any, Machine], None]
+"""Emits one nest, or a part of one, into the function under construction."""
+
+TEMPLATES: dict[str, Template] = {
+    "rows": emit_rows,
+    "products": emit_products,
+    "attention": emit_attention,
+    "recurrence": emit_recurrence,
+    "maxima": emit_maxima,
+    "topk": emit_topk,
+}
+
+OF_NEST: dict[type[Nest], tuple[str, ...]] = {
+    RowNest: ("rows",),
+    ProductNest: ("products",),
+    AttentionNest: ("attention",),
+    RecurrenceNest: ("recurrence",),
+    TopKNest: ("maxima", "topk"),
+}
+"""The templates of a nest; their functions run one after another."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A template applied to a nest; the function is built when code is generated."""
+
+    kind: str
+    nest: Nest
+    buffers: Sequence[Buffer]
+    sizes: Sequence[str]
+
+    def function(self, machine: Machine, templates: Mapping[str, Template]) -> Any:
+        def body(frame: Frame) -> None:
+            templates[self.kind](Code(frame, self.buffers, FORMATS), self.nest, machine)
+
+        return function(self.sizes, body)
 
 
 class TvmEmitter(Emitter):
