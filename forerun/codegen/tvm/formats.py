@@ -68,6 +68,14 @@ class WeightFormat:
         raise NotImplementedError
 
 
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Returns [out, ...] as [out / 32, 2, 16, ...], padded with zeros."""
+    missing = -weight.shape[0] % OUTPUTS
+    if missing:
+        weight = torch.cat((weight, weight.new_zeros(missing, *weight.shape[1:])))
+    return weight.view(-1, VECTORS, LANES, *weight.shape[1:])
+
+
 @dataclass(frozen=True)
 class Float32(WeightFormat):
     """float32 [out / 32, in, 32]."""
@@ -77,12 +85,9 @@ class Float32(WeightFormat):
     prefetched: ClassVar[int] = 9
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        outputs, features = weight.shape
-        whole = outputs // OUTPUTS
-        blocks = target[: -(-outputs // OUTPUTS) * OUTPUTS * features].view(-1, features, OUTPUTS)
-        blocks[:whole].copy_(weight[: whole * OUTPUTS].reshape(whole, OUTPUTS, features).transpose(1, 2))
-        if outputs % OUTPUTS:
-            blocks[whole] = _last_block(weight).transpose(0, 1)
+        blocks = in_blocks(weight)
+        memory = target[: len(blocks) * self.block_words(weight.shape[1])]
+        memory.view(-1, weight.shape[1], VECTORS, LANES).copy_(blocks.permute(0, 3, 1, 2))
 
     def opened(self, block: Buffer, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
@@ -106,15 +111,9 @@ class BFloat16(WeightFormat):
     words: ClassVar[int] = LANES
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        outputs, features = weight.shape
-        whole = outputs // OUTPUTS
-        halves = target[: -(-outputs // OUTPUTS) * self.block_words(features)].view(torch.int16)
-        blocks = halves.view(-1, features, LANES, 2)  # little-endian: the lower half comes first
-        bits = weight[: whole * OUTPUTS].to(torch.bfloat16).view(torch.int16)
-        blocks[:whole].copy_(bits.reshape(whole, 2, LANES, features).permute(0, 3, 2, 1))
-        if outputs % OUTPUTS:
-            bits = _last_block(weight).to(torch.bfloat16).view(torch.int16)
-            blocks[whole] = bits.view(2, LANES, features).permute(2, 1, 0)
+        blocks = in_blocks(weight.to(torch.bfloat16).view(torch.int16))
+        halves = target[: len(blocks) * self.block_words(weight.shape[1])].view(torch.int16)
+        halves.view(-1, weight.shape[1], LANES, VECTORS).copy_(blocks.permute(0, 3, 2, 1))  # the lower half comes first
 
     def opened(self, block: Buffer, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
@@ -146,9 +145,3 @@ def as_float(word: Expr) -> Expr:
 
 
 FLOAT32 = Float32()
-
-
-def _last_block(weight: torch.Tensor) -> torch.Tensor:
-    """The outputs after the last whole block, padded with zeros, [32, in]."""
-    rest = weight.shape[0] % OUTPUTS
-    return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
