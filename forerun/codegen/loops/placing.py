@@ -109,13 +109,13 @@ class Placing:
         symbol, kind = str(operation.symbol), ir.tensor_type(value)
         self.buffers[value] = Buffer("weight", symbol, kind.dims, kind.dtype, self.facts.storage[symbol])
 
-    def _scratch(self, dims: Sequence[ir.Dim], dtype: str) -> Buffer:
-        self._count += 1
-        return Buffer("scratch", self._count - 1, tuple(dims), dtype, element_of(dtype))
-
     def _place(self, value: ir.SSAValue) -> Buffer:
+        """Returns where a value goes: to memory of the region's own, if it is no result."""
+        if value in self.destinations:
+            return self.destinations[value]
         kind = ir.tensor_type(value)
-        return self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+        self._count += 1
+        return Buffer("scratch", self._count - 1, tuple(kind.dims), kind.dtype, element_of(kind.dtype))
 
     def _result(self, value: ir.SSAValue, place: Buffer) -> None:
         """Has a result written where it is computed, if its own nest computes it or the value that it is a view of."""

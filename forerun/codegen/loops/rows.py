@@ -118,15 +118,12 @@ def _crosses(store: Store, written: Sequence[Store]) -> bool:
     """Whether a store reads rows other than its own of what earlier stores have written."""
     if store.row is None:
         return False
-    own = Index.of(store.row.lane)
-    places = {(each.buffer.space, each.buffer.key): each for each in written}
+    own, buffers = Index.of(store.row.lane), {(each.buffer.space, each.buffer.key) for each in written}
     for load in _all_loads(store):
-        other = places.get((load.buffer.space, load.buffer.key))
-        if other is None:
-            continue
-        axis = next((axis for axis, dim in enumerate(load.buffer.dims) if dimensions.symbol(dim)), None)
-        if axis is None or load.index[axis] != own:
-            return True
+        if (load.buffer.space, load.buffer.key) in buffers:
+            axis = next((axis for axis, dim in enumerate(load.buffer.dims) if dimensions.symbol(dim)), None)
+            if axis is None or load.index[axis] != own:
+                return True
     return False
 
 

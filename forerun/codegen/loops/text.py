@@ -42,31 +42,30 @@ class NestText:
     def nest(self, nest: Nest) -> str:
         match nest:
             case RowNest():
-                self._rows(nest)
+                self._stores(f"rows of {nest.rows}", nest.stores)
             case ProductNest():
                 self._products(nest)
             case AttentionNest():
                 self._attention(nest)
             case RecurrenceNest():
-                self._recurrence(nest)
+                free = ", ".join(each.lane.name for each in nest.free) or "nothing"
+                title = f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free}"
+                self._stores(title, nest.stores)
             case TopKNest():
                 self.line(f"{self._choice(nest.choice)} of {self.name(nest.logits)}")
         return "\n".join(self.lines)
 
     # --- nests
 
-    def _rows(self, nest: RowNest) -> None:
-        self.line(f"rows of {nest.rows}")
+    def _stores(self, title: str, stores: Sequence[Store]) -> None:
+        self.line(title)
         self._depth += 1
-        for store in nest.stores:
-            self._store(store)
-        self._depth -= 1
-
-    def _store(self, store: Store) -> None:
-        self.line(f"for {self._axes(store.axes)}:")
-        self._depth += 1
-        value = self._value(store.value)
-        self.line(f"{self.name(store.buffer)}[{self._indices(store.index)}] = {value}")
+        for store in stores:
+            self.line(f"for {self._axes(store.axes)}:")
+            self._depth += 1
+            value = self._value(store.value)
+            self.line(f"{self.name(store.buffer)}[{self._indices(store.index)}] = {value}")
+            self._depth -= 1
         self._depth -= 1
 
     def _axes(self, axes: Sequence[Axis]) -> str:
@@ -131,14 +130,6 @@ class NestText:
 
     def _layout(self, buffer: Buffer) -> str:
         return f"{self.name(buffer)} of {list(buffer.dims[1:])} {buffer.element}"
-
-    def _recurrence(self, nest: RecurrenceNest) -> None:
-        free = ", ".join(each.lane.name for each in nest.free) or "nothing"
-        self.line(f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free}")
-        self._depth += 1
-        for store in nest.stores:
-            self._store(store)
-        self._depth -= 1
 
     # --- expressions
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from forerun import ir
 from forerun.codegen.loops.lowering import Emitted, Emitter, Lowering
@@ -61,17 +62,15 @@ class TritonEmitter(Emitter):
                 return self._topk(nest, sizes)
 
     def _rows(self, nest: RowNest, sizes: Sequence[str]) -> Emitted:
-        text = Text()
-        emit_rows(text, nest)
         found = items(nest)
         grid = Grid("rows", tuple(each.unit_dims for each in found), tuple(each.lanes for each in found))
         block = block_of(found)
+        bodies = {1: _written(emit_rows, nest)}
         words = f"rows of {', '.join(str([axis.dim for axis in each.store.axes]) for each in found)}"
-        return _emitted("rows", {1: text}, sizes, grid, Config(block, 1, 4 if block > 128 else 1, 1), words)
+        return _emitted("rows", bodies, sizes, grid, Config(block, 1, 4 if block > 128 else 1, 1), words)
 
     def _products(self, nest: ProductNest, sizes: Sequence[str]) -> list[Emitted]:
-        text = Text()
-        emit_products(text, nest)
+        text = _written(emit_products, nest)
         kind = "products" if nest.choice is None else "head"
         grid = Grid(kind, (nest.rows,), tuple(map(tile_lanes, nest.segments)))
         made = _emitted(kind, {1: text}, sizes, grid, Config(block=LEAST_BLOCK), describe_products(nest))
@@ -84,11 +83,8 @@ class TritonEmitter(Emitter):
             )
         shape = Shape(nest, self.tables, self.limits["max_path"], self.limits["max_length"])
         writer = AttentionText(nest, shape)
-        bodies = {shared: Text() for shared in shape.shared}
-        for shared, text in bodies.items():
-            writer.emit(text, shared)
-        combine = Text()
-        writer.emit_combine(combine)
+        bodies = {shared: _written(writer.emit, shared) for shared in shape.shared}
+        combine = _written(writer.emit_combine)
         rows = ((nest.rows,),)
         grid = Grid("attention", rows, (shape.splits, nest.groups), (shape.rows, shape.head_tiles), shape.shared)
         made = _emitted("attention", bodies, sizes, grid, Config(64, 16, 4, 3), writer.describe())
@@ -96,8 +92,7 @@ class TritonEmitter(Emitter):
         return [made, _emitted("combine", {1: combine}, sizes, combine_grid, Config(64, 1, 1, 2), "splits in order")]
 
     def _recurrence(self, nest: RecurrenceNest, sizes: Sequence[str]) -> Emitted:
-        text = Text()
-        emit_recurrence(text, nest)
+        text = _written(emit_recurrence, nest)
         total, block = recurrence_lanes(nest)
         grid = Grid("recurrence", ((nest.rows,),), (total,))
         config = Config(block, 1, min(8, max(1, block // 128)), 1)
@@ -105,18 +100,23 @@ class TritonEmitter(Emitter):
         return _emitted("recurrence", {1: text}, sizes, grid, config, words)
 
     def _topk(self, nest: TopKNest, sizes: Sequence[str]) -> list[Emitted]:
-        text, choice = Text(), nest.choice
-        emit_chunks(text, nest)
+        text, choice = _written(emit_chunks, nest), nest.choice
         grid = Grid("chunks", (choice.rows,), (choice.size,))
         made = _emitted("chunks", {1: text}, sizes, grid, Config(CHUNK, 1, 4, 1), describe_choice(choice))
         return [made, self._choice(choice, sizes, CHUNK)]
 
     def _choice(self, choice: Choice, sizes: Sequence[str], block: int) -> Emitted:
-        text = Text()
-        emit_choice(text, choice, block)
+        text = _written(emit_choice, choice, block)
         warps = min(16, max(4, Tiles(choice, block).lanes // 512))
         config = Config(LEAST_BLOCK, 1, warps, 1)
         return _emitted("choice", {1: text}, sizes, Grid("choice", (choice.rows,)), config, describe_choice(choice))
+
+
+def _written(template: Callable[..., None], *given: Any) -> Text:
+    """Returns the text that a template writes."""
+    text = Text()
+    template(text, *given)
+    return text
 
 
 def _emitted(kind: str, bodies: Bodies, sizes: Sequence[str], grid: Grid, config: Config, words: str) -> Emitted:
