@@ -20,8 +20,6 @@ from forerun.execute.tvm import executable as tvm_executable
 from forerun.execute.tvm.executable import TvmExecutable
 from tests.ir.build import no_weights
 
-LIMITS = StepLimits(max_rows=512, max_outputs=512, max_path=64, max_length=2048)
-
 
 def planned_step(
     module: ir.ModuleOp,
@@ -29,10 +27,15 @@ def planned_step(
     *,
     storage: str = "f32",
     blocks: Mapping[str, torch.Tensor] | None = None,
-    **limits: Any,
+    max_rows: int = 512,
+    max_outputs: int | None = None,
+    max_path: int = 64,
+    max_length: int = 2048,
 ) -> PlannedStep:
-    """The input of a code generator."""
-    return PlannedStep(module, weights, StepLimits(**(LIMITS | limits)), storage, blocks)
+    """The input of a code generator; by default a step may have as many outputs as rows."""
+    outputs = max_rows if max_outputs is None else max_outputs
+    limits = StepLimits(max_rows=max_rows, max_outputs=outputs, max_path=max_path, max_length=max_length)
+    return PlannedStep(module, weights, limits, storage, blocks)
 
 
 def tvm_step(

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
-from forerun.build import lower
+from forerun.build import limits_of, lower
 from forerun.cli import main
 from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.lowering import emit
@@ -35,7 +35,7 @@ MODELS = {
 def step_of(name: str, length: int = 4096):
     settings, dtype = MODELS[name]
     lowered = lower(shaped_llama(settings), dtype, length, progress=SilentProgress())
-    return emit(planned_step(lowered.module, storage=WEIGHT_DTYPES[dtype], max_length=length)).program
+    return emit(planned_step(lowered.module, storage=WEIGHT_DTYPES[dtype], **limits_of(lowered))).program
 
 
 @pytest.mark.parametrize("capability", [80, 90])
