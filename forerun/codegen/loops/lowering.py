@@ -95,6 +95,7 @@ class Emitter(ABC):
         return self.stored(weight, tuple(int(dim) for dim in weight.type.dims), element)
 
     def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
+        """Returns a weight in memory; a back end may have a format of its own for some."""
         return Weight(shape, element, math.prod(shape) * BYTES[element])
 
     @abstractmethod

@@ -52,12 +52,12 @@ class Store:
 
     @property
     def is_flat(self) -> bool:
-        """Whether all numbers of a row may lie side by side: no reduction whose partial results do depends on them."""
+        """Whether a row's numbers may all lie side by side: no reduction that itself needs lanes depends on them."""
         return depends_across(self.value, [axis.lane for axis in self.axes if axis is not self.row]) is None
 
     def at(self, places: Mapping[Lane, Index]) -> Store:
         """Returns the store at some places of its lanes."""
-        return placed(self, places)
+        return moved(self, places)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Taken:
 
     def at(self, column: Index) -> Taken:
         """Returns the value at a place of its own column."""
-        return placed(self, {self.column: column})
+        return moved(self, {self.column: column})
 
 
 @dataclass
@@ -246,8 +246,8 @@ class TopKNest:
 Nest = RowNest | ProductNest | AttentionNest | RecurrenceNest | TopKNest
 
 
-def placed(written: T, places: Mapping[Lane, Index]) -> T:
-    """Returns what is written at some places of its lanes."""
+def moved(written: T, places: Mapping[Lane, Index]) -> T:
+    """Returns what is written, at some places of its lanes."""
     index = tuple(each.substitute(places.get) for each in written.index)
     return replace(written, value=written.value.substitute(places.get), index=index)
 
