@@ -33,7 +33,7 @@ from forerun.codegen.program import (
     Value,
     Weight,
 )
-from forerun.codegen.regions import BLOCK, block_size, regions, symbols
+from forerun.codegen.regions import BLOCK, block_size, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
@@ -152,7 +152,9 @@ class Lowering:
         candidates = returned[1] if len(returned) == 3 else None
         storage = {name: each.element for name, each in self.weights.items()}
         self.facts = Facts(self.states, self.block, storage, self.emitter.widths(), candidates)
-        self.symbols = tuple(dict.fromkeys(name for each in self.entries.values() for name in symbols(each)))
+        arguments = [argument for each in self.entries.values() for argument in each.block.args]
+        dims = [dim for argument in arguments for dim in ir.tensor_type(argument).dims]
+        self.symbols = tuple(dict.fromkeys(filter(None, map(dimensions.symbol, dims))))
         self.sources: dict[str, Source] = {}
         self._names: dict[str, str] = {}
         self._used: dict[str, None] = {}
