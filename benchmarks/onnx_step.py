@@ -2,8 +2,8 @@
 
 python -m benchmarks.onnx_step --bundle FOLDER --other FOLDER/model.onnx
 
-`--other` is a decoder with inputs `past_key_values.*`, such as `optimum-cli export onnx --task text-generation-with-past`
-writes. Both run on the same ONNX Runtime, one step after the other, over a cache of random numbers.
+`--other` is a decoder with inputs `past_key_values.*`, as `optimum-cli export onnx --task text-generation-with-past`
+writes it. Both run on the same ONNX Runtime, one step after the other, over a cache of random numbers.
 """
 
 from __future__ import annotations
