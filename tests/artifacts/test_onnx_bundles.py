@@ -186,15 +186,12 @@ def test_a_bundle_runs_without_the_compiler(exported: tuple[Any, Path]) -> None:
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one writes graphs, the other runs them."""
+    model, options = FAMILIES["gpt2"](), {"max_length": 64, "progress": QUIET}
+    compiled = forerun.compile(model, "autoregressive", target="reference", **options)
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
     monkeypatch.setattr("forerun.execute.onnx.library.import_module", missing)
-    model = FAMILIES["gpt2"]()
     with pytest.raises(forerun.errors.DeviceError, match=rf"package {package} is not installed: pip install"):
-        if package == "onnx":
-            compiled = forerun.compile(model, "autoregressive", target="reference", max_length=64, progress=QUIET)
-            compiled.export(tmp_path / "bundle")
-        else:
-            forerun.compile(model, "autoregressive", target="onnx", max_length=64, progress=QUIET)
+        compiled.export(tmp_path / "b") if package == "onnx" else forerun.compile(model, target="onnx", **options)
