@@ -18,7 +18,7 @@ from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
 from forerun.codegen.tvm.key import key_of
-from forerun.codegen.tvm.layout import ALIGNMENT, TvmProgram, aligned, weight_places
+from forerun.codegen.tvm.layout import ALIGNMENT, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
 from forerun.codegen.tvm.linear import held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
@@ -127,24 +127,28 @@ class Lowering:
         self._templates = {**TEMPLATES, **(templates or {})}
         self.cacheable = not templates
 
-    def kernel_functions(self) -> dict[str, Any]:
-        """Returns the TIR function of every distinct kernel, by name."""
-        made = self.emitter.functions
-        return {name: made[name].function(self.machine, self._templates) for name in self.step.sources}
+    def kernel_functions(self, machine: Machine | None = None) -> dict[str, Any]:
+        """Returns the TIR function of every distinct kernel, by name; by default for this machine."""
+        made, machine = self.emitter.functions, machine or self.machine
+        return {name: made[name].function(machine, self._templates) for name in self.step.sources}
+
+    def compile(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled:
+        """Compiles the kernels (`layout.Compile`). Raises `InvalidOptionError` for names that LLVM does not know."""
+        machine = Machine.of(mtriple, mcpu) if mtriple or mcpu else self.machine
+        return Compiled(build(step_module(self.kernel_functions(machine)), machine.target), machine.processor)
 
     def kernel_texts(self) -> dict[str, str]:
         """Returns the TIR script of every distinct kernel, by name."""
         return {name: each.script() for name, each in self.kernel_functions().items()}
 
-    def pack(
-        self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Returns the weights in one float32 buffer, matrices in their format; one tensor is read at a time.
+    def pack(self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None) -> Float32:
+        """Returns the weights in one buffer, matrices in their format; one tensor is read at a time.
 
         `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights stored as such.
         """
         places, size = weight_places(self.step)
-        buffer = torch.zeros(size)
+        packed = zeros(size)
+        buffer = torch.from_numpy(packed)
         for name, place in places.items():
             element = self.step.weights[name].element
             if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
@@ -158,7 +162,7 @@ class Lowering:
                 FORMATS[element].pack(buffer[place:], tensor.float())
             else:
                 buffer[place : place + tensor.numel()] = tensor.reshape(-1).float()
-        return buffer
+        return packed
 
     def program(
         self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
@@ -166,7 +170,7 @@ class Lowering:
         """Returns the step, with its code and its weights (as `pack` takes them), which are produced on demand."""
         return TvmProgram(
             self.step,
-            lambda: build(step_module(self.kernel_functions()), self.machine.target),
+            self.compile,
             lambda: self.pack(weights, blocks),
             self.kernel_texts,
             self.cacheable,

@@ -6,11 +6,10 @@ Running it needs neither the model nor the compiler, only TVM on a machine like 
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from forerun.available import require_memory
 from forerun.codegen.program import Program
-from forerun.codegen.tvm.layout import needed_bytes, weight_places
+from forerun.codegen.tvm.layout import needed_bytes, weight_places, zeros
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError
 from forerun.execute.tvm import code
@@ -22,7 +21,7 @@ STEP, WEIGHTS = "step.json", "weights.bin"
 def save(folder: Path, executable: TvmExecutable) -> None:
     """Write a compiled step into an existing folder. Raises OSError where it cannot."""
     (folder / STEP).write_text(executable.step.text(), encoding="utf-8")
-    executable.weights.numpy().tofile(folder / WEIGHTS)
+    executable.weights.tofile(folder / WEIGHTS)
 
 
 def size(executable: TvmExecutable) -> int:
@@ -35,8 +34,8 @@ def load(entry: Entry, threads: int | None = None) -> TvmExecutable:
     and `DeviceMemoryError`."""
     step = _step(entry)
     require_memory(needed_bytes(step))
-    weights = torch.empty(weight_places(step)[1])  # copied: memory of one's own has larger pages than a mapped file
-    entry.read_into(WEIGHTS, weights.numpy().view(np.uint8).data)
+    weights = zeros(weight_places(step)[1])  # copied: memory of one's own has larger pages than a mapped file
+    entry.read_into(WEIGHTS, weights.view(np.uint8).data)
     if (found := code.load(step.key)) is None:
         raise CorruptFileError(f"the code of {entry.folder} is no longer kept: compile the model again.")
     return TvmExecutable(step, found, weights, threads)
