@@ -78,7 +78,8 @@ class Exporter:
         require_new(path, force)
         schedule, progress = described(model.strategy), progress or open_progress()
         own = model.executable if model.target == backend.name else None
-        exportable = Exportable(own, lambda: self.emit(backend.name, progress), progress, mcpu, mtriple)
+        ends = tuple(sorted(model.eos_token_ids))
+        exportable = Exportable(own, lambda: self.emit(backend.name, progress), progress, mcpu, mtriple, ends)
         with new_bundle(path, force) as unfinished:
             written = named(bundled.write)(unfinished, exportable)
             notes = list(written.notes)
@@ -94,13 +95,14 @@ class Exporter:
                     self.source,
                     model.dtype or "float32",
                     written.vocabulary,
-                    tuple(sorted(model.eos_token_ids)),
+                    ends,
                     written.width,
                 ),
                 limits=written.limits,
                 entries=written.entries,
                 states=written.states,
                 strategy=schedule,
+                cost=None if model.cost is None else model.cost.to_dict(),
                 sampling=SAMPLING,
                 exactness=Exactness("bits" if backend.exact else "near-ties", bundled.promise),
                 content=written.content,

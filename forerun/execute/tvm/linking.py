@@ -15,6 +15,11 @@ LINK = "cc -shared -o step.so step.o -lm"
 """What a user runs, where forerun finds no C compiler."""
 
 
+def can_link() -> bool:
+    """Whether this machine has a C compiler."""
+    return c_compiler() is not None
+
+
 def link(compiled: Path, library: Path) -> None:
     """Makes a shared library of an object file. Raises `ForerunError` without a compiler, or if it refuses."""
     compiler = c_compiler()
