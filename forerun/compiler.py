@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from forerun.build import Opening, build, emit, lower, warn_of_length
+from forerun.artifacts.drafts import drafting_part
+from forerun.artifacts.schedule import described
+from forerun.artifacts.written import Exportable
+from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
 from forerun.compile_options import check_options, require_folder, resolve_target
-from forerun.exporting import Exporter
+from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
 from forerun.runtime.engine import Engine
@@ -65,11 +70,40 @@ def compile(
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)
 
-    def program(target: str, progress: Progress) -> Any:
+    def program(target: str, strategy: Strategy, progress: Progress) -> Any:
         """Generates the program of another back end, for an export."""
         backend = BACKENDS[target]
         lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
-        return emit(lowered, target, dtype)
+        return emit(lowered, target, dtype, partial(drafting_part, strategy))
 
     exporter = Exporter(origin.source, program).export
     return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)
+
+
+def export(
+    source: Any,
+    folder: str | os.PathLike[str],
+    format: str = "onnx",
+    strategy: str | Strategy = "tree_spec",
+    dtype: Any = "float32",
+    max_length: int | None = None,
+    force: bool = False,
+    mcpu: str | None = None,
+    mtriple: str | None = None,
+    progress: Progress | None = None,
+    opening: Opening = OPENING,
+) -> Path:
+    """Compiles a source for a bundle alone, which need not run on this machine (`CompiledModel.export`)."""
+    chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
+    destination = Destination.of(folder, format, force, mcpu, mtriple)
+    backend = destination.backend
+    check_options([source, *draft_sources(chosen.drafters)], dtype, backend.name, max_length)
+    described(chosen)  # raises for what a bundle cannot name, before any work is done
+    progress = progress or open_progress()
+    lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+    warn_of_length(lowered.capped)
+    ends = tuple(lowered.source.eos_token_ids)
+    text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, ends)
+    drafting = partial(drafting_part, chosen)
+    exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype, drafting), progress, mcpu, mtriple, ends)
+    return write_bundle(destination, text, exportable)

@@ -112,7 +112,7 @@ def require_new(folder: Path, force: bool) -> None:
         raise InvalidOptionError(f"{folder} is a file: give the path of a folder for the bundle.")
     if not force and any(folder.iterdir()):
         raise InvalidOptionError(
-            f"{folder} is not empty: give another folder, or force=True to replace everything in it."
+            f"{folder} is not empty: give another folder, or force=True (--force) to replace everything in it."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from forerun import strategies
@@ -64,7 +64,7 @@ def _restored(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     kind = KINDS.get(str(given.get("kind")))
-    if kind is None or not is_dataclass(kind):
+    if kind is None:
         raise CorruptFileError(f"The bundle names {given.get('kind')!r} in its strategy, which forerun does not have.")
     named = {str(name): _restored(each) for name, each in given.items() if name != "kind"}
     try:

@@ -129,6 +129,22 @@ BACKENDS: dict[str, Backend] = {
             exact=False,
         ),
         Backend(
+            name="onnx",
+            weight_dtypes=("float32", "bfloat16", "native"),
+            emit="forerun.codegen.onnx.lowering:emit",
+            bind="forerun.execute.onnx.executable:bind",
+            probe="forerun.execute.onnx.library:require_onnxruntime",
+            fused=False,
+            exact=False,
+            bundled=Bundled(
+                format="onnx",
+                write="forerun.execute.onnx.bundle:write",
+                load="forerun.execute.onnx.bundle:load",
+                promise="Greedy tokens are those of the compiled model, up to near-ties: ONNX Runtime rounds a row "
+                "differently in steps of different sizes.",
+            ),
+        ),
+        Backend(
             name="c",
             weight_dtypes=("float32", "bfloat16"),
             emit="forerun.codegen.c.lowering:emit",

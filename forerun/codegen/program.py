@@ -171,6 +171,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class DraftPart:
+    """What of a step's residual branches its `@draft` evaluates: those before `leave`, less the skipped ones."""
+
+    leave: int | None
+    skipped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Weight:
     """A weight in memory."""
 

@@ -1,6 +1,7 @@
 """The compiled model: what `forerun.compile` returns."""
 
 import os
+import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -268,6 +269,9 @@ class _Meter:
 
 
 def _tensor(token_ids: Any) -> Any:
-    import torch  # streamers written for transformers expect its tensors; nothing else here needs it
+    """Streamers written for transformers expect torch's tensors; where torch is not in use, an array will do."""
+    if "torch" not in sys.modules:
+        return np.array(token_ids, np.int64)
+    import torch
 
     return torch.tensor(token_ids, dtype=torch.int64)
