@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class TvmProgram:
     program: Program
     compile: Compile
     pack: Callable[[], Float32]  # the weights as the code reads them
+    write: Callable[[BinaryIO], None]  # the same into a file, without a second copy in memory
     texts: Callable[[], dict[str, str]]  # the TIR script of every distinct kernel, by name
     keeps_code: bool = True  # whether `program.key` names the code
 

@@ -1,8 +1,9 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -18,7 +19,7 @@ from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
 from forerun.codegen.tvm.key import key_of
-from forerun.codegen.tvm.layout import ALIGNMENT, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
+from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
 from forerun.codegen.tvm.linear import held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
@@ -32,6 +33,14 @@ PACKED = "packed f32"
 
 HEAVY = 6
 """A value with at least this many elementwise operations that is used twice is stored, not computed twice."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The weights of a model: tensors by name, and uint8 [out, in / 32, bytes] the quantized blocks of some."""
+
+    weights: Callable[[str], torch.Tensor]
+    blocks: Mapping[str, torch.Tensor]
 
 
 class TvmEmitter(Emitter):
@@ -141,37 +150,48 @@ class Lowering:
         """Returns the TIR script of every distinct kernel, by name."""
         return {name: each.script() for name, each in self.kernel_functions().items()}
 
-    def pack(self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None) -> Float32:
-        """Returns the weights in one buffer, matrices in their format; one tensor is read at a time.
-
-        `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights stored as such.
-        """
+    def pack(self, given: Given) -> Float32:
+        """Returns the weights in one buffer, matrices in their format; one tensor is read at a time."""
         places, size = weight_places(self.step)
         packed = zeros(size)
-        buffer = torch.from_numpy(packed)
         for name, place in places.items():
-            element = self.step.weights[name].element
-            if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
-                FORMATS[element].pack(buffer[place:], (blocks or {})[name])
-                continue
-            tensor = weights(name).detach()
-            if element == "i32":
-                whole = as_int32(self.step.target, name, tensor)
-                buffer.view(torch.int32)[place : place + tensor.numel()] = whole.reshape(-1)
-            elif element in FORMATS:
-                FORMATS[element].pack(buffer[place:], tensor.float())
-            else:
-                buffer[place : place + tensor.numel()] = tensor.reshape(-1).float()
+            self._pack(name, torch.from_numpy(packed[place:]), given)
         return packed
+
+    def write(self, file: BinaryIO, given: Given) -> None:
+        """Writes what `pack` returns to a file, one weight at a time: memory holds no second copy of the model."""
+        places, size = weight_places(self.step)
+        for (name, start), end in zip(places.items(), [*places.values(), size - SPARE][1:], strict=True):
+            packed = zeros(end - start)
+            self._pack(name, torch.from_numpy(packed), given)
+            file.write(packed.data)
+        file.write(bytes(SPARE * NUMBER))
+
+    def _pack(self, name: str, buffer: torch.Tensor, given: Given) -> None:
+        """Writes a weight to the beginning of a buffer."""
+        element = self.step.weights[name].element
+        if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
+            FORMATS[element].pack(buffer, given.blocks[name])
+            return
+        tensor = given.weights(name).detach()
+        if element == "i32":
+            whole = as_int32(self.step.target, name, tensor)
+            buffer.view(torch.int32)[: tensor.numel()] = whole.reshape(-1)
+        elif element in FORMATS:
+            FORMATS[element].pack(buffer, tensor.float())
+        else:
+            buffer[: tensor.numel()] = tensor.reshape(-1).float()
 
     def program(
         self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
     ) -> TvmProgram:
-        """Returns the step, with its code and its weights (as `pack` takes them), which are produced on demand."""
+        """Returns the step, with its code and its weights, which are produced on demand."""
+        given = Given(weights, blocks or {})
         return TvmProgram(
             self.step,
             self.compile,
-            lambda: self.pack(weights, blocks),
+            lambda: self.pack(given),
+            lambda file: self.write(file, given),
             self.kernel_texts,
             self.cacheable,
         )

@@ -5,8 +5,9 @@ Running it needs neither the model nor the compiler, only TVM's runtime on a mac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -26,15 +27,16 @@ class Files(Protocol):
 
     folder: Path
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes | bytearray: ...
 
     def read_into(self, name: str, buffer: memoryview) -> None: ...
 
 
-def write_step(folder: Path, step: Program, weights: Float32) -> None:
-    """Writes a step and its weights into an existing folder. Raises OSError where it cannot."""
+def write_step(folder: Path, step: Program, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a step, and its weights by `write`, into an existing folder. Raises OSError where it cannot."""
     (folder / STEP).write_text(step.text(), encoding="utf-8")
-    weights.tofile(folder / WEIGHTS)
+    with (folder / WEIGHTS).open("wb") as file:
+        write(file)
 
 
 def read_step(files: Files) -> tuple[Program, Float32]:
@@ -51,7 +53,7 @@ def read_step(files: Files) -> tuple[Program, Float32]:
 
 def save(folder: Path, executable: TvmExecutable) -> None:
     """Writes a compiled step into an existing folder. Raises OSError where it cannot."""
-    write_step(folder, executable.step, executable.weights)
+    write_step(folder, executable.step, executable.weights.tofile)
 
 
 def size(executable: TvmExecutable) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from forerun.artifacts.bundle import Bundle
 from forerun.artifacts.manifest import Limits, StateRecord
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program
-from forerun.codegen.tvm.layout import Float32, Processor, TvmProgram
+from forerun.codegen.tvm.layout import Processor, TvmProgram
 from forerun.errors import CorruptFileError
 from forerun.execute.tvm.artifact import STEP, WEIGHTS, read_step, write_step
 from forerun.execute.tvm.executable import TvmExecutable
@@ -29,7 +31,7 @@ def write(folder: Path, exportable: Exportable) -> Written:
     Raises `InvalidOptionError` for an `mcpu` or `mtriple` that LLVM does not know, and OSError.
     """
     progress = exportable.progress
-    step, code, weights, processor = _parts(exportable)
+    step, code, write_weights, processor = _parts(exportable)
     with progress.stage("library"):
         name, notes = _write_code(folder, code, processor)
         if exportable.mcpu or exportable.mtriple:
@@ -37,7 +39,7 @@ def write(folder: Path, exportable: Exportable) -> Written:
         layout = layout_of(step)
         (folder / HEADER).write_text(header(step, layout, exportable.eos_token_ids), encoding="utf-8")
     with progress.stage("weights"):
-        write_step(folder, step, weights)
+        write_step(folder, step, write_weights)
     places = asdict(layout) | {"calls": [list(row) for row in layout.calls]}
     return Written(
         entries=step.signatures,
@@ -82,17 +84,17 @@ def load(bundle: Bundle, threads: int | None = None) -> TvmExecutable:
     return TvmExecutable(step, code, weights, threads)
 
 
-def _parts(exportable: Exportable) -> tuple[Program, Module, Float32, Processor]:
-    """Returns the step that is exported, its code, its weights, and what the code was compiled for."""
+def _parts(exportable: Exportable) -> tuple[Program, Module, Callable[[BinaryIO], None], Processor]:
+    """Returns the step that is exported, its code, what writes its weights, and what the code was compiled for."""
     own: TvmExecutable | None = exportable.executable
     if own is not None and not (exportable.mcpu or exportable.mtriple):
-        return own.step, own.code, own.weights, this_processor()
+        return own.step, own.code, own.weights.tofile, this_processor()
     program: TvmProgram = exportable.program()
     with exportable.progress.stage("kernels"):
         compiled = program.compile(exportable.mtriple, exportable.mcpu)
     # Weights are packed alike for all processors.
-    weights = program.pack() if own is None else own.weights
-    return program.program, Module.of(compiled.module), weights, compiled.processor
+    write = program.write if own is None else own.weights.tofile
+    return program.program, Module.of(compiled.module), write, compiled.processor
 
 
 def _write_code(folder: Path, code: Module, processor: Processor) -> tuple[str, list[str]]:
