@@ -18,6 +18,7 @@ from forerun.artifacts.written import Exportable
 from forerun.codegen.backends import BACKENDS, Backend, named
 from forerun.errors import InvalidOptionError
 from forerun.progress import Progress, open_progress
+from forerun.runtime.calibration import CostModel
 from forerun.runtime.model import CompiledModel
 from forerun.storage import expanded
 from forerun.strategies import Strategy, resolve_strategy
@@ -53,6 +54,7 @@ class Text:
     strategy: object
     tokenizer: Any  # None if none is known
     eos_token_ids: Collection[int]
+    cost: CostModel | None = None  # if it was measured
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class Exporter:
         progress, backend = progress or open_progress(), destination.backend.name
         strategy = resolve_strategy(model.strategy)
         own = model.executable if model.target == backend else None
-        exportable = Exportable(own, lambda: self.emit(backend, strategy, progress), progress, mcpu, mtriple)
-        text = Text(self.source, model.dtype or "float32", strategy, model.tokenizer, model.eos_token_ids)
+        ends = tuple(sorted(model.eos_token_ids))
+        exportable = Exportable(own, lambda: self.emit(backend, strategy, progress), progress, mcpu, mtriple, ends)
+        text = Text(self.source, model.dtype or "float32", strategy, model.tokenizer, ends, model.cost)
         return write_bundle(destination, text, exportable)
 
 
@@ -131,6 +134,7 @@ def write_bundle(destination: Destination, text: Text, exportable: Exportable) -
             entries=written.entries,
             states=written.states,
             strategy=schedule,
+            cost=None if text.cost is None else text.cost.to_dict(),
             sampling=SAMPLING,
             exactness=Exactness("bits" if backend.exact else "near-ties", bundled.promise),
             content=written.content,

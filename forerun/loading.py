@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from forerun.artifacts.bundle import Bundle
+from forerun.artifacts.manifest import Manifest
 from forerun.artifacts.schedule import strategy_of
 from forerun.artifacts.tokenizer import read_tokenizer
 from forerun.codegen.backends import named
-from forerun.errors import CorruptFileError
+from forerun.errors import CorruptFileError, InvalidOptionError
 from forerun.exporting import formats
 from forerun.progress import Progress, open_progress
+from forerun.runtime.calibration import CostModel
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin
 from forerun.runtime.options import require_integer
@@ -46,9 +48,19 @@ def load(
                 "read: load it with the version that wrote it."
             )
         chosen = strategy_of(manifest.strategy) if strategy is None else resolve_strategy(strategy)
+        known = _cost(manifest)
         tokenizer = read_tokenizer(bundle, manifest.tokenizer)
         executable = named(backend.bundled.load)(bundle, threads)
     engine = Engine(executable)
-    cost = measure_cost(engine, progress) if chosen.needs_cost else None
+    cost = measure_cost(engine, progress, known) if chosen.needs_cost else None
     origin = Origin(bundle.folder.name, backend.name, manifest.model.dtype)
     return model_of(chosen, Target(engine, cost, tokenizer, progress), manifest.model.eos_token_ids, origin)
+
+
+def _cost(manifest: Manifest) -> CostModel | None:
+    if manifest.cost is None:
+        return None
+    try:
+        return CostModel.from_dict(manifest.cost)
+    except (KeyError, TypeError, ValueError, InvalidOptionError) as error:
+        raise CorruptFileError(f"The bundle's cost model cannot be read ({error}): export the model again.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,8 +16,7 @@ def restored(kind: Any, given: Any) -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        return kind(**{each.name: restored(hints[each.name], given[each.name]) for each in fields(kind)})
+        return kind(**{name: restored(hint, given[name]) for name, hint in _fields(kind)})
     if origin is tuple:
         if len(inner) == 2 and inner[1] is Ellipsis:
             return tuple(restored(inner[0], each) for each in given)
@@ -29,3 +29,10 @@ def restored(kind: Any, given: Any) -> Any:
         classes = [each for each in inner if each is not NoneType]
         return restored(classes[0], given) if len(classes) == 1 else given
     return given
+
+
+@cache
+def _fields(kind: type[Any]) -> list[tuple[str, Any]]:
+    """Returns a class's fields and their types; a program has thousands of records of one class."""
+    hints = get_type_hints(kind)
+    return [(each.name, hints[each.name]) for each in fields(kind)]

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,9 +60,11 @@ class Bundle:
         if buffer.nbytes != listed.bytes:
             raise CorruptFileError(f"{path} has {listed.bytes} bytes, not {buffer.nbytes}: export the model again.")
         digest, read = hashlib.sha256(), 0
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(lambda: None)
             while read < buffer.nbytes and (count := file.readinto(buffer[read : read + CHUNK])):
-                digest.update(buffer[read : read + count])
+                hashed.result()  # a part is hashed while the next one is read
+                hashed = pool.submit(digest.update, buffer[read : read + count])
                 read += count
         self._compare(name, digest, listed)
 

@@ -69,7 +69,8 @@ class Manifest:
     """The contents of `bundle.json`.
 
     content     what only this format has; docs/bundle.md lists it for each format
-    strategy    drafters and tree policy, as `strategies.described` writes them
+    strategy    drafters and tree policy, as `schedule.described` writes them
+    cost        the seconds of a step by its rows where it was exported (`CostModel.to_dict`), if they were measured
     provenance  what the bundle was made from, and with which versions
     files       every other file of the bundle, by its path in the folder, with / between its parts
     """
@@ -81,6 +82,7 @@ class Manifest:
     entries: Mapping[str, Signature]
     states: Mapping[str, StateRecord]
     strategy: Mapping[str, Any]
+    cost: Mapping[str, Any] | None
     sampling: str  # how a token is sampled, in words
     exactness: Exactness
     content: Mapping[str, Any]

@@ -20,6 +20,7 @@ class Exportable:
     progress: Progress
     mcpu: str | None = None  # another processor than this machine's, by LLVM's name
     mtriple: str | None = None  # another system, by LLVM's triple
+    eos_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

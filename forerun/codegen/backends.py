@@ -115,6 +115,12 @@ BACKENDS: dict[str, Backend] = {
                 save="forerun.execute.tvm.artifact:save",
                 load="forerun.execute.tvm.artifact:load",
             ),
+            bundled=Bundled(
+                format="tvm",
+                write="forerun.execute.tvm.bundle:write",
+                load="forerun.execute.tvm.bundle:load",
+                promise="The tokens and the logits of the compiled model, bit for bit, whatever the schedule.",
+            ),
         ),
         Backend(
             name="reference",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -21,7 +21,7 @@ from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.key import key_of
-from forerun.codegen.tvm.layout import ALIGNMENT, TvmProgram, aligned, weight_places
+from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
 from forerun.codegen.tvm.linear import emit_products, held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
@@ -146,41 +146,59 @@ class Lowering:
         self._templates = {**TEMPLATES, **(templates or {})}
         self.cacheable = not templates
 
-    def kernel_functions(self) -> dict[str, Any]:
-        """Returns the TIR function of every distinct kernel, by name."""
-        made = self.emitter.functions
-        return {name: made[name].function(self.machine, self._templates) for name in self.step.sources}
+    def kernel_functions(self, machine: Machine | None = None) -> dict[str, Any]:
+        """Returns the TIR function of every distinct kernel, by name; by default for this machine."""
+        made, machine = self.emitter.functions, machine or self.machine
+        return {name: made[name].function(machine, self._templates) for name in self.step.sources}
+
+    def compile(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled:
+        """Compiles the kernels (`layout.Compile`). Raises `InvalidOptionError` for names that LLVM does not know."""
+        machine = Machine.of(mtriple, mcpu) if mtriple or mcpu else self.machine
+        return Compiled(build(step_module(self.kernel_functions(machine)), machine.target), machine.processor)
 
     def kernel_texts(self) -> dict[str, str]:
         """Returns the TIR script of every distinct kernel, by name."""
         return {name: each.script() for name, each in self.kernel_functions().items()}
 
-    def pack(self) -> torch.Tensor:
-        """Returns the weights in one float32 buffer, matrices in their format; one tensor is read at a time."""
-        blocks = self.planned.blocks or {}
+    def pack(self) -> Float32:
+        """Returns the weights in one buffer, matrices in their format; one tensor is read at a time."""
         places, size = weight_places(self.step)
-        buffer = torch.zeros(size)
+        packed = zeros(size)
         for name, place in places.items():
-            element = self.step.weights[name].element
-            if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
-                FORMATS[element].pack(buffer[place:], blocks[name])
-                continue
-            tensor = self.planned.weights(name).detach()
-            if element == "i32":
-                whole = as_int32(self.step.target, name, tensor)
-                buffer.view(torch.int32)[place : place + tensor.numel()] = whole.reshape(-1)
-            elif element in FORMATS:
-                FORMATS[element].pack(buffer[place:], tensor.float())
-            else:
-                buffer[place : place + tensor.numel()] = tensor.reshape(-1).float()
-        return buffer
+            self._pack(name, torch.from_numpy(packed[place:]))
+        return packed
+
+    def write(self, file: BinaryIO) -> None:
+        """Writes what `pack` returns to a file, one weight at a time: memory holds no second copy of the model."""
+        places, size = weight_places(self.step)
+        for (name, start), end in zip(places.items(), [*places.values(), size - SPARE][1:], strict=True):
+            packed = zeros(end - start)
+            self._pack(name, torch.from_numpy(packed))
+            file.write(packed.data)
+        file.write(bytes(SPARE * NUMBER))
+
+    def _pack(self, name: str, buffer: torch.Tensor) -> None:
+        """Writes a weight to the beginning of a buffer."""
+        element = self.step.weights[name].element
+        if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
+            FORMATS[element].pack(buffer, (self.planned.blocks or {})[name])
+            return
+        tensor = self.planned.weights(name).detach()
+        if element == "i32":
+            whole = as_int32(self.step.target, name, tensor)
+            buffer.view(torch.int32)[: tensor.numel()] = whole.reshape(-1)
+        elif element in FORMATS:
+            FORMATS[element].pack(buffer, tensor.float())
+        else:
+            buffer[: tensor.numel()] = tensor.reshape(-1).float()
 
     def program(self) -> TvmProgram:
-        """Returns the step, with its code and its packed weights, which are produced on demand."""
+        """Returns the step, with its code and its weights, which are produced on demand."""
         return TvmProgram(
             self.step,
-            lambda: build(step_module(self.kernel_functions()), self.machine.target),
+            self.compile,
             self.pack,
+            self.write,
             self.kernel_texts,
             self.cacheable,
         )
