@@ -93,7 +93,7 @@ def shard_names(path: Path) -> Iterator[str]:
         if not isinstance(table, Mapping) or not all(isinstance(each, str) for each in table.values()):
             raise CorruptFileError(f"{index} has no weight_map of file names: download the model again.")
         for name in dict.fromkeys(table.values()):
-            if _leaves(name):
+            if leaves(name):
                 raise CorruptFileError(
                     f"{index} points at {name!r}, outside its directory, which no model needs: do not trust this "
                     f"model, or put the file next to the index and name it there."
@@ -101,7 +101,7 @@ def shard_names(path: Path) -> Iterator[str]:
             yield name
 
 
-def _leaves(name: str) -> bool:
+def leaves(name: str) -> bool:
     """Whether a name leads out of its directory, under the rules of any system."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     return ".." in parts or PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor) or "\0" in name

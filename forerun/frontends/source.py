@@ -18,11 +18,14 @@ from forerun.frontends.gguf import is_gguf, load_gguf
 from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import (
     eos_token_ids,
+    first_ends,
     load_directory,
     position_limit,
     prefer_attention,
 )
 from forerun.frontends.importer import Imported, Importer
+from forerun.frontends.onnx_file import read_onnx
+from forerun.frontends.onnx_model import OnnxModel, folder_of, is_onnx, onnx_in, read_beside
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.traced import TracedModel
@@ -57,7 +60,7 @@ def open_source(
     generation_config: Given = "model",
     trust_remote_code: bool = False,
 ) -> Source:
-    """Open a directory, a GGUF file, a transformers model, any module or an ExportedProgram.
+    """Open a directory, a GGUF or ONNX file, a transformers model, any module or an ExportedProgram.
 
     With `native`, the source must be a GGUF file, and has its matrices in their own weight dtypes. An object that the
     caller passes is left as it was. `generation_config` is the model's own, the caller's, or None to use none; a field
@@ -79,7 +82,7 @@ def open_source(
         return _open_module(source, DTYPES[dtype], progress, generation_config, trust_remote_code)
     raise NotAModelError(
         f"{type(source).__name__} is not a model: "
-        f"give a directory, a GGUF file, a transformers model, an nn.Module or an ExportedProgram."
+        f"give a directory, a GGUF or ONNX file, a transformers model, an nn.Module or an ExportedProgram."
     )
 
 
@@ -92,8 +95,13 @@ def _not_quantized(name: str) -> InvalidOptionError:
 def _open_path(
     path: Path, dtype: torch.dtype, progress: Progress, native: bool, generation: Given, trust_remote_code: bool
 ) -> Source:
+    graph = onnx_in(path) if path.is_dir() else path if is_onnx(path) else None
+    if graph is not None:
+        return _open_onnx(graph, dtype, progress, native, generation, trust_remote_code)
     if path.is_file() and not is_gguf(path):
-        raise NotAModelError(f"{path} is not a GGUF file: give a GGUF file or the directory that holds the model.")
+        raise NotAModelError(
+            f"{path} is not a GGUF file or an ONNX model: give one, or the directory that holds the model."
+        )
     if native and path.is_dir():
         raise _not_quantized(str(path))
     kept = NativeWeights() if native else None
@@ -107,6 +115,24 @@ def _open_path(
     traced = _traced(name, model, progress)
     native_weights = None if kept is None else kept.renamed(model, traced.weights)
     return _source(traced, model, tokenizer, generation, native_weights)
+
+
+def _open_onnx(
+    path: Path, dtype: torch.dtype, progress: Progress, native: bool, generation: Given, trust_remote_code: bool
+) -> Source:
+    if native:
+        raise _not_quantized(str(path))
+    if dtype != torch.float32:
+        raise InvalidOptionError(f"{path} is an ONNX model, which is imported in float32 only: use dtype='float32'.")
+    name = path.resolve().stem
+    with progress.stage("load weights"):
+        file = read_onnx(path)
+        tokenizer, beside = load_tokenizer(folder_of(path), trust_remote_code), read_beside(path)
+    if generation == "model":
+        require_applied(beside.generation, name)
+    own = [getattr(each, "eos_token_id", None) for each in (generation, tokenizer)]
+    ends = first_ends([own[0], *beside.ends, own[1]])
+    return Source(name, OnnxModel(name, file, progress), tokenizer, ends, beside.limit)
 
 
 def _open_module(

@@ -51,8 +51,8 @@ def peel(value: SSAValue) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None if it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
-        query, key = operation.a, operation.b
-        return Scores(query, key) if symbols(query) and symbols(key) else None
+        (query, left), (key, right) = _unscaled(operation.a), _unscaled(operation.b)
+        return Scores(query, key, left * right) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
         return peel(operation.x)
     if not isinstance(operation, Map):
@@ -81,6 +81,29 @@ def peel(value: SSAValue) -> Scores | None:
             return None
         case _:
             return None
+
+
+def _unscaled(value: SSAValue) -> tuple[SSAValue, float]:
+    """A value and the number that it is multiplied by: exporters scale queries and keys in front of their product."""
+    product = mapped(value, "mul")
+    for inner, factor in () if product is None else either_order(product):
+        scale = number(factor)
+        if scale is not None and inner.type == value.type:
+            return inner, float(scale)
+    return value, 1.0
+
+
+def _without_guard(weights: SSAValue) -> SSAValue:
+    """The softmax p of where(p != p, 0, p), which gives a row that sees no key zeros.
+
+    There is no such row: each is found to see itself when the mask is evaluated. Scores that are not numbers give
+    logits that are not, which is an error when a token is chosen.
+    """
+    guard = mapped(weights, "where")
+    if guard is None or number(guard.inputs[1]) != 0:
+        return weights
+    test, inner = mapped(guard.inputs[0], "ne"), guard.inputs[2]
+    return inner if test is not None and all(each is inner for each in test.inputs) else weights
 
 
 def _peel_product(operation: Map) -> Scores | None:
@@ -119,8 +142,9 @@ class RaiseSpelledAttention(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
         weights, value = op.a, op.b
-        while isinstance(view := weights.owner, Cast | Reshape):
+        while isinstance(view := _without_guard(weights).owner, Cast | Reshape):
             weights = view.x
+        weights = _without_guard(weights)
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
