@@ -118,7 +118,8 @@ def _grouped_query_attention(call: Call) -> tuple[SSAValue | None, ...]:
     window = int(call.attribute("local_window_size", -1))
     causal = bool(call.attribute("causal", 1))
     mask = call.optional(10)
-    result = attended(call, query, key, value, mask, causal, window if window > 0 else None, call.optional(11))
+    before = window - 1 if window > 0 else None  # a window counts the row itself
+    result = attended(call, query, key, value, mask, causal, before, call.optional(11))
     return heads_merged(build, result), key, value, None
 
 

@@ -1,4 +1,4 @@
-"""ONNX models as sources: a file, or a directory that holds one, with the tokenizer and end tokens beside it."""
+"""ONNX models as sources: the importer of a file, and what the configurations beside it say about its text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from forerun.errors import NotAModelError
-from forerun.frontends.directory import CONFIG, read_json, tokenizer_files
+from forerun.frontends.directory import CONFIG, read_json
 from forerun.frontends.importer import Imported
 from forerun.frontends.onnx_file import OnnxFile
 from forerun.frontends.onnx_import import import_graph
+from forerun.frontends.onnx_place import folder_of
 from forerun.frontends.rotary_scaling import LengthLimit
 from forerun.progress import Progress
-
-SUFFIX = ".onnx"
-NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
-"""What exporters call the decoder; the first that is there."""
-FOLDER = "onnx"
-"""A folder of this name holds the graphs of the model whose tokenizer is in the folder around it."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +30,6 @@ class OnnxModel:
         """Imports the graph: see `Importer`."""
         with self.progress.stage("import"):
             return import_graph(self.file, self.name, max_length)
-
-
-def is_onnx(path: Path) -> bool:
-    """Whether a file is named as an ONNX model; its bytes do not tell."""
-    return path.suffix == SUFFIX
-
-
-def onnx_in(folder: Path) -> Path | None:
-    """The decoder's file in a directory without other weights, or None. Raises `NotAModelError` for several files."""
-    if any(each for pattern in ("*.safetensors", "*.bin", "*.pt") for each in folder.glob(pattern)):
-        return None
-    for where in (folder, folder / FOLDER):
-        for name in NAMES:
-            if (where / name).is_file():
-                return where / name
-        found = sorted(where.glob(f"*{SUFFIX}"))
-        if len(found) > 1:
-            shown = ", ".join(each.name for each in found[:3])
-            raise NotAModelError(f"{where} holds several ONNX models ({shown}): pass the file of the decoder.")
-        if found:
-            return found[0]
-    return None
-
-
-def folder_of(path: Path) -> Path:
-    """The folder with the tokenizer and the configuration of a model's file."""
-    beside, around = path.parent, path.parent.parent
-    outside = beside.name == FOLDER and not tokenizer_files(beside) and not (beside / CONFIG).is_file()
-    return around if outside else beside
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from forerun.frontends.huggingface import (
 )
 from forerun.frontends.importer import Imported, Importer
 from forerun.frontends.onnx_file import read_onnx
-from forerun.frontends.onnx_model import OnnxModel, folder_of, is_onnx, onnx_in, read_beside
+from forerun.frontends.onnx_model import OnnxModel, read_beside
+from forerun.frontends.onnx_place import folder_of, is_onnx, onnx_in
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.traced import TracedModel

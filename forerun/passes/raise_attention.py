@@ -19,6 +19,7 @@ from forerun.ir import (
     RewritePattern,
     Softmax,
     SSAValue,
+    Transpose,
     op_type_rewrite_pattern,
     tensor_type,
 )
@@ -158,8 +159,11 @@ class RaiseSpelledAttention(RewritePattern):
             self.context.note(f"raise-attention: the heads of the softmax at {op.location} have an unknown form")
             return
         build = Builder.before(op, rewriter)
-        query, value = _heads_first(scores.query, build), _heads_first(value, build)
-        key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
+        query, key, value = (
+            _heads_first(scores.query, build),
+            _rows_first(scores.key, build),
+            _heads_first(value, build),
+        )
         mask = combined(scores.masks, build)
         result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
@@ -185,6 +189,19 @@ def _fit(query: tuple[Dim, ...], key: tuple[Dim, ...], value: tuple[Dim, ...]) -
 
 def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
     return build.reshape(value, _three(value))
+
+
+def _rows_first(key: SSAValue, build: Builder) -> SSAValue:
+    """The keys [Hkv, T, D] of a product's operand [.., Hkv, D, T]: what the model transposed, if it did."""
+    inner = key
+    while (view := defined_by(inner, Reshape)) is not None and _three(view.x) == _three(inner):
+        inner = view.x
+    turned = defined_by(inner, Transpose)
+    if turned is not None:
+        rank = len(turned.permutation)
+        if turned.permutation == (*range(rank - 2), rank - 1, rank - 2):
+            return _heads_first(turned.x, build)
+    return build.transpose(_heads_first(key, build), (0, 2, 1))
 
 
 def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:

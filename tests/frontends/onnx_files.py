@@ -64,7 +64,7 @@ def export(model: PreTrainedModel, path: Path) -> Path:
     """Written by the exporter that traces with torch.export."""
     with silence(), torch.no_grad():
         torch.onnx.export(
-            TokenLogits(model),
+            TokenLogits(model).eval(),
             (TOKENS,),
             path,
             dynamo=True,
@@ -82,7 +82,7 @@ def export_script(model: PreTrainedModel, path: Path) -> Path:
     both = {0: "batch", 1: "sequence"}
     with silence(), torch.no_grad():
         torch.onnx.export(
-            TokenLogits(model),
+            TokenLogits(model).eval(),
             (TOKENS, torch.ones_like(TOKENS)),
             path,
             dynamo=False,
@@ -105,7 +105,7 @@ def export_cached(model: PreTrainedModel, path: Path) -> Path:
     rows = {0: "batch_size", 1: "sequence_length"}
     with silence(), torch.no_grad():
         torch.onnx.export(
-            CachedLogits(model),
+            CachedLogits(model).eval(),  # the exporter leaves the model in the mode of what it is given
             (TOKENS, torch.ones(1, 16, dtype=torch.long), torch.arange(5, 16)[None], *past),
             path,
             dynamo=False,
