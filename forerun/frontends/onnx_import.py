@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ from forerun.ir import (
 )
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto
 
 FILES = (
     onnx_attention,
@@ -67,6 +67,7 @@ STACK = "pkg.torch.onnx.stack_trace"
 """The property under which torch's exporter notes the lines of the model's source."""
 
 Scope = ChainMap[str, Any]
+"""Values, and tensors that have not been read, by name: those of a graph in front of those of the graph around it."""
 
 
 def import_graph(file: OnnxFile, name: str, max_length: int) -> Imported:
@@ -110,26 +111,26 @@ class _Importer:
 
     def run(self, graph: GraphProto, outputs: list[str], scope: Scope) -> list[Value]:
         """The outputs of a graph, given the values around it."""
-        stored = {each.name: each for each in graph.initializer}
+        scope.update({each.name: each for each in graph.initializer if each.name not in scope.maps[0]})
         if graph.sparse_initializer:
             raise NotAModelError(f"{self.file.path} holds sparse weights: export it with dense ones.")
         for index, node in enumerate(needed(graph, outputs)):
-            operands = tuple(self.value(each, scope, stored) if each else None for each in node.input)
-            results = self.call(node, index, operands, scope, outputs)
+            operands = tuple(self.value(each, scope) if each else None for each in node.input)
+            results = self.call(node, index, operands, scope)
             scope.update(zip(node.output, results, strict=False))
-        return [self.value(each, scope, stored) for each in outputs]
+        return [self.value(each, scope) for each in outputs]
 
-    def value(self, name: str, scope: Scope, stored: Mapping[str, TensorProto]) -> Value:
-        if name not in scope and name in stored:
-            scope[name] = Known.of(self.file.array(stored[name]), name)
+    def value(self, name: str, scope: Scope) -> Value:
+        """The value of a name; a stored tensor is read when it is first used."""
         found = scope.get(name)
         if found is None:
             raise CorruptFileError(f"{self.file.path} uses {name!r}, which no node gives: export the model again.")
+        if not isinstance(found, SSAValue | Known):
+            found = Known.of(self.file.array(found), name)
+            next(each for each in scope.maps if name in each)[name] = found
         return found
 
-    def call(
-        self, node: NodeProto, index: int, operands: tuple[Value | None, ...], scope: Scope, outputs: list[str]
-    ) -> list[Value | None]:
+    def call(self, node: NodeProto, index: int, operands: tuple[Value | None, ...], scope: Scope) -> list[Value | None]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if not domain and node.op_type == "If":
             return self.branch(node, operands, scope)
