@@ -130,7 +130,7 @@ def _known_cast(call: Call) -> Known | None:
         if target == "i1":
             raise ValueError("a size as a truth value")
         return Known(x.array, target)
-    return Known(x.array.astype(NUMPY[target]), target, x.name)
+    return Known(x.array.astype(NUMPY[target], copy=False), target, x.name)
 
 
 @rule("Cast")

@@ -9,11 +9,24 @@ import pytest
 import torch
 from onnx import helper
 
+import forerun
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.frontends.onnx_rules import KNOWN_RULES, MICROSOFT, RULES
 from forerun.frontends.source import open_source
-from tests.frontends.onnx_graphs import WIDTH, embedded, int4, numbers, packed, require_same, saved
+from forerun.runtime.certify import certify
+from tests.frontends.onnx_graphs import (
+    WIDTH,
+    embedded,
+    inputs_of,
+    int4,
+    numbers,
+    of_forward,
+    packed,
+    require_same,
+    saved,
+    session,
+)
 
 RANDOM = np.random.default_rng(5)
 VECTOR = numbers(WIDTH)
@@ -239,6 +252,53 @@ def test_grouped_query_attention_gives_what_onnxruntime_gives(case: str, tmp_pat
     require_same(path)
     forward = ir.print_ir(open_source(path).import_(64)[0])
     assert "spec.attention" in forward
+
+
+BUILT = """
+    n = ReduceSum<keepdims = 0>(attention_mask, one)
+    m = Sub(n, one)
+    lengths = Cast<to = 6>(m)
+    shape = Shape(attention_mask)
+    rows = Gather(shape, place)
+    total = Cast<to = 6>(rows)
+    a = SimplifiedLayerNormalization<epsilon = 0.000001>(x, g)
+    q = com.microsoft.MatMulNBits<K = 32, N = 128, bits = 4, block_size = 32>(a, wq, sq)
+    y, presentkey, presentvalue = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2, do_rotary = 1>
+        (q, , , pastkey, pastvalue, lengths, total, c, s)
+    o = com.microsoft.MatMulNBits<K = 64, N = 32, bits = 4, block_size = 32>(y, wo, so)
+    h, , , r = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 0.000001>(x, o, g)
+    u = com.microsoft.MatMulNBits<K = 32, N = 64, bits = 8, block_size = 32>(h, wu, su)
+    i = com.microsoft.QuickGelu<alpha = 1.0>(u)
+    d = com.microsoft.MatMulNBits<K = 64, N = 32, bits = 4, block_size = 32>(i, wd, sd)
+    e, , , z = com.microsoft.SkipSimplifiedLayerNormalization<epsilon = 0.000001>(r, d, g)
+    logits = MatMul(e, head)"""
+CACHED = ", int64[1,Q] attention_mask" + "".join(f", float[1,2,P,16] past{each}" for each in ("key", "value"))
+
+
+def nbits(outputs: int, features: int, bits: int = 4) -> tuple[Any, Any]:
+    """A quantized matrix, and its scales."""
+    drawn = RANDOM.integers(0, 2**bits, (outputs, features // 32, 32), np.uint8)
+    return packed(drawn) if bits == 4 else drawn, numbers(outputs, features // 32, scale=0.5 / 2**bits)
+
+
+def test_a_model_of_fused_operators_is_certified(tmp_path: Path) -> None:
+    """Fused and quantized throughout, with its cache: the logits are those of onnxruntime, token by token too."""
+    matrices = {"q": nbits(128, 32), "o": nbits(32, 64), "u": nbits(64, 32, 8), "d": nbits(32, 64)}
+    known = {"one": I64([1]), "place": I64(1), "g": VECTOR, "c": COS8, "s": SIN8, "head": numbers(WIDTH, 16)}
+    for name, (matrix, scales) in matrices.items():
+        known |= {f"w{name}": matrix, f"s{name}": scales}
+    present = "".join(f", float[1,2,Q,16] present{each}" for each in ("key", "value"))
+    path = saved(embedded(BUILT, known, CACHED, present, opset=21), tmp_path)
+    require_same(path, 1e-4)
+    ids, past, rows = torch.randint(0, 16, (1, 12), generator=torch.Generator().manual_seed(3)), None, []
+    running = session(path)
+    for at in range(ids.shape[1]):
+        found = running.run(["logits", "presentkey", "presentvalue"], inputs_of(running, ids[:, at : at + 1], past))
+        past = {"pastkey": found[1], "pastvalue": found[2]}
+        rows.append(torch.from_numpy(found[0]))
+    torch.testing.assert_close(of_forward(path, ids), torch.cat(rows, 1), rtol=1e-4, atol=1e-4)
+    report = certify(forerun.compile(path, "autoregressive", target="cpu", max_length=64).executable, cases=4, seed=1)
+    assert report.exact, str(report)
 
 
 def test_every_rule_is_of_an_operator_that_exists() -> None:
