@@ -144,8 +144,7 @@ def _multi_head_attention(call: Call) -> tuple[SSAValue | None, ...]:
 def at_positions(call: Call, at: int, positions: Value | None, rows: Dim) -> SSAValue:
     """The rows [T, d / 2] of a table for the positions of a sequence, which count from 0 if there are none."""
     if positions is None:
-        table = call.operand(at)
-        found = sliced(call, table if table is not None else call.tensor(at), 0, 0, rows)
+        found = sliced(call, call.value(at), 0, 0, rows)
         return call.emit(found) if isinstance(found, Known) else found
     where = call.emit(positions) if isinstance(positions, Known) else positions
     where = call.build.reshape(where, tensor_type(where).dims[-1:])

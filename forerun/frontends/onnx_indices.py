@@ -13,7 +13,7 @@ from forerun.ir import Builder, Concat, Gather, SSAValue, tensor_type
 
 @rule("Gather")
 def _gather(call: Call) -> Value:
-    table, indices = call.operands[0], call.operands[1]
+    table, indices = call.value(0), call.value(1)
     dims = call.shape(0)
     axis = call.axis(0, len(dims))
     if isinstance(indices, Known):
@@ -22,7 +22,7 @@ def _gather(call: Call) -> Value:
         if indices.array.size == 1:  # a slice, of the last position perhaps
             (at,) = indices.dims()
             end = 2**62 if at == -1 else dimensions.add(at, 1)
-            one = sliced(call, table or call.tensor(0), axis, at, end)
+            one = sliced(call, table, axis, at, end)
             return reshaped(call, one, (*dims[:axis], *indices.array.shape, *dims[axis + 1 :]))
         indices = _from_the_front(indices, dims[axis])
     where = call.emit(indices) if isinstance(indices, Known) else call.tensor(1)

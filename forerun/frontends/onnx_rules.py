@@ -45,6 +45,13 @@ class Call:
     def operand(self, at: int) -> Value | None:
         return self.operands[at] if at < len(self.operands) else None
 
+    def value(self, at: int) -> Value:
+        """An operand, known or not. Raises ValueError if it is left out."""
+        found = self.operand(at)
+        if found is None:
+            raise ValueError(f"operand {at} is left out")
+        return found
+
     def optional(self, at: int) -> SSAValue | None:
         """An operand as a value of the IR, or None."""
         value = self.operand(at)
@@ -52,19 +59,17 @@ class Call:
 
     def tensor(self, at: int) -> SSAValue:
         """An operand as a value of the IR. Raises ValueError if it is left out."""
-        value = self.optional(at)
-        if value is None:
-            raise ValueError(f"operand {at} is left out")
-        return value
+        value = self.value(at)
+        return self.emit(value) if isinstance(value, Known) else value
 
     def tensors(self) -> list[SSAValue]:
         return [self.tensor(at) for at in range(len(self.operands))]
 
     def known(self, at: int) -> Known:
         """An operand that must be known. Raises ValueError."""
-        value = self.operand(at)
+        value = self.value(at)
         if not isinstance(value, Known):
-            raise ValueError(f"operand {at} depends on the tokens" if value else f"operand {at} is left out")
+            raise ValueError(f"operand {at} depends on the tokens")
         return value
 
     def dims(self, at: int) -> list[Dim]:
@@ -72,9 +77,7 @@ class Call:
 
     def shape(self, at: int) -> tuple[Dim, ...]:
         """The dimensions of an operand."""
-        value = self.operand(at)
-        if value is None:
-            raise ValueError(f"operand {at} is left out")
+        value = self.value(at)
         return tuple(value.array.shape) if isinstance(value, Known) else tensor_type(value).dims
 
     def integers(self, name: str, at: int) -> list[int] | None:

@@ -39,11 +39,11 @@ def reshaped(call: Call, value: Value, shape: Sequence[Dim]) -> Value:
 
 
 @rule("Reshape")
-def _reshape(call: Call) -> Value | None:
+def _reshape(call: Call) -> Value:
     before, shape = call.shape(0), call.dims(1)
     if not call.attribute("allowzero", 0):
         shape = [before[at] if each == 0 else each for at, each in enumerate(shape)]
-    return reshaped(call, call.operands[0] or call.tensor(0), shape)
+    return reshaped(call, call.value(0), shape)
 
 
 @rule("Flatten")
@@ -56,31 +56,31 @@ def _flatten(call: Call) -> SSAValue:
 
 
 @rule("Unsqueeze")
-def _unsqueeze(call: Call) -> Value | None:
+def _unsqueeze(call: Call) -> Value:
     axes = call.integers("axes", 1) or []
     dims = list(call.shape(0))
     for at in sorted(axis_of(each, len(dims) + len(axes)) for each in axes):
         dims.insert(at, 1)
-    return reshaped(call, call.operands[0] or call.tensor(0), dims)
+    return reshaped(call, call.value(0), dims)
 
 
 @rule("Squeeze")
-def _squeeze(call: Call) -> Value | None:
+def _squeeze(call: Call) -> Value:
     dims = call.shape(0)
     axes = call.integers("axes", 1)
     chosen = {at for at, each in enumerate(dims) if each == 1}
     chosen = chosen if axes is None else {axis_of(each, len(dims)) for each in axes}
     kept = [each for at, each in enumerate(dims) if at not in chosen]
-    return reshaped(call, call.operands[0] or call.tensor(0), kept)
+    return reshaped(call, call.value(0), kept)
 
 
 @rule("Transpose")
 def _transpose(call: Call) -> Value:
-    value = call.operands[0]
+    value = call.value(0)
     permutation = call.attribute("perm") or list(range(len(call.shape(0))))[::-1]
     if isinstance(value, Known):
         return value.with_array(value.array.transpose(permutation))
-    return aten("permute")(call.build, call.tensor(0), permutation)
+    return aten("permute")(call.build, value, permutation)
 
 
 @rule("Concat")
@@ -112,7 +112,7 @@ def _split(call: Call) -> tuple[Value, ...]:
         count = int(call.attribute("num_outputs", call.outputs))
         each = -(-size // count)
         sizes = [each] * (count - 1) + [size - each * (count - 1)]
-    value = call.operands[0]
+    value = call.value(0)
     if isinstance(value, Known):
         parts = np.split(value.array, np.cumsum(sizes)[:-1], axis)
         return tuple(value.with_array(part) for part in parts)
@@ -128,7 +128,7 @@ def _slice(call: Call) -> Value:
     given = call.integers("axes", 3)
     axes = [axis_of(each, len(dims)) for each in (given if given is not None else range(len(starts)))]
     steps = call.integers("steps", 4) or [1] * len(starts)
-    value: Value = call.operands[0] or call.tensor(0)
+    value: Value = call.value(0)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         value = sliced(call, value, axis, start, end, step)
     return value
@@ -179,7 +179,7 @@ def _from_the_end(extent: Extent, bound: Dim) -> bool:
 @rule("Expand")
 def _expand(call: Call) -> Value:
     shape = broadcast_dims([call.shape(0), call.dims(1)])
-    value = call.operands[0]
+    value = call.value(0)
     if isinstance(value, Known) and _fixed(shape) is not None:
         return value.with_array(np.broadcast_to(value.array, _fixed(shape) or ()))
     return aten("expand")(call.build, call.tensor(0), shape)
@@ -188,7 +188,7 @@ def _expand(call: Call) -> Value:
 @rule("Tile")
 def _tile(call: Call) -> Value:
     repeats = call.integers("repeats", 1) or []
-    value = call.operands[0]
+    value = call.value(0)
     if isinstance(value, Known):
         return value.with_array(np.tile(value.array, repeats))
     return aten("repeat")(call.build, call.tensor(0), repeats)
@@ -233,7 +233,7 @@ def _identity(call: Call) -> Value:
     """Dropout outside training, whose mask nothing may use."""
     if call.operator == "Dropout" and call.operand(2) is not None and call.known(2).number():
         raise ValueError("dropout in training mode")
-    return call.operands[0] or call.tensor(0)
+    return call.value(0)
 
 
 @rule("EyeLike")
