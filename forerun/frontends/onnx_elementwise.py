@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from forerun.frontends.onnx_rules import MICROSOFT, RULES, Call, Rule, Value, aten, known_rule, rule
+from forerun.frontends.onnx_rules import DTYPES, MICROSOFT, RULES, Call, Rule, Value, aten, dtype_of, known_rule, rule
 from forerun.frontends.onnx_values import NUMPY, Array, Known
 from forerun.ir import SSAValue, tensor_type
 
@@ -20,9 +20,6 @@ SAME = {
     "BitwiseOr": "bitwise_or", "BitwiseXor": "__xor__", "BitwiseNot": "bitwise_not", "Xor": "__xor__", "Where": "where",
 }  # fmt: skip
 """Operators whose operands are exactly those of an ATen operator."""
-
-DTYPES = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 9: "i1", 10: "f32", 11: "f64", 16: "f32"}
-"""The element types that a cast may name; half precision is widened."""
 
 
 def _same(name: str) -> Rule:
@@ -147,7 +144,7 @@ def _target(call: Call) -> str:
 
 @rule("CastLike")
 def _cast_like(call: Call) -> SSAValue:
-    return call.build.cast(call.tensor(0), tensor_type(call.tensor(1)).dtype)
+    return call.build.cast(call.tensor(0), dtype_of(call.value(1)))
 
 
 @rule("Constant")

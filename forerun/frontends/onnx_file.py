@@ -39,10 +39,6 @@ class OnnxFile:
     def graph(self) -> GraphProto:
         return self.model.graph
 
-    @property
-    def opset(self) -> int:
-        return next(each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx"))
-
     def array(self, tensor: TensorProto) -> Array:
         """The numbers of a tensor, with the dtype that they are stored in. Raises `CorruptFileError`."""
         from onnx import numpy_helper

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import ChainMap
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,16 @@ class _Importer:
         for index, node in enumerate(needed(graph, outputs)):
             operands = tuple(self.value(each, scope) if each else None for each in node.input)
             results = self.call(node, index, operands, scope)
-            scope.update(zip(node.output, results, strict=False))
+            scope.update(zip_longest(node.output, results[: len(node.output)]))
         return [self.value(each, scope) for each in outputs]
 
     def value(self, name: str, scope: Scope) -> Value:
         """The value of a name; a stored tensor is read when it is first used."""
         found = scope.get(name)
+        if name in scope and found is None:
+            raise UnsupportedOperationError(
+                f"The ONNX graph uses {name!r}, an output of a node that no rule gives; export the model without it."
+            )
         if found is None:
             raise CorruptFileError(f"{self.file.path} uses {name!r}, which no node gives: export the model again.")
         if not isinstance(found, SSAValue | Known):
@@ -145,7 +150,6 @@ class _Importer:
             operands,
             self.file.attributes(node),
             len(node.output),
-            self.file.opset,
             self.extent,
             self.emit,
         )

@@ -39,7 +39,10 @@ def _from_the_front(indices: Known, size: int | str) -> Known:
 
 @rule("GatherElements")
 def _gather_elements(call: Call) -> SSAValue:
-    return aten("gather")(call.build, call.tensor(0), call.attribute("axis", 0), call.tensor(1))
+    dims, indices = call.shape(0), call.value(1)
+    axis = call.axis(0, len(dims))
+    where = call.emit(_from_the_front(indices, dims[axis])) if isinstance(indices, Known) else indices
+    return aten("gather")(call.build, call.tensor(0), axis, where)
 
 
 @rule("GatherND")

@@ -22,6 +22,9 @@ RuleType = TypeVar("RuleType", bound=Rule)
 MICROSOFT = "com.microsoft"
 """The domain of onnxruntime's own operators; the standard's is ""."""
 
+DTYPES = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 9: "i1", 10: "f32", 11: "f64", 16: "f32"}
+"""The element types that a cast may name; half precision is widened."""
+
 RULES: dict[tuple[str, str], Rule] = {}
 """By domain and operator."""
 KNOWN_RULES: dict[str, Rule] = {}
@@ -37,8 +40,7 @@ class Call:
     operands: tuple[Value | None, ...]
     attributes: Mapping[str, Any]
     outputs: int
-    """The number of outputs up to the last that is used."""
-    opset: int
+    """The number of outputs that the node has."""
     extent: Extent
     emit: Callable[[Known], SSAValue]
 
@@ -131,6 +133,10 @@ def axis_of(dim: int, rank: int) -> int:
     if not -rank <= dim < max(rank, 1):
         raise ValueError(f"axis {dim} of {rank} dimensions")
     return dim % max(rank, 1)
+
+
+def dtype_of(value: Value) -> str:
+    return value.dtype if isinstance(value, Known) else tensor_type(value).dtype
 
 
 def less(left: Dim, right: Dim) -> Dim:

@@ -70,8 +70,11 @@ class Known:
         return self.array.size == 0
 
     def dims(self) -> list[Dim]:
-        """The elements as dimensions."""
-        return [each if isinstance(each, str) else int(each) for each in self.array.ravel()]
+        """The elements as dimensions. Raises ValueError for a fraction."""
+        found = [each if isinstance(each, str) else int(each) for each in self.array.ravel()]
+        if any(each != size for each, size in zip(self.array.ravel(), found, strict=True)):
+            raise ValueError(f"{self} as sizes")
+        return found
 
     def number(self) -> bool | int | float:
         """The only element. Raises ValueError for several, or for a size that depends on the sequence."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forerun import dims as dimensions
-from forerun.frontends.onnx_rules import Call, Value, aten, axis_of, rule
+from forerun.frontends.onnx_rules import DTYPES, Call, Value, aten, axis_of, dtype_of, rule
 from forerun.frontends.onnx_sizes import SMALL, larger, smaller
 from forerun.frontends.onnx_values import NUMPY, Array, Extent, Known
 from forerun.ir import Dim, SSAValue, broadcast_dims, tensor_type
@@ -213,10 +213,10 @@ def _fixed(shape: Sequence[Dim]) -> list[int] | None:
 
 @rule("Range")
 def _range(call: Call) -> SSAValue:
-    """Numbers from one known bound to another; the step is a known number."""
-    (start,), (limit,), delta = call.dims(0), call.dims(1), call.known(2).number()
-    if start != 0 and isinstance(start, str):
-        raise ValueError(f"a range that starts at {start}")
+    """Whole numbers from a known bound to one that may be a size."""
+    (start,), (limit,), (delta,) = (call.dims(at) for at in range(3))
+    if isinstance(start, str) or isinstance(delta, str):
+        raise ValueError(f"a range from {start} by {delta}")
     values = aten("arange")(call.build, start, limit, delta)
     return call.build.cast(values, call.known(0).dtype)
 
@@ -241,4 +241,5 @@ def _eye(call: Call) -> Value:
     rows, columns = call.shape(0)
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise ValueError(f"an identity matrix of {rows} rows")
-    return Known(np.eye(rows, columns, call.attribute("k", 0), NUMPY["f32"]), "f32")
+    found = DTYPES[int(call.attribute("dtype"))] if "dtype" in call.attributes else dtype_of(call.value(0))
+    return Known(np.eye(rows, columns, call.attribute("k", 0), NUMPY[found]), found)

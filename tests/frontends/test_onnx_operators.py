@@ -331,6 +331,7 @@ def test_an_operator_without_a_rule_is_named(tmp_path: Path) -> None:
         ("logits = Slice(x, zero, ten, one)", {"zero": I64([0]), "ten": I64([10]), "one": I64([1])},
          "an extremum of the sizes"),
         ("logits = Cast<to = 2>(x)", {}, "data type 2"),
+        ("y, m = LayerNormalization(x, w)\n logits = Sub(y, m)", {"w": VECTOR}, "uses 'm', an output"),
         ("q = QuantizeLinear(x, s)\n logits = DequantizeLinear(q, s)", {"s": np.float32(0.1)}, "QuantizeLinear"),
     ],
 )  # fmt: skip
