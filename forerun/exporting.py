@@ -76,12 +76,17 @@ class Exporter:
     ) -> Path:
         """Writes a bundle (`CompiledModel.export`)."""
         destination = Destination.of(folder, format, force, mcpu, mtriple)
-        progress, backend = progress or open_progress(), destination.backend.name
+        progress, backend, dtype = progress or open_progress(), destination.backend.name, model.dtype or "float32"
+        if dtype not in destination.backend.weight_dtypes:
+            raise InvalidOptionError(
+                f"A bundle of format {format!r} has no {dtype} weights: compile the model with one of "
+                f"{', '.join(destination.backend.weight_dtypes)}."
+            )
         strategy = resolve_strategy(model.strategy)
         own = model.executable if model.target == backend else None
         ends = tuple(sorted(model.eos_token_ids))
         exportable = Exportable(own, lambda: self.emit(backend, strategy, progress), progress, mcpu, mtriple, ends)
-        text = Text(self.source, model.dtype or "float32", strategy, model.tokenizer, ends, model.cost)
+        text = Text(self.source, dtype, strategy, model.tokenizer, ends, model.cost)
         return write_bundle(destination, text, exportable)
 
 

@@ -101,6 +101,12 @@ BACKENDS: dict[str, Backend] = {
             probe="forerun.execute.triton.gpu:require_gpu",
             texts="forerun.execute.triton.build:texts",
             cache_in_memory=False,
+            bundled=Bundled(
+                format="triton",
+                write="forerun.execute.triton.bundle:write",
+                load="forerun.execute.triton.bundle:load",
+                promise="The tokens and the logits of the model compiled for cuda, bit for bit, whatever the schedule.",
+            ),
             ahead=Ahead("forerun.execute.triton.gpu:require_triton", "forerun.execute.triton.build:report"),
         ),
         Backend(

@@ -192,7 +192,8 @@ class CompiledModel:
 
         folder      a path that does not exist, or an empty folder; with `force`, any folder, which is replaced as a
                     whole
-        format      "onnx", for ONNX Runtime in any language; "tvm", a library for this processor or for `mcpu`
+        format      "onnx", for ONNX Runtime in any language; "tvm", a library for this processor or for `mcpu`;
+                    "triton", kernels for NVIDIA GPUs
         mcpu, mtriple   another processor and system than this machine's, by LLVM's names ("tvm" alone)
 
         Raises `InvalidOptionError`; the folder is then as it was before.

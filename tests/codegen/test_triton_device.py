@@ -63,7 +63,7 @@ def test_auto_is_the_gpu_where_one_is_usable(monkeypatch: pytest.MonkeyPatch) ->
 def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = decoder(layers=1)
     program = emit(planned_step(module, **LIMITS))
-    needed = gpu.needed_bytes(program)
+    needed = gpu.needed_bytes(program.program)
     assert needed["weights"] == sum(4 * prod(each.type.dims) for each in ir.weights(module).values())
     state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(program.program), sum(needed.values())
     assert needed["cache"] == state

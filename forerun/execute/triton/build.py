@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from forerun.codegen.backends import Report
-from forerun.codegen.program import nests
+from forerun.codegen.program import Program, nests
 from forerun.codegen.triton.layout import TritonProgram
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
@@ -27,15 +27,21 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
     """
     if device != "cpu":
         require_gpu()
-        require_memory(needed_bytes(program))
+        require_memory(needed_bytes(program.program))
     step = program.program
-    kept = load_weights(step, program.weights, torch.device(device))
+    return executable(step, load_weights(step, program.weights, torch.device(device)), device, tune)
+
+
+def executable(
+    step: Program, weights: Mapping[str, torch.Tensor], device: str, tune: bool | None = None
+) -> TritonExecutable:
+    """Returns a step whose weights are on a device already (`bind`)."""
     tuner = None
     if device != "cpu" and (os.environ.get(TUNE, "1") != "0" if tune is None else tune):
         from forerun.execute.triton.tuning import Autotuner
 
         tuner = Autotuner(torch.cuda.get_device_name())
-    return TritonExecutable(step, kept, device, tuner)
+    return TritonExecutable(step, weights, device, tuner)
 
 
 def texts(program: TritonProgram) -> dict[str, str]:

@@ -16,6 +16,7 @@ from forerun.codegen.program import Config, Program, Source
 from forerun.codegen.triton.layout import function_name
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
+from forerun.execute.triton.launcher import compile_options
 from forerun.execute.triton.loop_calls import WARPS, load_kernels
 from forerun.execute.triton.sources import load
 from forerun.execute.triton.untyped import GPUTarget, compiler, triton
@@ -45,20 +46,26 @@ class Resources:
 
 def compile_kernel(source: Source, config: Config, capability: int, shared: int = 1) -> Resources:
     """Compiles one function of a kernel's file to a cubin, with the given division."""
+    name = source.name if shared == 1 else f"{source.name}, {shared} tiles"
+    return _resources(name, compiled(source, config, capability, shared), config, capability)
+
+
+def compiled(source: Source, config: Config, capability: int, shared: int = 1) -> Any:
+    """Returns Triton's compiled kernel: `asm["cubin"]`, and `metadata` with the name of the function in it."""
     function = getattr(load(source, interpret=False), function_name(shared))
     names = function.arg_names
     signature = dict(zip(names, ["*i32", *(POINTERS[each] for each in source.elements)], strict=False))
     signature |= {"BLOCK": "constexpr", "ROWS": "constexpr"}
     constants = {"BLOCK": config.block, "ROWS": config.rows}
     attributes = {(number,): ALIGNED for number in range(len(names) - len(constants))}
-    text = compiler.ASTSource(function, signature, constants, attributes)
-    name = source.name if shared == 1 else f"{source.name}, {shared} tiles"
-    return _resources(name, text, config, capability)
+    return _made(compiler.ASTSource(function, signature, constants, attributes), config, capability)
 
 
-def _resources(name: str, text: Any, config: Config, capability: int) -> Resources:
-    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}
-    made = triton.compile(text, target=GPUTarget("cuda", capability, 32), options=options)
+def _made(text: Any, config: Config, capability: int) -> Any:
+    return triton.compile(text, target=GPUTarget("cuda", capability, 32), options=compile_options(config))
+
+
+def _resources(name: str, made: Any, config: Config, capability: int) -> Resources:
     registers, stack = _usage(made.asm["cubin"])
     return Resources(name, capability, config, registers, int(made.metadata.shared), stack)
 
@@ -67,13 +74,23 @@ def compile_step(
     step: Program, sources: Mapping[str, Source], rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES
 ) -> Iterator[Resources]:
     """Compiles every function of every kernel of a step, for each architecture, with its first division for `rows`."""
-    every = (launch for kernel in step.kernels for launch in (*kernel.launches, *kernel.on_demand))
+    for name, config, shared in first_divisions(step, sources, rows):
+        for capability in capabilities:
+            yield compile_kernel(sources[name], config, capability, shared)
+
+
+def first_divisions(
+    step: Program, sources: Mapping[str, Source], rows: Sequence[int]
+) -> Iterator[tuple[str, Config, int]]:
+    """Yields every function of every kernel with its first division for `rows`: the kernel, the division, the tiles."""
+    every = (
+        each for entry in step.entries for kernel in entry.kernels for each in (*kernel.launches, *kernel.on_demand)
+    )
     launches = {launch.source: launch for launch in every if launch.source in sources}
     for name, launch in launches.items():
-        for capability in capabilities:
-            for shared in sources[name].together:
-                for config in dict.fromkeys(first_config(launch, count, shared) for count in rows):
-                    yield compile_kernel(sources[name], config, capability, shared)
+        for shared in sources[name].together:
+            for config in dict.fromkeys(first_config(launch, count, shared) for count in rows):
+                yield name, config, shared
 
 
 def compile_loop(step: Program, rows: Sequence[int], capabilities: Sequence[int] = CAPABILITIES) -> Iterator[Resources]:
@@ -92,7 +109,7 @@ def compile_loop(step: Program, rows: Sequence[int], capabilities: Sequence[int]
             text = compiler.ASTSource(function, signature, constants, {(number,): ALIGNED for number in pointers})
             for capability in capabilities:
                 config = Config(1, count, WARPS[call.kernel], 3)
-                yield _resources(f"loop, {call.kernel}", text, config, capability)
+                yield _resources(f"loop, {call.kernel}", _made(text, config, capability), config, capability)
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 
 from forerun.codegen.program import Program
-from forerun.codegen.triton.layout import TritonProgram
 from forerun.errors import DeviceError, DeviceMemoryError
 from forerun.execute.triton.memory import buffer_bytes, state_bytes
 from forerun.forking import gpu_of_parent
@@ -47,9 +46,8 @@ def require_triton() -> None:
         )
 
 
-def needed_bytes(program: TritonProgram) -> dict[str, int]:
+def needed_bytes(step: Program) -> dict[str, int]:
     """Returns the bytes of a compiled model on the GPU: weights, the cache of one sequence, buffers."""
-    step = program.program
     weights = sum(each.bytes for each in step.weights.values())
     return {"weights": weights, "cache": state_bytes(step, cache_blocks(step)), "buffers": buffer_bytes(step)}
 

@@ -27,19 +27,21 @@ def load_weights(
     step: Program, weights: Callable[[str], torch.Tensor], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Returns the weights in the form that the kernels read; they are read and copied one at a time."""
-    found: dict[str, torch.Tensor] = {}
-    for name, weight in step.weights.items():
-        tensor, element = weights(name).detach(), weight.element
-        if element == "i32":
-            whole = tensor.to(torch.int32)
-            if (outside := tensor[whole != tensor]).numel():
-                raise UnsupportedOperationError(
-                    f"the cuda target stores integers as int32, but the weight {name} holds {int(outside[0])}; use "
-                    "smaller numbers, or the reference target."
-                )
-            tensor = whole
-        found[name] = tensor.to(device=device, dtype=TORCH[element], copy=True).contiguous()
-    return found
+    return {name: stored(step, name, weights(name)).to(device=device, copy=True) for name in step.weights}
+
+
+def stored(step: Program, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Returns a weight in the form that the kernels read. Raises `UnsupportedOperationError` for large integers."""
+    tensor, element = weight.detach(), step.weights[name].element
+    if element == "i32":
+        whole = tensor.to(torch.int32)
+        if (outside := tensor[whole != tensor]).numel():
+            raise UnsupportedOperationError(
+                f"the cuda target stores integers as int32, but the weight {name} holds {int(outside[0])}; use "
+                "smaller numbers, or the reference target."
+            )
+        tensor = whole
+    return tensor.to(TORCH[element]).contiguous()
 
 
 @dataclass(frozen=True)
