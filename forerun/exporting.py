@@ -103,7 +103,9 @@ class Destination:
         folder: str | os.PathLike[str], format: str, force: bool, mcpu: str | None = None, mtriple: str | None = None
     ) -> Destination:
         """Raises `InvalidOptionError` for what could not be written, before any work is done."""
-        require_format(format)
+        bundled = require_format(format).bundled
+        if bundled is not None and bundled.probe is not None:
+            named(bundled.probe)()
         if (mcpu or mtriple) and format != "tvm":
             raise InvalidOptionError(f"A bundle of format {format!r} is for no processor: leave out mcpu and mtriple.")
         path = expanded(folder)

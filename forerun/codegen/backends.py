@@ -35,6 +35,7 @@ class Bundled:
     write: str  # (folder, `artifacts.written.Exportable`) -> `artifacts.written.Written`; makes the bundle's own files
     load: str  # (`artifacts.bundle.Bundle`, threads) -> executable; `CorruptFileError` if it is not whole
     promise: str  # what it promises, in a sentence
+    probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot write such bundles
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ BACKENDS: dict[str, Backend] = {
                 load="forerun.execute.onnx.bundle:load",
                 promise="Greedy tokens are those of the compiled model, up to near-ties: ONNX Runtime rounds a row "
                 "differently in steps of different sizes.",
+                probe="forerun.execute.onnx.library:require_onnx",
             ),
         ),
         Backend(

@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
+from forerun.frontends.importer import FORWARD, SEQUENCE
 from forerun.frontends.programs import DERIVED, require_programs, require_tensors, returned_tensors
 from forerun.frontends.sizes import traced_dim
 from forerun.frontends.weights import program_weights
@@ -38,9 +39,6 @@ from forerun.ir import (
     tensor_type,
 )
 
-FORWARD = "forward"
-SEQUENCE = "T"
-"""The name of the sequence dimension in `@forward`."""
 SOURCE = "S"
 """The name of the first dynamic dimension in another function."""
 

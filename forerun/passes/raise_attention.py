@@ -19,6 +19,7 @@ from forerun.ir import (
     RewritePattern,
     Softmax,
     SSAValue,
+    Transpose,
     op_type_rewrite_pattern,
     tensor_type,
 )
@@ -51,8 +52,8 @@ def peel(value: SSAValue) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None if it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
-        query, key = operation.a, operation.b
-        return Scores(query, key) if symbols(query) and symbols(key) else None
+        (query, left), (key, right) = _unscaled(operation.a), _unscaled(operation.b)
+        return Scores(query, key, left * right) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
         return peel(operation.x)
     if not isinstance(operation, Map):
@@ -81,6 +82,29 @@ def peel(value: SSAValue) -> Scores | None:
             return None
         case _:
             return None
+
+
+def _unscaled(value: SSAValue) -> tuple[SSAValue, float]:
+    """A value and the number that it is multiplied by: exporters scale queries and keys in front of their product."""
+    product = mapped(value, "mul")
+    for inner, factor in () if product is None else either_order(product):
+        scale = number(factor)
+        if scale is not None and inner.type == value.type:
+            return inner, float(scale)
+    return value, 1.0
+
+
+def _without_guard(weights: SSAValue) -> SSAValue:
+    """The softmax p of where(p != p, 0, p), which gives a row that sees no key zeros.
+
+    There is no such row: each is found to see itself when the mask is evaluated. Scores that are not numbers give
+    logits that are not, which is an error when a token is chosen.
+    """
+    guard = mapped(weights, "where")
+    if guard is None or number(guard.inputs[1]) != 0:
+        return weights
+    test, inner = mapped(guard.inputs[0], "ne"), guard.inputs[2]
+    return inner if test is not None and all(each is inner for each in test.inputs) else weights
 
 
 def _peel_product(operation: Map) -> Scores | None:
@@ -119,8 +143,9 @@ class RaiseSpelledAttention(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
         weights, value = op.a, op.b
-        while isinstance(view := weights.owner, Cast | Reshape):
+        while isinstance(view := _without_guard(weights).owner, Cast | Reshape):
             weights = view.x
+        weights = _without_guard(weights)
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
@@ -134,8 +159,11 @@ class RaiseSpelledAttention(RewritePattern):
             self.context.note(f"raise-attention: the heads of the softmax at {op.location} have an unknown form")
             return
         build = Builder.before(op, rewriter)
-        query, value = _heads_first(scores.query, build), _heads_first(value, build)
-        key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
+        query, key, value = (
+            _heads_first(scores.query, build),
+            _rows_first(scores.key, build),
+            _heads_first(value, build),
+        )
         mask = combined(scores.masks, build)
         result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
@@ -161,6 +189,19 @@ def _fit(query: tuple[Dim, ...], key: tuple[Dim, ...], value: tuple[Dim, ...]) -
 
 def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
     return build.reshape(value, _three(value))
+
+
+def _rows_first(key: SSAValue, build: Builder) -> SSAValue:
+    """The keys [Hkv, T, D] of a product's operand [.., Hkv, D, T]: what the model transposed, if it did."""
+    inner = key
+    while (view := defined_by(inner, Reshape)) is not None and _three(view.x) == _three(inner):
+        inner = view.x
+    turned = defined_by(inner, Transpose)
+    if turned is not None:
+        rank = len(turned.permutation)
+        if turned.permutation == (*range(rank - 2), rank - 1, rank - 2):
+            return _heads_first(turned.x, build)
+    return build.transpose(_heads_first(key, build), (0, 2, 1))
 
 
 def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:

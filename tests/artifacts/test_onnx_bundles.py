@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +25,8 @@ QUIET = SilentProgress()
 CHOSEN = ("llama", "mistral", "gemma3_text", "gpt2", "bloom", "gpt_neox")
 """Grouped heads, windows of several widths, learned positions, biases by distance, parallel branches."""
 TREES = forerun.TreeSpec(policy=forerun.Fixed(8))
+COMPILING = ("torch", "transformers", "xdsl", "tvm", "onnx")
+"""Packages that only compiling needs."""
 PROMPT = [5, 9, 5, 9, 5, 9, 31, 7]
 NEW = 24
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "run_onnx.py"
@@ -168,3 +171,27 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capt
     assert "leave out --dtype" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "full"), "--token-ids", "1,2,3", "--max-new-tokens", "4", "--quiet"]) == 0
     assert len(capsys.readouterr().out.strip().split(",")) == 4
+
+
+def test_a_bundle_runs_without_the_compiler(exported: tuple[Any, Path]) -> None:
+    code = (
+        "import sys, forerun; "
+        f"found = forerun.load({str(exported[1])!r}).generate({PROMPT}, max_new_tokens={NEW}); "
+        f"print(found.token_ids, [each for each in {COMPILING} if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{greedy(exported[0])} []"
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one writes graphs, the other runs them."""
+    model, options = FAMILIES["gpt2"](), {"max_length": 64, "progress": QUIET}
+    compiled = forerun.compile(model, "autoregressive", target="reference", **options)
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr("forerun.execute.onnx.library.import_module", missing)
+    with pytest.raises(forerun.errors.DeviceError, match=rf"package {package} is not installed: pip install"):
+        compiled.export(tmp_path / "b") if package == "onnx" else forerun.compile(model, target="onnx", **options)

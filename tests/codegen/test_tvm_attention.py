@@ -10,7 +10,7 @@ from steps import ATTENTIONS, LENGTH, ROW_TYPES, attention_step, decoder, prompt
 
 from forerun import ir
 from forerun.codegen.tvm import lowering
-from forerun.codegen.tvm.templates import TEMPLATES
+from forerun.codegen.tvm.lowering import TEMPLATES
 from forerun.runtime.executable import WHOLE
 from tests.compiled import tvm_step
 

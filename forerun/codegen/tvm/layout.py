@@ -120,7 +120,7 @@ def _words(state: State, block: int) -> NDArray[np.int64]:
     """Returns [P, numbers]: where the numbers of a record lie, for each slot of a block."""
     places = np.arange(state.words).reshape(state.dims)
     lanes = np.moveaxis(places, -1 if state.side_by_side else -2, 0)
-    return lanes[..., : state.last].reshape(block, -1) if not state.side_by_side else lanes.reshape(block, -1)
+    return lanes[..., : state.last].reshape(block, -1)
 
 
 def needed_bytes(program: Program) -> dict[str, int]:
