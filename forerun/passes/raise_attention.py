@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +16,12 @@ from forerun.ir import (
     Map,
     MatMul,
     PatternRewriter,
+    Reduce,
     Reshape,
     RewritePattern,
     Softmax,
     SSAValue,
+    Transpose,
     op_type_rewrite_pattern,
     tensor_type,
 )
@@ -119,8 +122,8 @@ class RaiseSpelledAttention(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
         weights, value = op.a, op.b
-        while isinstance(view := weights.owner, Cast | Reshape):
-            weights = view.x
+        while (inner := _inner_weights(weights)) is not None:
+            weights = inner
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
@@ -139,6 +142,28 @@ class RaiseSpelledAttention(RewritePattern):
         mask = combined(scores.masks, build)
         result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
+
+
+def _inner_weights(weights: SSAValue) -> SSAValue | None:
+    """Returns what a view, a cast or the guard of a row without a visible key takes, or None.
+
+    The guard, where(all(scores == -inf), 0, softmax(scores)), is a part of torch's own attention, which decompositions
+    spell out.
+    """
+    if isinstance(weights.owner, Cast | Reshape):
+        return weights.owner.x
+    guard = mapped(weights, "where")
+    if guard is None:
+        return None
+    hidden, nothing, kept = guard.inputs
+    softmax, every = defined_by(kept, Softmax), defined_by(hidden, Reduce)
+    if softmax is None or every is None or number(nothing) != 0:
+        return None
+    if every.function != "all" or every.dims != (softmax.dim,):
+        return None
+    equal = mapped(every.x, "eq")
+    alike = equal is not None and equal.inputs[0] is softmax.x and number(equal.inputs[1]) == -math.inf
+    return kept if alike else None
 
 
 def _three(value: SSAValue) -> tuple[Dim, ...]:
@@ -181,6 +206,30 @@ def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
     return build.map("where", visible, total, build.constant(float("-inf"), tensor_type(total).dtype))
 
 
+class ScaleIntoAttention(RewritePattern):
+    """A number that multiplies the queries or the keys is part of the scale."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
+        build = Builder.before(op, rewriter)
+        for place, value in enumerate((op.query, op.key)):
+            views, scaled = list[Reshape | Transpose](), value
+            while isinstance(view := scaled.owner, Reshape | Transpose):
+                views.append(view)
+                scaled = view.x
+            product = mapped(scaled, "mul")
+            for x, factor in () if product is None else either_order(product):
+                scale = number(factor)
+                if scale is None or x.type != scaled.type:
+                    continue
+                for view in reversed(views):
+                    x = build.emit(view.remade([x])).results[0]
+                operands = [*op.operands]
+                operands[place] = x
+                replace(rewriter, op, op.remade(operands, scale=op.scale * scale))
+                return
+
+
 @dataclass(frozen=True)
 class RaiseAttention(RewritePass):
     """Raises attention that a model spells out to the operation that torch's own attention becomes."""
@@ -188,4 +237,4 @@ class RaiseAttention(RewritePass):
     name: ClassVar[str] = "raise-attention"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseSpelledAttention(context)]
+        return [RaiseSpelledAttention(context), ScaleIntoAttention()]

@@ -1,4 +1,5 @@
-"""raise_norms: x * rsqrt(mean(x * x) + eps), times a weight, becomes one `spec.rms_norm`."""
+"""raise_norms: x * rsqrt(mean(x * x) + eps), times a weight, becomes one `spec.rms_norm`; of x - mean(x), one
+`spec.layer_norm`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import ClassVar
 
 from forerun.ir import (
     Builder,
+    LayerNorm,
     Map,
     PatternRewriter,
     Reduce,
@@ -81,11 +83,46 @@ class WeightIntoRMSNorm(RewritePattern):
             return
 
 
+class LayerNormFromRMSNorm(RewritePattern):
+    """A layer norm is the RMS norm of what is left when the mean is subtracted."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: RMSNorm, rewriter: PatternRewriter) -> None:
+        centred = mapped(op.x, "sub")
+        if centred is None or op.weight is None:
+            return
+        x, subtracted = centred.inputs
+        mean = defined_by(subtracted, Reduce)
+        if mean is None or mean.function != "mean" or not mean.keep or mean.x is not x:
+            return
+        if mean.dims == (tensor_type(x).rank - 1,):
+            replace(rewriter, op, LayerNorm.make(x, op.weight, eps=op.eps))
+
+
+class BiasIntoLayerNorm(RewritePattern):
+    """A vector added to a layer norm's result is its bias."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        if op.function != "add":
+            return
+        for normed, bias in either_order(op):
+            norm = defined_by(normed, LayerNorm)
+            if norm is None or norm.weight is None or norm.bias is not None or not used_once(normed):
+                continue
+            features = tensor_type(normed).dims[-1]
+            if symbols(bias) or not is_vector(bias, features) or op.result.type != normed.type:
+                continue
+            vector = Builder.before(op, rewriter).reshape(bias, (features,))
+            replace(rewriter, op, LayerNorm.make(norm.x, norm.weight, vector, eps=norm.eps))
+            return
+
+
 @dataclass(frozen=True)
 class RaiseNorms(RewritePass):
-    """Layer norms are one operation in ATen already; RMS norms are spelled out by every model."""
+    """Every model spells out RMS norms; layer norms are one operation in ATen, but decompositions spell them out."""
 
     name: ClassVar[str] = "raise-norms"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseRMSNorm(), WeightIntoRMSNorm()]
+        return [RaiseRMSNorm(), WeightIntoRMSNorm(), LayerNormFromRMSNorm(), BiasIntoLayerNorm()]
