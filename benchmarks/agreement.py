@@ -18,7 +18,7 @@ def main() -> int:
     given = arguments(__doc__, count=40, max_new_tokens=64).parse_args()
     path = model_path(given.model)
     compiled = forerun.compile(path, strategy="autoregressive")
-    reference = open_source(path).model.model
+    reference = open_source(path).importer.model.model
     rows, equal, close = list[tuple[object, ...]](), 0, True
     prompts = read_prompts(given.prompts, given.count)
     for prompt in progress(prompts, "agreement"):

@@ -99,7 +99,7 @@ class Transformers:
     @classmethod
     def open(cls, path: Path, dtype: str, threads: int) -> Transformers:
         torch.set_num_threads(threads)
-        model = open_source(path).model.model
+        model = open_source(path).importer.model.model
         return cls(model.to(torch.bfloat16) if dtype == "bfloat16" else model)
 
     def generate(self, prompt: list[int], count: int) -> Run:

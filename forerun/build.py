@@ -111,11 +111,10 @@ def lower(
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
 ) -> Lowered:
-    """The front half of `compile`: traces, imports, and runs the pass pipeline and the passes that derive a draft."""
-    # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor torch.export.
+    """The front half of `compile`: imports, and runs the pass pipeline and the passes that derive a draft."""
+    # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor a frontend.
     from forerun.frontends.source import open_source
-    from forerun.frontends.torch_export import FORWARD, import_programs
-    from forerun.ir import verify, with_derived
+    from forerun.ir import with_derived
     from forerun.passes.base import PassContext
     from forerun.passes.pipeline import run_pipeline, step_pipeline
 
@@ -127,11 +126,7 @@ def lower(
     )
     capped = length_capped(opened.limit, max_length)
     max_length = length_within(opened.limit, max_length)
-    with progress.stage("trace"):
-        program = opened.trace(max_length)
-    with progress.stage("import"):
-        module, stored = import_programs({FORWARD: program})
-        verify(module)
+    module, stored = opened.import_(max_length)
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)

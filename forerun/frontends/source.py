@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 from transformers import PreTrainedTokenizerBase
 
@@ -22,10 +22,12 @@ from forerun.frontends.huggingface import (
     position_limit,
     prefer_attention,
 )
+from forerun.frontends.importer import Imported, Importer
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
-from forerun.frontends.tracing import TokenLogits, check_program, trace_module
-from forerun.frontends.weights import floating_dtypes, module_weights, private_copy, program_weights
+from forerun.frontends.traced import TracedModel
+from forerun.frontends.tracing import TokenLogits
+from forerun.frontends.weights import floating_dtypes, private_copy, program_weights
 from forerun.progress import Progress, SilentProgress
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,38 +35,18 @@ DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be traced, with what is known about its text."""
+    """A model that can be imported, with what is known about its text."""
 
     name: str
-    model: TokenLogits | ExportedProgram
-    dtype: torch.dtype
+    importer: Importer
     tokenizer: PreTrainedTokenizerBase | None = None
     eos_token_ids: tuple[int, ...] = ()
     limit: LengthLimit | None = None  # positions that the model can have, if it says so
-    native: NativeWeights | None = None  # the matrices of a GGUF file, by the names of `weights`
-    _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
+    native: NativeWeights | None = None  # the matrices of a GGUF file, by the names of its weights
 
-    def trace(self, max_length: int) -> ExportedProgram:
-        """The model as `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`; traced once."""
-        if max_length not in self._programs:
-            self._programs[max_length] = self._trace(max_length)
-        return self._programs[max_length]
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers under the names that a traced program gives them, sharing the model's memory.
-
-        Constants that only a trace finds are in `program_weights(self.trace(max_length))`.
-        """
-        if isinstance(self.model, ExportedProgram):
-            return program_weights(self.model)
-        return module_weights(self.model)
-
-    def _trace(self, max_length: int) -> ExportedProgram:
-        if isinstance(self.model, ExportedProgram):
-            check_program(self.model, self.name, max_length)
-            return self.model
-        return trace_module(self.model, self.name, max_length)
+    def import_(self, max_length: int) -> Imported:
+        """Returns the model as IR, with its weights: see `Importer`."""
+        return self.importer.import_(max_length)
 
 
 def open_source(
@@ -92,9 +74,9 @@ def open_source(
     if native:
         raise _not_quantized(type(source).__name__)
     if isinstance(source, ExportedProgram):
-        return _open_program(source, DTYPES[dtype])
+        return _open_program(source, DTYPES[dtype], progress)
     if isinstance(source, nn.Module):
-        return _open_module(source, DTYPES[dtype], generation_config, trust_remote_code)
+        return _open_module(source, DTYPES[dtype], progress, generation_config, trust_remote_code)
     raise NotAModelError(
         f"{type(source).__name__} is not a model: "
         f"give a directory, a GGUF file, a transformers model, an nn.Module or an ExportedProgram."
@@ -122,17 +104,21 @@ def _open_path(
         else:
             model, tokenizer = load_gguf(path, dtype, kept)
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    opened = _source(name, model, dtype, tokenizer, generation)
-    return opened if kept is None else replace(opened, native=kept.renamed(model, opened.weights))
+    traced = _traced(name, model, progress)
+    native_weights = None if kept is None else kept.renamed(model, traced.weights)
+    return _source(traced, model, tokenizer, generation, native_weights)
 
 
-def _open_module(module: nn.Module, dtype: torch.dtype, generation: Given, trust_remote_code: bool) -> Source:
+def _open_module(
+    module: nn.Module, dtype: torch.dtype, progress: Progress, generation: Given, trust_remote_code: bool
+) -> Source:
     name = type(module).__name__
     tokenizer = object_tokenizer(module, trust_remote_code)
-    return _source(name, private_copy(module, dtype, name), dtype, tokenizer, generation)
+    model = private_copy(module, dtype, name)
+    return _source(_traced(name, model, progress), model, tokenizer, generation)
 
 
-def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
+def _open_program(program: ExportedProgram, dtype: torch.dtype, progress: Progress) -> Source:
     found = floating_dtypes(program_weights(program))
     if found and dtype not in found:
         names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
@@ -141,19 +127,27 @@ def _open_program(program: ExportedProgram, dtype: torch.dtype) -> Source:
             f"the ExportedProgram's weights are {names}, but it cannot be read as {asked}: "
             f"export the model again in {asked}."
         )
-    return Source("ExportedProgram", program, dtype)
+    return Source("ExportedProgram", TracedModel("ExportedProgram", program, progress))
+
+
+def _traced(name: str, model: nn.Module, progress: Progress) -> TracedModel:
+    prefer_attention(model)
+    return TracedModel(name, TokenLogits(model), progress)
 
 
 def _source(
-    name: str, model: nn.Module, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None, generation: Given
+    traced: TracedModel,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation: Given,
+    native: NativeWeights | None = None,
 ) -> Source:
     if generation == "model":
-        require_applied(getattr(model, "generation_config", None), name)
-    prefer_attention(model)
+        require_applied(getattr(model, "generation_config", None), traced.name)
     ends = eos_token_ids(model, tokenizer, generation)
     declared, held = position_limit(model), hold_frequencies(model)
     limits = [held] if held else []
     if declared:
         limits.append(LengthLimit(declared, "the model's configuration allows no more"))
     limit = min(limits, key=lambda each: each.positions) if limits else None
-    return Source(name, TokenLogits(model), dtype, tokenizer, ends, limit)
+    return Source(traced.name, traced, tokenizer, ends, limit, native)

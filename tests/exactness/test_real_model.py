@@ -29,7 +29,7 @@ def prompts(model: forerun.CompiledModel) -> list[list[int]]:
 
 
 def test_tokens_are_those_of_transformers(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
-    reference = open_source(demo_model()).model.model
+    reference = open_source(demo_model()).importer.model.model
     for prompt in prompts:
         expected = reference.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False

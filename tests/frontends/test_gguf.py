@@ -137,7 +137,7 @@ def expect(error: type[ForerunError], path: Path, *words: str) -> None:
 def test_weights_come_out_as_they_went_in(llama, tmp_path, encoding):
     kind = gguf.GGMLQuantizationType[encoding]
     expected = write_gguf(tmp_path / "model.gguf", llama, kind)
-    weights = open_source(tmp_path / "model.gguf").weights
+    weights = open_source(tmp_path / "model.gguf").importer.weights
     for name, values in expected.items():
         assert torch.equal(weights[f"model.{name}"], values), name
 
@@ -149,12 +149,12 @@ def test_blocks_are_kept_in_the_order_of_the_models_rows(llama, tmp_path, encodi
     write_gguf(tmp_path / "model.gguf", llama, kind, drop={"output"})
     source = open_source(tmp_path / "model.gguf", native=True)
     assert source.native is not None
-    matrices = {name for name, each in source.weights.items() if each.dim() == 2}
+    matrices = {name for name, each in source.importer.weights.items() if each.dim() == 2}
     assert set(source.native.storages) == set(source.native.blocks) == matrices
     assert set(source.native.storages.values()) == {encoding.lower()}
     for name, blocks in source.native.blocks.items():
         values = gguf.quants.dequantize(blocks.flatten(1).numpy(), kind)
-        assert torch.equal(source.weights[name], torch.from_numpy(values)), name
+        assert torch.equal(source.importer.weights[name], torch.from_numpy(values)), name
     assert open_source(tmp_path / "model.gguf").native is None
 
 
@@ -176,7 +176,7 @@ def test_the_model_computes_the_same(tiny, llama):
     source = open_source(tiny)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
-        assert torch.equal(source.trace(64).module()(ids), llama(ids).logits)
+        assert torch.equal(source.importer.trace(64).module()(ids), llama(ids).logits)
     assert source.eos_token_ids == (2,)
     assert source.limit is not None
     assert source.limit.positions == POSITIONS
@@ -184,12 +184,12 @@ def test_the_model_computes_the_same(tiny, llama):
 
 
 def test_dtype(tiny):
-    assert open_source(tiny, "bfloat16").weights["model.lm_head.weight"].dtype == torch.bfloat16
+    assert open_source(tiny, "bfloat16").importer.weights["model.lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_a_tied_head_is_the_embedding(llama, tmp_path):
     write_gguf(tmp_path / "tied.gguf", llama, drop={"output"})
-    weights = open_source(tmp_path / "tied.gguf").weights
+    weights = open_source(tmp_path / "tied.gguf").importer.weights
     assert weights["model.lm_head.weight"].data_ptr() == weights["model.model.embed_tokens.weight"].data_ptr()
 
 
@@ -197,7 +197,7 @@ def test_rotary_factors_divide_the_frequencies(llama, tiny, tmp_path):
     factors = np.linspace(1, 8, HEAD_SIZE // 2, dtype=np.float32)
     write_gguf(tmp_path / "scaled.gguf", llama, extra=[("rope_freqs.weight", factors)])
     name = "model.model.rotary_emb.inv_freq"
-    plain, scaled = (open_source(path).weights[name] for path in (tiny, tmp_path / "scaled.gguf"))
+    plain, scaled = (open_source(path).importer.weights[name] for path in (tiny, tmp_path / "scaled.gguf"))
     torch.testing.assert_close(scaled, plain / torch.from_numpy(factors))
 
 
@@ -278,7 +278,9 @@ def test_a_real_model_opens_quickly_and_answers():
     source = open_source(demo_model())
     assert time.process_time() - started < 20  # seconds of processor time, for slow machines too
     ids = encode_chat(source.tokenizer, "What is the capital of France?")
-    answer = source.model.model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :]
+    answer = source.importer.model.model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[
+        0, len(ids) :
+    ]
     assert source.tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
     assert source.eos_token_ids == (2,)
 

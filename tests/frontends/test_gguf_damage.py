@@ -308,7 +308,7 @@ def split(folder: Path, tensors: dict[str, np.ndarray], count: int = 3, stem: st
 
 def test_a_split_model_is_opened_by_its_first_part(tensors, whole, tmp_path):
     parts = split(tmp_path, tensors)
-    joined, single = open_source(parts[0]).weights, open_source(whole).weights
+    joined, single = open_source(parts[0]).importer.weights, open_source(whole).importer.weights
     assert joined.keys() == single.keys()
     assert all(torch.equal(joined[name], single[name]) for name in single)
 
@@ -331,11 +331,11 @@ def test_blocks_of_a_split_model_are_kept(tensors, tmp_path):
         writer.close()
     source = open_source(parts[0], native=True)
     assert source.native is not None
-    matrices = {name for name, each in source.weights.items() if each.dim() == 2}
+    matrices = {name for name, each in source.importer.weights.items() if each.dim() == 2}
     assert set(source.native.blocks) == matrices
     for name, blocks in source.native.blocks.items():
         values = gguf.quants.dequantize(blocks.flatten(1).numpy(), kind)
-        assert torch.equal(source.weights[name], torch.from_numpy(values))
+        assert torch.equal(source.importer.weights[name], torch.from_numpy(values))
 
 
 def test_parts_that_are_missing_or_others(tensors, tmp_path):

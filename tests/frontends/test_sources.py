@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
+from forerun import ir
 from forerun.errors import (
     CorruptFileError,
     ForerunError,
@@ -76,7 +77,7 @@ def expect(error: type[ForerunError], source: object, *words: str, **options: st
 def test_a_trace_computes_what_the_model_computes_at_every_length(family):
     model = FAMILIES[family]()
     source = open_source(model)
-    program = source.trace(MAX_LENGTH)
+    program = source.importer.trace(MAX_LENGTH)
     for length in (2, 7, MAX_LENGTH):
         ids = torch.randint(3, VOCABULARY, (1, length))
         with torch.no_grad():
@@ -85,7 +86,7 @@ def test_a_trace_computes_what_the_model_computes_at_every_length(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neo"])
 def test_every_lifted_input_has_its_weight(family):
-    program = open_source(FAMILIES[family]()).trace(MAX_LENGTH)
+    program = open_source(FAMILIES[family]()).importer.trace(MAX_LENGTH)
     specs = program.graph_signature.input_specs
     lifted = {spec.target for spec in specs if spec.kind != InputKind.USER_INPUT}
     assert lifted <= set(program_weights(program))
@@ -94,8 +95,8 @@ def test_every_lifted_input_has_its_weight(family):
 def test_weights_share_memory_with_the_model_and_tied_ones_with_each_other():
     model = build("llama", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True)
     source = open_source(model)
-    traced = program_weights(source.trace(MAX_LENGTH))
-    for weights in (source.weights, traced):
+    traced = program_weights(source.importer.trace(MAX_LENGTH))
+    for weights in (source.importer.weights, traced):
         name = "model.model.layers.0.mlp.up_proj.weight"
         assert weights[name].data_ptr() == model.model.layers[0].mlp.up_proj.weight.data_ptr()
         assert weights["model.model.embed_tokens.weight"].data_ptr() == model.lm_head.weight.data_ptr()
@@ -106,9 +107,9 @@ def test_a_model_object_stays_as_it_was():
     model.set_attn_implementation("eager")
     settings, weights = model.config.to_dict(), {name: value.clone() for name, value in model.state_dict().items()}
     source = open_source(model, dtype="bfloat16")
-    source.trace(MAX_LENGTH)
-    assert source.weights["model.lm_head.weight"].dtype == torch.bfloat16
-    assert source.weights["model.model.rotary_emb.inv_freq"].dtype == torch.float32
+    source.importer.trace(MAX_LENGTH)
+    assert source.importer.weights["model.lm_head.weight"].dtype == torch.bfloat16
+    assert source.importer.weights["model.model.rotary_emb.inv_freq"].dtype == torch.float32
     assert model.training
     assert model.config.to_dict() == settings
     assert model.config._attn_implementation == "eager"
@@ -118,11 +119,11 @@ def test_a_model_object_stays_as_it_was():
 
 def test_a_directory_loads_in_the_dtype_asked_for(directory, llama):
     source = open_source(directory)
-    assert source.weights["model.lm_head.weight"].dtype == torch.float32
+    assert source.importer.weights["model.lm_head.weight"].dtype == torch.float32
     with torch.no_grad():
-        assert torch.equal(source.trace(MAX_LENGTH).module()(PROMPT), llama(PROMPT).logits)
+        assert torch.equal(source.importer.trace(MAX_LENGTH).module()(PROMPT), llama(PROMPT).logits)
     half = open_source(str(directory), dtype="bfloat16")
-    assert half.weights["model.lm_head.weight"].dtype == torch.bfloat16
+    assert half.importer.weights["model.lm_head.weight"].dtype == torch.bfloat16
     assert source.name == directory.name
     assert source.tokenizer is None
     assert source.limit is not None
@@ -143,8 +144,8 @@ def test_any_module_traces(wrapped):
     model = Bigram(wrapped)
     source = open_source(model)
     assert source.name == "Bigram"
-    assert source.trace(MAX_LENGTH).module()(PROMPT).shape == (1, 20, VOCABULARY)
-    assert source.trace(MAX_LENGTH) is source.trace(MAX_LENGTH)
+    assert source.importer.trace(MAX_LENGTH).module()(PROMPT).shape == (1, 20, VOCABULARY)
+    assert source.importer.trace(MAX_LENGTH) is source.importer.trace(MAX_LENGTH)
 
 
 def exported(shape=(1, 11), dynamic=True, module=None):
@@ -156,8 +157,8 @@ def exported(shape=(1, 11), dynamic=True, module=None):
 def test_an_exported_program_is_taken_as_it_is():
     program = exported()
     source = open_source(program)
-    assert source.trace(MAX_LENGTH) is program
-    assert set(source.weights) == {"embedding.weight", "head.weight", "head.bias"}
+    assert source.importer.trace(MAX_LENGTH) is program
+    assert set(source.importer.weights) == {"embedding.weight", "head.weight", "head.bias"}
     expect(InvalidOptionError, program, "float32", "bfloat16", dtype="bfloat16")
 
 
@@ -171,7 +172,7 @@ def test_an_exported_program_is_taken_as_it_is():
 )
 def test_a_program_of_another_form_is_refused(program, words):
     with pytest.raises(TraceError) as caught:
-        open_source(program()).trace(MAX_LENGTH)
+        open_source(program()).importer.trace(MAX_LENGTH)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -212,7 +213,7 @@ class Crashing(Bigram):
 )
 def test_a_model_that_does_not_trace_is_named_with_the_reason(model, words, capfd):
     with pytest.raises(TraceError) as caught:
-        open_source(model()).trace(MAX_LENGTH)
+        open_source(model()).importer.trace(MAX_LENGTH)
     assert capfd.readouterr() == ("", "")
     message = str(caught.value)
     assert "\n" not in message
@@ -221,7 +222,7 @@ def test_a_model_that_does_not_trace_is_named_with_the_reason(model, words, capf
 
 
 def test_an_encoder_opens_and_traces():
-    assert open_source(encoder()).trace(MAX_LENGTH)
+    assert open_source(encoder()).importer.trace(MAX_LENGTH)
 
 
 def test_bad_sources_are_named(tmp_path, directory):
@@ -280,6 +281,14 @@ def test_an_encoder_decoder_is_no_causal_language_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     (tmp_path / "model.safetensors").write_bytes(b"x")
     expect(NotAModelError, tmp_path, "causal language model")
+
+
+def test_a_source_gives_ir_and_its_weights():
+    progress = SilentProgress()
+    module, weights = open_source(Bigram(), progress=progress).import_(MAX_LENGTH)
+    assert list(ir.functions(module)) == ["forward"]
+    assert set(weights) == set(ir.weights(module))
+    assert {"trace", "import"} <= progress.seconds.keys()
 
 
 def test_stages_are_timed(directory: Path, capsys):

@@ -1,0 +1,54 @@
+"""Models that torch.export traces, or has traced: the importer of modules, directories and GGUF files."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from forerun.frontends.importer import Imported
+from forerun.frontends.torch_export import FORWARD, import_programs
+from forerun.frontends.tracing import TokenLogits, check_program, trace_module
+from forerun.frontends.weights import module_weights, program_weights
+from forerun.ir import verify
+from forerun.progress import Progress
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A module that is traced when it is imported, or a program that has been traced."""
+
+    name: str
+    model: TokenLogits | ExportedProgram
+    progress: Progress = field(repr=False, compare=False)
+    _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
+
+    def import_(self, max_length: int) -> Imported:
+        """Traces and imports the model: see `Importer`. Raises `TraceError` or `UnsupportedOperationError`."""
+        with self.progress.stage("trace"):
+            program = self.trace(max_length)
+        with self.progress.stage("import"):
+            module, weights = import_programs({FORWARD: program})
+            verify(module)
+        return module, weights
+
+    def trace(self, max_length: int) -> ExportedProgram:
+        """Returns the model as `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`; traced once."""
+        if max_length not in self._programs:
+            self._programs[max_length] = self._trace(max_length)
+        return self._programs[max_length]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the names that a traced program gives them, sharing the model's memory.
+
+        Constants that only a trace finds are in `program_weights(self.trace(max_length))`.
+        """
+        if isinstance(self.model, ExportedProgram):
+            return program_weights(self.model)
+        return module_weights(self.model)
+
+    def _trace(self, max_length: int) -> ExportedProgram:
+        if isinstance(self.model, ExportedProgram):
+            check_program(self.model, self.name, max_length)
+            return self.model
+        return trace_module(self.model, self.name, max_length)
