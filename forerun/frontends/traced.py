@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from forerun.frontends.forward import FORWARD
 from forerun.frontends.importer import Imported
-from forerun.frontends.torch_export import FORWARD, import_programs
+from forerun.frontends.torch_export import import_programs
 from forerun.frontends.tracing import TokenLogits, check_program, trace_module
 from forerun.frontends.weights import module_weights, program_weights
 from forerun.ir import verify
