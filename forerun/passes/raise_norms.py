@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from forerun.ir import (
     Builder,
+    Cast,
     LayerNorm,
     Map,
     PatternRewriter,
@@ -51,17 +52,37 @@ def _mean_square_plus_eps(value: SSAValue, x: SSAValue) -> float | None:
     if total is None:
         return None
     for mean, eps in either_order(total):
-        reduction = defined_by(mean, Reduce)
-        if reduction is None or number(eps) is None:
-            continue
-        if reduction.function != "mean" or not reduction.keep:
-            continue
-        if reduction.dims != (tensor_type(x).rank - 1,):
-            continue
-        square = mapped(reduction.x, "mul")
-        if square is not None and all(each is x for each in square.inputs):
+        rounded = defined_by(mean, Cast)
+        square = _averaged(mean if rounded is None else rounded.x)
+        product = None if square is None else mapped(square, "mul")
+        if product is not None and number(eps) is not None and all(_alike(each, x) for each in product.inputs):
             return float(number(eps) or 0.0)
     return None
+
+
+def _averaged(value: SSAValue) -> SSAValue | None:
+    """Returns what a value is the mean of, over the last dimension, which stays; None if it is no such mean."""
+    reduction = defined_by(value, Reduce)
+    if reduction is None or reduction.function != "mean" or not reduction.keep:
+        return None
+    return reduction.x if reduction.dims == (tensor_type(value).rank - 1,) else None
+
+
+def _alike(value: SSAValue, x: SSAValue) -> bool:
+    """Whether a value is x, or what x is, x = y - mean(y), computed from y in a wider dtype."""
+    if value is x:
+        return True
+    wide, narrow = _centred(value), _centred(x)
+    cast = None if wide is None else defined_by(wide, Cast)
+    return cast is not None and cast.x is narrow and tensor_type(value).dtype == "f64"
+
+
+def _centred(value: SSAValue) -> SSAValue | None:
+    """Returns y if the value is y - mean(y) over the last dimension, else None."""
+    difference = mapped(value, "sub")
+    if difference is None or _averaged(difference.inputs[1]) is not difference.inputs[0]:
+        return None
+    return difference.inputs[0]
 
 
 class WeightIntoRMSNorm(RewritePattern):
@@ -88,14 +109,8 @@ class LayerNormFromRMSNorm(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: RMSNorm, rewriter: PatternRewriter) -> None:
-        centred = mapped(op.x, "sub")
-        if centred is None or op.weight is None:
-            return
-        x, subtracted = centred.inputs
-        mean = defined_by(subtracted, Reduce)
-        if mean is None or mean.function != "mean" or not mean.keep or mean.x is not x:
-            return
-        if mean.dims == (tensor_type(x).rank - 1,):
+        x = _centred(op.x)
+        if x is not None and op.weight is not None and x.type == op.x.type:
             replace(rewriter, op, LayerNorm.make(x, op.weight, eps=op.eps))
 
 

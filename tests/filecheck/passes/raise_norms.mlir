@@ -138,3 +138,27 @@ spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %z: !spec.tensor<[1, T, 8],
   spec.return(%y)
 }
 // CHECK: %y = spec.rms_norm(%centred, %w) {eps = 1.0e-05} -> !spec.tensor<[1, T, 8], f32>
+
+// -----
+
+// A variance computed in f64, as decompositions do.
+
+spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %w: !spec.tensor<[8], f32>) {
+  %wide = spec.cast(%x) {dtype = "f64"} -> !spec.tensor<[1, T, 8], f64>
+  %middle = spec.reduce(%wide) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f64>
+  %difference = spec.map(%wide, %middle) {function = "sub"} -> !spec.tensor<[1, T, 8], f64>
+  %square = spec.map(%difference, %difference) {function = "mul"} -> !spec.tensor<[1, T, 8], f64>
+  %exact = spec.reduce(%square) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f64>
+  %var = spec.cast(%exact) {dtype = "f32"} -> !spec.tensor<[1, T, 1], f32>
+  %mean = spec.reduce(%x) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f32>
+  %eps = spec.constant() {value = 1.0e-05, dtype = "f32"} -> !spec.tensor<[], f32>
+  %shifted = spec.map(%var, %eps) {function = "add"} -> !spec.tensor<[1, T, 1], f32>
+  %inverse = spec.map(%shifted) {function = "rsqrt"} -> !spec.tensor<[1, T, 1], f32>
+  %centred = spec.map(%x, %mean) {function = "sub"} -> !spec.tensor<[1, T, 8], f32>
+  %normed = spec.map(%centred, %inverse) {function = "mul"} -> !spec.tensor<[1, T, 8], f32>
+  %y = spec.map(%normed, %w) {function = "mul"} -> !spec.tensor<[1, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %w: !spec.tensor<[8], f32>) {
+// CHECK-NEXT: %y = spec.layer_norm(%x, %w) {eps = 1.0e-05} -> !spec.tensor<[1, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)
