@@ -81,7 +81,7 @@ def unsupported(operation: str, line: SourceLine | None, what: str) -> Unsupport
 
 
 def at(line: SourceLine | None) -> str:
-    """" at file:line", or nothing."""
+    """Where an operation comes from, as the end of a sentence's subject; nothing if that is not known."""
     return "" if line is None else f" at {PurePath(line[0]).name}:{line[1]}"
 
 

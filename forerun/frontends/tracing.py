@@ -100,7 +100,7 @@ def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
 
 
 def _sizes(tensor: Tensor) -> list[int | str]:
-    return [size if isinstance(size, int) else str(size) for size in tensor.shape]
+    return [str(size) if isinstance(size, torch.SymInt) else size for size in tensor.shape]
 
 
 def _table_of(program: ExportedProgram, size: int) -> str:
