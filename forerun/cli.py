@@ -132,7 +132,7 @@ def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="a directory that transformers can load, a GGUF file, or 'demo' for SmolLM2")
+    command.add_argument("model", help="a directory that transformers can load, a GGUF or .mlir file, or 'demo'")
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -35,8 +35,10 @@ def identity(path: Path) -> list[str] | None:
 
 
 def _parts(path: Path) -> Iterable[tuple[str, Path]]:
-    """Yields the file, or all parts of a split one. The tokenizer may come from the configuration beside it."""
+    """Yields the file, or all parts of a split one, and what may be read beside it: the configuration of a tokenizer,
+    and the weights of a module of MLIR."""
     beside = [path.parent / name for name in ("tokenizer_config.json", "config.json")]
+    beside += [path.with_suffix(".safetensors")]
     yield from ((f"beside {each.name}", each) for each in beside if each.is_file())
     found = SPLIT.fullmatch(path.name)
     if found is None:

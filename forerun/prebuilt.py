@@ -35,9 +35,9 @@ ROOM = 8.0
 LIBRARIES = (
     *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
     *("torch", "transformers", "xdsl"),
-    *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
+    *("torch-mlir", "accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
 )
-"""forerun's dependencies, and packages that transformers uses if installed."""
+"""forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
 HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")

@@ -11,6 +11,8 @@ from forerun.errors import CorruptFileError, ForerunError, NotAModelError, Sourc
 from forerun.frontends.quiet import first_sentence
 
 CONFIG = "config.json"
+MLIR = ".mlir"
+"""How the name of a text file of MLIR ends."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tekken.json", "added_tokens.json", "special_tokens_map.json"),
@@ -29,10 +31,13 @@ def existing(path: str | os.PathLike[str]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a NUL in the name, no permission, ...
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
         raise SourceNotFoundError(
-            f"{os.fspath(path)!s} {reason}: give the path of a model directory or of a GGUF file on this machine."
+            f"{os.fspath(path)!s} {reason}: "
+            "give the path of a model directory, a GGUF file or an .mlir file on this machine."
         ) from error
     if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
-        raise NotAModelError(f"{found} is a pipe, a socket or a device: give a model directory or a GGUF file.")
+        raise NotAModelError(
+            f"{found} is a pipe, a socket or a device: give a model directory, a GGUF file or an .mlir file."
+        )
     return found
 
 
@@ -41,13 +46,16 @@ def _reason(error: Exception) -> str:
 
 
 def holds_tokenizer(path: Path) -> bool:
-    """Whether a model directory or a GGUF file holds a tokenizer; True for a file that cannot be read as one.
+    """Whether a model directory or a GGUF file holds a tokenizer, which an .mlir file does not; True for a file that
+    cannot be read as GGUF.
 
     Raises `NotAModelError` or `CorruptFileError` for a directory without a model.
     """
     if path.is_dir():
         check_directory(path)
         return bool(tokenizer_files(path))
+    if path.suffix == MLIR:
+        return False
     from forerun.frontends.gguf_header import read_header
 
     try:
