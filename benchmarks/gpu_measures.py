@@ -19,8 +19,8 @@ from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
 from forerun import ir
 from forerun.build import limits_of, lower
 from forerun.codegen.backends import WEIGHT_DTYPES
-from forerun.codegen.triton.lowering import Lowering
-from forerun.compiler import with_strategy
+from forerun.codegen.planned import PlannedStep, StepLimits
+from forerun.codegen.triton.lowering import emit
 from forerun.execute.triton.build import TUNE, bind
 from forerun.execute.triton.timing import graph_of, kernel_seconds, seconds_of, step_seconds
 from forerun.ir.builder import Builder
@@ -32,6 +32,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import WHOLE, Rows
 from forerun.runtime.generation import Request
 from forerun.runtime.round_size import SameSize
+from forerun.schedules import with_strategy
 
 HEADS, GROUPS, DIM = 32, 8, 128
 """Of the 8B shape's attention."""
@@ -69,7 +70,7 @@ def random_model(settings: dict[str, Any], layers: int, dtype: str, max_length: 
             return torch.ones(shape)
         return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16) * shape[1] ** -0.5
 
-    return bind(Lowering(lowered.module, storage=WEIGHT_DTYPES[dtype], **limits_of(lowered)).program(weight))
+    return bind(emit(PlannedStep(lowered.module, weight, limits_of(lowered), WEIGHT_DTYPES[dtype])))
 
 
 def tree_rows(count: int, committed: int, tables: int, vocabulary: int) -> Rows:
@@ -184,8 +185,8 @@ def attention_step(length: int) -> Any:
     ])  # fmt: skip
     ir.verify(module)
     weights = {"q": torch.randn(64, numbers)}
-    lowering = Lowering(module, storage="bf16", max_rows=32, max_outputs=32, max_path=64, max_length=length)
-    return bind(lowering.program(weights.__getitem__))
+    limits = StepLimits(max_rows=32, max_outputs=32, max_path=64, max_length=length)
+    return bind(emit(PlannedStep(module, weights.__getitem__, limits, "bf16")))
 
 
 def tree_attention(length: int, bandwidth: float) -> tuple[list[Line], dict[str, Any]]:

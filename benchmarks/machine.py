@@ -11,8 +11,8 @@ import torch
 
 from forerun.codegen.tvm.builder import Expr, each, integer, load, local, splat, store
 from forerun.codegen.tvm.target import LANES, Machine
-from forerun.codegen.tvm.untyped import IRBuilder, T
-from forerun.execute.tvm.library import tvm, tvm_ffi
+from forerun.codegen.tvm.untyped import IRBuilder, T, tvm
+from forerun.execute.tvm.library import Module, Tensor
 
 STREAMS = 8
 """Vectors that one turn of the read loop adds up, each to a sum of its own: a power of two."""
@@ -36,8 +36,9 @@ class MemoryRead:
         self._array = torch.ones(size // 4)
         self._sums = torch.zeros(threads * LANES)
         module = tvm.IRModule({"read": _read_function(size // 4, threads)})
-        self._run = tvm.compile(module, target=Machine.host().target)["read"]
-        self._arguments = [tvm_ffi.from_dlpack(tensor) for tensor in (self._array, self._sums)]
+        self._code = Module.of(tvm.compile(module, target=Machine.host().target).mod)
+        self._run = self._code.entry("read")
+        self._arguments = [Tensor(tensor.numpy()) for tensor in (self._array, self._sums)]
         self._run(*self._arguments)
         self.seconds: list[float] = []
 

@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.common import arguments, model_path, print_table, progress, read_prompts
 from forerun.compiler import compile as compile_model
-from forerun.compiler import with_strategy
 from forerun.execute.triton.loop import TritonLoop
 from forerun.execute.triton.loop_calls import Size
 from forerun.execute.triton.memory import InputLayout, State, new_state
@@ -27,6 +26,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Rows
 from forerun.runtime.generation import Request
 from forerun.runtime.round_size import SameSize
+from forerun.schedules import with_strategy
 from forerun.storage import write_atomically
 from forerun.strategies import Fixed, TreeSpec
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forerun import errors
-    from forerun.compiler import compile, with_strategy
+    from forerun.compiler import compile
     from forerun.errors import ForerunError
+    from forerun.loading import load
     from forerun.runtime.drafters.growing import LikeliestAbove, MarginAbove, Shape
     from forerun.runtime.drafters.parts.clasp import Clasp
     from forerun.runtime.drafters.parts.decayed_depth import DecayedDepth
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from forerun.runtime.drafters.parts.uniform import Uniform
     from forerun.runtime.generation import Generation, Stats
     from forerun.runtime.model import CompiledModel
+    from forerun.schedules import with_strategy
     from forerun.strategies import (
         Autoregressive,
         CostAware,
@@ -63,13 +65,15 @@ __all__ = [
     "Uniform",
     "compile",
     "errors",
+    "load",
     "with_strategy",
 ]
 
 _PARTS = "forerun.runtime.drafters.parts"
 _MODULES = {
-    "forerun.compiler": ("compile", "with_strategy"),
+    "forerun.compiler": ("compile",),
     "forerun.errors": ("ForerunError",),
+    "forerun.loading": ("load",),
     "forerun.runtime.drafters.growing": ("LikeliestAbove", "MarginAbove", "Shape"),
     f"{_PARTS}.clasp": ("Clasp",),
     f"{_PARTS}.decayed_depth": ("DecayedDepth",),
@@ -80,6 +84,7 @@ _MODULES = {
     f"{_PARTS}.uniform": ("Uniform",),
     "forerun.runtime.generation": ("Generation", "Stats"),
     "forerun.runtime.model": ("CompiledModel",),
+    "forerun.schedules": ("with_strategy",),
     "forerun.strategies": (
         "Autoregressive",
         "CostAware",

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from forerun import prebuilt
 from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES, named
-from forerun.codegen.planned import PlannedStep, StepLimits
+from forerun.codegen.planned import PlannedStep, StepLimits, StepParts
+from forerun.codegen.program import DraftPart
 from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
 from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
-from forerun.runtime.executable import Executable
+from forerun.runtime.executable import Branch, Executable, Part
 from forerun.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ CANDIDATES = 8
 
 class LengthWarning(UserWarning):
     """A model was compiled for fewer positions than requested."""
+
+
+Drafting = Callable[[Sequence[Branch]], Part | None]
+"""Chooses, from a step's residual branches, the part that drafts."""
+
+
+def no_part(branches: Sequence[Branch]) -> Part | None:
+    """For strategies that draft without the model."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,8 @@ def build(
             found = prebuilt.load(folder, kept)
         if found is not None:
             return found
-    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, BACKENDS[target].cache_in_memory)
+    backend = BACKENDS[target]
+    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, backend.cache_in_memory, backend.fused)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
@@ -110,6 +121,7 @@ def lower(
     draft: Sequence[Pass] = (),
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
+    fused: bool = True,
 ) -> Lowered:
     """The front half of `compile`: imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor a frontend.
@@ -130,7 +142,7 @@ def lower(
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft, fused)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)
@@ -148,13 +160,33 @@ def generate_code(
     return executable
 
 
-def emit(lowered: Lowered, target: str, dtype: str = "float32") -> Any:
-    """Returns the program of a lowered model, which the back end's `bind` takes."""
+def emit(lowered: Lowered, target: str, dtype: str = "float32", drafting: Drafting = no_part) -> Any:
+    """Returns the program of a lowered model, which the back end's `bind` takes.
+
+    drafting    chooses the part of a step without kernels that becomes its `@draft`, or none
+    """
     native = lowered.source.native
     blocks = None if native is None else native.blocks
-    limits = limits_of(lowered)
-    planned = PlannedStep(lowered.module, lowered.weights, limits, WEIGHT_DTYPES[dtype], blocks)
+    parts = None if BACKENDS[target].fused else _parts(lowered.module, drafting)
+    planned = PlannedStep(lowered.module, lowered.weights, limits_of(lowered), WEIGHT_DTYPES[dtype], blocks, parts)
     return named(BACKENDS[target].emit)(planned)
+
+
+def _parts(module: ModuleOp, drafting: Drafting) -> StepParts:
+    """Adds `@draft` to a module without kernels, if there is to be one, and returns the step's branches."""
+    from forerun.passes.base import PassContext
+    from forerun.passes.pipeline import run_pass
+    from forerun.passes.residual import measured
+    from forerun.passes.skip_layers import SkipLayers
+
+    branches, head = measured(module)
+    part = drafting([Branch(*each) for each in branches])
+    if part is None:
+        return StepParts(tuple(branches), head)
+    kept = part.branches(len(branches))
+    left_out = tuple(each for each in range(len(branches)) if each not in kept)
+    run_pass(SkipLayers(left_out), PassContext(), module)
+    return StepParts(tuple(branches), head, DraftPart(part.leave, tuple(sorted(part.skipped))))
 
 
 def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> None:

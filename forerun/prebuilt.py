@@ -34,8 +34,8 @@ ROOM = 8.0
 """The gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
 LIBRARIES = (
     *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
-    *("torch", "transformers", "xdsl"),
-    *("torch-mlir", "accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
+    *("onnx", "torch", "torch-mlir", "transformers", "xdsl"),
+    *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
 )
 """forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")

@@ -146,9 +146,12 @@ class EarlyExit(Checked):
     shape: Shape = instance(Shape, Shape())
     confidence: Confidence = checked(CONFIDENCE, Always())
 
+    @property
+    def method(self) -> PartSpec:
+        return DynamicExit() if self.layer is None else ExitAt(self.layer)
+
     def build(self, target: Target) -> base.Drafter:
-        method = DynamicExit() if self.layer is None else ExitAt(self.layer)
-        return SkipLayers(method, self.shape, self.confidence).build(target)
+        return SkipLayers(self.method, self.shape, self.confidence).build(target)
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,13 @@ def weights(seed: int = 0) -> Mapping[str, torch.Tensor]:
     }
 
 
-def planned(text: str) -> ir.ModuleOp:
-    """The module after the last passes of the pipeline."""
+def planned(text: str, fused: bool = True) -> ir.ModuleOp:
+    """The module after the last passes of the pipeline, those that make kernels included if `fused`."""
     module = ir.parse_ir(text)
     ir.verify(module)
     context = PassContext(weights().__getitem__, LIMITS["max_length"])
     limits = {name: LIMITS[name] for name in ("max_rows", "max_outputs")}
-    run_pipeline(module, [Canonicalize(), FuseKernels(), PlanMemory(**limits)], context)
+    run_pipeline(module, [Canonicalize(), *((FuseKernels(), PlanMemory(**limits)) if fused else ())], context)
     return module
 
 

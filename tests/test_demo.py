@@ -49,7 +49,7 @@ def test_the_demo_says_so(
         return SimpleNamespace(generate=lambda *arguments, **options: text, tokenizer=None)
 
     monkeypatch.setattr(cli, "_compiled", lambda arguments: model(speculative(accepted, 1.2)))
-    monkeypatch.setattr("forerun.compiler.with_strategy", lambda given, strategy: model(PLAIN))
+    monkeypatch.setattr("forerun.schedules.with_strategy", lambda given, strategy: model(PLAIN))
     monkeypatch.setattr(cli, "_encoded", lambda *arguments: [1])
     monkeypatch.setattr(cli, "_streamer", lambda given: None)
     assert cli.main(["demo", "--prompt", "[/b] :x: {0}", *(["--json"] if as_json else [])]) == 0

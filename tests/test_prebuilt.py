@@ -326,7 +326,7 @@ def test_no_unusable_cache_is_an_error(
             assert prebuilt.load(folder, KEPT) is None
             prebuilt.save(folder, built, KEPT)
         assert kept_code.load("key") is None
-        kept_code.save("key", executable._code)
+        kept_code.save("key", executable.code)
         assert any("kept for the next start" in each for each in said(caplog)), place
 
 

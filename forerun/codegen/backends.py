@@ -28,6 +28,17 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Bundled:
+    """How programs of a back end are written to bundles of a format, and read back."""
+
+    format: str
+    write: str  # (folder, `artifacts.written.Exportable`) -> `artifacts.written.Written`; makes the bundle's own files
+    load: str  # (`artifacts.bundle.Bundle`, threads) -> executable; `CorruptFileError` if it is not whole
+    promise: str  # what it promises, in a sentence
+    probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot write such bundles
+
+
+@dataclass(frozen=True)
 class Ahead:
     """What a back end reports about kernels that are compiled on a machine that cannot run them."""
 
@@ -54,8 +65,10 @@ class Backend:
     probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
     texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
+    fused: bool = True  # whether it compiles fused kernels; else the operations of `@step`
     exact: bool = True  # whether a row's bits do not depend on the rows that share its step
     kept: Kept | None = None  # None: compiled anew at every start
+    bundled: Bundled | None = None  # None: cannot be exported
     ahead: Ahead | None = None
 
     def require_usable(self) -> None:
@@ -102,6 +115,12 @@ BACKENDS: dict[str, Backend] = {
                 save="forerun.execute.tvm.artifact:save",
                 load="forerun.execute.tvm.artifact:load",
             ),
+            bundled=Bundled(
+                format="tvm",
+                write="forerun.execute.tvm.bundle:write",
+                load="forerun.execute.tvm.bundle:load",
+                promise="The tokens and the logits of the compiled model, bit for bit, whatever the schedule.",
+            ),
         ),
         Backend(
             name="reference",
@@ -109,6 +128,23 @@ BACKENDS: dict[str, Backend] = {
             emit="forerun.codegen.reference:emit",
             bind="forerun.execute.reference:ReferenceExecutable",
             exact=False,
+        ),
+        Backend(
+            name="onnx",
+            weight_dtypes=("float32", "bfloat16", "native"),
+            emit="forerun.codegen.onnx.lowering:emit",
+            bind="forerun.execute.onnx.executable:bind",
+            probe="forerun.execute.onnx.library:require_onnxruntime",
+            fused=False,
+            exact=False,
+            bundled=Bundled(
+                format="onnx",
+                write="forerun.execute.onnx.bundle:write",
+                load="forerun.execute.onnx.bundle:load",
+                promise="Greedy tokens are those of the compiled model, up to near-ties: ONNX Runtime rounds a row "
+                "differently in steps of different sizes.",
+                probe="forerun.execute.onnx.library:require_onnx",
+            ),
         ),
         Backend(
             name="c",

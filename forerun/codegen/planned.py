@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
+from forerun.codegen.program import DraftPart
 
 if TYPE_CHECKING:
+    import torch
+
     from forerun.ir import ModuleOp
 
 
@@ -22,6 +24,15 @@ class StepLimits(TypedDict):
 
 
 @dataclass(frozen=True)
+class StepParts:
+    """The residual branches of a step without kernels, and the part of it that is the module's `@draft`, if any."""
+
+    branches: tuple[tuple[int, str, int], ...]  # layer, kind and bytes of weights
+    head_bytes: int  # of the weights outside branches
+    draft: DraftPart | None = None
+
+
+@dataclass(frozen=True)
 class PlannedStep:
     """A planned step, from which a program is generated, and the weights that it reads."""
 
@@ -30,3 +41,4 @@ class PlannedStep:
     limits: StepLimits
     storage: str = "f32"  # element type of matrices and of the cache, for back ends that use one for both
     blocks: Mapping[str, torch.Tensor] | None = None  # uint8 [out, in / 32, bytes]: a file's quantized blocks
+    parts: StepParts | None = None  # of a step without kernels

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
+from forerun.records import restored
 from forerun.signature import Signature
 
 NUMBER = 4
@@ -172,6 +171,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class DraftPart:
+    """What of a step's residual branches its `@draft` evaluates: those before `leave`, less the skipped ones."""
+
+    leave: int | None
+    skipped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Weight:
     """A weight in memory."""
 
@@ -277,29 +284,9 @@ class Program:
     @staticmethod
     def read(text: str) -> Program:
         """Reads a program from JSON. Raises KeyError, TypeError or ValueError if the text is not a program."""
-        return _restored(Program, json.loads(text))
+        return restored(Program, json.loads(text))
 
 
 def nests(program: Program) -> dict[str, str]:
     """The loop nest of every distinct kernel, by the name of a file."""
     return {f"{name}.nest": each.nest + "\n" for name, each in program.sources.items()}
-
-
-def _restored(kind: Any, given: Any) -> Any:
-    """Converts a value as JSON gives it to its declared type."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        return kind(**{each.name: _restored(hints[each.name], given[each.name]) for each in fields(kind)})
-    if origin is tuple:
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(_restored(inner[0], each) for each in given)
-        return tuple(_restored(part, each) for part, each in zip(inner, given, strict=True))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {name: _restored(inner[1], each) for name, each in given.items()}
-    if origin is UnionType:
-        if given is None and NoneType in inner:
-            return None
-        classes = [each for each in inner if each is not NoneType]
-        return _restored(classes[0], given) if len(classes) == 1 else given
-    return given

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from forerun.codegen.planned import PlannedStep
+from forerun.codegen.program import NUMBER
 from forerun.codegen.reference_step import ReferenceProgram, State
 from forerun.codegen.regions import block_size
 from forerun.ir import (
@@ -29,9 +31,6 @@ from forerun.ir import (
 from forerun.ir import weights as weights_of
 from forerun.signature import STEP
 
-NUMBER = 4
-"""Bytes of a float32."""
-
 
 class Evaluator:
     """Evaluates a module's entries with its own copy of the weights: the original model may be trained further."""
@@ -41,9 +40,6 @@ class Evaluator:
         stored = [name for name, each in weights_of(module).items() if each.derived is None]
         self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
         self.function = functions(module)[STEP]
-
-    def new_states(self, slots: int, requests: int) -> State:
-        return new_states(self.module, slots, requests)
 
     def entry(self, name: str, inputs: Sequence[torch.Tensor], state: State) -> Sequence[torch.Tensor]:
         return evaluate(self.module, name, inputs, Environment(self.weights, state))
@@ -89,7 +85,7 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
     of_requests = frozenset(name for name, each in declared.items() if each.per == "request")
     return ReferenceProgram(
         entries={name: each.signature for name, each in entries(module).items()},
-        new_states=evaluator.new_states,
+        new_states=partial(new_states, module),
         step=evaluator.step,
         evaluate=evaluator.entry,
         slot_bytes=sum(size for name, size in sizes.items() if name not in of_requests),

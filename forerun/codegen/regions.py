@@ -1,10 +1,9 @@
-"""What every code generator needs from a module: the kernels of its entries, dimension names, and the block size."""
+"""What every code generator needs from a module: the kernels of its entries, and the block size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forerun import dims as dimensions
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.signature import STEP
@@ -53,16 +52,6 @@ def regions(function: ir.Function) -> list[Region]:
             name, marks = operation.mnemonic, (None, None)
         found.append(Region(f"{prefix}{name}_{len(found)}", body, arguments, results, *marks))
     return found
-
-
-def symbols(function: ir.Function) -> list[str]:
-    """Returns the dimension names of a function's arguments."""
-    found: dict[str, None] = {}
-    for argument in function.block.args:
-        for dim in ir.tensor_type(argument).dims:
-            if name := dimensions.symbol(dim):
-                found[name] = None
-    return list(found)
 
 
 def block_size(module: ir.ModuleOp) -> int | None:

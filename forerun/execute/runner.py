@@ -34,6 +34,7 @@ class EntryRunner(ABC, Generic[S]):
     entries: Mapping[str, Signature]
     block: int
     max_length: int
+    enters = True
 
     def new_state(self, blocks: int, requests: int = 1) -> S:
         """Returns a zeroed state with room for `blocks * P` slots and `requests` requests.

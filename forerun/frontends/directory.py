@@ -32,11 +32,11 @@ def existing(path: str | os.PathLike[str]) -> Path:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
         raise SourceNotFoundError(
             f"{os.fspath(path)!s} {reason}: "
-            "give the path of a model directory, a GGUF file or an .mlir file on this machine."
+            f"give the path of a model directory, or of a GGUF, ONNX or .mlir file, on this machine."
         ) from error
     if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
         raise NotAModelError(
-            f"{found} is a pipe, a socket or a device: give a model directory, a GGUF file or an .mlir file."
+            f"{found} is a pipe, a socket or a device: give a model directory, or a GGUF, ONNX or .mlir file."
         )
     return found
 
@@ -46,21 +46,27 @@ def _reason(error: Exception) -> str:
 
 
 def holds_tokenizer(path: Path) -> bool:
-    """Whether a model directory or a GGUF file holds a tokenizer, which an .mlir file does not; True for a file that
-    cannot be read as GGUF.
+    """Whether a model directory, a GGUF file or the folder of an ONNX model holds a tokenizer; an .mlir file has none.
+
+    True for a file that cannot be read as a model, which opening it explains.
 
     Raises `NotAModelError` or `CorruptFileError` for a directory without a model.
     """
+    from forerun.frontends.gguf_header import read_header
+    from forerun.frontends.onnx_place import folder_of, is_onnx, onnx_in
+
+    graph = onnx_in(path) if path.is_dir() else path if is_onnx(path) else None
+    if graph is not None:
+        return bool(tokenizer_files(folder_of(graph)))
     if path.is_dir():
         check_directory(path)
         return bool(tokenizer_files(path))
     if path.suffix == MLIR:
         return False
-    from forerun.frontends.gguf_header import read_header
 
     try:
         return any(name.startswith("tokenizer.ggml.") for name in read_header(path).metadata)
-    except (ForerunError, OSError):  # which opening the model explains
+    except (ForerunError, OSError):
         return True
 
 
@@ -69,7 +75,8 @@ def check_directory(path: Path) -> None:
     config = path / CONFIG
     if not config.is_file():
         ggufs = sorted(path.glob("*.gguf"))
-        remedy = f"pass the file {ggufs[0]}" if ggufs else "give a directory written by save_pretrained, or a GGUF file"
+        other = "give a directory written by save_pretrained, or a GGUF or ONNX file"
+        remedy = f"pass the file {ggufs[0]}" if ggufs else other
         raise NotAModelError(f"{path} holds no config.json: {remedy}.")
     read_json(config)
     weights = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
@@ -101,7 +108,7 @@ def shard_names(path: Path) -> Iterator[str]:
         if not isinstance(table, Mapping) or not all(isinstance(each, str) for each in table.values()):
             raise CorruptFileError(f"{index} has no weight_map of file names: download the model again.")
         for name in dict.fromkeys(table.values()):
-            if _leaves(name):
+            if leaves(name):
                 raise CorruptFileError(
                     f"{index} points at {name!r}, outside its directory, which no model needs: do not trust this "
                     f"model, or put the file next to the index and name it there."
@@ -109,7 +116,7 @@ def shard_names(path: Path) -> Iterator[str]:
             yield name
 
 
-def _leaves(name: str) -> bool:
+def leaves(name: str) -> bool:
     """Whether a name leads out of its directory, under the rules of any system."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     return ".." in parts or PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor) or "\0" in name

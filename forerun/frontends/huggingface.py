@@ -1,7 +1,7 @@
 """transformers models: directories and model objects."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,13 @@ def eos_token_ids(
 ) -> tuple[int, ...]:
     """The tokens that end a text: from the caller's generation config, the model's, its config, or the tokenizer."""
     config = getattr(model, "config", None)
-    for holder in (generation, getattr(model, "generation_config", None), text_config(config), tokenizer):
-        declared = getattr(holder, "eos_token_id", None)
+    holders = (generation, getattr(model, "generation_config", None), text_config(config), tokenizer)
+    return first_ends(getattr(each, "eos_token_id", None) for each in holders)
+
+
+def first_ends(declarations: Iterable[Any]) -> tuple[int, ...]:
+    """The tokens of the first declaration that is an id or a list of them."""
+    for declared in declarations:
         if isinstance(declared, int):
             return (declared,)
         if isinstance(declared, (list, tuple)) and declared:

@@ -18,6 +18,7 @@ from forerun.frontends.gguf import is_gguf, load_gguf
 from forerun.frontends.gguf_native import NativeWeights
 from forerun.frontends.huggingface import (
     eos_token_ids,
+    first_ends,
     load_directory,
     position_limit,
     prefer_attention,
@@ -25,6 +26,9 @@ from forerun.frontends.huggingface import (
 from forerun.frontends.importer import Imported, Importer
 from forerun.frontends.mlir_model import MlirModel, open_file, open_object
 from forerun.frontends.mlir_text import is_module_object
+from forerun.frontends.onnx_file import read_onnx
+from forerun.frontends.onnx_model import OnnxModel, read_beside
+from forerun.frontends.onnx_place import folder_of, is_onnx, onnx_in
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.traced import TracedModel
@@ -59,8 +63,8 @@ def open_source(
     generation_config: Given = "model",
     trust_remote_code: bool = False,
 ) -> Source:
-    """Open a directory, a GGUF file, a transformers model, any module, an ExportedProgram, or a module of the torch
-    dialect.
+    """Open a directory, a GGUF, ONNX or .mlir file, a transformers model, any module, an ExportedProgram or a module of
+    torch-mlir.
 
     With `native`, the source must be a GGUF file, and has its matrices in their own weight dtypes. An object that the
     caller passes is left as it was. `generation_config` is the model's own, the caller's, or None to use none; a field
@@ -83,7 +87,7 @@ def open_source(
     if is_module_object(source):
         return _mlir_source(open_object(source, DTYPES[dtype], progress))
     raise NotAModelError(
-        f"{type(source).__name__} is not a model: give a directory, a GGUF file, an .mlir file, a transformers model, "
+        f"{type(source).__name__} is not a model: give a directory, a GGUF, ONNX or .mlir file, a transformers model, "
         f"an nn.Module, an ExportedProgram or a torch-mlir module."
     )
 
@@ -97,13 +101,17 @@ def _not_quantized(name: str) -> InvalidOptionError:
 def _open_path(
     path: Path, dtype: torch.dtype, progress: Progress, native: bool, generation: Given, trust_remote_code: bool
 ) -> Source:
-    if path.is_file() and path.suffix == MLIR and not native:
-        return _mlir_source(open_file(path, dtype, progress))
-    if path.is_file() and path.suffix != MLIR and not is_gguf(path):
+    graph = onnx_in(path) if path.is_dir() else path if is_onnx(path) else None
+    if graph is not None:
+        return _open_onnx(graph, dtype, progress, native, generation, trust_remote_code)
+    if path.is_file() and path.suffix == MLIR:
+        return _open_mlir(path, dtype, progress, native)
+    if path.is_file() and not is_gguf(path):
         raise NotAModelError(
-            f"{path} is not a GGUF file: give a GGUF file, an {MLIR} file or the directory that holds the model."
+            f"{path} is not a GGUF file, an ONNX model or an {MLIR} file: "
+            f"give one, or the directory that holds the model."
         )
-    if native and (path.is_dir() or path.suffix == MLIR):
+    if native and path.is_dir():
         raise _not_quantized(str(path))
     kept = NativeWeights() if native else None
     with progress.stage("load weights"):
@@ -118,6 +126,24 @@ def _open_path(
     return _source(traced, model, tokenizer, generation, native_weights)
 
 
+def _open_onnx(
+    path: Path, dtype: torch.dtype, progress: Progress, native: bool, generation: Given, trust_remote_code: bool
+) -> Source:
+    if native:
+        raise _not_quantized(str(path))
+    if dtype != torch.float32:
+        raise InvalidOptionError(f"{path} is an ONNX model, which is imported in float32 only: use dtype='float32'.")
+    name = path.resolve().stem
+    with progress.stage("load weights"):
+        file = read_onnx(path)
+        tokenizer, beside = load_tokenizer(folder_of(path), trust_remote_code), read_beside(path)
+    if generation == "model":
+        require_applied(beside.generation, name)
+    own = [getattr(each, "eos_token_id", None) for each in (generation, tokenizer)]
+    ends = first_ends([own[0], *beside.ends, own[1]])
+    return Source(name, OnnxModel(name, file, progress), tokenizer, ends, beside.limit)
+
+
 def _open_module(
     module: nn.Module, dtype: torch.dtype, progress: Progress, generation: Given, trust_remote_code: bool
 ) -> Source:
@@ -130,6 +156,12 @@ def _open_module(
 def _open_program(program: ExportedProgram, dtype: torch.dtype, progress: Progress) -> Source:
     require_dtype("ExportedProgram", program_weights(program), dtype)
     return Source("ExportedProgram", TracedModel("ExportedProgram", program, progress))
+
+
+def _open_mlir(path: Path, dtype: torch.dtype, progress: Progress, native: bool) -> Source:
+    if native:
+        raise _not_quantized(str(path))
+    return _mlir_source(open_file(path, dtype, progress))
 
 
 def _mlir_source(model: MlirModel) -> Source:

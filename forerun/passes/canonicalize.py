@@ -47,7 +47,7 @@ from forerun.ir import (
     torch_dtype,
 )
 from forerun.passes.base import Pass, replace, rewrite
-from forerun.passes.matching import defined_by, is_vector, number, symbols, used_once
+from forerun.passes.matching import defined_by, is_vector, mapped, number, symbols, used_once
 
 NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
 """The right operand that changes nothing; the left one too where the function is commutative."""
@@ -95,9 +95,10 @@ class SimplifyPower(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
         build = Builder.before(op, rewriter)
-        if op.function == "reciprocal" and defined_by(op.inputs[0], Map) is not None:
-            root = defined_by(op.inputs[0], Map)
-            if root is not None and root.function == "sqrt":
+        inverted = op.function == "reciprocal" or (op.function == "div" and number(op.inputs[0]) == 1)
+        if inverted:
+            root = mapped(op.inputs[-1], "sqrt")
+            if root is not None and root.result.type == op.result.type:
                 replace(rewriter, op, build.map("rsqrt", root.inputs[0]))
             return
         if op.function != "pow":

@@ -43,12 +43,20 @@ from forerun.storage import write_atomically
 
 
 def step_pipeline(
-    max_rows: int, max_outputs: int, block: int, candidates: int, storage: str = FULL, draft: Sequence[Pass] = ()
+    max_rows: int,
+    max_outputs: int,
+    block: int,
+    candidates: int,
+    storage: str = FULL,
+    draft: Sequence[Pass] = (),
+    fused: bool = True,
 ) -> list[Pass]:
     """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
 
-    `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them.
+    `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them. Without
+    `fused`, the step is left as operations, for back ends that have no kernels of their own.
     """
+    kernels: list[Pass] = [FuseKernels(), PlanMemory(max_rows=max_rows, max_outputs=max_outputs)]
     return [
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
@@ -67,8 +75,7 @@ def step_pipeline(
         Canonicalize(),  # transposes meet across the new attention
         *draft,  # before kernels hide the graph's structure
         StoreWeights(storage=storage),  # before kernels hide which operation reads a weight
-        FuseKernels(),
-        PlanMemory(max_rows=max_rows, max_outputs=max_outputs),
+        *(kernels if fused else ()),
     ]
 
 

@@ -121,9 +121,7 @@ class RaiseSpelledAttention(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
-        weights, value = op.a, op.b
-        while (inner := _inner_weights(weights)) is not None:
-            weights = inner
+        weights, value = _unwrapped(op.a), op.b
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
@@ -144,26 +142,34 @@ class RaiseSpelledAttention(RewritePattern):
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
 
 
-def _inner_weights(weights: SSAValue) -> SSAValue | None:
-    """Returns what a view, a cast or the guard of a row without a visible key takes, or None.
+def _unwrapped(weights: SSAValue) -> SSAValue:
+    """Returns what views, casts and the guard of a row without a visible key are around, the softmax in the pattern.
 
-    The guard, where(all(scores == -inf), 0, softmax(scores)), is a part of torch's own attention, which decompositions
-    spell out.
+    The guard gives such a row zeros. There is no such row: each is found to see itself when the mask is evaluated.
+    Scores that are not numbers give logits that are not, which is an error when a token is chosen.
     """
-    if isinstance(weights.owner, Cast | Reshape):
-        return weights.owner.x
-    guard = mapped(weights, "where")
-    if guard is None:
-        return None
-    hidden, nothing, kept = guard.inputs
-    softmax, every = defined_by(kept, Softmax), defined_by(hidden, Reduce)
-    if softmax is None or every is None or number(nothing) != 0:
-        return None
-    if every.function != "all" or every.dims != (softmax.dim,):
-        return None
-    equal = mapped(every.x, "eq")
-    alike = equal is not None and equal.inputs[0] is softmax.x and number(equal.inputs[1]) == -math.inf
-    return kept if alike else None
+    while True:
+        if isinstance(weights.owner, Cast | Reshape):
+            weights = weights.owner.x
+        elif (guard := mapped(weights, "where")) is not None and _is_guard(guard):
+            weights = guard.inputs[2]
+        else:
+            return weights
+
+
+def _is_guard(guard: Map) -> bool:
+    """where(w != w, 0, w), which exporters write, or where(all(scores == -inf), 0, softmax(scores)), which torch's own
+    attention is decomposed to."""
+    test, nothing, weights = guard.inputs
+    if number(nothing) != 0:
+        return False
+    if (differs := mapped(test, "ne")) is not None:
+        return all(each is weights for each in differs.inputs)
+    softmax, every = defined_by(weights, Softmax), defined_by(test, Reduce)
+    if softmax is None or every is None or every.function != "all" or every.dims != (softmax.dim,):
+        return False
+    hidden = mapped(every.x, "eq")
+    return hidden is not None and hidden.inputs[0] is softmax.x and number(hidden.inputs[1]) == -math.inf
 
 
 def _three(value: SSAValue) -> tuple[Dim, ...]:
@@ -203,31 +209,39 @@ def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
             total = value if total is None else build.map("add", total, build.cast(value, tensor_type(total).dtype))
     if total is None or visible is None:
         return visible if total is None else total
-    return build.map("where", visible, total, build.constant(float("-inf"), tensor_type(total).dtype))
+    return build.map("where", visible, total, build.constant(-math.inf, tensor_type(total).dtype))
 
 
 class ScaleIntoAttention(RewritePattern):
-    """A number that multiplies the queries or the keys is part of the scale."""
+    """A number that multiplies the queries or the keys, also in front of views, is part of the scale."""
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
         build = Builder.before(op, rewriter)
         for place, value in enumerate((op.query, op.key)):
-            views, scaled = list[Reshape | Transpose](), value
-            while isinstance(view := scaled.owner, Reshape | Transpose):
-                views.append(view)
-                scaled = view.x
-            product = mapped(scaled, "mul")
-            for x, factor in () if product is None else either_order(product):
-                scale = number(factor)
-                if scale is None or x.type != scaled.type:
-                    continue
-                for view in reversed(views):
-                    x = build.emit(view.remade([x])).results[0]
-                operands = [*op.operands]
-                operands[place] = x
-                replace(rewriter, op, op.remade(operands, scale=op.scale * scale))
-                return
+            found = _factor(value)
+            if found is None:
+                continue
+            plain, factor, views = found
+            for view in reversed(views):
+                plain = build.emit(view.remade([plain])).results[0]
+            operands = [*op.operands]
+            operands[place] = plain
+            replace(rewriter, op, op.remade(operands, scale=op.scale * factor))
+            return
+
+
+def _factor(value: SSAValue) -> tuple[SSAValue, float, list[Reshape | Transpose]] | None:
+    """What is multiplied by a number, the number, and the views between the product and the value, the last first."""
+    views = list[Reshape | Transpose]()
+    while isinstance(view := value.owner, Reshape | Transpose):
+        views.append(view)
+        value = view.x
+    product = mapped(value, "mul")
+    for plain, factor in () if product is None else either_order(product):
+        if (scale := number(factor)) is not None and plain.type == value.type:
+            return plain, float(scale), views
+    return None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ between two of them is a branch: it can be left out, and then v[i + 1] is v[i].
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -33,6 +34,8 @@ from forerun.ir import (
 )
 from forerun.passes.flow import FLOWS, Flow
 
+NUMBER = 4
+"""Bytes of a number."""
 Node = Operation | Block
 Graph = dict[Node, list[Node]]
 """What depends on the tokens, each with what it depends on directly."""
@@ -79,6 +82,21 @@ def summary(module: ModuleOp) -> list[Summary]:
         numbers = sum(prod(map(int, tensor_type(each.weight).dims)) for each in linears)
         found.append(Summary(layer, kind, len(kernels), len(linears), numbers))
     return found
+
+
+def measured(module: ModuleOp) -> tuple[list[tuple[int, str, int]], int]:
+    """The branches of a `@step` without kernels: layer, kind and the bytes of the weights that its linears read, in
+    float32; and the bytes that linears outside branches read."""
+    step = functions(module)["step"]
+    branches = residual(step).branches
+
+    def read(operations: Iterable[SpecOperation]) -> int:
+        weights = {each.weight for each in operations if isinstance(each, Linear)}
+        return sum(prod(map(int, tensor_type(each).dims)) for each in weights) * NUMBER
+
+    inside = {each for branch in branches for each in branch.operations}
+    found = [(each.layer, each.kind, read(each.operations)) for each in branches]
+    return found, read(each for each in step.body if each not in inside)
 
 
 def residual(step: Function) -> Residual:

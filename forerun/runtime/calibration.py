@@ -17,6 +17,10 @@ from forerun.runtime.rows import tree_rows, tree_slots
 from forerun.runtime.tree import Float64, Tree
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+FEW = (1, 8, 32)
+"""The sizes that `rescaled` measures."""
+ALIKE = 1.5
+"""A model whose sizes take other times than before has another cost model if the ratios differ by more than this."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,18 @@ def calibrate(
             if progress:
                 progress(min(1.0, max(len(times[0]) / 25, (time.perf_counter() - began) / seconds)))
     return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
+
+
+def rescaled(known: CostModel, engine: Engine) -> CostModel | None:
+    """Returns a cost model of an earlier run scaled to the times of a few steps here, in a fraction of a second.
+
+    None if small and large steps have not become slower or faster alike: then all sizes must be measured.
+    """
+    few = calibrate(engine, context=16, seconds=0.0, sizes=FEW)
+    ratios = [here / known.seconds(rows) for rows, here in zip(few.rows, few.measured, strict=True)]
+    if max(ratios) > ALIKE * min(ratios):
+        return None
+    return CostModel(known.rows, tuple(median(ratios) * each for each in known.measured))
 
 
 @contextmanager

@@ -154,6 +154,7 @@ class Executable(Protocol):
     head_bytes: int  # of the weights that turn the stream into logits
     width: int  # D, the features of the stream; 0 if there is none
     draws: bool  # whether a step can sample tokens
+    enters: bool  # whether a part of it may begin after branch 0
 
     def new_state(self, blocks: int, requests: int = 1) -> Any:
         """Returns a state with room for `blocks * P` slots and the constants of `requests` requests."""

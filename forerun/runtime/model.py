@@ -1,10 +1,12 @@
 """The compiled model: what `forerun.compile` returns."""
 
 import os
+import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Unpack
 
 import numpy as np
@@ -38,6 +40,20 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
+class Export(Protocol):
+    """Writes a compiled model to a bundle (`CompiledModel.export`)."""
+
+    def __call__(
+        self,
+        model: "CompiledModel",
+        folder: str | os.PathLike[str],
+        format: str = ...,
+        force: bool = ...,
+        mcpu: str | None = ...,
+        mtriple: str | None = ...,
+    ) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a model was compiled from, and how."""
@@ -69,6 +85,7 @@ class CompiledModel:
         on_device: OnDevice | None = None,
         strategy: object = None,
         origin: Origin | None = None,
+        exporter: Export | None = None,
     ) -> None:
         """Without a drafter, decoding is plain. `eos_token_ids` end a text unless `generate` is given others.
 
@@ -87,6 +104,7 @@ class CompiledModel:
         self.on_device = on_device
         self.strategy = strategy
         self.origin = origin
+        self.exporter = exporter
 
     @property
     def max_length(self) -> int:
@@ -162,6 +180,30 @@ class CompiledModel:
             scores = np.stack([asked.scores(row, number) for number, row in enumerate(kept)])
         return Generation(tokens, kept, text, meter.stats(), request.prompt, scores)
 
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        format: str = "onnx",
+        force: bool = False,
+        mcpu: str | None = None,
+        mtriple: str | None = None,
+    ) -> Path:
+        """Writes the model as a bundle, which `forerun.load` runs without the compiler; returns its folder.
+
+        folder      a path that does not exist, or an empty folder; with `force`, any folder, which is replaced as a
+                    whole
+        format      "onnx", for ONNX Runtime in any language; "tvm", a library for this processor or for `mcpu`
+        mcpu, mtriple   another processor and system than this machine's, by LLVM's names ("tvm" alone)
+
+        Raises `InvalidOptionError`; the folder is then as it was before.
+        """
+        if self.exporter is None:
+            raise InvalidOptionError(
+                "this model was not compiled here, so it cannot be exported: compile its source with forerun.compile "
+                "and export that, or copy the bundle's folder"
+            )
+        return self.exporter(self, folder, format, force, mcpu, mtriple)
+
     def steps(self, request: Request) -> Generator[Step]:
         """Iterates over the loop's steps, in one thread. Close the iterator to free the cache before the text's end.
 
@@ -227,6 +269,9 @@ class _Meter:
 
 
 def _tensor(token_ids: Any) -> Any:
-    import torch  # streamers written for transformers expect its tensors; nothing else here needs it
+    """Streamers written for transformers expect torch's tensors; where torch is not in use, an array will do."""
+    if "torch" not in sys.modules:
+        return np.array(token_ids, np.int64)
+    import torch
 
     return torch.tensor(token_ids, dtype=torch.int64)

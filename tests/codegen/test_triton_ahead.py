@@ -10,15 +10,16 @@ import os
 import pytest
 
 from benchmarks.shapes import LLAMA_8B, SMOLLM2, shaped_llama
-from forerun.build import lower
+from forerun.build import limits_of, lower
 from forerun.cli import main
 from forerun.codegen.backends import WEIGHT_DTYPES
-from forerun.codegen.triton.lowering import Lowering
+from forerun.codegen.triton.lowering import emit
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton import compilation
 from forerun.execute.triton.compilation import compile_loop, compile_step
 from forerun.execute.triton.sources import overridden
 from forerun.progress import SilentProgress
+from tests.compiled import planned_step
 from tests.models import FAMILIES
 
 WEIGHTS = ("products", "head", "choice")
@@ -34,7 +35,7 @@ MODELS = {
 def step_of(name: str, length: int = 4096):
     settings, dtype = MODELS[name]
     lowered = lower(shaped_llama(settings), dtype, length, progress=SilentProgress())
-    return Lowering(lowered.module, storage=WEIGHT_DTYPES[dtype], max_length=length).step
+    return emit(planned_step(lowered.module, storage=WEIGHT_DTYPES[dtype], **limits_of(lowered))).program
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -12,7 +12,7 @@ import forerun
 from forerun import ir
 from forerun.cli import main
 from forerun.codegen.program import Config
-from forerun.codegen.triton.lowering import Lowering
+from forerun.codegen.triton.lowering import emit
 from forerun.compile_options import resolve_target
 from forerun.errors import DeviceError, DeviceMemoryError, UnsupportedOperationError
 from forerun.execute.triton import build, gpu, tuning
@@ -22,7 +22,8 @@ from forerun.runtime.certify import certify
 from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, sample_token
-from tests.compiled import triton_step
+from tests.compiled import planned_step, triton_step
+from tests.ir.build import no_weights
 from tests.models import FAMILIES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch finds none")
@@ -59,13 +60,9 @@ def test_auto_is_the_gpu_where_one_is_usable(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_target("auto", "native") == "cpu"
 
 
-def no_weights(name: str) -> torch.Tensor:
-    raise AssertionError(f"{name} was read")
-
-
 def test_too_little_memory_says_how_much_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = decoder(layers=1)
-    program = Lowering(module, **LIMITS).program(no_weights)
+    program = emit(planned_step(module, **LIMITS))
     needed = gpu.needed_bytes(program)
     assert needed["weights"] == sum(4 * prod(each.type.dims) for each in ir.weights(module).values())
     state, kept = 4 * 2 * (2 * 16) * 16 * gpu.cache_blocks(program.program), sum(needed.values())
@@ -99,7 +96,7 @@ def test_buckets_hold_their_rows_and_stay_within_what_was_planned() -> None:
 def test_choices_are_kept_whole_and_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path))
     module, _ = decoder(layers=1)
-    sources = Lowering(module, **LIMITS).step.sources
+    sources = emit(planned_step(module, **LIMITS)).program.sources
     name, source = next((name, each) for name, each in sources.items() if each.kind == "products")
     chosen = {tuning.choice_key(source, 7, 1): Config(128, 16, 8, 5)}
     tuning.write_choices("NVIDIA H200", chosen)
@@ -123,7 +120,7 @@ def test_choices_are_kept_whole_and_found_again(tmp_path, monkeypatch: pytest.Mo
 
 def test_kernels_load_without_a_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = decoder(layers=1)
-    source = next(iter(Lowering(module, **LIMITS).step.sources.values()))
+    source = next(iter(emit(planned_step(module, **LIMITS)).program.sources.values()))
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", "~nobody-of-this-name", tmp_path / "cache"):
         monkeypatch.setenv("FORERUN_CACHE_DIR", str(place))

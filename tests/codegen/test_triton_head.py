@@ -10,13 +10,14 @@ from triton_steps import LIMITS, interpreted, poisoned_state
 
 from forerun import ir
 from forerun.codegen.program import Config, Source
-from forerun.codegen.triton.functions import used_functions
-from forerun.codegen.triton.lowering import Lowering
+from forerun.codegen.triton.assembly import used_functions
+from forerun.codegen.triton.lowering import emit
 from forerun.execute.triton import interpreter
 from forerun.execute.triton.configs import candidates, first_config
 from forerun.execute.triton.sources import load
 from forerun.runtime.executable import WHOLE, Draw
 from forerun.runtime.sampling import SamplingSettings, random_row, sample_token
+from tests.compiled import planned_step
 
 LARGEST = 2**64 - 1
 DRAWS = [Draw(7, 0, 1.0), Draw(LARGEST, 3, 0.3), Draw(2**63 + 5, LARGEST, 4.0), Draw(0, 2**32, 1e-3), Draw(11, 1, 50.0)]
@@ -159,7 +160,7 @@ def test_no_division_changes_what_is_chosen(rows: int) -> None:
 
 def test_a_head_has_room_for_every_division() -> None:
     module, _ = decoder(layers=1)
-    step = Lowering(module, **LIMITS).step
+    step = emit(planned_step(module, **LIMITS)).program
     heads = [each for kernel in step.kernels for each in kernel.launches if each.grid.kind == "head"]
     assert len(heads) == 1
     for rows in (1, 16, 17, 64):

@@ -72,7 +72,7 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
         np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-4)
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
-        executable._arena.fill_(math.nan)
+        executable._arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable.memory.view(value), result[:count]), count
@@ -100,7 +100,7 @@ def test_a_decoder_with_stored_weights_is_certified_and_agrees_with_the_interpre
     stored(module, "bf16", *names)
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     full = tvm_step(decoder()[0], weights.__getitem__, max_rows=64, max_length=256)
-    assert executable.weights.numel() < 0.6 * full.weights.numel()
+    assert executable.weights.size < 0.6 * full.weights.size
     report = certify(executable, cases=10, seed=1)
     assert report.exact, str(report)
     rows = prompt_rows(np.arange(20) * 7, 0, list(range(8)))

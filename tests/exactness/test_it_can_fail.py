@@ -11,10 +11,11 @@ import pytest
 from forerun.build import lower
 from forerun.codegen.tvm import linear
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store
-from forerun.codegen.tvm.lowering import Lowering
-from forerun.codegen.tvm.templates import TEMPLATES
+from forerun.codegen.tvm.lowering import TEMPLATES, Lowering
+from forerun.codegen.tvm.untyped import T
 from forerun.execute.tvm.executable import bind
 from forerun.runtime.certify import certify
+from tests.compiled import planned_step
 from tests.models import FAMILIES
 
 
@@ -24,7 +25,7 @@ def split_sums(self: Any, form: Any, weight: Any, rows: Sequence[Any]) -> list[l
     sums = [[[local(linear.LANES) for _ in range(chains)] for _ in range(linear.VECTORS)] for _ in rows]
     for chain in (chain for row in sums for vector in row for chain in vector):
         store(chain, splat(0.0), 0)
-    with self.code.frame.serial(0, self.features // chains) as step:
+    with T.serial(0, self.features // chains) as step:
         for part in range(chains):
             feature = step * integer(chains) + integer(part)
             for vector in range(linear.VECTORS):
@@ -67,8 +68,8 @@ def lowered() -> Any:
 def test_a_planted_row_dependent_reduction_is_found_and_named(lowered: Any, product: int) -> None:
     planted = Planted(product)
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 128}
-    lowering = Lowering(lowered.module, templates=planted.templates, **limits)
-    executable = bind(lowering.program(lowered.weights))
+    lowering = Lowering(planned_step(lowered.module, lowered.weights, **limits), planted.templates)
+    executable = bind(lowering.program())
     phases, place = planted.phases, planted.place
     names = [name.split("_products")[0] for name in lowering.kernel_functions()]
     assert len(names) == phases

@@ -54,7 +54,7 @@ class Trial:
         state = self.engine.state
         if isinstance(state, dict):
             return np.concatenate([each.numpy().ravel() for pair in state.values() for each in pair])
-        return state.numbers.numpy().copy()
+        return state.numbers.copy()
 
 
 def same_bits(one: StepResult, other: StepResult) -> bool:

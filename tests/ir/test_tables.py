@@ -15,9 +15,8 @@ from xdsl.traits import MemoryReadEffect, MemoryWriteEffect, Pure  # noqa: TID25
 from forerun import ir
 from forerun.codegen.c.lowering import emit as emit_c
 from forerun.codegen.loops.integers import Ranges
-from forerun.codegen.planned import PlannedStep, StepLimits
-from forerun.codegen.triton.lowering import Lowering as TritonLowering
-from forerun.codegen.tvm.lowering import Lowering as TvmLowering
+from forerun.codegen.triton.lowering import emit as emit_triton
+from forerun.codegen.tvm.lowering import emit as emit_tvm
 from forerun.errors import UnsupportedOperationError
 from forerun.ir.operation import SpecOperation, Types, ValueOperation, operation
 from forerun.ir.properties import INTEGER, parameter
@@ -33,6 +32,7 @@ from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import analyse
 from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import StoreWeights
+from tests.compiled import planned_step
 from tests.ir.build import function, no_weights, tensor
 
 STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.State, ir.Return, ir.Yield}
@@ -275,8 +275,6 @@ def evaluated() -> None:
     ir.evaluate(forward(), "forward", [torch.arange(5)[None]], ir.Environment(no_weights))
 
 
-LIMITS = StepLimits(max_rows=16, max_outputs=16, max_path=16, max_length=64)
-
 REFUSALS: dict[str, Callable[[], object]] = {
     "sequence-axis": lambda: analyse(ir.functions(forward())["forward"]),
     "masks": pairs,
@@ -288,9 +286,9 @@ REFUSALS: dict[str, Callable[[], object]] = {
     "fuse-kernels": lambda: run(FuseKernels(), step()),
     "the interpreter": evaluated,
     "integer ranges": lambda: Ranges().check(lone()),
-    "tvm": lambda: TvmLowering(kernel()),
-    "triton": lambda: TritonLowering(kernel()),
-    "c": lambda: emit_c(PlannedStep(kernel(), no_weights, LIMITS)),
+    "tvm": lambda: emit_tvm(planned_step(kernel())),
+    "triton": lambda: emit_triton(planned_step(kernel())),
+    "c": lambda: emit_c(planned_step(kernel())),
 }
 
 

@@ -46,6 +46,7 @@ class Oracle:
     copies: int = 0
     branches: tuple[Branch, ...] = ()
     head_bytes: int = 0
+    enters: bool = True
     width: int = 0
     draws: bool = False
     entries: dict[str, Signature] = field(default_factory=dict)

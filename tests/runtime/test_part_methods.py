@@ -104,7 +104,7 @@ def test_layers_of_a_model_with_parallel_residuals() -> None:
 
 def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context, slots: StepSlots) -> None:
     """The head after all branches chooses what plain decoding chose; the cache stays as it was."""
-    before = engine.state.numbers.clone()
+    before = engine.state.numbers.copy()
     replayed = Replay(engine, 6).begin(context, slots)
     assert replayed is not None
     assert replayed.expected.tolist() == TOKENS[-6:]
@@ -121,7 +121,7 @@ def test_replayed_tokens_say_what_they_said(engine: Engine, context: Context, sl
     record = state_places(engine.executable.step).record  # pyright: ignore
     for block in {int(slot) // engine.executable.block for slot in kept}:
         where = slice(block * record, (block + 1) * record)
-        assert engine.state.numbers[where].equal(before[where])
+        assert np.array_equal(engine.state.numbers[where], before[where])
 
 
 def test_clasp_finds_the_nearest_state_of_all(engine: Engine, context: Context, slots: StepSlots) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,19 @@ from forerun.codegen.c.nests import emit as emit_nest
 from forerun.codegen.c.program import CProgram
 from forerun.codegen.c.text import POINTERS, PRELUDE, Text, formula_sources
 from forerun.codegen.loops.integers import as_int32
-from forerun.codegen.loops.lowering import Emitted, Emitter, Limits, Lowering
+from forerun.codegen.loops.lowering import Emitted, Emitter, Lowering
 from forerun.codegen.loops.nest import Nest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.planned import PlannedStep
-from forerun.codegen.program import BYTES, Entry, Operand, Program, Weight, nests
-from forerun.errors import InvalidOptionError
+from forerun.codegen.program import Entry, Operand, Program, nests
 
 
 class CEmitter(Emitter):
     """Emits plain loops: every value that a kernel passes on lies in memory."""
 
     traits = Traits("c")
+    storages = ("bf16",)
     alignment = 1
 
     def __init__(self) -> None:
@@ -35,13 +34,6 @@ class CEmitter(Emitter):
 
     def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
         return state_layout(state, block, "f32")
-
-    def weight(self, weight: ir.Weight) -> Weight:
-        element = weight.storage or ("i32" if weight.dtype in ir.INTEGER_DTYPES else "f32")
-        if element not in POINTERS:
-            raise InvalidOptionError(f"the c target has no kernels for weights stored as {element}; use dtype float32.")
-        shape = tuple(int(dim) for dim in weight.type.dims)
-        return Weight(shape, element, prod(shape) * BYTES[element])
 
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         text = Text(sizes)
@@ -97,7 +89,7 @@ def _address(program: Program, entry: Entry, operand: Operand) -> str:
 def emit(planned: PlannedStep) -> CProgram:
     """Generates the program of a planned `@step`."""
     emitter = CEmitter()
-    program = Lowering(planned.module, lambda block: emitter, Limits(**planned.limits)).program
+    program = Lowering(planned, lambda block: emitter).program
     return CProgram(program, file_text(program, emitter.formulas), lambda: _packed(program, planned.weights))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from forerun.codegen.c.text import Text
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Expr, Load, Reduce, apply, loads
-from forerun.codegen.loops.index import Computed, Index, Lane, size_of, volume
+from forerun.codegen.loops.index import Index, Lane, size_of, volume
 from forerun.codegen.loops.nest import (
     AttentionNest,
     Axis,
@@ -75,15 +75,14 @@ def _products(text: Text, nest: ProductNest) -> None:
     assert nest.norm is None
     with text.loop(nest.row, text.index(volume(nest.rows))):
         for segment in nest.segments:
-            column = replace(nest.column, size=segment.columns)
-            with text.loop(column, str(segment.columns)):
+            with text.loop(segment.column, str(segment.columns)):
                 sums = [text.fresh("sum") for _ in segment.matrices]
                 for name in sums:
                     text.line(f"float {name} = 0.0f;")
                 with text.loop(nest.feature, str(nest.features)):
                     x = text.render(nest.x)
                     for name, matrix in zip(sums, segment.matrices, strict=True):
-                        at = (Index.of(column), Index.of(nest.feature))
+                        at = (Index.of(segment.column), Index.of(nest.feature))
                         weight = text.render(Load(replace(matrix.weight, dtype="f32"), at))
                         text.line(f"{name} = fmaf({x}, {weight}, {name});")
                 for name, matrix in zip(sums, segment.matrices, strict=True):
@@ -109,10 +108,10 @@ def _attention(text: Text, nest: AttentionNest) -> None:
         slots = text.fresh("slots")
         text.line(f"int32_t {slots}[{position} + 1];")
         with text.loop(at, f"{position} + 1", first) as here:
-            sequence = Index.of(Lane("sequence", None, Computed(history.sequence)))
+            sequence = Index.computed(history.sequence)
             block, lane = Index.of(at).divided(history.block)
             home = text.element(history.tables, (sequence, block))
-            step = Index.of(at).minus(Index.of(Lane("base", None, Computed(history.base))))
+            step = Index.of(at).minus(Index.computed(history.base))
             path = text.element(history.paths, (Index.of(history.row), step))
             text.line(f"{slots}[{here}] = {here} < {base} ? {home} * {history.block} + {text.index(lane)} : {path};")
         with text.loop(nest.head, str(nest.heads)):

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from forerun.codegen.loops.buffer import Buffer, Kind
 from forerun.codegen.loops.decompose import ARITHMETIC, BITS, COMPARED, FORMULAS
 from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
 from forerun.codegen.loops.nest import invariants
 from forerun.errors import UnsupportedOperationError
 
 TYPES: dict[Kind, str] = {"number": "float", "integer": "int32_t", "truth": "int"}
+COMBINED = {"quotient": "(({}) / ({}))", "remainder": "(({}) % ({}))", "product": "({}) * ({})"}
 POINTERS = {"f32": "float", "i32": "int32_t", "bf16": "uint16_t"}
 
 
@@ -157,12 +158,8 @@ class Text:
 
     def lane(self, lane: Lane) -> str:
         match lane.made:
-            case Quotient(index, divisor):
-                return f"(({self.index(index)}) / ({self.index(divisor)}))"
-            case Remainder(index, divisor):
-                return f"(({self.index(index)}) % ({self.index(divisor)}))"
-            case Product(index, size):
-                return f"({self.index(index)}) * ({self.index(size)})"
+            case Combined(function, index, other):
+                return COMBINED[function].format(self.index(index), self.index(other))
             case Computed(expr):
                 return f"(int64_t){self.render(expr)}"
             case NamedSize():

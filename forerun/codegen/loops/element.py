@@ -28,14 +28,10 @@ from forerun.codegen.loops.expr import (
     number,
     where,
 )
-from forerun.codegen.loops.index import Computed, Index, Lane, reshaped, size_of
+from forerun.codegen.loops.index import Index, reshaped, size_of
 from forerun.codegen.regions import ROWS
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
-
-
-def _constant(context: Elements, operation: ir.Constant, index: list[Index]) -> Expr:
-    return constant(operation.value, kind_of(operation.dtype))
 
 
 def _map(context: Elements, operation: ir.Map, index: list[Index]) -> Expr:
@@ -65,14 +61,6 @@ def _slice(context: Elements, operation: ir.Slice, index: list[Index]) -> Expr:
     return context.element(operation.x, index)
 
 
-def _broadcast(context: Elements, operation: ir.Broadcast, index: list[Index]) -> Expr:
-    return context.operand(operation.x, index)
-
-
-def _iota(context: Elements, operation: ir.Iota, index: list[Index]) -> Expr:
-    return count(index[0])
-
-
 def _gather(context: Elements, operation: ir.Gather, index: list[Index]) -> Expr:
     table, indices = operation.table, operation.indices
     lead = len(ir.broadcast_dims([ir.tensor_type(each).dims for each in indices]))
@@ -97,8 +85,7 @@ def _concat(context: Elements, operation: ir.Concat, index: list[Index]) -> Expr
         if isinstance(size, int) and own.inside(size):
             return context.element(operand, [*index[:dim], own, *index[dim + 1 :]])
         bounded = apply("min", apply("max", count(own), 0), count(size_of(size)) - 1)
-        held = Index.of(Lane("at", size if isinstance(size, int) else None, Computed(bounded)))
-        part = context.element(operand, [*index[:dim], held, *index[dim + 1 :]])
+        part = context.element(operand, [*index[:dim], Index.computed(bounded, size), *index[dim + 1 :]])
         result = part if result is None else where(count(at) < count(start), result, part)
         start = start.plus(size_of(size))
     assert result is not None
@@ -307,9 +294,7 @@ def is_product(buffers: Mapping[ir.SSAValue, Buffer], operation: ir.SpecOperatio
 
 def _state_read(context: Elements, operation: ir.StateRead, index: list[Index]) -> Expr:
     """A number of a request's record."""
-    slot = context.element(operation.slots, index[:1])
-    layout = context.states[operation.symbol]
-    return Load(layout.buffer, tuple(layout.index(Index.of(Lane("slot", None, Computed(slot))), index[1:])))
+    return Load(*context.record(operation.symbol, operation.slots, index))
 
 
 def _in_memory(context: Elements, operation: ir.SpecOperation, index: list[Index]) -> Expr:
@@ -319,14 +304,14 @@ def _in_memory(context: Elements, operation: ir.SpecOperation, index: list[Index
 ELEMENTS: ir.OperationTable[Rule] = ir.OperationTable(
     "elements",
     {
-        ir.Constant: _constant,
+        ir.Constant: lambda context, operation, index: constant(operation.value, kind_of(operation.dtype)),
         ir.Map: _map,
         ir.Cast: _cast,
         ir.Reshape: _reshape,
         ir.Transpose: _transpose,
         ir.Slice: _slice,
-        ir.Broadcast: _broadcast,
-        ir.Iota: _iota,
+        ir.Broadcast: lambda context, operation, index: context.operand(operation.x, index),
+        ir.Iota: lambda context, operation, index: count(index[0]),
         ir.Gather: _gather,
         ir.TakeAlong: _take_along,
         ir.Concat: _concat,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Expr, Load, Partial, Reduce, apply, count
-from forerun.codegen.loops.index import Computed, Index, Lane, size_of
+from forerun.codegen.loops.index import Index, Lane, size_of
 from forerun.codegen.loops.states import StateLayout
 
 Element = Callable[[Sequence[Index]], Expr]
@@ -79,7 +79,13 @@ class Elements:
         at = self.operand(value, index)
         if not (value in self.buffers and self.buffers[value].space == "input"):
             at = apply("within", at, count(size_of(size)))
-        return Index.of(Lane("at", size if isinstance(size, int) else None, Computed(at)))
+        return Index.computed(at, size)
+
+    def record(self, symbol: str, slots: ir.SSAValue, index: Sequence[Index]) -> tuple[Buffer, tuple[Index, ...]]:
+        """Returns where a number of a state lies; its index begins with the place of its row's slot in `slots`."""
+        layout = self.states[symbol]
+        slot = Index.computed(self.element(slots, index[:1]))
+        return layout.buffer, tuple(layout.index(slot, index[1:]))
 
     def lane(self, value: ir.SSAValue, label: str, size: ir.Dim) -> Lane:
         """Returns a lane of a reduction that is part of a value; the same one on every call."""

@@ -13,25 +13,35 @@ int32; every operation rounds separately, and `fma` rounds once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 from weakref import WeakValueDictionary
 
 from forerun.codegen.loops.buffer import Buffer, Kind
-from forerun.codegen.loops.index import Computed, Index, Lane, Product, Quotient, Remainder, Substitution
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, Substitution
 
 Order = Literal["lanes", "serial", "prefix"]
 """`lanes`: partial results side by side, merged as a fixed tree; `serial`: one chain; `prefix`: one chain, every
 partial result of which is an element."""
 
+Operator = Callable[["Expr", "Expr | float"], "Expr"]
+
+
+def _operator(function: str, reflected: bool = False) -> Operator:
+    """Applies a function to an expression and another operand, which is the left one if `reflected`."""
+    return lambda own, other: apply(function, other, own) if reflected else apply(function, own, other)
+
+
 _KNOWN: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
-@dataclass(frozen=True, eq=False)
 class Expr:
     """A scalar: a number (float32), an integer (int32) or a boolean. Equal expressions are one object."""
+
+    of: Kind
+    """The kind, where it does not follow from the parts."""
 
     def __new__(cls, *given: Any) -> Self:
         key = (cls, *given) if given[-1:] != (None,) else (cls, *given[:-1])
@@ -40,7 +50,7 @@ class Expr:
 
     @property
     def kind(self) -> Kind:
-        raise NotImplementedError
+        return self.of
 
     @property
     def parts(self) -> tuple[Expr, ...]:
@@ -72,35 +82,16 @@ class Expr:
 
     # Operators make formulas readable: 1.0 / (1.0 + exp(-x)).
 
-    def __add__(self, other: Expr | float) -> Expr:
-        return apply("add", self, other)
-
-    def __radd__(self, other: float) -> Expr:
-        return apply("add", other, self)
-
-    def __sub__(self, other: Expr | float) -> Expr:
-        return apply("sub", self, other)
-
-    def __rsub__(self, other: float) -> Expr:
-        return apply("sub", other, self)
-
-    def __mul__(self, other: Expr | float) -> Expr:
-        return apply("mul", self, other)
-
-    def __rmul__(self, other: float) -> Expr:
-        return apply("mul", other, self)
-
-    def __truediv__(self, other: Expr | float) -> Expr:
-        return apply("div", self, other)
-
-    def __rtruediv__(self, other: float) -> Expr:
-        return apply("div", other, self)
-
-    def __lt__(self, other: Expr | float) -> Expr:
-        return apply("lt", self, other)
-
-    def __gt__(self, other: Expr | float) -> Expr:
-        return apply("gt", self, other)
+    __add__ = _operator("add")
+    __radd__ = _operator("add", reflected=True)
+    __sub__ = _operator("sub")
+    __rsub__ = _operator("sub", reflected=True)
+    __mul__ = _operator("mul")
+    __rmul__ = _operator("mul", reflected=True)
+    __truediv__ = _operator("div")
+    __rtruediv__ = _operator("div", reflected=True)
+    __lt__ = _operator("lt")
+    __gt__ = _operator("gt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +100,6 @@ class Const(Expr):
 
     text: str
     of: Kind
-
-    @property
-    def kind(self) -> Kind:
-        return self.of
 
     @cached_property
     def value(self) -> float:
@@ -170,10 +157,6 @@ class Apply(Expr):
     of: Kind
 
     @property
-    def kind(self) -> Kind:
-        return self.of
-
-    @property
     def parts(self) -> tuple[Expr, ...]:
         return self.args
 
@@ -187,10 +170,6 @@ class Partial(Expr):
 
     lane: Lane
     of: Kind
-
-    @property
-    def kind(self) -> Kind:
-        return self.of
 
     @cached_property
     def lanes(self) -> frozenset[Lane]:
@@ -244,12 +223,9 @@ class _Substituted:
             return expr
         if expr not in self.done:
             parts = [self(each) for each in expr.parts]
-            indices = [each.substitute(self._inside) for each in expr.indices]
+            indices = [each.substitute(self.replaced) for each in expr.indices]
             self.done[expr] = expr.rebuilt(parts, indices)
         return self.done[expr]
-
-    def _inside(self, lane: Lane) -> Index | None:
-        return self.replaced(lane)
 
 
 def number(value: float) -> Const:
@@ -327,6 +303,19 @@ def walk(expr: Expr) -> Iterator[Expr]:
     yield from visit(expr)
 
 
+def count_uses(root: Expr, uses: dict[Expr, int]) -> None:
+    """Counts how often each part of an expression is used by others, itself once, unless it is already counted."""
+    if root in uses:
+        return
+    uses[root] = 1
+    pending = [root]
+    while pending:
+        for part in pending.pop().parts:
+            if part not in uses:
+                pending.append(part)
+            uses[part] = uses.get(part, 0) + 1
+
+
 def inside(expr: Expr) -> list[Expr]:
     """Returns the expressions that an expression's indices are computed from."""
     return [found for index in expr.indices for lane in index.lanes for found in computed(lane)]
@@ -337,7 +326,7 @@ def computed(lane: Lane) -> list[Expr]:
     match lane.made:
         case Computed(expr):
             return [expr]
-        case Quotient(index, other) | Remainder(index, other) | Product(index, other):
+        case Combined(_, index, other):
             return [each for part in (index, other) for inner in part.lanes for each in computed(inner)]
         case _:
             return []

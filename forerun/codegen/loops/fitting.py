@@ -15,7 +15,7 @@ from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.elements import Elements, NeedsMemoryError
 from forerun.codegen.loops.expr import Expr, Load, loads, reductions
-from forerun.codegen.loops.index import Computed, Index, Lane, unflat
+from forerun.codegen.loops.index import Index, Lane, unflat
 from forerun.codegen.loops.nest import Choice, Matrix, Segment, Taken, depends_across
 
 
@@ -35,14 +35,27 @@ class Output:
             return isinstance(place, Buffer) and place.of_state and place.key == str(self.place.symbol)
         return place == self.place
 
+    def destination(self, context: Elements, index: Sequence[Index]) -> tuple[Buffer | Choice, tuple[Index, ...]]:
+        """Returns where the element at an index goes."""
+        if isinstance(self.place, ir.StateWrite):
+            return context.record(self.place.symbol, self.place.slots, index)
+        return self.place, tuple(index)
+
 
 @dataclass(frozen=True)
 class Tile:
     """The lanes of a product: a place in its rows, and a column."""
 
     rows: tuple[ir.Dim, ...]
-    row: Lane
-    column: Lane
+    columns: int
+
+    @property
+    def row(self) -> Lane:
+        return Lane("row")
+
+    @property
+    def column(self) -> Lane:
+        return Lane("column", self.columns)
 
     @property
     def outer(self) -> list[Index]:
@@ -67,33 +80,6 @@ def paired(column: Lane, pair: int, part: int) -> Index:
     return Index.of(head).times(pair).plus(Index.of(within)).plus(part * (pair // 2))
 
 
-def fitting_segment(
-    context: Elements, tile: Tile, linears: Sequence[ir.Linear], outputs: Sequence[Output], anywhere: bool
-) -> Segment:
-    """Returns the division of columns under which a tile includes most outputs; single columns if none is better.
-
-    Unless `anywhere`, an output must have all columns of the products, go to memory, and contain no reduction.
-    """
-    width = tile.column.size
-    assert width is not None
-    matrices = [_matrix(context, tile, linear, number) for number, linear in enumerate(linears)]
-    sizes = {int(ir.tensor_type(each.x).dims[-1]) for each in _rotaries([each.value for each in outputs])}
-    best = Segment(matrices, width, 0, [])
-    for pair in (0, *(size for size in sorted(sizes) if anywhere and width % size == 0)):
-        found = [_taken(context, tile, linears, matrices, each, pair, anywhere) for each in outputs]
-        segment = Segment(matrices, width, pair, [each for each in found if each is not None])
-        if len(segment.outputs) > len(best.outputs):
-            best = segment
-    return best
-
-
-def _matrix(context: Elements, tile: Tile, linear: ir.Linear, number: int) -> Matrix:
-    kind = ir.tensor_type(linear.result)
-    bias = None if linear.bias is None else context.element(linear.bias, [Index.of(tile.column)])
-    product = Buffer("product", number, tuple(kind.dims), kind.dtype, "f32")
-    return Matrix(context.buffers[linear.weight], bias, product)
-
-
 def _rotaries(values: Sequence[ir.SSAValue]) -> list[ir.Rotary]:
     found: list[ir.Rotary] = []
     for value in values:
@@ -105,82 +91,88 @@ def _rotaries(values: Sequence[ir.SSAValue]) -> list[ir.Rotary]:
     return found
 
 
-def _taken(
-    context: Elements,
-    tile: Tile,
-    linears: Sequence[ir.Linear],
-    matrices: Sequence[Matrix],
-    output: Output,
-    pair: int,
-    anywhere: bool,
-) -> Taken | None:
-    """Returns how a tile includes an output; None if it cannot."""
-    width = tile.column.size
-    assert width is not None
-    sizes = [dim for dim in ir.tensor_type(output.value).dims if isinstance(dim, int)]
-    number = prod(sizes) // prod(dim for dim in tile.rows if isinstance(dim, int))
-    if pair and number % pair:
-        return None
-    own = Lane("column", number)
-    try:
-        index, value = _element(context, tile, linears, matrices, output, own)
-    except NeedsMemoryError:
-        return None
-    if depends_across(value, [own]) is not None or (not anywhere and reductions(value)):
-        return None
-    shift = _shift(tile, value, own, pair)
-    if shift is None or not 0 <= shift <= width - number:
-        return None
-    if isinstance(output.place, Choice) and (pair or shift):
-        return None  # the first lane of a tile has the tile's first id
-    if not anywhere and (shift or number != width or not isinstance(output.place, Buffer)):
-        return None
-    if isinstance(output.place, ir.StateWrite):
-        layout = context.states[output.place.symbol]
-        slot = Lane("slot", None, Computed(context.element(output.place.slots, index[:1])))
-        place = tuple(layout.index(Index.of(slot), index[1:]))
-        return Taken(value, layout.buffer, place, shift, number, output.value)
-    return Taken(value, output.place, tuple(index), shift, number, output.value)
+class Fitting:
+    """Finds the outputs that the tiles of some linears include.
 
-
-def _element(
-    context: Elements,
-    tile: Tile,
-    linears: Sequence[ir.Linear],
-    matrices: Sequence[Matrix],
-    output: Output,
-    own: Lane,
-) -> tuple[list[Index], Expr]:
-    """The index and the element of an output at the tile's row and its own column."""
-    for linear, matrix in zip(linears, matrices, strict=True):
-        context.computed[linear.result] = lambda index, matrix=matrix: Load(matrix.product, tuple(index))
-    try:
-        index = tile.index(output.value, Index.of(own))
-        if output.value in context.computed:
-            return index, context.element(output.value, index)
-        return index, context.definition(output.value, index)
-    finally:
-        for linear in linears:
-            del context.computed[linear.result]
-
-
-def _shift(tile: Tile, value: Expr, own: Lane, pair: int) -> int | None:
-    """Returns how far after its own column the products that an element reads lie; None if no distance fits all.
-
-    For a pair, both parts are measured from the first.
+    Unless `anywhere`, an output must have all columns of the products, go to memory, and contain no reduction.
     """
-    shifts: set[int] = set()
-    first = paired(own, pair, 0) if pair else Index.of(own)
-    for part in range(2 if pair else 1):
-        column = paired(own, pair, part) if pair else first
-        for load in loads(value.substitute({own: column}.get)):
-            if load.buffer.space != "product":
-                continue
-            behind = load.index[-1].minus(first)
-            if behind.known is None or list(load.index[:-1]) != tile.outer:
-                return None
-            shifts.add(behind.known)
-    if pair and any(shift % pair not in (0, pair // 2) for shift in shifts):
-        return None
-    heads = {shift // pair * pair if pair else shift for shift in shifts}
-    return heads.pop() if len(heads) == 1 else None
+
+    def __init__(self, context: Elements, tile: Tile, linears: Sequence[ir.Linear], anywhere: bool) -> None:
+        self.context, self.tile, self.linears, self.anywhere = context, tile, linears, anywhere
+        self.matrices = [self._matrix(linear, number) for number, linear in enumerate(linears)]
+
+    def _matrix(self, linear: ir.Linear, number: int) -> Matrix:
+        kind, column = ir.tensor_type(linear.result), Index.of(self.tile.column)
+        bias = None if linear.bias is None else self.context.element(linear.bias, [column])
+        product = Buffer("product", number, tuple(kind.dims), kind.dtype, "f32")
+        return Matrix(self.context.buffers[linear.weight], bias, product)
+
+    def segment(self, outputs: Sequence[Output]) -> Segment:
+        """Returns the division of columns under which a tile includes most outputs; single ones if none is better."""
+        width = self.tile.columns
+        sizes = {int(ir.tensor_type(each.x).dims[-1]) for each in _rotaries([each.value for each in outputs])}
+        best = Segment(self.matrices, width, 0, [])
+        for pair in (0, *(size for size in sorted(sizes) if self.anywhere and width % size == 0)):
+            found = [self._taken(each, pair) for each in outputs]
+            segment = Segment(self.matrices, width, pair, [each for each in found if each is not None])
+            if len(segment.outputs) > len(best.outputs):
+                best = segment
+        return best
+
+    def _taken(self, output: Output, pair: int) -> Taken | None:
+        """Returns how a tile includes an output; None if it cannot."""
+        width, anywhere = self.tile.columns, self.anywhere
+        sizes = [dim for dim in ir.tensor_type(output.value).dims if isinstance(dim, int)]
+        number = prod(sizes) // prod(dim for dim in self.tile.rows if isinstance(dim, int))
+        if pair and number % pair:
+            return None
+        own = Lane("column", number)
+        try:
+            index, value = self._element(output, own)
+        except NeedsMemoryError:
+            return None
+        if depends_across(value, [own]) is not None or (not anywhere and reductions(value)):
+            return None
+        shift = self._shift(value, own, pair)
+        if shift is None or not 0 <= shift <= width - number:
+            return None
+        if isinstance(output.place, Choice) and (pair or shift):
+            return None  # the first lane of a tile has the tile's first id
+        if not anywhere and (shift or number != width or not isinstance(output.place, Buffer)):
+            return None
+        to, at = output.destination(self.context, index)
+        return Taken(value, to, at, shift, number, output.value)
+
+    def _element(self, output: Output, own: Lane) -> tuple[list[Index], Expr]:
+        """The index and the element of an output at the tile's row and its own column."""
+        context = self.context
+        for linear, matrix in zip(self.linears, self.matrices, strict=True):
+            context.computed[linear.result] = lambda index, matrix=matrix: Load(matrix.product, tuple(index))
+        try:
+            index = self.tile.index(output.value, Index.of(own))
+            if output.value in context.computed:
+                return index, context.element(output.value, index)
+            return index, context.definition(output.value, index)
+        finally:
+            for linear in self.linears:
+                del context.computed[linear.result]
+
+    def _shift(self, value: Expr, own: Lane, pair: int) -> int | None:
+        """Returns how far after its own column the products that an element reads lie; None if no distance fits all.
+
+        For a pair, both parts are measured from the first.
+        """
+        shifts: set[int] = set()
+        columns = [paired(own, pair, part) for part in range(2)] if pair else [Index.of(own)]
+        for column in columns:
+            for load in loads(value.substitute({own: column}.get)):
+                if load.buffer.space != "product":
+                    continue
+                behind = load.index[-1].minus(columns[0])
+                if behind.known is None or list(load.index[:-1]) != self.tile.outer:
+                    return None
+                shifts.add(behind.known)
+        if pair and any(shift % pair not in (0, pair // 2) for shift in shifts):
+            return None
+        heads = {shift // pair * pair if pair else shift for shift in shifts}
+        return heads.pop() if len(heads) == 1 else None

@@ -9,12 +9,18 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.elements import Elements, NeedsMemoryError
 from forerun.codegen.loops.expr import Expr, Load, apply, count, loads, where
 from forerun.codegen.loops.index import Computed, Index, Lane
-from forerun.codegen.loops.nest import AttentionNest, History, RecurrenceNest, Store, depends_across
+from forerun.codegen.loops.nest import AttentionNest, History, Nest, RecurrenceNest, Store
+from forerun.codegen.loops.placing import require_narrow
 from forerun.codegen.loops.rows import RowSchedule
 
 
 class HistorySchedule(RowSchedule):
     """Plans the nests that read histories."""
+
+    def _history_nest(self, operation: ir.TreeAttention | ir.Recurrence, result: Buffer) -> Nest:
+        if isinstance(operation, ir.TreeAttention):
+            return self._attention(operation, result)
+        return self._recurrence(operation, result)
 
     def _history(self, operation: ir.TreeAttention | ir.Recurrence, row: Lane) -> History:
         at = [Index.of(row)]
@@ -25,7 +31,7 @@ class HistorySchedule(RowSchedule):
         return History(row, position, sequence, base, paths, tables, operation.block)
 
     def _table(self, value: ir.SSAValue) -> Buffer:
-        if value in self.constants or (found := self.in_memory(value)) is None:
+        if (found := self.in_memory(value)) is None:
             raise NeedsMemoryError(value)
         return found
 
@@ -34,8 +40,7 @@ class HistorySchedule(RowSchedule):
         row, head, feature, place = Lane("row"), Lane("head", int(heads)), Lane("dim", int(dim)), Lane("place")
         element = self.context.element
         query = element(operation.query, [Index.of(row), Index.of(head), Index.of(feature)])
-        if (wide := depends_across(query, [feature])) is not None:
-            raise NeedsMemoryError(wide.origin)
+        require_narrow(query, [feature])
         bias, first, sinks = operation.bias, operation.first, operation.sinks
         of_bias = (1, 1) if bias is None else ir.tensor_type(bias).dims
         shared = Index() if of_bias[0] == 1 else Index.of(head)
@@ -67,7 +72,7 @@ class HistorySchedule(RowSchedule):
         step = Lane("step")
         row = Lane("row", None, Computed(self.context.element(operation.order, [Index.of(step)])))
         history = self._history(operation, row)
-        parent = Index.of(Lane("parent", None, Computed(_parent(history, row))))
+        parent = Index.computed(_parent(history, row))
         has_parent = history.position > 0
         context = Elements(self.buffers, self.constants, self.facts.states, lambda value: False, inline_products=True)
         shape = [int(dim) for dim in ir.tensor_type(operation.before).dims]
@@ -82,31 +87,25 @@ class HistorySchedule(RowSchedule):
         context.computed[operation.before] = before
         for inner, (value, by_row) in operation.of_rows().items():
             context.computed[inner] = outer(value, by_row)
-        axes = self._axes(shape)
-        index = [Index.of(each.lane) if each else Index() for each in axes]
+        axes, index = self._axes(shape)
         value = context.element(operation.after, index)
-        present = tuple(each for each in axes if each)
-        own = Lane("own", None, Computed(self.context.element(operation.slots, [Index.of(row)])))
-        stores = (
-            Store(present, value, result, (Index.of(row), *index), operation.result),
-            Store(present, value, layout.buffer, tuple(layout.index(Index.of(own), index)), operation.result),
-        )
+        own = self.context.record(operation.symbol, operation.slots, [Index.of(row), *index])
+        stores = Store(axes, value, result, (Index.of(row), *index)), Store(axes, value, *own)
         found = [each.index for each in loads(value) if each.buffer == layout.buffer]
         places = layout.index(parent, index)
-        free = tuple(each for each in present if _keeps(each.lane, places, found))
-        return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free, layout)
+        free = tuple(each for each in axes if _keeps(each.lane, places, found))
+        return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free)
 
 
 def _parent(history: History, row: Lane) -> Expr:
     """Returns the slot of the position before the row's own in its history."""
     before = apply("max", history.position - 1, 0)
-    at, block = Index.of(row), history.block
+    block = history.block
     committed = before < history.base
-    quotient, remainder = Index.of(Lane("before", None, Computed(before))).divided(block)
-    sequence = Index.of(Lane("sequence", None, Computed(history.sequence)))
-    home = Load(history.tables, (sequence, quotient), committed)
-    step = Index.of(Lane("behind", None, Computed(before - history.base)))
-    path = Load(history.paths, (at, step), apply("ge", before, history.base))
+    quotient, remainder = Index.computed(before).divided(block)
+    home = Load(history.tables, (Index.computed(history.sequence), quotient), committed)
+    step = Index.computed(before - history.base)
+    path = Load(history.paths, (Index.of(row), step), apply("ge", before, history.base))
     return where(committed, home * block + count(remainder), path)
 
 

@@ -10,34 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
 
-
-@dataclass(frozen=True)
-class Quotient:
-    """The floor quotient of an index and a positive divisor."""
-
-    index: Index
-    divisor: Index
+Combining = Literal["quotient", "remainder", "product"]
+"""The floor quotient or the remainder of a division by a positive number, or a product with a size known only at run
+time."""
 
 
 @dataclass(frozen=True)
-class Remainder:
-    """The remainder of that division."""
+class Combined:
+    """An index made from two others."""
 
+    function: Combining
     index: Index
-    divisor: Index
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product of an index and a size known only at run time."""
-
-    index: Index
-    size: Index
+    other: Index
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class NamedSize:
     """The size of a named dimension."""
 
 
-Made = Quotient | Remainder | Product | Computed | NamedSize
+Made = Combined | Computed | NamedSize
 Substitution = Callable[["Lane"], "Index | None"]
 """The replacement of a loop variable; None if it is unchanged."""
 
@@ -69,7 +58,7 @@ class Lane:
     def variables(self) -> frozenset[Lane]:
         """The loop variables that it depends on."""
         match self.made:
-            case Quotient(index, other) | Remainder(index, other) | Product(index, other):
+            case Combined(_, index, other):
                 return index.variables | other.variables
             case Computed(expr):
                 return expr.lanes
@@ -80,11 +69,11 @@ class Lane:
 
     def substitute(self, replaced: Substitution) -> Index:
         match self.made:
-            case Quotient(index, divisor):
+            case Combined("quotient", index, divisor):
                 return index.substitute(replaced).divided(divisor)[0]
-            case Remainder(index, divisor):
+            case Combined("remainder", index, divisor):
                 return index.substitute(replaced).divided(divisor)[1]
-            case Product(index, size):
+            case Combined(_, index, size):
                 return index.substitute(replaced).scaled(size)
             case Computed(expr):
                 return Index.of(Lane(self.name, self.size, Computed(expr.substitute(replaced))))
@@ -104,6 +93,11 @@ class Index:
     @staticmethod
     def of(lane: Lane) -> Index:
         return Index(((lane, 1),))
+
+    @staticmethod
+    def computed(expr: Any, size: Dim | None = None) -> Index:
+        """Returns an integer that is computed from data; it is in [0, size)."""
+        return Index.of(Lane("computed", size if isinstance(size, int) else None, Computed(expr)))
 
     @property
     def lanes(self) -> Iterator[Lane]:
@@ -133,13 +127,8 @@ class Index:
     @property
     def least(self) -> int | None:
         """The smallest value; None if unknown."""
-        total = self.constant
-        for lane, factor in self.terms:
-            if factor < 0:
-                if lane.size is None:
-                    return None
-                total += factor * (lane.size - 1)
-        return total
+        highest = self.times(-1).most
+        return None if highest is None else -highest
 
     def plus(self, other: Index | int) -> Index:
         if isinstance(other, int):
@@ -164,14 +153,13 @@ class Index:
             return self.times(size.known)
         if self.known is not None:
             return size.times(self.known)
-        return Index.of(Lane("product", None, Product(self, size)))
+        return self._combined("product", size)
 
     def divided(self, divisor: Index | int) -> tuple[Index, Index]:
         """Returns the floor quotient and the remainder."""
         by = Index(constant=divisor) if isinstance(divisor, int) else divisor
         if by.known is None:
-            parts = (Lane("quotient", None, Quotient(self, by)), Lane("remainder", None, Remainder(self, by)))
-            return Index.of(parts[0]), Index.of(parts[1])
+            return self._combined("quotient", by), self._combined("remainder", by)
         number = by.known
         whole = tuple((lane, factor // number) for lane, factor in self.terms if factor % number == 0)
         rest = Index(tuple(each for each in self.terms if each[1] % number), self.constant % number)
@@ -185,9 +173,10 @@ class Index:
             return quotient.plus(above), below.times(common).plus(fine)
         most = rest.most
         size = None if most is None else most // number + 1
-        upper = Lane("quotient", size, Quotient(rest, by))
-        lower = Lane("remainder", number, Remainder(rest, by))
-        return quotient.plus(Index.of(upper)), Index.of(lower)
+        return quotient.plus(rest._combined("quotient", by, size)), rest._combined("remainder", by, number)
+
+    def _combined(self, function: Combining, other: Index, size: int | None = None) -> Index:
+        return Index.of(Lane(function, size, Combined(function, self, other)))
 
     def inside(self, size: int) -> bool:
         """Whether the index is known to be in [0, size)."""
@@ -216,14 +205,14 @@ class Index:
 def _recombined(index: Index) -> Index:
     """Simplifies `x // d * d + x % d` to x."""
     for lane, factor in index.terms:
-        if not isinstance(lane.made, Remainder) or lane.made.divisor.known is None:
+        low = lane.made
+        if not isinstance(low, Combined) or low.function != "remainder" or low.other.known is None:
             continue
+        high = Combined("quotient", low.index, low.other)
         for other, times in index.terms:
-            if not isinstance(other.made, Quotient) or times != factor * lane.made.divisor.known:
-                continue
-            if (other.made.index, other.made.divisor) == (lane.made.index, lane.made.divisor):
+            if other.made == high and times == factor * low.other.known:
                 left = tuple(each for each in index.terms if each[0] not in (lane, other))
-                return Index(left, index.constant).plus(lane.made.index.times(factor))
+                return Index(left, index.constant).plus(low.index.times(factor))
     return index
 
 

@@ -52,7 +52,7 @@ class Ranges:
                 return self.of(outer.operands[index])
             return self.of(outer.inputs[index - 1]) if isinstance(outer, ir.Recurrence) and index else INPUTS
         assert isinstance(operation, ir.SpecOperation)
-        found = self._result(operation, operation.results.index(value), dtype)
+        found = RANGES.of(operation)(self, operation, operation.results.index(value), dtype)
         least, most = BOUNDS[dtype]
         if found is None and BOUNDS[dtype] != INT32:
             _refuse(operation, f"may leave {dtype}, and would then have to wrap")
@@ -60,67 +60,14 @@ class Ranges:
             _refuse(operation, f"may give {found[0] if found[0] < least else found[1]}")
         return found
 
-    def _result(self, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
-        return RANGES.of(operation)(self, operation, index, dtype)
-
-    # --- rules: `rule(ranges, operation, index of the result, dtype)`
-
-    def kernel(self, operation: ir.Kernel, index: int, dtype: str) -> Range | None:
-        return self.of(operation.yielded[index])
-
-    def constant(self, operation: ir.Constant, index: int, dtype: str) -> Range | None:
-        return int(operation.value), int(operation.value)
-
-    def weight(self, operation: ir.Parameter, index: int, dtype: str) -> Range | None:
-        """Known only when the model runs; the dtype's own range if it is narrower than int32."""
-        return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
-
-    def counted(self, operation: ir.Iota, index: int, dtype: str) -> Range | None:
-        return INPUTS
-
-    def of_first(self, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
-        """The result consists of numbers of the first operand, moved or chosen."""
-        return self.of(operation.operands[0])
-
-    def joined(self, operation: ir.Concat, index: int, dtype: str) -> Range | None:
-        return _hull([self.of(each) for each in operation.inputs])
-
-    def topk(self, operation: ir.TopK, index: int, dtype: str) -> Range | None:
-        return self.of(operation.x) if index == 0 else INPUTS
-
-    def reduce(self, operation: ir.Reduce, index: int, dtype: str) -> Range | None:
-        return REDUCTIONS[operation.function](self, operation)
-
-    def place(self, operation: ir.Reduce) -> Range | None:
-        return INPUTS
-
-    def one_of(self, operation: ir.Reduce) -> Range | None:
-        return self.of(operation.x)
-
-    def total(self, operation: ir.Reduce) -> Range | None:
-        return self._sum(operation.x, operation.dims)
-
-    def scan(self, operation: ir.Scan, index: int, dtype: str) -> Range | None:
-        return self._sum(operation.x, [operation.dim])
-
-    def _sum(self, x: ir.SSAValue, dims: Sequence[int]) -> Range | None:
+    def sum(self, x: ir.SSAValue, dims: Sequence[int]) -> Range | None:
+        """The range of sums of numbers of a value along some axes."""
         given, source = self.of(x), ir.tensor_type(x)
         count = 1
         for dim in dims:
             size = source.dims[dim]
             count *= size if isinstance(size, int) else INPUTS[1]
         return None if given is None else (min(given[0], given[0] * count), max(given[1], given[1] * count))
-
-    def map(self, operation: ir.Map, index: int, dtype: str) -> Range | None:
-        given = [self.of(each) for each in operation.inputs]
-        return FUNCTIONS[operation.function](operation, given, dtype)
-
-    def no_result(self, operation: ir.StateWrite, index: int, dtype: str) -> Range | None:
-        return None
-
-    def float_product(self, operation: ir.SpecOperation, index: int, dtype: str) -> NoReturn:
-        """Products, norms, rotations, softmax and attention take floats only."""
-        _refuse(operation, "has no kernel for integers")
 
 
 def _refuse(operation: ir.SpecOperation, problem: str) -> NoReturn:
@@ -131,6 +78,11 @@ def _refuse(operation: ir.SpecOperation, problem: str) -> NoReturn:
         f"kernels compute integers as int32, but {name} {problem}; use smaller numbers or float32, or the reference "
         "target."
     )
+
+
+def _unknown(dtype: str) -> Range | None:
+    """The range of what is known only when the model runs: that of its dtype if it is narrower than int32."""
+    return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
 
 
 def _hull(ranges: Sequence[Range | None]) -> Range | None:
@@ -178,19 +130,11 @@ def _remainder(operation: ir.Map, given: Given, dtype: str) -> Range | None:
     return None if divisor is None else (min(divisor[0] + 1, 0), max(divisor[1] - 1, 0))
 
 
-def _where(operation: ir.Map, given: Given, dtype: str) -> Range | None:
-    return _hull(given[1:])
-
-
 def _bitwise(operation: ir.Map, given: Given, dtype: str) -> Range | None:
     known = [each for each in given if each is not None and each[0] >= 0]
     if len(known) == len(given):
         return (0, (1 << max(most for _, most in known).bit_length()) - 1)
-    return _inverted(operation, given, dtype)
-
-
-def _inverted(operation: ir.Map, given: Given, dtype: str) -> Range | None:
-    return None if BOUNDS[dtype] == INT32 else BOUNDS[dtype]
+    return _unknown(dtype)
 
 
 def _no_kernel(operation: ir.Map, given: Given, dtype: str) -> NoReturn:
@@ -216,14 +160,14 @@ FUNCTIONS: ir.FunctionTable[FunctionRule] = ir.FunctionTable(
         "min": _known(_span(min)),
         "floor_div": _known(_quotient),
         "remainder": _remainder,
-        "where": _where,
+        "where": lambda operation, given, dtype: _hull(given[1:]),
         "neg": _known(lambda x: (-x[1], -x[0])),
         "abs": _known(_abs),
         "sign": _known(lambda x: (-1, 1)),
         "relu": _known(lambda x: (max(x[0], 0), max(x[1], 0))),
         **each_of(_known(lambda x: x), "floor", "ceil", "round"),
         **each_of(_bitwise, "and", "or", "xor"),
-        "not": _inverted,
+        "not": lambda operation, given, dtype: _unknown(dtype),
         **each_of(_no_kernel, "div", "pow", "exp", "expm1", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt"),
         **each_of(_no_kernel, "reciprocal", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh"),
         **each_of(_no_kernel, "softplus", "log_sigmoid"),
@@ -234,30 +178,47 @@ FUNCTIONS: ir.FunctionTable[FunctionRule] = ir.FunctionTable(
 REDUCTIONS: ir.ReductionTable[Callable[[Ranges, ir.Reduce], Range | None]] = ir.ReductionTable(
     "ranges of reductions",
     {
-        "argmax": Ranges.place,
-        "sum": Ranges.total,
-        "mean": Ranges.total,
-        **each_of(Ranges.one_of, "max", "min", "any", "all"),
+        "argmax": lambda ranges, operation: INPUTS,
+        **each_of(lambda ranges, operation: ranges.sum(operation.x, operation.dims), "sum", "mean"),
+        **each_of(lambda ranges, operation: ranges.of(operation.x), "max", "min", "any", "all"),
     },
 )
 
-OF_FIRST, FLOATS = Ranges.of_first, Ranges.float_product
 
-RANGES: ir.OperationTable[Callable[[Ranges, Any, int, str], Range | None]] = ir.OperationTable(
+# --- operations: `rule(ranges, operation, index of the result, dtype)`
+
+Rule = Callable[[Ranges, Any, int, str], Range | None]
+
+
+def _map(ranges: Ranges, operation: ir.Map, index: int, dtype: str) -> Range | None:
+    return FUNCTIONS[operation.function](operation, [ranges.of(each) for each in operation.inputs], dtype)
+
+
+def _of_first(ranges: Ranges, operation: ir.SpecOperation, index: int, dtype: str) -> Range | None:
+    """The result consists of numbers of the first operand, moved or chosen."""
+    return ranges.of(operation.operands[0])
+
+
+def _of_floats(ranges: Ranges, operation: ir.SpecOperation, index: int, dtype: str) -> NoReturn:
+    """Products, norms, rotations, softmax and attention take floats only."""
+    _refuse(operation, "has no kernel for integers")
+
+
+RANGES: ir.OperationTable[Rule] = ir.OperationTable(
     "integer ranges",
     {
-        ir.Kernel: Ranges.kernel,
-        ir.Constant: Ranges.constant,
-        ir.Parameter: Ranges.weight,
-        ir.Iota: Ranges.counted,
-        ir.Map: Ranges.map,
-        ir.Concat: Ranges.joined,
-        ir.TopK: Ranges.topk,
-        ir.Reduce: Ranges.reduce,
-        ir.Scan: Ranges.scan,
-        **each_of(OF_FIRST, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
-        **each_of(FLOATS, ir.Computation, ir.StepOperation),
-        ir.StateWrite: Ranges.no_result,
+        ir.Kernel: lambda ranges, operation, index, dtype: ranges.of(operation.yielded[index]),
+        ir.Constant: lambda ranges, operation, index, dtype: (int(operation.value), int(operation.value)),
+        ir.Parameter: lambda ranges, operation, index, dtype: _unknown(dtype),
+        ir.Iota: lambda ranges, operation, index, dtype: INPUTS,
+        ir.Map: _map,
+        ir.Concat: lambda ranges, operation, index, dtype: _hull([ranges.of(each) for each in operation.inputs]),
+        ir.TopK: lambda ranges, operation, index, dtype: INPUTS if index else ranges.of(operation.x),
+        ir.Reduce: lambda ranges, operation, index, dtype: REDUCTIONS[operation.function](ranges, operation),
+        ir.Scan: lambda ranges, operation, index, dtype: ranges.sum(operation.x, [operation.dim]),
+        **each_of(_of_first, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
+        **each_of(_of_floats, ir.Computation, ir.StepOperation),
+        ir.StateWrite: lambda ranges, operation, index, dtype: None,
         **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from forerun import dims as dimensions
 from forerun import ir
@@ -17,7 +17,9 @@ from forerun.codegen.loops.placing import Facts, Plan, Traits
 from forerun.codegen.loops.schedule import Scheduler
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.loops.text import NestText, plain
+from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import (
+    BYTES,
     NUMBER,
     Config,
     Entry,
@@ -31,7 +33,7 @@ from forerun.codegen.program import (
     Value,
     Weight,
 )
-from forerun.codegen.regions import BLOCK, block_size, regions, symbols
+from forerun.codegen.regions import BLOCK, block_size, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
@@ -55,13 +57,14 @@ class Emitted:
     words: str = ""
     grid: Grid | None = None
     config: Config | None = None
-    together: tuple[int, ...] = (1,)
 
 
 class Emitter(ABC):
     """The interface of a back end that lowering needs."""
 
     traits: ClassVar[Traits]
+    storages: ClassVar[Collection[str]]
+    """The storages of weights that it has kernels for."""
     alignment: ClassVar[int]
     """Every place is a multiple of this, in numbers."""
     floats_in_arena: ClassVar[bool] = True
@@ -81,9 +84,19 @@ class Emitter(ABC):
     def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
         """Returns the layout of a state's records."""
 
-    @abstractmethod
     def weight(self, weight: ir.Weight) -> Weight:
-        """Returns how a weight lies in memory; an error names a storage that it has no kernels for."""
+        """Returns how a weight lies in memory."""
+        if weight.storage not in (None, *self.storages):
+            raise UnsupportedOperationError(
+                f"the {self.traits.target} target has no kernels for weights stored as {weight.storage}; use dtype "
+                "float32."
+            )
+        element = weight.storage or ("i32" if weight.dtype in ir.INTEGER_DTYPES else "f32")
+        return self.stored(weight, tuple(int(dim) for dim in weight.type.dims), element)
+
+    def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
+        """Returns a weight in memory; a back end may have a format of its own for some."""
+        return Weight(shape, element, math.prod(shape) * BYTES[element])
 
     @abstractmethod
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
@@ -91,68 +104,74 @@ class Emitter(ABC):
 
 
 @dataclass
-class Limits:
-    """The largest step: its rows, outputs, path, and the positions of a sequence."""
+class _Memory:
+    """The places of an entry's values in the arena, one after another."""
 
-    max_rows: int = 256
-    max_outputs: int = 64
-    max_path: int = 64
-    max_length: int = 2048
-
-    @property
-    def numbers(self) -> tuple[int, int, int, int]:
-        return self.max_rows, self.max_outputs, self.max_path, self.max_length
-
-
-@dataclass
-class _Places:
-    """The places of a function's values."""
-
+    capacity: Mapping[str, int]  # the largest size of each named dimension
+    alignment: int
     values: dict[ir.SSAValue, int] = field(default_factory=dict[ir.SSAValue, int])
     stream: dict[ir.SSAValue, int] = field(default_factory=dict[ir.SSAValue, int])
     end: int = 0
     sampled: int = 0
+    scratch: dict[object, int] = field(default_factory=dict[object, int])
+    """Memory private to one kernel, after all values; kernels reuse it one after another."""
+
+    def aligned(self, count: int) -> int:
+        return -(-count // self.alignment) * self.alignment
+
+    def volume(self, dims: Sequence[ir.Dim]) -> int:
+        return self.aligned(math.prod(dimensions.evaluate(dim, self.capacity) for dim in dims))
+
+    def place(self, dims: Sequence[ir.Dim]) -> int:
+        """Returns the next place, for a value of some dimensions."""
+        self.end += self.volume(dims)
+        return self.end - self.volume(dims)
 
 
 class Lowering:
     """The kernels of a module's entries, and the program that they make.
 
-    module   IR with `@step`, whose arguments are named as the fields of `Rows`
-    limits   how large a step may be; a named dimension of another entry is at most `max_length`
+    The arguments of `@step` are named as the fields of `Rows`; a named dimension of another entry is at most the
+    `max_length` of the planned step.
 
     Raises UnsupportedOperationError for operations that the back end has no kernel for.
     """
 
-    def __init__(self, module: ir.ModuleOp, emitter: Callable[[int], Emitter], limits: Limits, key: str = "") -> None:
-        self.limits = limits
+    def __init__(self, planned: PlannedStep, emitter: Callable[[int], Emitter], key: str = "") -> None:
+        module, self.limits = planned.module, planned.limits
         self.entries = ir.entries(module)
         self.function = self.entries[STEP]
         self.declared = ir.weights(module)
         self._check()
         self.block = block_size(module) or BLOCK
         self.emitter = emitter(self.block)
-        self.tables = -(-limits.max_length // self.block)
+        self.tables = -(-self.limits["max_length"] // self.block)
         self.weights = {name: self.emitter.weight(each) for name, each in self.declared.items()}
         self.states = self._states(module)
         returned = self.function.returned
         candidates = returned[1] if len(returned) == 3 else None
         storage = {name: each.element for name, each in self.weights.items()}
         self.facts = Facts(self.states, self.block, storage, self.emitter.widths(), candidates)
-        self.symbols = tuple(dict.fromkeys(name for each in self.entries.values() for name in symbols(each)))
+        arguments = [argument for each in self.entries.values() for argument in each.block.args]
+        dims = [dim for argument in arguments for dim in ir.tensor_type(argument).dims]
+        self.symbols = tuple(dict.fromkeys(filter(None, map(dimensions.symbol, dims))))
         self.sources: dict[str, Source] = {}
         self._names: dict[str, str] = {}
         self._used: dict[str, None] = {}
         self._arena = 0
         self._samples = False
         self.plans = {name: self._plans(each) for name, each in self.entries.items()}
+        self.memory = {name: self._memory(name) for name in self.entries}
         self._labels = self._label()
         made = [self._entry(name) for name in self.entries]
         self.program = self._program(module, made, key)
 
     def _check(self) -> None:
-        planned = {"max_rows": self.function.max_rows, "max_outputs": self.function.max_outputs}
+        function = self.function
+        planned: dict[Literal["max_rows", "max_outputs"], int | None]
+        planned = {"max_rows": function.max_rows, "max_outputs": function.max_outputs}
         for name, most in planned.items():
-            limit = getattr(self.limits, name)
+            limit = self.limits[name]
             if most is not None and limit > most:
                 raise InvalidOptionError(f"{name} is {limit}, and memory was planned for {most}; plan for more.")
         for argument in self.function.block.args:
@@ -179,52 +198,42 @@ class Lowering:
 
     def _label(self) -> dict[ir.SSAValue, str]:
         """Names each value that kernels pass on, as nests show it, after the kernel that writes it."""
-        found: dict[ir.SSAValue, str] = {}
-        for plan in (each for plans in self.plans.values() for each in plans):
-            results = plan.region.results
-            for number, (_, outer) in enumerate(results):
-                found[outer] = plan.region.name + (f".{number}" if len(results) > 1 else "")
-        return found
+        results = [(plan.region.name, plan.region.results) for plans in self.plans.values() for plan in plans]
+        return {
+            outer: name + (f".{number}" if len(those) > 1 else "")
+            for name, those in results
+            for number, (_, outer) in enumerate(those)
+        }
 
     # --- memory
 
     def capacity(self, name: str) -> dict[str, int]:
         """Returns the largest size of each named dimension of an entry."""
-        rows, outputs, path, length = self.limits.numbers
+        limits = self.limits
+        sizes = dict.fromkeys(self.symbols, limits["max_length"])
         if name != STEP:
-            return {"M": 1, **dict.fromkeys(self.symbols, length)}
-        return dict.fromkeys(self.symbols, length) | {"N": rows, "M": outputs, "D": path, "S": rows, "B": self.tables}
+            return {"M": 1, **sizes}
+        rows = {"N": limits["max_rows"], "S": limits["max_rows"], "M": limits["max_outputs"]}
+        return sizes | rows | {"D": limits["max_path"], "B": self.tables}
 
-    def _volume(self, dims: Sequence[ir.Dim], capacity: Mapping[str, int]) -> int:
-        return self._aligned(math.prod(dimensions.evaluate(dim, capacity) for dim in dims))
-
-    def _aligned(self, count: int) -> int:
-        return -(-count // self.emitter.alignment) * self.emitter.alignment
-
-    def _places(self, name: str) -> _Places:
+    def _memory(self, name: str) -> _Memory:
         """The plan in the IR (plan-memory); values that it has no place for lie after it, and scratch after those."""
-        function, plans, capacity = self.entries[name], self.plans[name], self.capacity(name)
-        found = _Places()
+        function, plans = self.entries[name], self.plans[name]
+        found = _Memory(self.capacity(name), self.emitter.alignment)
         for operation in function.body:
-            offsets = operation.offsets if isinstance(operation, ir.Kernel) else ()
-            found.values.update(
-                (value, offset // NUMBER) for value, offset in zip(operation.results, offsets, strict=False)
-            )
-        found.end = self._aligned(-(-(function.arena or 0) // NUMBER))
+            if isinstance(operation, ir.Kernel):
+                places = (offset // NUMBER for offset in operation.offsets)
+                found.values.update(zip(operation.results, places, strict=False))
+        found.end = found.aligned(-(-(function.arena or 0) // NUMBER))
         if self.emitter.floats_in_arena:
             for argument in function.block.args:
                 kind = ir.tensor_type(argument)
                 if element_of(kind.dtype) == "f32":
-                    found.values[argument] = found.end
-                    found.end += self._volume(kind.dims, capacity)
-        for plan in plans:
-            for _, outer in plan.region.results:
-                if outer not in found.values:
-                    found.values[outer] = found.end
-                    found.end += self._volume(ir.tensor_type(outer).dims, capacity)
-        found.sampled = found.end
-        if self.emitter.traits.tiles:
-            found.end += self._volume(("M",), capacity)
+                    found.values[argument] = found.place(kind.dims)
+        for outer in (outer for plan in plans for _, outer in plan.region.results):
+            if outer not in found.values:
+                found.values[outer] = found.place(ir.tensor_type(outer).dims)
+        found.sampled = found.place(("M",)) if self.emitter.traits.tiles else found.end
         found.stream = {
             plan.region.results[0][1]: plan.region.stream for plan in plans if plan.region.stream is not None
         }
@@ -233,41 +242,40 @@ class Lowering:
     # --- entries
 
     def _entry(self, name: str) -> Entry:
-        function, places, capacity = self.entries[name], self._places(name), self.capacity(name)
+        function, memory = self.entries[name], self.memory[name]
         sizes = self.emitter.sizes(name, self.symbols)
-        kernels = tuple(self._kernel(plan, places, capacity, sizes) for plan in self.plans[name])
-        self._arena = max(self._arena, places.end)
+        kernels = tuple(self._kernel(plan, memory, sizes) for plan in self.plans[name])
+        self._arena = max(self._arena, memory.end)
         signature = function.signature
-        arguments = sorted(function.block.args, key=lambda each: _order(name, str(each.name_hint)))
+        arguments = list(function.block.args)
+        if name == STEP:
+            arguments.sort(key=lambda each: [*STEP_ARGUMENTS].index(str(each.name_hint)))
         at, input_places = self.emitter.first_input, dict[str, int]()
         for argument in arguments:
             label = signature.arguments[argument.index].name
-            if argument in places.values:
-                input_places[label] = places.values[argument]
+            if argument in memory.values:
+                input_places[label] = memory.values[argument]
                 continue
             input_places[label] = at
-            at += GROWTH if label == "block_tables" else self._volume(ir.tensor_type(argument).dims, capacity)
+            at += GROWTH if label == "block_tables" else memory.volume(ir.tensor_type(argument).dims)
         names = [each.name for each in signature.results]
         returned = tuple(
-            self._value(value, label, places) for value, label in zip(function.returned, names, strict=True)
+            self._value(value, label, memory) for value, label in zip(function.returned, names, strict=True)
         )
-        if name == STEP:
-            self._stream = places.stream
-            self._first = places
         return Entry(name, signature, input_places, sizes, at, kernels, returned)
 
-    def _value(self, value: ir.SSAValue, name: str, places: _Places) -> Value:
+    def _value(self, value: ir.SSAValue, name: str, memory: _Memory) -> Value:
         kind = ir.tensor_type(value)
-        return Value(name, tuple(kind.dims), kind.dtype, places.values[value], places.stream.get(value))
+        return Value(name, tuple(kind.dims), kind.dtype, memory.values[value], memory.stream.get(value))
 
-    def _kernel(self, plan: Plan, places: _Places, capacity: Mapping[str, int], sizes: Sequence[str]) -> Kernel:
-        scratch = _Scratch(places.end, lambda dims: self._volume(dims, capacity))
-        launches = tuple(self._launches(plan, nest, places, scratch, sizes) for nest in plan.nests)
-        on_demand = tuple(self._launches(plan, nest, places, scratch, sizes) for nest in plan.on_demand)
-        self._arena = max(self._arena, scratch.top)
+    def _kernel(self, plan: Plan, memory: _Memory, sizes: Sequence[str]) -> Kernel:
+        scratch = replace(memory, scratch={})
+        launches = [each for nest in plan.nests for each in self._launches(plan, nest, scratch, sizes)]
+        on_demand = [each for nest in plan.on_demand for each in self._launches(plan, nest, scratch, sizes)]
+        self._arena = max(self._arena, scratch.end)
         region = plan.region
         results = tuple(
-            self._value(outer, outer.name_hint or f"result_{number}", places)
+            self._value(outer, outer.name_hint or f"result_{number}", memory)
             for number, (_, outer) in enumerate(region.results)
         )
         given = [each for each in region.arguments.values() if not isinstance(each.owner, ir.Parameter | ir.Constant)]
@@ -278,18 +286,16 @@ class Lowering:
         begins = region.stream == 0 and len(results) == 1
         return Kernel(
             region.name,
-            tuple(each for group in launches for each in group),
+            tuple(launches),
             results,
             moved,
             history,
             region.branch,
             begins,
-            tuple(each for group in on_demand for each in group),
+            tuple(on_demand),
         )
 
-    def _launches(
-        self, plan: Plan, nest: Nest, places: _Places, scratch: _Scratch, sizes: Sequence[str]
-    ) -> list[Launch]:
+    def _launches(self, plan: Plan, nest: Nest, memory: _Memory, sizes: Sequence[str]) -> list[Launch]:
         matrices: tuple[str, ...] = ()
         if isinstance(nest, ProductNest):
             names = [str(matrix.weight.key) for segment in nest.segments for matrix in segment.matrices]
@@ -297,7 +303,7 @@ class Lowering:
         found: list[Launch] = []
         for number, emitted in enumerate(self.emitter.kernels(nest, sizes)):
             source = self._source(plan, nest, emitted)
-            operands = tuple(self._operand(each, places, scratch) for each in emitted.buffers)
+            operands = tuple(self._operand(each, memory) for each in emitted.buffers)
             found.append(Launch(source, operands, () if number else matrices, emitted.grid, emitted.config))
         return found
 
@@ -306,26 +312,29 @@ class Lowering:
         key = f"{emitted.kind} {emitted.key}"
         if key not in self._names:
             base = f"{plan.region.name}_{emitted.kind}"
-            name, number = base, 1
-            while name in self.sources:
-                number += 1
-                name = f"{base}_{number}"
+            names = (base, *(f"{base}_{number}" for number in range(2, len(self.sources) + 2)))
+            name = next(each for each in names if each not in self.sources)
             self._names[key] = name
             elements = tuple(each.element for each in emitted.buffers)
             text = emitted.source(name)
             readable = NestText(plain(self._labels)).nest(nest)
-            self.sources[name] = Source(name, emitted.kind, text, readable, elements, emitted.words, emitted.together)
+            together = emitted.grid.together if emitted.grid else (1,)
+            self.sources[name] = Source(name, emitted.kind, text, readable, elements, emitted.words, together)
         return self._names[key]
 
-    def _operand(self, buffer: Buffer, places: _Places, scratch: _Scratch) -> Operand:
+    def _operand(self, buffer: Buffer, memory: _Memory) -> Operand:
         match buffer.space:
             case "value":
-                return Operand("value", places.values[buffer.key], buffer.element, places.stream.get(buffer.key))
+                return Operand("value", memory.values[buffer.key], buffer.element, memory.stream.get(buffer.key))
             case "scratch":
-                return Operand("scratch", scratch.place(buffer), buffer.element)
+                if buffer.key not in memory.scratch:
+                    memory.scratch[buffer.key] = memory.place(
+                        (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
+                    )
+                return Operand("scratch", memory.scratch[buffer.key], buffer.element)
             case "sampled":
                 self._samples = True
-                return Operand("sampled", places.sampled, buffer.element)
+                return Operand("sampled", memory.sampled, buffer.element)
             case "weight":
                 self._used[str(buffer.key)] = None
                 return Operand("weight", str(buffer.key), buffer.element)
@@ -337,10 +346,10 @@ class Lowering:
     # --- the program
 
     def _program(self, module: ir.ModuleOp, entries: Sequence[Entry], key: str) -> Program:
-        places, rows = self._first, self.limits.numbers
-        first = next(iter(places.stream), None)
-        stream = {number % 2: places.values[value] for value, number in places.stream.items()}
-        sampled = Value("sampled", ("M",), "i32", places.sampled) if self._samples else None
+        memory = self.memory[STEP]
+        first = next(iter(memory.stream), None)
+        stream = {number % 2: memory.values[value] for value, number in memory.stream.items()}
+        sampled = Value("sampled", ("M",), "i32", memory.sampled) if self._samples else None
         digest = hashlib.sha256("\n".join([key, *map(str, self.symbols), *self._names]).encode()).hexdigest()
         return Program(
             target=self.emitter.traits.target,
@@ -365,28 +374,5 @@ class Lowering:
             width=0 if first is None else int(ir.tensor_type(first).dims[-1]),
             block=self.block,
             tables=self.tables,
-            max_rows=rows[0],
-            max_outputs=rows[1],
-            max_path=rows[2],
-            max_length=rows[3],
+            **self.limits,
         )
-
-
-class _Scratch:
-    """Memory private to one kernel, after all values; kernels reuse it one after another."""
-
-    def __init__(self, start: int, volume: Callable[[Sequence[ir.Dim]], int]) -> None:
-        self.top, self.volume = start, volume
-        self.places: dict[object, int] = {}
-
-    def place(self, buffer: Buffer) -> int:
-        if buffer.key not in self.places:
-            self.places[buffer.key] = self.top
-            room = (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
-            self.top += self.volume(room)
-        return self.places[buffer.key]
-
-
-def _order(entry: str, name: str) -> int:
-    """The place of an argument: those of a step in the order of `STEP_ARGUMENTS`, the block tables last."""
-    return [*STEP_ARGUMENTS].index(name) if entry == STEP else 0

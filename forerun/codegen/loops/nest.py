@@ -9,8 +9,9 @@ Nest = RowNest         elements that are stored row by row
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from forerun import dims as dimensions
 from forerun import ir
@@ -18,6 +19,8 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Expr, Reduce, reductions
 from forerun.codegen.loops.index import Index, Lane
 from forerun.codegen.loops.states import StateLayout
+
+T = TypeVar("T", "Store", "Taken")
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,26 @@ class Axis:
 
 @dataclass(frozen=True)
 class Store:
-    """For all lanes of the axes: `buffer[index] = value`. `of` is the IR value whose elements they are."""
+    """For all lanes of the axes: `buffer[index] = value`."""
 
     axes: tuple[Axis, ...]
     value: Expr
     buffer: Buffer
     index: tuple[Index, ...]
-    of: ir.SSAValue
 
     @property
     def row(self) -> Axis | None:
         """The axis that is divided among workers: the first with a name."""
         return next((axis for axis in self.axes if axis.named), None)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether a row's numbers may all lie side by side: no reduction that itself needs lanes depends on them."""
+        return depends_across(self.value, [axis.lane for axis in self.axes if axis is not self.row]) is None
+
+    def at(self, places: Mapping[Lane, Index]) -> Store:
+        """Returns the store at some places of its lanes."""
+        return moved(self, places)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Matrix:
 class Taken:
     """A value that a tile computes from its products, and stores or chooses from.
 
-    Its own column is the products' column minus `shift`, if that is in [0, count).
+    Its own `column` is the products' column minus `shift`, if that is in [0, count).
     """
 
     value: Expr
@@ -97,6 +108,14 @@ class Taken:
     shift: int
     count: int
     of: ir.SSAValue
+
+    @property
+    def column(self) -> Lane:
+        return Lane("column", self.count)
+
+    def at(self, column: Index) -> Taken:
+        """Returns the value at a place of its own column."""
+        return moved(self, {self.column: column})
 
 
 @dataclass
@@ -107,6 +126,10 @@ class Segment:
     columns: int
     pair: int
     outputs: list[Taken]
+
+    @property
+    def column(self) -> Lane:
+        return Lane("column", self.columns)
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ class ProductNest:
     """Products of one input with matrices: rows x features times features x columns.
 
     x is the input at `row` and `feature`, without its factor if the norm is deferred; `row` is the row-major place
-    in `rows`, `column` a column of a segment.
+    in `rows`.
     """
 
     rows: tuple[ir.Dim, ...]
@@ -133,7 +156,6 @@ class ProductNest:
     segments: list[Segment]
     row: Lane
     feature: Lane
-    column: Lane
 
     @property
     def element(self) -> str:
@@ -211,7 +233,6 @@ class RecurrenceNest:
     step: Lane
     stores: tuple[Store, ...]
     free: tuple[Axis, ...]
-    state: StateLayout
 
 
 @dataclass(frozen=True)
@@ -223,6 +244,12 @@ class TopKNest:
 
 
 Nest = RowNest | ProductNest | AttentionNest | RecurrenceNest | TopKNest
+
+
+def moved(written: T, places: Mapping[Lane, Index]) -> T:
+    """Returns what is written, at some places of its lanes."""
+    index = tuple(each.substitute(places.get) for each in written.index)
+    return replace(written, value=written.value.substitute(places.get), index=index)
 
 
 def depends_across(value: Expr, lanes: Sequence[Lane]) -> Reduce | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer, element_of
 from forerun.codegen.loops.element import is_product
-from forerun.codegen.loops.elements import Elements
+from forerun.codegen.loops.elements import Elements, NeedsMemoryError
+from forerun.codegen.loops.expr import Expr
 from forerun.codegen.loops.fitting import Output
-from forerun.codegen.loops.nest import Nest
+from forerun.codegen.loops.index import Lane
+from forerun.codegen.loops.nest import Nest, depends_across
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.regions import Region
 
@@ -65,6 +67,12 @@ WRITTEN = (ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, 
 """The operations whose results are written to memory if reductions are not inline."""
 
 
+def require_narrow(value: Expr, lanes: Sequence[Lane]) -> None:
+    """Checks that no reduction with partial results side by side depends on lanes that lie side by side as well."""
+    if (wide := depends_across(value, lanes)) is not None:
+        raise NeedsMemoryError(wide.origin)
+
+
 class Placing:
     """A region being planned: `buffers` are the values in memory, `waiting` those still to be written."""
 
@@ -101,13 +109,13 @@ class Placing:
         symbol, kind = str(operation.symbol), ir.tensor_type(value)
         self.buffers[value] = Buffer("weight", symbol, kind.dims, kind.dtype, self.facts.storage[symbol])
 
-    def _scratch(self, dims: Sequence[ir.Dim], dtype: str) -> Buffer:
-        self._count += 1
-        return Buffer("scratch", self._count - 1, tuple(dims), dtype, element_of(dtype))
-
     def _place(self, value: ir.SSAValue) -> Buffer:
+        """Returns where a value goes: to memory of the region's own, if it is no result."""
+        if value in self.destinations:
+            return self.destinations[value]
         kind = ir.tensor_type(value)
-        return self.destinations.get(value) or self._scratch(kind.dims, kind.dtype)
+        self._count += 1
+        return Buffer("scratch", self._count - 1, tuple(kind.dims), kind.dtype, element_of(kind.dtype))
 
     def _result(self, value: ir.SSAValue, place: Buffer) -> None:
         """Has a result written where it is computed, if its own nest computes it or the value that it is a view of."""
@@ -164,6 +172,10 @@ class Placing:
             return {operation}
         return {leaf for each in operation.operands for leaf in self.leaves(each)}
 
+    def leaves_of(self, operations: Iterable[ir.SpecOperation]) -> set[Any]:
+        """Returns the leaves of the operands of some operations."""
+        return {leaf for each in operations for operand in each.operands for leaf in self.leaves(operand)}
+
     def _needs(self, output: Output) -> set[Any]:
         extra = self.leaves(output.place.slots) if isinstance(output.place, ir.StateWrite) else set[Any]()
         return self.leaves(output.value) | extra
@@ -171,7 +183,7 @@ class Placing:
     def _wanted_linears(self) -> set[ir.Linear]:
         """Returns the products read by operations that are not yet planned."""
         pending: list[Any] = [leaf for each in self.waiting for leaf in self._needs(each)]
-        pending += [leaf for each in self.special for operand in each.operands for leaf in self.leaves(operand)]
+        pending.extend(self.leaves_of(self.special))
         found: set[ir.Linear] = set()
         seen: set[Any] = set()
         while pending:
@@ -181,7 +193,7 @@ class Placing:
             seen.add(leaf)
             if isinstance(leaf, ir.Linear):
                 found.add(leaf)
-            pending.extend(each for operand in leaf.operands for each in self.leaves(operand))
+            pending.extend(self.leaves_of([leaf]))
         return found
 
     def in_memory(self, value: ir.SSAValue) -> Buffer | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from forerun import dims as dimensions
 from forerun import ir
@@ -10,10 +12,12 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.elements import NeedsMemoryError
 from forerun.codegen.loops.expr import Load, computed, loads
 from forerun.codegen.loops.fitting import Output
-from forerun.codegen.loops.index import Computed, Index, Lane
-from forerun.codegen.loops.nest import Axis, Nest, RowNest, Store, depends_across
-from forerun.codegen.loops.placing import Placing
+from forerun.codegen.loops.index import Index, Lane
+from forerun.codegen.loops.nest import Axis, RowNest, Store
+from forerun.codegen.loops.placing import Placing, require_narrow
 from forerun.errors import UnsupportedOperationError
+
+T = TypeVar("T")
 
 LETTERS = "ijklmn"
 """Names of the axes of a store."""
@@ -22,30 +26,32 @@ LETTERS = "ijklmn"
 class RowSchedule(Placing):
     """Plans the nests that write rows."""
 
-    def _axes(self, dims: Sequence[ir.Dim]) -> list[Axis | None]:
-        """A loop for each axis, except those of size 1."""
+    def _axes(self, dims: Sequence[ir.Dim]) -> tuple[tuple[Axis, ...], list[Index]]:
+        """A loop for each axis, except those of size 1, and the index of an element in them."""
         self._count += 1
-        found: list[Axis | None] = []
+        axes: list[Axis] = []
+        index: list[Index] = []
         for at, dim in enumerate(dims):
-            size = dim if isinstance(dim, int) else None
+            if dim == 1:
+                index.append(Index())
+                continue
             name = f"{LETTERS[at] if at < len(LETTERS) else 'x' + str(at)}{self._count}"
-            found.append(None if dim == 1 else Axis(Lane(name, size), dim))
-        return found
+            axes.append(Axis(Lane(name, dim if isinstance(dim, int) else None), dim))
+            index.append(Index.of(axes[-1].lane))
+        return tuple(axes), index
 
     def _store(self, output: Output) -> Store:
         """The loops that write an output."""
-        value, place = output.value, output.place
-        axes = self._axes(ir.tensor_type(value).dims)
-        index = [Index.of(each.lane) if each else Index() for each in axes]
+        value = output.value
+        axes, index = self._axes(ir.tensor_type(value).dims)
         elsewhere = value in self.buffers or value in self.context.computed
         element = self.context.element(value, index) if elsewhere else self.context.definition(value, index)
-        present = tuple(each for each in axes if each)
-        if isinstance(place, ir.StateWrite):
-            layout = self.facts.states[place.symbol]
-            slot = Lane("slot", None, Computed(self.context.element(place.slots, index[:1])))
-            return Store(present, element, layout.buffer, tuple(layout.index(Index.of(slot), index[1:])), value)
-        assert isinstance(place, Buffer)
-        return Store(present, element, place, tuple(index), value)
+        buffer, at = output.destination(self.context, index)
+        assert isinstance(buffer, Buffer)
+        store = Store(axes, element, buffer, at)
+        if self.traits.inline and not store.is_flat:
+            require_narrow(element, [axes[-1].lane])  # what lies side by side is the whole row, or else the last axis
+        return store
 
     def _rows(self) -> None:
         """Plans nests for all remaining values that are ready."""
@@ -65,18 +71,7 @@ class RowSchedule(Placing):
         for output in outputs:
             if isinstance(output.place, Buffer) and self.buffers.get(output.value) == output.place:
                 continue  # already written, for another value
-            while True:
-                try:
-                    store = self._store(output)
-                    if self.traits.inline:
-                        _require_narrow(store)
-                    break
-                except NeedsMemoryError as needed:
-                    if needed.value is output.value:
-                        raise UnsupportedOperationError(
-                            f"the {self.traits.target} target has no kernel for rows of {output.value.type}."
-                        ) from needed
-                    self._write_rows(needed.value)
+            store = self._written(partial(self._store, output), output.value)
             if self.traits.fused_rows:
                 self._join(store)
                 self._settled(output)
@@ -84,7 +79,7 @@ class RowSchedule(Placing):
                 stores.append(store)
         for key in dict.fromkeys(map(_division, stores)):
             mine = [each for each in stores if _division(each) == key]
-            self._append(RowNest(key[0] or 1, mine))
+            self.nests.append(RowNest(key[0] or 1, mine))
         for output in outputs:
             self._settled(output)
 
@@ -99,43 +94,36 @@ class RowSchedule(Placing):
         if isinstance(last, RowNest) and last.rows == rows and not _crosses(store, last.stores):
             last.stores.append(store)
         else:
-            self._append(RowNest(rows, [store]))
+            self.nests.append(RowNest(rows, [store]))
 
-    def _append(self, nest: Nest) -> None:
-        self.nests.append(nest)
+    def _written(self, made: Callable[[], T], value: ir.SSAValue | None = None) -> T:
+        """Returns a nest or a store, of `value`, after the values that must be in memory for it have been written."""
+        while True:
+            try:
+                return made()
+            except NeedsMemoryError as needed:
+                if needed.value is value:
+                    raise UnsupportedOperationError(
+                        f"the {self.traits.target} target has no kernel for rows of {needed.value.type}."
+                    ) from needed
+                self._write_rows(needed.value)
 
 
 def _division(store: Store) -> tuple[str, bool]:
     """What stores of one nest have in common: the name of the rows, and whether the whole row lies side by side."""
-    row = store.row
-    others = [each.lane for each in store.axes if each is not row]
-    return (row.named if row else "", depends_across(store.value, others) is None)
-
-
-def _require_narrow(store: Store) -> None:
-    """Checks that reductions with partial results side by side do not depend on axes that lie side by side as well: the
-    whole row, or else the last axis."""
-    others = [each.lane for each in store.axes if each is not store.row]
-    if depends_across(store.value, others) is None:
-        return
-    wide = depends_across(store.value, [store.axes[-1].lane])
-    if wide is not None:
-        raise NeedsMemoryError(wide.origin)
+    return (store.row.named if store.row else "", store.is_flat)
 
 
 def _crosses(store: Store, written: Sequence[Store]) -> bool:
     """Whether a store reads rows other than its own of what earlier stores have written."""
     if store.row is None:
         return False
-    own = Index.of(store.row.lane)
-    places = {(each.buffer.space, each.buffer.key): each for each in written}
+    own, buffers = Index.of(store.row.lane), {(each.buffer.space, each.buffer.key) for each in written}
     for load in _all_loads(store):
-        other = places.get((load.buffer.space, load.buffer.key))
-        if other is None:
-            continue
-        axis = next((axis for axis, dim in enumerate(load.buffer.dims) if dimensions.symbol(dim)), None)
-        if axis is None or load.index[axis] != own:
-            return True
+        if (load.buffer.space, load.buffer.key) in buffers:
+            axis = next((axis for axis, dim in enumerate(load.buffer.dims) if dimensions.symbol(dim)), None)
+            if axis is None or load.index[axis] != own:
+                return True
     return False
 
 

@@ -14,23 +14,20 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer, element_of
-from forerun.codegen.loops.elements import NeedsMemoryError
 from forerun.codegen.loops.expr import Expr, Load
-from forerun.codegen.loops.fitting import Output, Tile, fitting_segment
+from forerun.codegen.loops.fitting import Fitting, Output, Tile
 from forerun.codegen.loops.histories import HistorySchedule
 from forerun.codegen.loops.index import Index, Lane, unflat
 from forerun.codegen.loops.integers import Ranges
 from forerun.codegen.loops.nest import (
     Choice,
-    Nest,
     Norm,
     ProductNest,
     Segment,
     Taken,
     TopKNest,
-    depends_across,
 )
-from forerun.codegen.loops.placing import Plan, Separate
+from forerun.codegen.loops.placing import Plan, Separate, require_narrow
 from forerun.ir import each_of, refused
 
 
@@ -80,9 +77,6 @@ class Scheduler(HistorySchedule):
 
     # --- products
 
-    def _tile(self, rows: tuple[ir.Dim, ...], columns: int) -> Tile:
-        return Tile(rows, Lane("row"), Lane("column", columns))
-
     def _head(self) -> bool:
         """Plans a nest whose tiles choose among products that nothing else in the step reads."""
         for operation in self.special if self.traits.tiles else ():
@@ -100,7 +94,7 @@ class Scheduler(HistorySchedule):
             segment = self._fitting(linears, [Output(logits, choice)])
             if not segment.outputs:
                 continue
-            self._append(self._product_nest(linears[0].x, [segment]))
+            self.nests.append(self._product_nest(linears[0].x, [segment]))
             self.on_demand.extend(on_demand)
             self.waiting = [each for each in self.waiting if each not in on_demand]
             self._done(operation, [choice.values, choice.ids])
@@ -121,7 +115,7 @@ class Scheduler(HistorySchedule):
             if not all(isinstance(use.operation, ir.Return) for use in place.key.uses):
                 return True
         others = [each for each in (*self.special, *self.linears) if each is not choice and each not in linears]
-        return any(self.leaves(operand) & linears for each in others for operand in each.operands)
+        return bool(self.leaves_of(others) & linears)
 
     def _choice(self, operation: ir.TopK, columns: int) -> Choice:
         values, ids = (self._place(each) for each in operation.results)
@@ -141,7 +135,7 @@ class Scheduler(HistorySchedule):
         kind = self._element(ready[0]) if self.traits.tiles else None
         group = [each for each in ready if each.x is x and kind in (None, self._element(each))]
         segments = [self._segment(component) for component in self._components(group)]
-        self._append(self._product_nest(x, segments))
+        self.nests.append(self._product_nest(x, segments))
         for segment in segments:
             for taken in segment.outputs:
                 if isinstance(taken.to, Buffer) and taken.to.space != "state":
@@ -163,9 +157,10 @@ class Scheduler(HistorySchedule):
         return [[each for each in group if owner[each] == number] for number in sorted(set(owner.values()))]
 
     def _fitting(self, linears: list[ir.Linear], outputs: Sequence[Output]) -> Segment:
-        x, width = linears[0].x, int(ir.tensor_type(linears[0].result).dims[-1])
-        tile = self._tile(ir.tensor_type(x).dims[:-1], width)
-        return fitting_segment(self.context, tile, linears, outputs, self.traits.tiles)
+        return Fitting(self.context, self._tile(linears[0]), linears, self.traits.tiles).segment(outputs)
+
+    def _tile(self, linear: ir.Linear) -> Tile:
+        return Tile(ir.tensor_type(linear.x).dims[:-1], int(ir.tensor_type(linear.result).dims[-1]))
 
     def _segment(self, component: list[ir.Linear]) -> Segment:
         """The tile that includes most outputs; products that others read are written as they are."""
@@ -174,13 +169,11 @@ class Scheduler(HistorySchedule):
         best = self._fitting(component, outputs)
         left = [each for each in self.waiting if not each.is_taken(best)]
         read = {leaf for each in left for leaf in self._needs(each)}
-        read |= {leaf for each in self.special for operand in each.operands for leaf in self.leaves(operand)}
-        others = [each for each in self.linears if each not in mine]
-        read |= {leaf for each in others for leaf in self.leaves(each.x)}
+        read |= self.leaves_of([*self.special, *(each for each in self.linears if each not in mine)])
         for linear, matrix in zip(component, best.matrices, strict=True):
             value = linear.result
             if linear in read and not any(each.of is value for each in best.outputs):
-                tile = self._tile(ir.tensor_type(linear.x).dims[:-1], best.columns)
+                tile = self._tile(linear)
                 at = tile.index(value, Index.of(tile.column))
                 place = self._place(value)
                 own = Load(matrix.product, tuple(at))
@@ -192,38 +185,24 @@ class Scheduler(HistorySchedule):
         *rows, features = ir.tensor_type(x).dims
         row, feature = Lane("row"), Lane("feature", int(features))
         element = segments[0].matrices[0].weight.element
-        if not self.traits.prologues and self.in_memory(x) is None:
-            self._write_rows(x)
-        while True:
-            try:
-                given, norm = self._input(x, tuple(rows), row, feature, element)
-                break
-            except NeedsMemoryError as needed:
-                if self.leaves(needed.value):
-                    raise AssertionError(f"a tile lost {needed.value}") from needed
-                self._write_rows(needed.value)
-        column = Lane("column")
-        return ProductNest(tuple(rows), int(features), given, norm, segments, row, feature, column)
+        if not self.traits.prologues:
+            self._written(partial(self._table, x))
+        given, norm = self._written(partial(self._input, x, row, feature, element))
+        return ProductNest(tuple(rows), int(features), given, norm, segments, row, feature)
 
-    def _input(
-        self, x: ir.SSAValue, rows: tuple[ir.Dim, ...], row: Lane, feature: Lane, element: str
-    ) -> tuple[Expr, Norm | None]:
+    def _input(self, x: ir.SSAValue, row: Lane, feature: Lane, element: str) -> tuple[Expr, Norm | None]:
         """The input of a product at a row and a feature, and the norm whose factor is left for the products."""
-        place = self.in_memory(x)
+        place, norm = self.in_memory(x), self._trailing_norm(x, element)
+        source = x if norm is None else norm.x
+        at = (*unflat(ir.tensor_type(source).dims[:-1], Index.of(row)), Index.of(feature))
         if place is not None:
-            return Load(place, (*unflat(rows, Index.of(row)), Index.of(feature))), None
-        found = self._trailing_norm(x, element)
-        if found is None:
-            value = self.context.element(x, [*unflat(rows, Index.of(row)), Index.of(feature)])
-            if (wide := depends_across(value, [feature])) is not None:
-                raise NeedsMemoryError(wide.origin)
+            return Load(place, at), None
+        value = self.context.element(source, at)
+        require_narrow(value, [feature])
+        if norm is None:
             return value, None
-        leading = ir.tensor_type(found.x).dims[:-1]
-        unscaled = self.context.element(found.x, [*unflat(leading, Index.of(row)), Index.of(feature)])
-        if (wide := depends_across(unscaled, [feature])) is not None:
-            raise NeedsMemoryError(wide.origin)
-        gain = None if found.weight is None else self.context.element(found.weight, [Index.of(feature)])
-        return unscaled if gain is None else unscaled * gain, Norm(found.eps, unscaled, gain)
+        gain = None if norm.weight is None else self.context.element(norm.weight, [Index.of(feature)])
+        return value if gain is None else value * gain, Norm(norm.eps, value, gain)
 
     def _trailing_norm(self, x: ir.SSAValue, element: str) -> ir.RMSNorm | None:
         """The preceding RMS norm whose factor, one per row, can multiply the products instead of the features."""
@@ -242,32 +221,17 @@ class Scheduler(HistorySchedule):
         for operation in self.special:
             if any(self.leaves(each) for each in operation.operands) or pending & {*operation.reads}:
                 continue
-            if isinstance(operation, ir.TreeAttention):
-                result = self._place(operation.result)
-                self._append(self._written(partial(self._attention, operation, result)))
-                self._done(operation, [result])
-            elif isinstance(operation, ir.Recurrence):
-                result = self._place(operation.result)
-                self._append(self._written(partial(self._recurrence, operation, result)))
-                self._done(operation, [result])
-            else:
-                if self.in_memory(operation.x) is None:
-                    self._write_rows(operation.x)
-                logits = self.in_memory(operation.x)
-                assert logits is not None
+            if isinstance(operation, ir.TopK):
+                logits = self._written(partial(self._table, operation.x))
                 choice = self._choice(operation, int(ir.tensor_type(operation.x).dims[-1]))
-                self._append(TopKNest(logits, choice))
+                self.nests.append(TopKNest(logits, choice))
                 self._done(operation, [choice.values, choice.ids])
+            else:
+                result = self._place(operation.result)
+                self.nests.append(self._written(partial(self._history_nest, operation, result)))
+                self._done(operation, [result])
             return True
         return False
-
-    def _written(self, made: Callable[[], Nest]) -> Nest:
-        """Returns a nest, after the values that must be in memory for it have been written."""
-        while True:
-            try:
-                return made()
-            except NeedsMemoryError as needed:
-                self._write_rows(needed.value)
 
     def _done(self, operation: Separate, places: list[Buffer]) -> None:
         """Records that the results of an operation are in memory."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.decompose import ARITHMETIC, COMPARED
-from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder
+from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, count_uses
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize
 from forerun.codegen.loops.nest import (
     AttentionNest,
     Axis,
@@ -23,6 +22,7 @@ from forerun.codegen.loops.nest import (
 )
 
 INFIX = COMPARED | ARITHMETIC
+COMBINED = {"quotient": "({} // {})", "remainder": "({} % {})", "product": "{}*{}"}
 
 Name = Callable[[Buffer], str]
 
@@ -42,32 +42,30 @@ class NestText:
     def nest(self, nest: Nest) -> str:
         match nest:
             case RowNest():
-                self._rows(nest)
+                self._stores(f"rows of {nest.rows}", nest.stores)
             case ProductNest():
                 self._products(nest)
             case AttentionNest():
                 self._attention(nest)
             case RecurrenceNest():
-                self._recurrence(nest)
+                free = ", ".join(each.lane.name for each in nest.free) or "nothing"
+                title = f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free}"
+                self._stores(title, nest.stores)
             case TopKNest():
                 self.line(f"{self._choice(nest.choice)} of {self.name(nest.logits)}")
         return "\n".join(self.lines)
 
     # --- nests
 
-    def _rows(self, nest: RowNest) -> None:
-        self.line(f"rows of {nest.rows}")
+    def _stores(self, title: str, stores: Sequence[Store]) -> None:
+        self.line(title)
         self._depth += 1
-        for store in nest.stores:
-            self._store(store)
-        self._depth -= 1
-
-    def _store(self, store: Store) -> None:
-        self.line(f"for {self._axes(store.axes)}:")
-        self._depth += 1
-        self._known = {}
-        value = self._value(store.value)
-        self.line(f"{self.name(store.buffer)}[{self._indices(store.index)}] = {value}")
+        for store in stores:
+            self.line(f"for {self._axes(store.axes)}:")
+            self._depth += 1
+            value = self._value(store.value)
+            self.line(f"{self.name(store.buffer)}[{self._indices(store.index)}] = {value}")
+            self._depth -= 1
         self._depth -= 1
 
     def _axes(self, axes: Sequence[Axis]) -> str:
@@ -77,10 +75,8 @@ class NestText:
         rows = " x ".join(map(str, nest.rows)) or "1"
         self.line(f"products: row < {rows}, feature < {nest.features}")
         self._depth += 1
-        self._known = {}
         self.line(f"x = {self._value(nest.x)}")
         if nest.norm is not None:
-            self._known = {}
             unscaled = self._value(nest.norm.unscaled)
             self.line(f"the norm of {unscaled} (epsilon {nest.norm.epsilon}) scales the products")
         for segment in nest.segments:
@@ -88,11 +84,9 @@ class NestText:
             self.line(f"column < {segment.columns}{pairs}:")
             self._depth += 1
             for matrix in segment.matrices:
-                self._known = {}
                 bias = "" if matrix.bias is None else f" + {self._value(matrix.bias)}"
                 self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[column]{bias}")
             for taken in segment.outputs:
-                self._known = {}
                 value = self._value(taken.value)
                 part = f" at columns {taken.shift} to {taken.shift + taken.count}"
                 where = part if taken.count != segment.columns else ""
@@ -125,7 +119,6 @@ class NestText:
         }
         for label, value in parts.items():
             if value is not None:
-                self._known = {}
                 self.line(f"{label} = {self._value(value)}")
         options = [f"scale {nest.scale}", f"softcap {nest.softcap}", f"blocks of {history.block}"]
         if nest.bias is not None:
@@ -138,30 +131,14 @@ class NestText:
     def _layout(self, buffer: Buffer) -> str:
         return f"{self.name(buffer)} of {list(buffer.dims[1:])} {buffer.element}"
 
-    def _recurrence(self, nest: RecurrenceNest) -> None:
-        free = ", ".join(each.lane.name for each in nest.free) or "nothing"
-        self.line(f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free}")
-        self._depth += 1
-        for store in nest.stores:
-            self._store(store)
-        self._depth -= 1
-
     # --- expressions
 
     def _value(self, expr: Expr) -> str:
         """Renders an expression; parts that it uses twice get their own lines."""
-        uses: Counter[Expr] = Counter()
-        pending, seen = [expr], set[Expr]()
-        while pending:
-            each = pending.pop()
-            if each in seen:
-                continue
-            seen.add(each)
-            for part in each.parts:
-                uses[part] += 1
-                pending.append(part)
-        shared = set[Expr]()
-        shared.update(each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce))
+        self._known = {}
+        uses: dict[Expr, int] = {}
+        count_uses(expr, uses)
+        shared: set[Expr] = {each for each, count in uses.items() if count > 1 and isinstance(each, Apply | Reduce)}
         return self._expr(expr, shared)
 
     def _expr(self, expr: Expr, shared: set[Expr]) -> str:
@@ -214,12 +191,8 @@ class NestText:
 
     def _lane(self, lane: Lane) -> str:
         match lane.made:
-            case Quotient(index, divisor):
-                return f"({self._part(index)} // {self._part(divisor)})"
-            case Remainder(index, divisor):
-                return f"({self._part(index)} % {self._part(divisor)})"
-            case Product(index, size):
-                return f"{self._part(index)}*{self._part(size)}"
+            case Combined(function, index, other):
+                return COMBINED[function].format(self._part(index), self._part(other))
             case Computed(expr):
                 return self._plain(expr, set())
             case NamedSize() | None:

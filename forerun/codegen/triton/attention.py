@@ -25,32 +25,32 @@ class AttentionText:
     """Writes the kernel of a tree attention; `shared` tiles process a committed split over one load."""
 
     def __init__(self, nest: AttentionNest, shape: Shape) -> None:
-        self.nest, self.shape, self.splits = nest, shape, -(-shape.length // shape.split)
+        self.nest, self.shape, self.block = nest, shape, nest.history.block
         history = nest.history
         self.inputs = {"positions": history.position, "sequences": history.sequence, "bases": history.base}
         self.scratch = tuple(
             Buffer("scratch", f"{name} of splits", dims, "f32", "f32")
             for name, dims in (
-                ("sums", (nest.rows, shape.heads, self.splits, shape.value_dim)),
-                ("totals", (nest.rows, shape.heads, self.splits, 2)),
+                ("sums", (nest.rows, nest.heads, shape.splits, nest.value_dim)),
+                ("totals", (nest.rows, nest.heads, shape.splits, 2)),
             )
         )
 
     def describe(self) -> str:
-        shape = self.shape
+        nest, shape = self.nest, self.shape
         return (
-            f"tree attention, {shape.heads} heads over {shape.groups} of {shape.key_dim} and {shape.value_dim} in "
+            f"tree attention, {nest.heads} heads over {nest.groups} of {nest.key_dim} and {nest.value_dim} in "
             f"{shape.element}, splits of {shape.split} positions"
         )
 
     def emit(self, text: Text, shared: int) -> None:
         """Writes the kernel. Grid (splits, key heads, shared tiles and then own tiles)."""
-        text.size("N")
+        text.sizes.add("N")
         text.line(f"start = tl.program_id(0) * {self.shape.split}")
         text.line("group = tl.program_id(1)")
         if shared == 1:
             text.line("tile = tl.program_id(2)")
-            self._own(text, 1)
+            self._one(text)
             return
         text.line(f"count = (tl.num_programs(2) + {shared}) // {shared + 1}")
         text.line("program = tl.program_id(2)")
@@ -58,7 +58,9 @@ class AttentionText:
             self._together(text, shared)
         with text.block("else:"):
             text.line("tile = program - count")
-            self._own(text, shared)
+            self._committed(text, f"tile // {shared}", shared)
+            with text.block("if committed == 0:"):
+                self._one(text)
 
     # --- lanes
 
@@ -85,23 +87,23 @@ class AttentionText:
         head = self._head(text, suffix)
         for number, (start, size) in enumerate(shape.parts):
             name = f"feature_{number}"
-            inside = [f"{name}_in[None, :]"] if start + size > shape.key_dim else []
+            inside = [f"{name}_in[None, :]"] if start + size > self.nest.key_dim else []
             text.line(f"{name} = {start} + tl.arange(0, {size})")
             if inside:
-                text.line(f"{name}_in = {name} < {shape.key_dim}")
-            lane = Lane(f"dim{suffix}_{number}", shape.key_dim)
+                text.line(f"{name}_in = {name} < {self.nest.key_dim}")
+            lane = Lane(f"dim{suffix}_{number}", self.nest.key_dim)
             dim = text.bind(lane, f"{name}[None, :]", *inside, depth=depth, wide=True)
             query = text.render(self._at(self.nest.query, row=row, head=head, dim=dim))
             kept = " & ".join([mask, *inside])
             text.line(f"query{suffix}_{number} = tl.where({kept}, {query}, 0.0).to({TYPES[shape.element]})")
         text.line(f'largest{suffix} = tl.full([{LANES}, 1], float("-inf"), tl.float32)')
         text.line(f"total{suffix} = tl.full([{LANES}, {self.shape.keys}], 0.0, tl.float32)")
-        text.line(f"sums{suffix} = tl.full([{LANES}, {padded(shape.value_dim)}], 0.0, tl.float32)")
+        text.line(f"sums{suffix} = tl.full([{LANES}, {padded(self.nest.value_dim)}], 0.0, tl.float32)")
 
     def _head(self, text: Text, suffix: str) -> Index:
         """Names the heads of a tile's lanes."""
         name = f"(group * {self.shape.members} + member{suffix})"
-        lane = Lane(f"head{suffix}", self.shape.heads)
+        lane = Lane(f"head{suffix}", self.nest.heads)
         return text.bind(lane, name, f"lane_in{suffix}", depth=text.depth)
 
     def _at(self, value: Expr, **places: Index) -> Expr:
@@ -141,16 +143,8 @@ class AttentionText:
             for suffix in suffixes:
                 self._finish(text, suffix)
 
-    def _own(self, text: Text, shared: int) -> None:
-        """Processes one tile's split, unless all rows of the tiles that share its load have committed it."""
-        if shared > 1:
-            self._committed(text, f"tile // {shared}", shared)
-            with text.block("if committed == 0:"):
-                self._one(text)
-        else:
-            self._one(text)
-
     def _one(self, text: Text) -> None:
+        """Processes one tile's split."""
         shape = self.shape
         self._lanes(text, "tile", "")
         sequences, bases = self._input(text, "sequences"), self._input(text, "bases")
@@ -212,8 +206,8 @@ class AttentionText:
     def _slots(self, text: Text, sequence: str) -> None:
         """Finds the slots of positions `at` in the blocks of a sequence."""
         shape, tables = self.shape, text.argument(self.nest.history.tables)
-        place = f"{tables} + {sequence} * {shape.tables} + at // {shape.block}"
-        text.line(f"slot = tl.load({place}) * {shape.block} + at % {shape.block}")
+        place = f"{tables} + {sequence} * {shape.tables} + at // {self.block}"
+        text.line(f"slot = tl.load({place}) * {self.block} + at % {self.block}")
         text.line("there = at >= 0")
 
     def _row_slots(self, text: Text) -> None:
@@ -226,22 +220,21 @@ class AttentionText:
         text.line("there = at <= own_position")
         tables, paths = text.argument(self.nest.history.tables), text.argument(self.nest.history.paths)
         text.line(
-            f"block = tl.load({tables} + own_sequence * {shape.tables} + at // {shape.block}, "
+            f"block = tl.load({tables} + own_sequence * {shape.tables} + at // {self.block}, "
             "mask=there & (at < own_base), other=0)"
         )
         text.line(
             f"slot = tl.load({paths} + own * {shape.path} + at - own_base, mask=there & (at >= own_base), other=0)"
         )
-        text.line(f"slot = tl.where(at < own_base, block * {shape.block} + at % {shape.block}, slot)")
+        text.line(f"slot = tl.where(at < own_base, block * {self.block} + at % {self.block}, slot)")
 
     def _record(self, dim: int) -> str:
-        shape = self.shape
-        block = f"((slot // {shape.block}).to(tl.int64) * {shape.groups} + group)"
-        return f"({block} * {shape.block} + slot % {shape.block}) * {dim}"
+        block = f"((slot // {self.block}).to(tl.int64) * {self.nest.groups} + group)"
+        return f"({block} * {self.block} + slot % {self.block}) * {dim}"
 
     def _load_keys(self, text: Text) -> None:
         """Loads key_i [features of the part, keys]."""
-        name, size = text.argument(self.nest.keys.buffer), self.shape.key_dim
+        name, size = text.argument(self.nest.keys.buffer), self.nest.key_dim
         text.line(f"record = {self._record(size)}")
         for number, (start, count) in enumerate(self.shape.parts):
             text.line(f"part = {start} + tl.arange(0, {count})[:, None]")
@@ -257,7 +250,7 @@ class AttentionText:
 
     def _load_values(self, text: Text) -> None:
         """Loads value [KEYS, Dv]."""
-        name, size = text.argument(self.nest.values.buffer), self.shape.value_dim
+        name, size = text.argument(self.nest.values.buffer), self.nest.value_dim
         text.line(f"number = tl.arange(0, {padded(size)})[None, :]")
         text.line(f"line = tl.reshape({self._record(size)}, [{self.shape.keys}, 1])")
         inside = f" & (number < {size})" if padded(size) != size else ""
@@ -298,9 +291,9 @@ class AttentionText:
         shape, (sums, totals) = self.shape, self.scratch
         names = [text.argument(each) for each in (sums, totals)]
         splits, dim = sums.dims[2], sums.dims[3]
-        text.line(f"number = tl.arange(0, {padded(shape.value_dim)})[None, :]")
-        inside = f" & (number < {dim})" if padded(shape.value_dim) != dim else ""
-        query = f"(row{suffix} * {shape.heads} + group * {shape.members} + member{suffix})"
+        text.line(f"number = tl.arange(0, {padded(self.nest.value_dim)})[None, :]")
+        inside = f" & (number < {dim})" if padded(self.nest.value_dim) != dim else ""
+        query = f"(row{suffix} * {self.nest.heads} + group * {shape.members} + member{suffix})"
         text.line(f"place = {query} * {splits} + start // {shape.split}")
         text.line(f"tl.store({names[0]} + place * {dim} + number, sums{suffix}, mask=lane_in{suffix}{inside})")
         text.line(f"tl.store({names[1]} + place * 2, largest{suffix}, mask=lane_in{suffix})")
@@ -310,14 +303,14 @@ class AttentionText:
     def emit_combine(self, text: Text) -> None:
         """Adds the splits of one row and head, in order. Grid (rows, heads)."""
         shape, (sums, totals) = self.shape, self.scratch
-        text.size("N")
+        text.sizes.add("N")
         splits, dim = sums.dims[2], sums.dims[3]
         names = [text.argument(each) for each in (sums, totals)]
         positions = self._input(text, "positions")
         text.line("row = tl.program_id(0) + tl.full([1, 1], 0, tl.int32)")
         text.line("row_in = row < N")
         text.line("head = tl.program_id(1)")
-        text.line(f"number = tl.arange(0, {padded(shape.value_dim)})[None, :]")
+        text.line(f"number = tl.arange(0, {padded(self.nest.value_dim)})[None, :]")
         text.line(f"numberin = number < {dim}")
         text.line(f"position = tl.max(tl.load({positions} + row, mask=row_in, other=-1))")
         row = text.bind(Lane("row"), "row", "row_in")
@@ -328,8 +321,8 @@ class AttentionText:
             begin = "begin"
         text.line('largest = float("-inf")')
         text.line("total = 0.0")
-        text.line(f"sums = tl.full([1, {padded(shape.value_dim)}], 0.0, tl.float32)")
-        text.line(f"record = (tl.program_id(0) * {shape.heads} + head) * {splits}")
+        text.line(f"sums = tl.full([1, {padded(self.nest.value_dim)}], 0.0, tl.float32)")
+        text.line(f"record = (tl.program_id(0) * {self.nest.heads} + head) * {splits}")
         stop = f"tl.where(position < 0, 0, position // {shape.split} + 1)"
         with text.block(f"for split in range({begin}, {stop}):"):
             text.line(f"height = tl.load({names[1]} + (record + split) * 2)")
@@ -341,11 +334,11 @@ class AttentionText:
             text.line("total = total * old + added * new")
             text.line("sums = sums * old + part * new")
             text.line("largest = larger")
-        head = text.bind(Lane("head", shape.heads), "head")
+        head = text.bind(Lane("head", self.nest.heads), "head")
         if self.nest.sinks is not None:
             text.line(f"sink = {text.render(self._at(self.nest.sinks, head=head))}")
             text.line("larger = tl.maximum(largest, sink)")
             text.line("total = total * tl.exp(largest - larger) + tl.exp(sink - larger)")
             text.line("sums = sums * tl.exp(largest - larger)")
-        at = text.bind(Lane("number", shape.value_dim), "number", "numberin", wide=True)
+        at = text.bind(Lane("number", self.nest.value_dim), "number", "numberin", wide=True)
         text.write(self.nest.result, [row, head, at], text.let("sums / total", 0, "attended"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forerun.codegen.loops.nest import AttentionNest
+
 LANES = 16
 """Rows of one mma instruction."""
 KEYS = {"f32": 32, "bf16": 64, "f16": 64}
@@ -18,30 +20,34 @@ TOGETHER = (1, 2, 4, 8)
 """Tiles that may share a load."""
 
 
-def split_size(max_length: int) -> int:
-    """The positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
-    return max(SMALLEST, min(2048, 1 << max(0, (max_length // SPLITS - 1)).bit_length()))
-
-
 @dataclass(frozen=True)
 class Shape:
     """The sizes of one tree attention."""
 
-    heads: int  # of queries
-    groups: int  # of keys
-    key_dim: int
-    value_dim: int
-    block: int  # P
-    split: int
+    nest: AttentionNest
     tables: int  # most blocks of a sequence: the width of the block tables
     path: int  # the width of the paths
-    element: str  # of the cache
     length: int  # most positions of a sequence
+
+    @property
+    def split(self) -> int:
+        """The positions of a split, fixed for a compiled model: a power of two from 64 to 2048."""
+        return max(SMALLEST, min(2048, 1 << max(0, (self.length // SPLITS - 1)).bit_length()))
+
+    @property
+    def splits(self) -> int:
+        """The splits of the longest sequence."""
+        return -(-self.length // self.split)
+
+    @property
+    def element(self) -> str:
+        """The element type of the cache."""
+        return self.nest.keys.buffer.element
 
     @property
     def shared(self) -> tuple[int, ...]:
         """The numbers of tiles that may share a load, within the registers of every GPU."""
-        return TOGETHER if self.element != "f32" and self.key_dim > 64 else TOGETHER[:3]
+        return TOGETHER if self.element != "f32" and self.nest.key_dim > 64 else TOGETHER[:3]
 
     @property
     def keys(self) -> int:
@@ -51,13 +57,13 @@ class Shape:
     @property
     def parts(self) -> list[tuple[int, int]]:
         """The first feature of each `tl.dot`, and its number of features."""
-        size = min(padded(self.key_dim), FEATURES[self.element])
-        return [(start, size) for start in range(0, padded(self.key_dim), size)]
+        size = min(padded(self.nest.key_dim), FEATURES[self.element])
+        return [(start, size) for start in range(0, padded(self.nest.key_dim), size)]
 
     @property
     def members(self) -> int:
         """Query heads of a key head."""
-        return self.heads // self.groups
+        return self.nest.heads // self.nest.groups
 
     @property
     def together(self) -> int:
@@ -73,9 +79,6 @@ class Shape:
     def head_tiles(self) -> int:
         """The number of tiles for the heads of one row."""
         return -(-self.members // self.together)
-
-    def tiles(self, rows: int) -> int:
-        return -(-rows // self.rows) * self.head_tiles
 
 
 def padded(size: int) -> int:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
-
-import torch
+from typing import Any
 
 from forerun import ir
-from forerun.codegen.loops.lowering import Emitted, Emitter, Limits
-from forerun.codegen.loops.lowering import Lowering as LoopLowering
+from forerun.codegen.loops.lowering import Emitted, Emitter, Lowering
 from forerun.codegen.loops.nest import AttentionNest, Choice, Nest, ProductNest, RecurrenceNest, RowNest, TopKNest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.planned import PlannedStep
-from forerun.codegen.program import BYTES, Config, Grid, Weight
+from forerun.codegen.program import Config, Grid
 from forerun.codegen.triton.assembly import Bodies, assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
-from forerun.codegen.triton.attention_shape import Shape, split_size
+from forerun.codegen.triton.attention_shape import Shape
 from forerun.codegen.triton.layout import ALIGNMENT, LEAST_BLOCK, SIZES, STEP_SIZES, TritonProgram
 from forerun.codegen.triton.products import describe as describe_products
 from forerun.codegen.triton.products import emit_products, tile_lanes
@@ -25,44 +22,31 @@ from forerun.codegen.triton.rows import block_of, emit_recurrence, emit_rows, it
 from forerun.codegen.triton.text import Text
 from forerun.codegen.triton.topk import CHUNK, Tiles, emit_choice, emit_chunks
 from forerun.codegen.triton.topk import describe as describe_choice
-from forerun.errors import InvalidOptionError, UnsupportedOperationError
+from forerun.errors import UnsupportedOperationError
 from forerun.signature import STEP
-
-ELEMENTS = ("bf16", "f16")
 
 
 class TritonEmitter(Emitter):
-    """Writes the text of kernels. `storage` is the dtype of matrices and states per position: f32, bf16 or f16."""
+    """Writes the text of kernels."""
 
     traits = Traits("cuda", tiles=True, prologues=True, deferred=frozenset({"f32", "bf16"}))
+    storages = ("bf16", "f16")
     alignment = ALIGNMENT
     floats_in_arena = False
     first_input = SIZES
 
-    def __init__(self, storage: str, limits: Limits, block: int) -> None:
-        self.storage, self.limits = storage, limits
-        self.tables = -(-limits.max_length // block)
+    def __init__(self, planned: PlannedStep, block: int) -> None:
+        self.storage, self.limits = planned.storage, planned.limits
+        self.tables = -(-self.limits["max_length"] // block)
 
     def widths(self) -> dict[str, int]:
-        return {"D": self.limits.max_path, "B": self.tables}
+        return {"D": self.limits["max_path"], "B": self.tables}
 
     def sizes(self, entry: str, symbols: Sequence[str]) -> tuple[str, ...]:
         return STEP_SIZES if entry == STEP else tuple(symbols)
 
     def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
         return state_layout(state, block, self.storage if state.per == "position" else "f32")
-
-    def weight(self, weight: ir.Weight) -> Weight:
-        storage = weight.storage
-        if storage is not None and storage not in ELEMENTS:
-            raise InvalidOptionError(
-                f"the cuda target has no kernels for weights stored as {storage}; use dtype float32, bfloat16 or "
-                "float16."
-            )
-        whole = weight.dtype in ir.INTEGER_DTYPES or weight.dtype == "i1"
-        element = storage or ("i32" if whole else "f32")
-        shape = tuple(int(dim) for dim in weight.type.dims)
-        return Weight(shape, element, prod(shape) * BYTES[element])
 
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         match nest:
@@ -78,63 +62,37 @@ class TritonEmitter(Emitter):
                 return self._topk(nest, sizes)
 
     def _rows(self, nest: RowNest, sizes: Sequence[str]) -> Emitted:
-        text = Text()
-        emit_rows(text, nest)
         found = items(nest)
         grid = Grid("rows", tuple(each.unit_dims for each in found), tuple(each.lanes for each in found))
         block = block_of(found)
+        bodies = {1: _written(emit_rows, nest)}
         words = f"rows of {', '.join(str([axis.dim for axis in each.store.axes]) for each in found)}"
-        return _emitted("rows", {1: text}, sizes, grid, Config(block, 1, 4 if block > 128 else 1, 1), words)
+        return _emitted("rows", bodies, sizes, grid, Config(block, 1, 4 if block > 128 else 1, 1), words)
 
     def _products(self, nest: ProductNest, sizes: Sequence[str]) -> list[Emitted]:
-        text = Text()
-        emit_products(text, nest)
+        text = _written(emit_products, nest)
         kind = "products" if nest.choice is None else "head"
         grid = Grid(kind, (nest.rows,), tuple(map(tile_lanes, nest.segments)))
         made = _emitted(kind, {1: text}, sizes, grid, Config(block=LEAST_BLOCK), describe_products(nest))
         return [made] if nest.choice is None else [made, self._choice(nest.choice, sizes, LEAST_BLOCK)]
 
     def _attention(self, nest: AttentionNest, sizes: Sequence[str]) -> list[Emitted]:
-        length, groups = self.limits.max_length, nest.groups
-        if nest.heads % groups:
+        if nest.heads % nest.groups:
             raise UnsupportedOperationError(
-                f"the cuda target has no Triton template for {nest.heads} heads over {groups} of keys."
+                f"the cuda target has no Triton template for {nest.heads} heads over {nest.groups} of keys."
             )
-        shape = Shape(
-            nest.heads,
-            groups,
-            nest.key_dim,
-            nest.value_dim,
-            nest.history.block,
-            split_size(length),
-            self.tables,
-            self.limits.max_path,
-            nest.keys.buffer.element,
-            length,
-        )
+        shape = Shape(nest, self.tables, self.limits["max_path"], self.limits["max_length"])
         writer = AttentionText(nest, shape)
-        bodies = {shared: Text() for shared in shape.shared}
-        for shared, text in bodies.items():
-            writer.emit(text, shared)
-        combine = Text()
-        writer.emit_combine(combine)
+        bodies = {shared: _written(writer.emit, shared) for shared in shape.shared}
+        combine = _written(writer.emit_combine)
         rows = ((nest.rows,),)
-        grid = Grid("attention", rows, (writer.splits, groups), (shape.rows, shape.head_tiles), shape.shared)
-        return [
-            _emitted("attention", bodies, sizes, grid, Config(64, 16, 4, 3), writer.describe()),
-            _emitted(
-                "combine",
-                {1: combine},
-                sizes,
-                Grid("combine", rows, (nest.heads,)),
-                Config(64, 1, 1, 2),
-                "splits in order",
-            ),
-        ]
+        grid = Grid("attention", rows, (shape.splits, nest.groups), (shape.rows, shape.head_tiles), shape.shared)
+        made = _emitted("attention", bodies, sizes, grid, Config(64, 16, 4, 3), writer.describe())
+        combine_grid = Grid("combine", rows, (nest.heads,))
+        return [made, _emitted("combine", {1: combine}, sizes, combine_grid, Config(64, 1, 1, 2), "splits in order")]
 
     def _recurrence(self, nest: RecurrenceNest, sizes: Sequence[str]) -> Emitted:
-        text = Text()
-        emit_recurrence(text, nest)
+        text = _written(emit_recurrence, nest)
         total, block = recurrence_lanes(nest)
         grid = Grid("recurrence", ((nest.rows,),), (total,))
         config = Config(block, 1, min(8, max(1, block // 128)), 1)
@@ -142,18 +100,23 @@ class TritonEmitter(Emitter):
         return _emitted("recurrence", {1: text}, sizes, grid, config, words)
 
     def _topk(self, nest: TopKNest, sizes: Sequence[str]) -> list[Emitted]:
-        text, choice = Text(), nest.choice
-        emit_chunks(text, nest)
+        text, choice = _written(emit_chunks, nest), nest.choice
         grid = Grid("chunks", (choice.rows,), (choice.size,))
         made = _emitted("chunks", {1: text}, sizes, grid, Config(CHUNK, 1, 4, 1), describe_choice(choice))
         return [made, self._choice(choice, sizes, CHUNK)]
 
     def _choice(self, choice: Choice, sizes: Sequence[str], block: int) -> Emitted:
-        text = Text()
-        emit_choice(text, choice, block)
+        text = _written(emit_choice, choice, block)
         warps = min(16, max(4, Tiles(choice, block).lanes // 512))
         config = Config(LEAST_BLOCK, 1, warps, 1)
         return _emitted("choice", {1: text}, sizes, Grid("choice", (choice.rows,)), config, describe_choice(choice))
+
+
+def _written(template: Callable[..., None], *given: Any) -> Text:
+    """Returns the text that a template writes."""
+    text = Text()
+    template(text, *given)
+    return text
 
 
 def _emitted(kind: str, bodies: Bodies, sizes: Sequence[str], grid: Grid, config: Config, words: str) -> Emitted:
@@ -166,37 +129,9 @@ def _emitted(kind: str, bodies: Bodies, sizes: Sequence[str], grid: Grid, config
         return assemble(name, words, bodies, sizes)
 
     key = f"{kind} {body_key(bodies, sizes)}"
-    return Emitted(kind, key, list(first.arguments), source, words, grid, config, grid.together)
-
-
-class Lowering:
-    """The launches of a module's entries, and the program that they make.
-
-    module      IR with `@step`, whose arguments are named as the fields of `Rows`
-    storage     dtype of matrices and of the states per position: "f32", "bf16" or "f16"
-    max_length  largest length of a sequence, and of a named dimension of another entry
-
-    Raises UnsupportedOperationError for an operation without a template.
-    """
-
-    def __init__(
-        self,
-        module: ir.ModuleOp,
-        *,
-        storage: str = "f32",
-        max_rows: int = 256,
-        max_outputs: int = 64,
-        max_path: int = 64,
-        max_length: int = 2048,
-    ) -> None:
-        limits = Limits(max_rows, max_outputs, max_path, max_length)
-        self.step = LoopLowering(module, lambda block: TritonEmitter(storage, limits, block), limits).program
-
-    def program(self, weights: Callable[[str], torch.Tensor]) -> TritonProgram:
-        """Returns the step, and the weights that it reads."""
-        return TritonProgram(self.step, weights)
+    return Emitted(kind, key, list(first.arguments), source, words, grid, config)
 
 
 def emit(planned: PlannedStep) -> TritonProgram:
     """Generates the program of a planned `@step`."""
-    return Lowering(planned.module, storage=planned.storage, **planned.limits).program(planned.weights)
+    return TritonProgram(Lowering(planned, lambda block: TritonEmitter(planned, block)).program, planned.weights)

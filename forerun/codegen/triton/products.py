@@ -9,7 +9,6 @@ order, by one program: features are not split. Everything else may be tuned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from forerun.codegen.loops.expr import loads
 from forerun.codegen.loops.expr import number as constant
@@ -94,7 +93,7 @@ class _Tile:
         text.line(f"lane{name} = {start}")
         below = f"(lane{name} >= 0) & " if name else ""
         text.line(f"lane_in{name} = {below}(lane{name} < {lanes})")
-        lane = replace(self.nest.column, size=count)
+        lane = Lane("column", count)
         if not pair:
             return [text.bind(lane, f"lane{name}", f"lane_in{name}", depth=depth, wide=True)]
         text.line(f"head{name} = lane{name} // {pair // 2}")
@@ -143,28 +142,22 @@ class _Tile:
             text.line(f"{scale} = 1.0 / tl.sqrt({total} / {features} + {literal(constant(norm.epsilon))})")
             for name in names.values():
                 text.line(f"{name} = {name} * {scale}")
-        column = replace(nest.column, size=segment.columns)
         for (matrix, part), name in names.items():
             if matrix.bias is not None:
-                bias = matrix.bias.substitute({column: columns[part]}.get)
+                bias = matrix.bias.substitute({segment.column: columns[part]}.get)
                 names[matrix, part] = text.let(f"({name} + {text.render(bias)})", depth, "biased")
         return names
 
     def _output(self, taken: Taken, own: list[Index], column: Index, sums: Mapping[tuple[Matrix, int], str]) -> None:
         """Stores an output at one of its columns."""
-        text, lane = self.text, replace(self.nest.column, size=taken.count)
-        value = taken.value.substitute({lane: column}.get)
-        for load in loads(value):
+        text, taken = self.text, taken.at(column)
+        for load in loads(taken.value):
             for matrix in self.segment.matrices:
                 if load.buffer != matrix.product:
                     continue
                 part = next(at for at, each in enumerate(own) if each.plus(taken.shift) == load.index[-1])
                 text.know(load, sums[matrix, part], text.depth)
         if isinstance(taken.to, Choice):
-            emit_tile(text, taken.to, column, text.render(value))
+            emit_tile(text, taken.to, column, text.render(taken.value))
             return
-        index = [each.substitute({lane: column}.get) for each in taken.index]
-        text.write(taken.to, index, value)
-
-
-__all__ = ["Lane", "describe", "emit_products", "feature_block", "tile_lanes"]
+        text.write(taken.to, taken.index, taken.value)

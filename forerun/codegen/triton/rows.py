@@ -6,12 +6,13 @@ axes (a norm of each head), all axes but the last, and the last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from forerun import ir
-from forerun.codegen.loops.index import Index, Lane, unflat, volume
-from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store, depends_across
+from forerun.codegen.loops.index import Index, Lane, size_of, unflat, volume
+from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store
 from forerun.codegen.triton.text import Text
 from forerun.errors import UnsupportedOperationError
 
@@ -19,6 +20,11 @@ WIDEST = 1024
 """Lanes of one program."""
 LARGEST_RECORD = 1 << 14
 """The most numbers of a record that one program computes, if they depend on one another."""
+
+
+def placed(axes: Sequence[Axis], place: Index) -> dict[Lane, Index]:
+    """The lanes of axes at a row-major place."""
+    return dict(zip((each.lane for each in axes), unflat([each.dim for each in axes], place), strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,15 @@ class Item:
         lane = text.bind(Lane(f"lane{number}", lanes), "lane", f"lane_in{number}", wide=True)
         unit = unit if total.known != 1 else Index()
         lane = lane if lanes > 1 else Index()
-        places = dict(zip((each.lane for each in self.units), unflat(self.unit_dims, unit), strict=True))
-        dims = [axis.dim for axis in self.others]
-        places |= dict(zip((each.lane for each in self.others), unflat(dims, lane), strict=True))
-        index = [each.substitute(places.get) for each in self.store.index]
-        text.write(self.store.buffer, index, self.store.value.substitute(places.get))
+        text.store(self.store.at(placed(self.units, unit) | placed(self.others, lane)))
 
 
 def items(nest: RowNest) -> list[Item]:
     """The stores of a nest, all divided in the same way."""
     found: list[Item] = []
     for store in nest.stores:
-        row = store.row
-        others = [axis.lane for axis in store.axes if axis is not row]
-        flat = depends_across(store.value, others) is None
-        found.append(Item(store, ((row,) if row else ()) if flat else store.axes[:-1]))
+        row = (store.row,) if store.row else ()
+        found.append(Item(store, row if store.is_flat else store.axes[:-1]))
     return found
 
 
@@ -104,11 +104,9 @@ def emit_recurrence(text: Text, nest: RecurrenceNest) -> None:
     text.line("lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]")
     text.line(f"lane_in = lane < {total}")
     lane = text.bind(Lane("lane", total), "lane", "lane_in", wide=True)
-    places = dict(zip((axis.lane for axis in axes), unflat([axis.dim for axis in axes], lane), strict=True))
-    with text.block(f"for step in range(0, {text.index(text.size(nest.rows))}):") as depth:
+    with text.block(f"for step in range(0, {text.index(size_of(nest.rows))}):") as depth:
         text.line("step_at = step + tl.full([1, 1], 0, tl.int32)")
         text.bind(nest.step, "step_at", depth=depth)
         for store in nest.stores:
-            index = [each.substitute(places.get) for each in store.index]
-            text.write(store.buffer, index, store.value.substitute(places.get))
+            text.store(store.at(placed(axes, lane)))
         text.line("tl.debug_barrier()")

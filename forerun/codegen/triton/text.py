@@ -15,8 +15,8 @@ from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.decompose import FORMULAS
 from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat, size_of
-from forerun.codegen.loops.nest import invariants
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
+from forerun.codegen.loops.nest import Store, invariants
 from forerun.codegen.triton.functions import LEAVES, literal
 from forerun.errors import UnsupportedOperationError
 
@@ -24,6 +24,7 @@ LARGEST = (1 << 31) - 1
 SUM_LANES = 128
 """Partial sums of a row: feature i goes into partial sum i mod this."""
 TYPES = {"f32": "tl.float32", "bf16": "tl.bfloat16", "f16": "tl.float16", "i32": "tl.int32"}
+COMBINED = {"quotient": "({} // {})", "remainder": "({} % {})", "product": "({} * {})"}
 HINTS = {"number": "x", "integer": "n", "truth": "is"}
 
 
@@ -124,27 +125,10 @@ class Text:
     def guards(self, variables: Collection[Lane]) -> list[str]:
         return sorted({guard for each in self.lanes(variables) for guard in each.guards})
 
-    def size(self, dim: ir.Dim) -> Index:
-        """Returns a dimension's value."""
-        return self.used(size_of(dim))
-
-    def used(self, index: Index) -> Index:
-        """Returns an index, and notes that the kernel takes the sizes in it."""
-        for lane in index.lanes:
-            match lane.made:
-                case NamedSize():
-                    self.sizes.add(lane.name)
-                case Quotient(inner, other) | Remainder(inner, other) | Product(inner, other):
-                    self.used(inner)
-                    self.used(other)
-                case _:
-                    pass
-        return index
-
     def index(self, index: Index, large: bool = False) -> str:
         """Renders an index; `large` computes it in 64 bits if it may not fit in 32."""
         parts: list[str] = []
-        for lane, factor in self.used(index).terms:
+        for lane, factor in index.terms:
             text = self.lane(lane)
             if large and not (lane.size is not None and lane.size * factor <= LARGEST):
                 text = f"{text}.to(tl.int64)"
@@ -156,15 +140,12 @@ class Text:
 
     def lane(self, lane: Lane) -> str:
         match lane.made:
-            case Quotient(index, divisor):
-                return f"({self.index(index)} // {self.index(divisor)})"
-            case Remainder(index, divisor):
-                return f"({self.index(index)} % {self.index(divisor)})"
-            case Product(index, size):
-                return f"({self.index(index)} * {self.index(size)})"
+            case Combined(function, index, other):
+                return COMBINED[function].format(self.index(index), self.index(other))
             case Computed(expr):
                 return self.render(expr)
             case NamedSize():
+                self.sizes.add(lane.name)
                 return lane.name
             case None:
                 return self.bound[lane].text
@@ -178,6 +159,10 @@ class Text:
 
     def pointer(self, buffer: Buffer, index: Sequence[Index]) -> str:
         return f"{self.argument(buffer)} + {self.place(buffer.dims, index)}"
+
+    def store(self, store: Store) -> None:
+        """Writes a store's element, or the elements of its wide lanes."""
+        self.write(store.buffer, store.index, store.value)
 
     def write(self, buffer: Buffer, index: Sequence[Index], value: Expr | str) -> None:
         """Stores one element, in the innermost scope."""

@@ -98,17 +98,14 @@ class _Unit:
             head = self.head + integer(index)
             with code.serial(nest.dim, 0, nest.key_dim) as dim:
                 store(self.query, code.at(nest.query, {nest.head: head}), integer(index * nest.key_dim) + dim, 1)
-            if nest.sinks is not None:
-                store(self.largest[index], code.at(nest.sinks, {nest.head: head}), zero, 1)
-                store(self.total[index], number(1.0), zero, 1)
-            else:
-                store(self.largest[index], number(LOWEST), zero, 1)
-                store(self.total[index], number(0.0), zero, 1)
+            largest = number(LOWEST) if nest.sinks is None else code.at(nest.sinks, {nest.head: head})
+            store(self.largest[index], largest, zero, 1)
+            store(self.total[index], number(0.0 if nest.sinks is None else 1.0), zero, 1)
             for vector in self.results[index]:
                 store(vector, splat(0.0), 0)
         start = let(tirx.truncdiv(self.first, integer(self.span)))
         stop = let(tirx.truncdiv(self.position, integer(self.span)) + integer(1))
-        with code.frame.serial(start, stop) as span, code.scope():
+        with T.serial(start, stop) as span, code.scope():
             self._span(let(span * integer(self.span)))
         for index in range(self.count):
             factor = let(self.total[index][zero])
@@ -133,7 +130,7 @@ class _Unit:
             store(self.code.window(self.nest.result), buffer[lane] / total, place, 1)
 
         if size == LANES:
-            with self.code.frame.vectorized() as lane:
+            with T.vectorized(LANES) as lane:
                 one(lane)
             return
         for lane in range(size):
@@ -166,7 +163,7 @@ class _Unit:
         start = let(self.value_place(integer(0), integer(0)))
         block = self.block
         for number_, window in enumerate(self._committed(self.nest.values, begin)):
-            with self.code.frame.serial(0, block // TURN) as turn:
+            with T.serial(0, block // TURN) as turn:
                 for part in range(TURN):
                     lane = let(turn * integer(TURN) + integer(part))
                     self._value(window, start, lane, integer(number_ * block) + lane)
@@ -176,7 +173,7 @@ class _Unit:
         for records, source, size in self._halves():
             origin = let(source)
             for window in self._committed(records, begin):
-                with self.code.frame.serial(0, size // LANES) as line:
+                with T.serial(0, size // LANES) as line:
                     place = tirx.address_of(window[origin + line * integer(LANES)])
                     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", place, 0, 2, 1))
 
@@ -192,7 +189,7 @@ class _Unit:
     # --- a span block by block
 
     def _scores_of_part(self, begin: Term) -> None:
-        with self.code.frame.serial(0, self.blocks) as block:
+        with T.serial(0, self.blocks) as block:
             low, high = self._visible(begin, block)
             with when(low < high):
                 self._scores_of_block(block, let(begin + block * integer(self.block)), low, high)
@@ -212,7 +209,7 @@ class _Unit:
         store(scattered, tirx.Select(aligned, zero, integer(1)), zero, 1)
         path = let(tirx.max(low, self.base - begin))
         with (
-            self.code.frame.serial(path, tirx.max(path, high)) as lane,
+            T.serial(path, tirx.max(path, high)) as lane,
             when(tirx.NE(self._slot(begin + lane), origin + lane)),
         ):
             store(scattered, integer(1), zero, 1)
@@ -227,7 +224,7 @@ class _Unit:
             store(self.homes, integer(-1), block, 1)
             with when(aligned):
                 self._copy_block(block, let(tirx.truncdiv(origin, integer(self.block))))
-            with self.code.frame.serial(low, high) as lane:
+            with T.serial(low, high) as lane:
                 slot = self._slot(begin + lane)
                 with when(tirx.Or(tirx.NE(slot, origin + lane), tirx.Not(aligned))):
                     self._copy_lane(block, lane, slot)
@@ -253,7 +250,7 @@ class _Unit:
         """Copies a cached block's keys and values to the gathered ones."""
         for target, (records, source, size) in zip((self.keys, self.values), self._halves(), strict=True):
             origin, window = let(source), self.code.block_window(records.buffer, home)
-            with self.code.frame.serial(0, size // LANES) as chunk:
+            with T.serial(0, size // LANES) as chunk:
                 there = block * integer(size) + chunk * integer(LANES)
                 store(target, load(window, origin + chunk * integer(LANES)), there)
 
@@ -262,7 +259,7 @@ class _Unit:
         nest, size = self.nest, integer(self.block)
         home, own = let(tirx.truncdiv(slot, size)), let(tirx.truncmod(slot, size))
         keys, values = (self.code.block_window(each.buffer, home) for each in (nest.keys, nest.values))
-        with self.code.frame.serial(0, nest.key_dim) as dim:
+        with T.serial(0, nest.key_dim) as dim:
             place = (block * integer(nest.key_dim) + dim) * size + lane
             store(self.keys, keys[self.key_place(dim, own)], place, 1)
         for vector in range(self.vectors):
@@ -274,10 +271,10 @@ class _Unit:
         zero = integer(0)
 
         def add(values: Memory, start: Term, block: Term, low: Term, high: Term) -> None:
-            with self.code.frame.serial(low, high) as lane:
+            with T.serial(low, high) as lane:
                 self._value(values, start, lane, block * integer(self.block) + lane)
 
-        with self.code.frame.serial(0, self.blocks) as block:
+        with T.serial(0, self.blocks) as block:
             low, high = self._visible(begin, block)
 
             def in_place(block: Term = block, low: Term = low, high: Term = high) -> None:
@@ -302,7 +299,7 @@ class _Unit:
             for held in sums.values():
                 store(held, splat(0.0), 0)
             turn = next(size for size in (TURN, 2, 1) if nest.key_dim % size == 0)
-            with self.code.frame.serial(0, nest.key_dim // turn) as step:
+            with T.serial(0, nest.key_dim // turn) as step:
                 for part in range(turn):
                     dim = let(step * integer(turn) + integer(part))
                     columns = {
@@ -325,7 +322,7 @@ class _Unit:
         for head in range(self.count):
             scores = [local(LANES) for _ in range(self.span // LANES)]
             for vector, buffer in enumerate(scores):
-                with self.code.frame.vectorized() as lane:
+                with T.vectorized(LANES) as lane:
                     place = lane + integer(vector * LANES)
                     position = begin + place
                     score = self._adjusted(self.weights[head][place], head, position)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from forerun.codegen.tvm.target import LANES
-from forerun.codegen.tvm.untyped import Analyzer, IRBuilder, T, tirx, tvm_ir
+from forerun.codegen.tvm.untyped import IRBuilder, T, tirx
 
 Expr = Any
 Buffer = Any
@@ -50,13 +50,9 @@ def splat(value: Expr | float, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
-def like(value: float, other: Expr) -> Expr:
+def like(value: Expr | float, other: Expr) -> Expr:
+    """A number in every lane of another vector."""
     return splat(value, lanes_of(other))
-
-
-def integers_like(value: int, other: Expr) -> Expr:
-    lanes = lanes_of(other)
-    return tirx.Broadcast(integer(value), lanes) if lanes > 1 else integer(value)
 
 
 def fma(x: Expr, y: Expr, z: Expr) -> Expr:
@@ -109,24 +105,6 @@ def local(size: int, dtype: str = "float32") -> Buffer:
     return T.alloc_buffer((size,), dtype, scope="local")
 
 
-def truncated(index: Expr | int) -> Expr | int:
-    """Replaces flooring divisions of an index by truncating ones: the same numbers, as none is negative.
-
-    TVM simplifies flooring divisions well and cannot lower two of them in one function.
-    """
-    if isinstance(index, int):
-        return index
-    match index:
-        case tirx.FloorDiv():
-            return tirx.truncdiv(truncated(index.a), truncated(index.b))
-        case tirx.FloorMod():
-            return tirx.truncmod(truncated(index.a), truncated(index.b))
-        case tirx.Add() | tirx.Sub() | tirx.Mul() | tirx.Min() | tirx.Max():
-            return type(index)(truncated(index.a), truncated(index.b))
-        case _:
-            return index
-
-
 def each(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """Combines a power-of-two number of values as a tree: halves first."""
     while len(values) > 1:
@@ -141,29 +119,17 @@ def across(buffer: Buffer, combine: Callable[[Expr, Expr], Expr]) -> Expr:
 
 
 class Frame:
-    """The arguments of the kernel under construction, and what is known about its loop variables."""
+    """The arguments of the kernel under construction."""
 
     def __init__(self, arguments: Sequence[Expr], sizes: Sequence[str]) -> None:
         self.part, self.parts, sizes_pointer, slots_pointer, *pointers = arguments
-        self._names = list(sizes)
-        self._sizes = T.decl_buffer((max(1, len(sizes)),), "int32", data=sizes_pointer)
+        values = T.decl_buffer((max(1, len(sizes)),), "int32", data=sizes_pointer)
         self._slots = T.decl_buffer((UNBOUNDED,), "int64", data=slots_pointer)
         self.memories: dict[str, Buffer] = {
             name: T.decl_buffer((UNBOUNDED,), dtype, data=pointer)
             for (name, dtype), pointer in zip(MEMORIES.items(), pointers, strict=True)
         }
-        self._bound: dict[Any, Expr] = {}
-        self.analyzer = Analyzer()
-
-    def size(self, name: str) -> Expr:
-        """The value of a dimension name."""
-        if name not in self._bound:
-            raise KeyError(name)
-        return self._bound[name]
-
-    def bind_sizes(self) -> None:
-        for index, name in enumerate(self._names):
-            self._bound[name] = let(self._sizes[integer(index)])
+        self.sizes = {name: let(values[integer(index)]) for index, name in enumerate(sizes)}
 
     def slot(self, index: int) -> Expr:
         return self._slots[integer(index, "int64")]
@@ -172,22 +138,6 @@ class Frame:
         """A window on a memory from an int64 element offset on, indexed by int32."""
         pointer = T.Bind(tirx.address_of(self.memories[memory][offset]))
         return T.decl_buffer((1 << 30,), MEMORIES[memory], data=pointer)
-
-    def simplify(self, expression: Expr | int) -> Expr | int:
-        return expression if isinstance(expression, int) else self.analyzer.simplify(expression)
-
-    @contextmanager
-    def serial(self, start: Expr | int, stop: Expr | int) -> Generator[Expr]:
-        with T.serial(start, stop) as variable:
-            extent = stop if isinstance(start, int) and start == 0 else stop - start
-            self.analyzer.bind(variable, tvm_ir.Range.from_min_extent(start, extent))
-            yield variable
-
-    @contextmanager
-    def vectorized(self, lanes: int = LANES) -> Generator[Expr]:
-        with T.vectorized(lanes) as variable:
-            self.analyzer.bind(variable, tvm_ir.Range.from_min_extent(0, lanes))
-            yield variable
 
     @contextmanager
     def divided(self, count: Expr | int) -> Generator[Expr]:
@@ -206,7 +156,5 @@ def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
         arguments.append(T.arg("sizes", T.handle("int32")))
         arguments.append(T.arg("slots", T.handle("int64")))
         arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in MEMORIES.items())
-        frame = Frame(arguments, sizes)
-        frame.bind_sizes()
-        body(frame)
+        body(Frame(arguments, sizes))
     return builder.get()

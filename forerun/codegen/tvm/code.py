@@ -6,52 +6,27 @@ whole record, so that kernels that differ only in their buffers share code.
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
-from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.buffer import Buffer, Kind
 from forerun.codegen.loops.decompose import FORMULAS
-from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, apply
-from forerun.codegen.loops.index import Computed, Index, Lane, NamedSize, Product, Quotient, Remainder, flat
+from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial, Reduce, count_uses
+from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
 from forerun.codegen.loops.nest import invariants
 from forerun.codegen.tvm.builder import Buffer as Memory
-from forerun.codegen.tvm.builder import Frame, across, integer, let, load, local, number, splat, store
+from forerun.codegen.tvm.builder import Frame, across, integer, let, local, number, splat, store
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.functions import BY_KIND, alike
 from forerun.codegen.tvm.target import LANES, OUTPUTS
-from forerun.codegen.tvm.untyped import tirx
+from forerun.codegen.tvm.untyped import T, tirx
 from forerun.errors import UnsupportedOperationError
 
 Term = Any
 """An expression of TIR."""
 
+COMBINED = {"quotient": tirx.truncdiv, "remainder": tirx.truncmod, "product": lambda x, y: x * y}
 MERGE: dict[str, Callable[[Term, Term], Term]] = {"add": lambda x, y: x + y, "max": tirx.max, "min": tirx.min}
-
-
-def region_of(buffer: Buffer, formats: Mapping[str, WeightFormat]) -> str:
-    """Returns the memory that a buffer lies in."""
-    whole = buffer.element == "i32"
-    match buffer.space:
-        case "weight":
-            form = formats.get(buffer.element)
-            return form.region if form is not None else "tables" if whole else "weights"
-        case "input":
-            return "inputs" if whole else "numbers"
-        case "state":
-            return "state"
-        case "request":
-            return "requests"
-        case _:
-            return "indices" if whole else "numbers"
-
-
-def slots_of(buffers: Collection[Buffer]) -> dict[Buffer, int]:
-    """Returns the first slot of each buffer: a state takes two, its offset and the size of a record of all states."""
-    found: dict[Buffer, int] = {}
-    at = 0
-    for each in buffers:
-        found[each] = at
-        at += 2 if each.of_state else 1
-    return found
 
 
 class Code:
@@ -59,12 +34,13 @@ class Code:
 
     def __init__(self, frame: Frame, buffers: Collection[Buffer], formats: Mapping[str, WeightFormat]) -> None:
         self.frame, self.formats = frame, formats
-        self.slots = slots_of(buffers)
+        ends = accumulate(2 if each.of_state else 1 for each in buffers)
+        self.slots = dict(zip(buffers, (0, *ends), strict=False))  # of a state: its offset, and the size of a record
         self.bound: dict[Lane, Term] = {}
         self._known: list[dict[Expr, Term]] = [{}]
         self._uses: dict[Expr, int] = {}
         self._windows = {
-            each: frame.window(region_of(each, formats), frame.slot(slot))
+            each: frame.window(self._region(each), frame.slot(slot))
             for each, slot in self.slots.items()
             if not each.of_state
         }
@@ -81,13 +57,13 @@ class Code:
     @contextmanager
     def serial(self, lane: Lane, start: Term | int, stop: Term | int) -> Generator[Term]:
         """Opens a serial loop over a lane."""
-        with self.frame.serial(start, stop) as at, self.scope():
+        with T.serial(start, stop) as at, self.scope():
             self.bound[lane] = at
             yield at
 
     @contextmanager
     def vectorized(self, lane: Lane) -> Generator[Term]:
-        with self.frame.vectorized() as at, self.scope():
+        with T.vectorized(LANES) as at, self.scope():
             self.bound[lane] = at
             yield at
 
@@ -100,22 +76,34 @@ class Code:
             self.bound.update(bound)
             return self.render(expr)
 
-    def call(self, function: str, *operands: Term) -> Term:
-        """Applies a function to terms."""
-        given = [Partial(Lane(f"operand{number}"), "number") for number in range(len(operands))]
+    def call(self, function: str, *operands: Term, kind: Kind = "number") -> Term:
+        """Applies a formula to terms."""
+        given = [Partial(Lane(f"{function}{number}"), kind) for number in range(len(operands))]
         with self.scope():
             for each, operand in zip(given, operands, strict=True):
                 self.know(each, operand)
-            return self.render(apply(function, *given))
+            return self.render(FORMULAS[function](*given))
 
     # --- memory
 
+    def _region(self, buffer: Buffer) -> str:
+        """The memory that a buffer lies in."""
+        whole = buffer.element == "i32"
+        match buffer.space:
+            case "weight":
+                form = self.formats.get(buffer.element)
+                return form.region if form is not None else "tables" if whole else "weights"
+            case "input":
+                return "inputs" if whole else "numbers"
+            case "state":
+                return "state"
+            case "request":
+                return "requests"
+            case _:
+                return "indices" if whole else "numbers"
+
     def window(self, buffer: Buffer) -> Memory:
         return self._windows[buffer]
-
-    def memory(self, buffer: Buffer) -> Memory:
-        """The memory of a buffer; a state's region has one name, so that a kernel may read what it has written."""
-        return self.frame.memories[region_of(buffer, self.formats)]
 
     def origin(self, buffer: Buffer, block: Term) -> Term:
         """The offset (int64) of a state's records of a block."""
@@ -124,69 +112,58 @@ class Code:
 
     def block_window(self, buffer: Buffer, block: Term) -> Memory:
         """A window on a state's records of one block."""
-        return self.frame.window(region_of(buffer, self.formats), self.origin(buffer, block))
+        return self.frame.window(self._region(buffer), self.origin(buffer, block))
 
-    def get(self, buffer: Buffer, *index: Term | int) -> Term:
+    def get(self, buffer: Buffer, *index: Term) -> Term:
         """Loads the element at an index of terms."""
         lanes = [Lane(f"axis{axis}") for axis in range(len(index))]
-        own = tuple(
-            Index(constant=each) if isinstance(each, int) else Index.of(lane)
-            for lane, each in zip(lanes, index, strict=True)
-        )
-        return self.at(Load(buffer, own), dict(zip(lanes, index, strict=True)))
+        return self.at(Load(buffer, tuple(map(Index.of, lanes))), dict(zip(lanes, index, strict=True)))
+
+    def _place(self, buffer: Buffer, index: Sequence[Index]) -> tuple[Memory, Term]:
+        """The memory of an element, and its place there.
+
+        A state's region has one name for all its blocks, so that a kernel may read what it has written.
+        """
+        if not buffer.of_state:
+            return self.window(buffer), self.index(flat(buffer.dims, index))
+        block = let(self.index(index[0]))
+        at = self.index(flat(buffer.dims[1:], index[1:])).astype("int64")
+        return self.frame.memories[self._region(buffer)], self.origin(buffer, block) + at
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> Term:
         """Loads an element, unpacked by its format if it has one."""
-        if buffer.of_state:
-            block = let(self._term(index[0]))
-            at = self._term(flat(buffer.dims[1:], index[1:])).astype("int64")
-            return self.memory(buffer)[self.origin(buffer, block) + at]
-        window = self.window(buffer)
         form = self.formats.get(buffer.element) if buffer.space == "weight" else None
         if form is None:
-            return window[self._term(flat(buffer.dims, index))]
-        output, feature = (index[0], index[1])
-        block, lane = output.divided(OUTPUTS)
-        places = (self._term(each) for each in (block, lane, feature))
-        return form.element(lambda place: window[place], int(buffer.dims[1]), *places)
+            memory, at = self._place(buffer, index)
+            return memory[at]
+        output, feature = index
+        places = map(self.index, (*output.divided(OUTPUTS), feature))
+        return form.element(lambda place: self.window(buffer)[place], int(buffer.dims[1]), *places)
 
     def write(self, buffer: Buffer, index: Sequence[Index], value: Term) -> None:
         """Stores one element."""
         if buffer.kind == "truth":
             value = tirx.Select(value, integer(1), integer(0))
-        if buffer.of_state:
-            block = let(self._term(index[0]))
-            at = self._term(flat(buffer.dims[1:], index[1:])).astype("int64")
-            store(self.memory(buffer), value, self.origin(buffer, block) + at, 1)
-            return
-        store(self.window(buffer), value, self._term(flat(buffer.dims, index)), 1)
+        memory, at = self._place(buffer, index)
+        store(memory, value, at, 1)
 
     # --- indices
 
-    def index(self, index: Index) -> Term | int:
-        """Renders an index, as a number if it is known."""
-        total: Term | int = 0
-        for lane, factor in index.terms:
-            each = self.lane(lane) * factor if factor != 1 else self.lane(lane)
-            total = each if isinstance(total, int) else total + each
-        return total + index.constant if index.constant else total  # last, so that it is part of an address
-
-    def _term(self, index: Index) -> Term:
-        at = self.index(index)
-        return integer(at) if isinstance(at, int) else at
+    def index(self, index: Index) -> Term:
+        """Renders an index."""
+        terms = [self.lane(lane) * factor if factor != 1 else self.lane(lane) for lane, factor in index.terms]
+        if index.constant or not terms:
+            terms.append(integer(index.constant))  # last, so that it is part of an address
+        return sum(terms[1:], terms[0])
 
     def lane(self, lane: Lane) -> Term:
         match lane.made:
-            case Quotient(index, divisor):
-                return tirx.truncdiv(self._term(index), self._term(divisor))
-            case Remainder(index, divisor):
-                return tirx.truncmod(self._term(index), self._term(divisor))
-            case Product(index, size):
-                return self._term(index) * self._term(size)
+            case Combined(function, index, other):
+                return COMBINED[function](self.index(index), self.index(other))
             case Computed(expr):
                 return self.render(expr)
             case NamedSize():
-                return self.frame.size(lane.name)
+                return self.frame.sizes[lane.name]
             case None:
                 return self.bound[lane]
 
@@ -197,17 +174,14 @@ class Code:
         for scope in reversed(self._known):
             if expr in scope:
                 return scope[expr]
-        if expr not in self._uses:
-            self._count(expr)
+        count_uses(expr, self._uses)
         match expr:
             case Const():
                 return _constant(expr)
             case Count(index):
-                return self._term(index)
-            case Load(buffer, index, guard):
-                found = self._guarded(buffer, index, guard)
-                found = let(found) if guard is None else found
-                found = tirx.NE(found, integer(0)) if buffer.kind == "truth" else found
+                return self.index(index)
+            case Load():
+                found = self._loaded(expr)
             case Apply(function, args):
                 found = self._applied(function, args, expr)
             case Reduce():
@@ -217,21 +191,14 @@ class Code:
         self.know(expr, found)
         return found
 
-    def _count(self, root: Expr) -> None:
-        """Counts the uses of each part of an expression: a part used once needs no name."""
-        pending = [root]
-        self._uses[root] = self._uses.get(root, 0) + 1
-        while pending:
-            for part in pending.pop().parts:
-                if part not in self._uses:
-                    pending.append(part)
-                self._uses[part] = self._uses.get(part, 0) + 1
-
-    def _guarded(self, buffer: Buffer, index: Sequence[Index], guard: Expr | None) -> Term:
-        if guard is None:
-            return self.load(buffer, index)
-        held, zero = self.render(guard), number(0.0) if buffer.kind == "number" else integer(0)
-        return let(tirx.if_then_else(held, self.load(buffer, index), zero))
+    def _loaded(self, expr: Load) -> Term:
+        buffer = expr.buffer
+        held = None if expr.guard is None else self.render(expr.guard)
+        found = self.load(buffer, expr.index)
+        if held is not None:
+            found = tirx.if_then_else(held, found, number(0.0) if buffer.kind == "number" else integer(0))
+        found = let(found)
+        return tirx.NE(found, integer(0)) if buffer.kind == "truth" else found
 
     def _applied(self, function: str, args: Sequence[Expr], expr: Apply) -> Term:
         operands = alike([self.render(each) for each in args])
@@ -242,11 +209,7 @@ class Code:
             return found if expr.kind == "truth" or self._uses[expr] < 2 else let(found)
         if function not in FORMULAS:
             raise UnsupportedOperationError(f"the cpu target has no function {function} of {expr.kind}s.")
-        given = [Partial(Lane(f"{function}{number}"), each.kind) for number, each in enumerate(args)]
-        with self.scope():
-            for each, operand in zip(given, operands, strict=True):
-                self.know(each, operand)
-            return self.render(FORMULAS[function](*given))
+        return self.call(function, *operands, kind=args[-1].kind)
 
     def hoist(self, expr: Expr, lanes: Collection[Lane]) -> None:
         """Computes the parts that do not depend on the loops to be opened."""
@@ -257,17 +220,20 @@ class Code:
         self.hoist(expr.step, {expr.lane})
         if expr.order == "lanes":
             return self._in_lanes(expr)
-        total = self.accumulator(expr)
-        with self.serial(expr.lane, 0, self.index(expr.extent)):
-            self.know(Partial(expr.lane, expr.kind), total[integer(0)])
-            store(total, self.render(expr.step), integer(0), 1)
-        return let(total[integer(0)])
+        with self.chain(expr) as total:
+            pass
+        return let(total)
 
-    def accumulator(self, expr: Reduce) -> Memory:
-        """Allocates a reduction's accumulator and initializes it."""
-        total = local(1, "float32" if expr.kind == "number" else "int32")
-        store(total, self.render(expr.init), integer(0), 1)
-        return total
+    @contextmanager
+    def chain(self, expr: Reduce) -> Generator[Term]:
+        """Opens the loop of a serial reduction; yields the partial result after each step."""
+        memory = local(1, "float32" if expr.kind == "number" else "int32")
+        total = memory[integer(0)]
+        store(memory, self.render(expr.init), integer(0), 1)
+        with self.serial(expr.lane, 0, self.index(expr.extent)):
+            self.know(Partial(expr.lane, expr.kind), total)
+            store(memory, self.render(expr.step), integer(0), 1)
+            yield total
 
     def _in_lanes(self, expr: Reduce) -> Term:
         """16 partial results, element i into partial i mod 16, then a tree: the order depends only on the size."""
@@ -286,24 +252,16 @@ class Code:
             here = Index.of(chunk).times(LANES).plus(Index.of(vector))
             with self.serial(chunk, 0, size // LANES), self.vectorized(vector) as lane:
                 self.know(variable, partial[lane])
-                store(partial, self.render(_moved(expr, here)), lane, 1)
+                store(partial, self.render(expr.step.substitute({expr.lane: here}.get)), lane, 1)
         for rest in range(size % LANES):
             with self.scope():
                 self.know(variable, partial[integer(rest)])
                 here = Index(constant=size // LANES * LANES + rest)
-                store(partial, self.render(_moved(expr, here)), integer(rest), 1)
+                store(partial, self.render(expr.step.substitute({expr.lane: here}.get)), integer(rest), 1)
         return let(across(partial, merge))
-
-
-def _moved(expr: Reduce, to: Index) -> Expr:
-    """Returns the step of a reduction at another index of its lane."""
-    return expr.step.substitute(lambda lane: to if lane == expr.lane else None)
 
 
 def _constant(expr: Const) -> Term:
     if expr.kind == "number":
         return number(float(expr.text))
     return integer(int(expr.text)) if expr.kind == "integer" else tirx.IntImm("bool", int(expr.text))
-
-
-__all__ = ["Code", "Term", "load", "region_of", "slots_of"]

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from forerun.codegen.tvm.builder import Buffer, Expr, integer, integers_like, lanes_of, let, load
+from forerun.codegen.tvm.builder import Buffer, Expr, integer, lanes_of, let, like, load
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 
@@ -31,7 +31,6 @@ Read = Callable[[Expr], Expr]
 class WeightFormat:
     """A format; its subclasses are a closed set. Sizes are in words of 4 bytes."""
 
-    name: ClassVar[str]
     region: ClassVar[str]
     """The view of the weights through which the format is read."""
     words: ClassVar[int]
@@ -69,22 +68,26 @@ class WeightFormat:
         raise NotImplementedError
 
 
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Returns [out, ...] as [out / 32, 2, 16, ...], padded with zeros."""
+    missing = -weight.shape[0] % OUTPUTS
+    if missing:
+        weight = torch.cat((weight, weight.new_zeros(missing, *weight.shape[1:])))
+    return weight.view(-1, VECTORS, LANES, *weight.shape[1:])
+
+
 @dataclass(frozen=True)
 class Float32(WeightFormat):
     """float32 [out / 32, in, 32]."""
 
-    name: ClassVar[str] = "float32"
     region: ClassVar[str] = "weights"
     words: ClassVar[int] = OUTPUTS
     prefetched: ClassVar[int] = 9
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        outputs, features = weight.shape
-        whole = outputs // OUTPUTS
-        blocks = target[: -(-outputs // OUTPUTS) * OUTPUTS * features].view(-1, features, OUTPUTS)
-        blocks[:whole].copy_(weight[: whole * OUTPUTS].reshape(whole, OUTPUTS, features).transpose(1, 2))
-        if outputs % OUTPUTS:
-            blocks[whole] = _last_block(weight).transpose(0, 1)
+        blocks = in_blocks(weight)
+        memory = target[: len(blocks) * self.block_words(weight.shape[1])]
+        memory.view(-1, weight.shape[1], VECTORS, LANES).copy_(blocks.permute(0, 3, 1, 2))
 
     def opened(self, block: Buffer, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
@@ -104,20 +107,13 @@ class BFloat16(WeightFormat):
     A shift or a mask turns each into a float32, so a vector of 16 words is widened by two instructions.
     """
 
-    name: ClassVar[str] = "bfloat16"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = LANES
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        outputs, features = weight.shape
-        whole = outputs // OUTPUTS
-        halves = target[: -(-outputs // OUTPUTS) * self.block_words(features)].view(torch.int16)
-        blocks = halves.view(-1, features, LANES, 2)  # little-endian: the lower half comes first
-        bits = weight[: whole * OUTPUTS].to(torch.bfloat16).view(torch.int16)
-        blocks[:whole].copy_(bits.reshape(whole, 2, LANES, features).permute(0, 3, 2, 1))
-        if outputs % OUTPUTS:
-            bits = _last_block(weight).to(torch.bfloat16).view(torch.int16)
-            blocks[whole] = bits.view(2, LANES, features).permute(2, 1, 0)
+        blocks = in_blocks(weight.to(torch.bfloat16).view(torch.int16))
+        halves = target[: len(blocks) * self.block_words(weight.shape[1])].view(torch.int16)
+        halves.view(-1, weight.shape[1], LANES, VECTORS).copy_(blocks.permute(0, 3, 2, 1))  # the lower half comes first
 
     def opened(self, block: Buffer, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
@@ -135,11 +131,11 @@ class BFloat16(WeightFormat):
 def shifted(word: Expr, right: int) -> Expr:
     """Shifts an int32 right arithmetically by a number of bits, or left if it is negative."""
     shift = tirx.shift_right if right > 0 else tirx.shift_left
-    return shift(word, integers_like(abs(right), word)) if right else word
+    return shift(word, like(integer(abs(right)), word)) if right else word
 
 
 def masked(word: Expr, mask: int) -> Expr:
-    return tirx.bitwise_and(word, integers_like(mask, word))
+    return tirx.bitwise_and(word, like(integer(mask), word))
 
 
 def as_float(word: Expr) -> Expr:
@@ -149,12 +145,3 @@ def as_float(word: Expr) -> Expr:
 
 
 FLOAT32 = Float32()
-
-
-def _last_block(weight: torch.Tensor) -> torch.Tensor:
-    """The outputs after the last whole block, padded with zeros, [32, in]."""
-    rest = weight.shape[0] % OUTPUTS
-    return torch.cat((weight[-rest:], weight.new_zeros(OUTPUTS - rest, weight.shape[1])))
-
-
-__all__ = ["FLOAT32", "STEP", "VECTORS", "BFloat16", "Column", "Float32", "Read", "WeightFormat"]

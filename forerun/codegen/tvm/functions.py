@@ -7,7 +7,7 @@ called for each lane.
 
 from collections.abc import Callable, Sequence
 
-from forerun.codegen.tvm.builder import Expr, fma, integer, integers_like, lanes_of, let, like, multiply, number
+from forerun.codegen.tvm.builder import Expr, fma, integer, lanes_of, let, like, multiply, number
 from forerun.codegen.tvm.untyped import tirx
 
 Leaf = Callable[..., Expr]
@@ -21,24 +21,24 @@ def _intrinsic(name: str) -> Leaf:
 def power_of_two(n: Expr) -> Expr:
     """2^n for integer-valued n in [-126, 127]."""
     lanes = lanes_of(n)
-    bits = (n.astype("int32" if lanes == 1 else f"int32x{lanes}") + integers_like(127, n)) * integers_like(1 << 23, n)
+    bits = (n.astype("int32" if lanes == 1 else f"int32x{lanes}") + like(integer(127), n)) * like(integer(1 << 23), n)
     return tirx.reinterpret(n.ty.dtype, bits)
 
 
 def _below_zero(rest: Expr, divisor: Expr) -> Expr:
     """Whether a truncated quotient is one above the floor: the remainder is not 0 and has the opposite sign."""
-    zero = integers_like(0, rest)
+    zero = like(integer(0), rest)
     return tirx.Or(tirx.And(rest < zero, divisor > zero), tirx.And(rest > zero, divisor < zero))
 
 
 def _floor_div(x: Expr, y: Expr) -> Expr:
     quotient, rest = let(tirx.truncdiv(x, y)), let(tirx.truncmod(x, y))
-    return quotient - tirx.Select(_below_zero(rest, y), integers_like(1, x), integers_like(0, x))
+    return quotient - tirx.Select(_below_zero(rest, y), like(integer(1), x), like(integer(0), x))
 
 
 def _remainder(x: Expr, y: Expr) -> Expr:
     rest = let(tirx.truncmod(x, y))
-    return rest + tirx.Select(_below_zero(rest, y), y, integers_like(0, x))
+    return rest + tirx.Select(_below_zero(rest, y), y, like(integer(0), x))
 
 
 def _to_number(x: Expr) -> Expr:
@@ -101,6 +101,3 @@ def alike(operands: Sequence[Expr]) -> list[Expr]:
     """Broadcasts scalars to the lanes of the vectors among the operands."""
     lanes = max(map(lanes_of, operands))
     return [each if lanes_of(each) == lanes else tirx.Broadcast(each, lanes) for each in operands]
-
-
-__all__ = ["BY_KIND", "LEAVES", "alike", "like"]

@@ -9,17 +9,11 @@ from forerun.codegen.tvm.untyped import tvm
 SOURCES = Path(__file__).parent
 
 
-def source_digest() -> str:
-    """Returns a digest of the templates' own sources: changing a template changes the key."""
+def key_of(machine: Machine) -> str:
+    """Returns the key of everything a compiled step depends on, the templates' own sources included."""
     digest = hashlib.sha256()
+    for text in (tvm.__version__, str(machine)):
+        digest.update(text.encode() + b"\0")
     for path in sorted((*SOURCES.glob("*.py"), *SOURCES.parent.glob("loops/*.py"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def key_of(machine: Machine, parts: list[str]) -> str:
-    """Returns the key of everything a compiled step depends on."""
-    digest = hashlib.sha256()
-    for text in (tvm.__version__, str(machine), source_digest(), *parts):
-        digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]

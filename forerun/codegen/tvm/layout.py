@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from forerun.codegen.program import NUMBER, Program, State
@@ -21,8 +20,33 @@ ALIGNMENT = 16
 SPARE = 1 << 14
 """Numbers after the last weight that a prefetch may address."""
 
+Float32 = NDArray[np.float32]
+
 ENTRY = "run"
 """The function of the compiled code that executes calls."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What code is compiled for, in LLVM's words."""
+
+    triple: str
+    cpu: str
+    features: tuple[str, ...]  # what the processor must have, such as "avx2"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The kernels of a step as machine code."""
+
+    module: Any  # TVM's runtime module
+    processor: Processor
+
+
+class Compile(Protocol):
+    """Compiles the kernels of a step for this machine, or for another triple and processor."""
+
+    def __call__(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled: ...
 
 
 @dataclass(frozen=True)
@@ -30,14 +54,25 @@ class TvmProgram:
     """The output of code generation for a step; code and weights are produced on demand."""
 
     program: Program
-    compile: Callable[[], Any]  # the runtime module of its kernels
-    pack: Callable[[], torch.Tensor]  # float32: the weights as the code reads them
+    compile: Compile
+    pack: Callable[[], Float32]  # the weights as the code reads them
+    write: Callable[[BinaryIO], None]  # the same into a file, without a second copy in memory
     texts: Callable[[], dict[str, str]]  # the TIR script of every distinct kernel, by name
     keeps_code: bool = True  # whether `program.key` names the code
 
 
 def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def zeros(count: int) -> Float32:
+    """Returns zeros that begin at a cache line, as the code's vector loads require.
+
+    numpy gives large arrays huge pages. The memory is taken from the system when it is first written.
+    """
+    whole = np.zeros(count + ALIGNMENT, np.float32)
+    first = -whole.ctypes.data // NUMBER % ALIGNMENT
+    return whole[first : first + count]
 
 
 def weight_places(program: Program) -> tuple[dict[str, int], int]:
@@ -85,7 +120,7 @@ def _words(state: State, block: int) -> NDArray[np.int64]:
     """Returns [P, numbers]: where the numbers of a record lie, for each slot of a block."""
     places = np.arange(state.words).reshape(state.dims)
     lanes = np.moveaxis(places, -1 if state.side_by_side else -2, 0)
-    return lanes[..., : state.last].reshape(block, -1) if not state.side_by_side else lanes.reshape(block, -1)
+    return lanes[..., : state.last].reshape(block, -1)
 
 
 def needed_bytes(program: Program) -> dict[str, int]:

@@ -9,7 +9,7 @@ software prefetches run 6 KiB ahead.
 from collections.abc import Callable, Sequence
 
 from forerun.codegen.loops.buffer import Buffer
-from forerun.codegen.loops.expr import Expr, Load, loads
+from forerun.codegen.loops.expr import Load, loads
 from forerun.codegen.loops.index import Index, Lane, unflat, volume
 from forerun.codegen.loops.nest import Matrix, ProductNest, Segment
 from forerun.codegen.tvm.builder import Buffer as Memory
@@ -48,12 +48,11 @@ def emit_segment(code: Code, nest: ProductNest, segment: Segment, tile_rows: int
     frame, tile = code.frame, _Tile(code, nest, segment)
     with frame.divided(-(-segment.columns // OUTPUTS)) as block:
         weights = [tile.window(each, block) for each in segment.matrices]
-        rows = code.index(volume(nest.rows))
-        count = integer(rows) if isinstance(rows, int) else rows
+        count = code.index(volume(nest.rows))
         sizes = smaller_tiles(tile_rows)
         largest = sizes[-1] if sizes else 0
         turns = let(tirx.truncdiv(count + integer(tile_rows - 1 - largest), integer(tile_rows)))
-        with frame.serial(0, turns) as turn:
+        with T.serial(0, turns) as turn:
             tile.emit(weights, block, tile_rows, let(turn * tile_rows), count)
         rest = let(count - turns * tile_rows)
         for below, size in zip([0, *sizes], sizes, strict=False):
@@ -117,14 +116,14 @@ class _Tile:
 
         def features(count: int, span: Term) -> None:
             column = form.opened(weight, span)
-            with self.code.frame.serial(0, count // STEP) as step:
+            with T.serial(0, count // STEP) as step:
                 for part in range(STEP):
                     turn(column, span, step, part)
             for part in range(count % STEP):
                 turn(column, span, integer(count // STEP), part)
 
         if form.span:
-            with self.code.frame.serial(0, self.features // form.span) as span:
+            with T.serial(0, self.features // form.span) as span:
                 features(form.span, span)
         else:
             features(self.features, integer(0))
@@ -150,7 +149,7 @@ class _Tile:
         place = (*unflat(self.nest.rows, Index.of(self.nest.row)), column)
         matrix, others = segment.matrices[number], self.held[: len(segment.matrices) - 1]
         if matrix.bias is not None:
-            total = total + code.render(self._placed(matrix.bias, column))
+            total = total + code.render(matrix.bias.substitute({segment.column: column}.get))
         if matrix is not segment.matrices[-1]:
             code.write(others[number], place, total)
             return
@@ -159,17 +158,11 @@ class _Tile:
             products[other.product] = code.render(Load(buffer, place))
         for taken in segment.outputs:
             assert isinstance(taken.to, Buffer)
-            value = self._placed(taken.value, column)
-            for load_ in loads(value):
+            here = taken.at(column)
+            for load_ in loads(here.value):
                 if load_.buffer in products:
                     code.know(load_, products[load_.buffer])
-            code.write(taken.to, [self._at(each, column) for each in taken.index], code.render(value))
-
-    def _placed(self, value: Expr, column: Index) -> Expr:
-        return value.substitute(lambda lane: column if lane.name == self.nest.column.name else None)
-
-    def _at(self, index: Index, column: Index) -> Index:
-        return index.substitute(lambda lane: column if lane.name == self.nest.column.name else None)
+            code.write(taken.to, here.index, code.render(here.value))
 
     def _lanes(self, start: Term, lane: Lane, one: Callable[[Index], None]) -> None:
         """All lanes at once if the vector is whole; only the existing ones, singly, if outputs end inside it."""

@@ -1,31 +1,33 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import torch
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.integers import as_int32
-from forerun.codegen.loops.lowering import Emitted, Emitter, Limits
+from forerun.codegen.loops.lowering import Emitted, Emitter
 from forerun.codegen.loops.lowering import Lowering as LoopLowering
-from forerun.codegen.loops.nest import Nest, ProductNest, TopKNest
+from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest, RecurrenceNest, RowNest, TopKNest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
+from forerun.codegen.tvm.attention import emit_attention
+from forerun.codegen.tvm.builder import Frame, function
+from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.key import key_of
-from forerun.codegen.tvm.layout import ALIGNMENT, TvmProgram, aligned, weight_places
-from forerun.codegen.tvm.linear import held
+from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
+from forerun.codegen.tvm.linear import emit_products, held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
+from forerun.codegen.tvm.rows import emit_recurrence, emit_rows
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
-from forerun.codegen.tvm.templates import OF_NEST, TEMPLATES, Made, Template
-from forerun.codegen.tvm.topk import maxima_of
-from forerun.errors import UnsupportedOperationError
+from forerun.codegen.tvm.topk import emit_maxima, emit_topk, maxima_of
 
 PACKED = "packed f32"
 """How a float32 matrix that a linear reads lies in memory: in blocks of outputs."""
@@ -34,10 +36,49 @@ HEAVY = 6
 """A value with at least this many elementwise operations that is used twice is stored, not computed twice."""
 
 
+Template = Callable[[Code, Any, Machine], None]
+"""Emits one nest, or a part of one, into the function under construction."""
+
+TEMPLATES: dict[str, Template] = {
+    "rows": emit_rows,
+    "products": emit_products,
+    "attention": emit_attention,
+    "recurrence": emit_recurrence,
+    "maxima": emit_maxima,
+    "topk": emit_topk,
+}
+
+OF_NEST: dict[type[Nest], tuple[str, ...]] = {
+    RowNest: ("rows",),
+    ProductNest: ("products",),
+    AttentionNest: ("attention",),
+    RecurrenceNest: ("recurrence",),
+    TopKNest: ("maxima", "topk"),
+}
+"""The templates of a nest; their functions run one after another."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A template applied to a nest; the function is built when code is generated."""
+
+    kind: str
+    nest: Nest
+    buffers: Sequence[Buffer]
+    sizes: Sequence[str]
+
+    def function(self, machine: Machine, templates: Mapping[str, Template]) -> Any:
+        def body(frame: Frame) -> None:
+            templates[self.kind](Code(frame, self.buffers, FORMATS), self.nest, machine)
+
+        return function(self.sizes, body)
+
+
 class TvmEmitter(Emitter):
     """Plans the functions of kernels; they are built when code is generated."""
 
     traits = Traits("cpu", fused_rows=True, inline=False, heavy=HEAVY)
+    storages = FORMATS
     alignment = ALIGNMENT
 
     def __init__(self, module: ir.ModuleOp) -> None:
@@ -48,19 +89,13 @@ class TvmEmitter(Emitter):
         """In keys a block's P slots are innermost: scores need no sum across lanes. Other rows are whole vectors."""
         return state_layout(state, block, "f32", 1 if read_as_keys else LANES, read_as_keys)
 
-    def weight(self, weight: ir.Weight) -> Weight:
-        shape = tuple(int(dim) for dim in weight.type.dims)
-        storage = weight.storage
-        if storage is not None and storage not in FORMATS:
-            raise UnsupportedOperationError(f"the cpu target has no kernels for weights stored as {storage}.")
-        if storage is None and str(weight.symbol) in self.matrices:
-            storage = PACKED
-        if storage is None:
-            element = "i32" if weight.dtype in ir.INTEGER_DTYPES or weight.dtype == "i1" else "f32"
-            return Weight(shape, element, prod(shape) * NUMBER)
+    def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
+        form = PACKED if element == "f32" and str(weight.symbol) in self.matrices else element
+        if form not in FORMATS:
+            return super().stored(weight, shape, element)
         outputs, features = shape
-        blocks = aligned(-(-outputs // OUTPUTS) * FORMATS[storage].block_words(features))
-        return Weight(shape, storage, blocks * NUMBER)
+        blocks = aligned(-(-outputs // OUTPUTS) * FORMATS[form].block_words(features))
+        return Weight(shape, form, blocks * NUMBER)
 
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         names: dict[Buffer, str] = {}
@@ -70,15 +105,15 @@ class TvmEmitter(Emitter):
             buffers.append(maxima_of(nest))
         if isinstance(nest, ProductNest):
             buffers.extend(held(nest))
+        made = [Made(kind, nest, buffers, sizes) for kind in OF_NEST[type(nest)]]
+        return [Emitted(each.kind, text, buffers, self._source(each)) for each in made]
 
-        def source(kind: str) -> Callable[[str], str]:
-            def made(name: str) -> str:
-                self.functions[name] = Made(kind, nest, buffers, sizes)
-                return ""
+    def _source(self, made: Made) -> Callable[[str], str]:
+        def source(name: str) -> str:
+            self.functions[name] = made
+            return ""
 
-            return made
-
-        return [Emitted(kind, text, buffers, source(kind)) for kind in OF_NEST[type(nest)]]
+        return source
 
 
 def _matrices(module: ir.ModuleOp) -> set[str]:
@@ -99,75 +134,71 @@ def _matrices(module: ir.ModuleOp) -> set[str]:
 class Lowering:
     """The functions of a module's kernels, and the program that they make.
 
-    module      IR with `@step`, whose arguments are named as the fields of `Rows`
-    max_rows    the largest N; memory for values grows with it
-    max_outputs the largest M, `max_rows` by default
-    max_path    the largest D
-    max_length  largest length of a sequence, and of a named dimension of another entry
-    templates   replacements for `TEMPLATES`, by name, for tests that plant a fault. Their code is not saved
-
-    Raises UnsupportedOperationError for an operation without a rule.
+    `templates` replaces `TEMPLATES`, by name, for tests that plant a fault; their code is not saved.
     """
 
-    def __init__(
-        self,
-        module: ir.ModuleOp,
-        *,
-        max_rows: int = 512,
-        max_outputs: int | None = None,
-        max_path: int = 64,
-        max_length: int = 2048,
-        templates: Mapping[str, Template] | None = None,
-    ) -> None:
-        limits = Limits(max_rows, max_rows if max_outputs is None else max_outputs, max_path, max_length)
+    def __init__(self, planned: PlannedStep, templates: Mapping[str, Template] | None = None) -> None:
+        self.planned = planned
         self.machine = Machine.host()
-        self.emitter = TvmEmitter(module)
-        self.lowered = LoopLowering(module, lambda block: self.emitter, limits, key_of(self.machine, []))
+        self.emitter = TvmEmitter(planned.module)
+        self.lowered = LoopLowering(planned, lambda block: self.emitter, key_of(self.machine))
         self.step: Program = self.lowered.program
         self._templates = {**TEMPLATES, **(templates or {})}
         self.cacheable = not templates
 
-    def kernel_functions(self) -> dict[str, Any]:
-        """Returns the TIR function of every distinct kernel, by name."""
-        made = self.emitter.functions
-        return {name: made[name].function(self.machine, self._templates) for name in self.step.sources}
+    def kernel_functions(self, machine: Machine | None = None) -> dict[str, Any]:
+        """Returns the TIR function of every distinct kernel, by name; by default for this machine."""
+        made, machine = self.emitter.functions, machine or self.machine
+        return {name: made[name].function(machine, self._templates) for name in self.step.sources}
+
+    def compile(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled:
+        """Compiles the kernels (`layout.Compile`). Raises `InvalidOptionError` for names that LLVM does not know."""
+        machine = Machine.of(mtriple, mcpu) if mtriple or mcpu else self.machine
+        return Compiled(build(step_module(self.kernel_functions(machine)), machine.target), machine.processor)
 
     def kernel_texts(self) -> dict[str, str]:
         """Returns the TIR script of every distinct kernel, by name."""
         return {name: each.script() for name, each in self.kernel_functions().items()}
 
-    def pack(
-        self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Returns the weights in one float32 buffer, matrices in their format; one tensor is read at a time.
-
-        `blocks` has the quantized blocks, uint8 [out, in / 32, bytes], of weights stored as such.
-        """
+    def pack(self) -> Float32:
+        """Returns the weights in one buffer, matrices in their format; one tensor is read at a time."""
         places, size = weight_places(self.step)
-        buffer = torch.zeros(size)
+        packed = zeros(size)
         for name, place in places.items():
-            element = self.step.weights[name].element
-            if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
-                FORMATS[element].pack(buffer[place:], (blocks or {})[name])
-                continue
-            tensor = weights(name).detach()
-            if element == "i32":
-                whole = as_int32(self.step.target, name, tensor)
-                buffer.view(torch.int32)[place : place + tensor.numel()] = whole.reshape(-1)
-            elif element in FORMATS:
-                FORMATS[element].pack(buffer[place:], tensor.float())
-            else:
-                buffer[place : place + tensor.numel()] = tensor.reshape(-1).float()
-        return buffer
+            self._pack(name, torch.from_numpy(packed[place:]))
+        return packed
 
-    def program(
-        self, weights: Callable[[str], torch.Tensor], blocks: Mapping[str, torch.Tensor] | None = None
-    ) -> TvmProgram:
-        """Returns the step, with its code and its weights (as `pack` takes them), which are produced on demand."""
+    def write(self, file: BinaryIO) -> None:
+        """Writes what `pack` returns to a file, one weight at a time: memory holds no second copy of the model."""
+        places, size = weight_places(self.step)
+        for (name, start), end in zip(places.items(), [*places.values(), size - SPARE][1:], strict=True):
+            packed = zeros(end - start)
+            self._pack(name, torch.from_numpy(packed))
+            file.write(packed.data)
+        file.write(bytes(SPARE * NUMBER))
+
+    def _pack(self, name: str, buffer: torch.Tensor) -> None:
+        """Writes a weight to the beginning of a buffer."""
+        element = self.step.weights[name].element
+        if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
+            FORMATS[element].pack(buffer, (self.planned.blocks or {})[name])
+            return
+        tensor = self.planned.weights(name).detach()
+        if element == "i32":
+            whole = as_int32(self.step.target, name, tensor)
+            buffer.view(torch.int32)[: tensor.numel()] = whole.reshape(-1)
+        elif element in FORMATS:
+            FORMATS[element].pack(buffer, tensor.float())
+        else:
+            buffer[: tensor.numel()] = tensor.reshape(-1).float()
+
+    def program(self) -> TvmProgram:
+        """Returns the step, with its code and its weights, which are produced on demand."""
         return TvmProgram(
             self.step,
-            lambda: build(step_module(self.kernel_functions()), self.machine.target),
-            lambda: self.pack(weights, blocks),
+            self.compile,
+            self.pack,
+            self.write,
             self.kernel_texts,
             self.cacheable,
         )
@@ -175,7 +206,7 @@ class Lowering:
 
 def emit(planned: PlannedStep) -> TvmProgram:
     """Generates the program of a planned `@step`."""
-    return Lowering(planned.module, **planned.limits).program(planned.weights, planned.blocks)
+    return Lowering(planned).program()
 
 
 def texts(program: TvmProgram) -> dict[str, str]:

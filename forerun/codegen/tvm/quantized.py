@@ -20,6 +20,7 @@ from forerun.codegen.tvm.formats import (
     Read,
     WeightFormat,
     as_float,
+    in_blocks,
     masked,
     shifted,
 )
@@ -40,14 +41,6 @@ def half_to_float(bits: Expr) -> Expr:
     return as_float(tirx.bitwise_or(tirx.reinterpret(str(bits.ty.dtype), scaled), sign))
 
 
-def _blocks(weight: torch.Tensor) -> torch.Tensor:
-    """Returns [out, in / 32, bytes] as [out / 32, 2, 16, in / 32, bytes], padded with zeros."""
-    missing = -weight.shape[0] % OUTPUTS
-    if missing:
-        weight = torch.cat((weight, weight.new_zeros(missing, *weight.shape[1:])))
-    return weight.view(-1, VECTORS, LANES, *weight.shape[1:])
-
-
 @dataclass(frozen=True)
 class FourBits(WeightFormat):
     """Q4_1, and Q4_0 with a minimum of -8 scales: weight = number * scale + minimum.
@@ -56,7 +49,6 @@ class FourBits(WeightFormat):
     2 p + h of word l is feature p of output 16 h + l.
     """
 
-    name: ClassVar[str] = "four bits"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 4
     span: ClassVar[int] = SPAN
@@ -66,7 +58,7 @@ class FourBits(WeightFormat):
     minimum: bool
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = _blocks(weight)
+        blocks = in_blocks(weight)
         count, _, _, spans, _ = blocks.shape
         words = target[: count * self.block_words(spans * SPAN)].view(torch.uint8)
         memory = words.view(count, spans, self.scales + SPAN * self.words, 4)
@@ -118,7 +110,6 @@ class EightBits(WeightFormat):
     words, each of 2 features: the byte 2 p + h of word l is feature p of output 16 h + l.
     """
 
-    name: ClassVar[str] = "eight bits"
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = 8
     span: ClassVar[int] = SPAN
@@ -126,7 +117,7 @@ class EightBits(WeightFormat):
     scales: ClassVar[int] = LANES
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = _blocks(weight)
+        blocks = in_blocks(weight)
         count, _, _, spans, _ = blocks.shape
         words = target[: count * self.block_words(spans * SPAN)].view(torch.uint8)
         memory = words.view(count, spans, self.scales + SPAN * self.words, 4)

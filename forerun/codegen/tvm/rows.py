@@ -3,12 +3,12 @@
 The last axis is vectorized in 16 lanes, unless a reduction depends on it: then another axis is, or none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from forerun.codegen.loops.expr import Reduce
+from forerun.codegen.loops.expr import Expr, Reduce, reductions
 from forerun.codegen.loops.index import Index, Lane, size_of
 from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store
-from forerun.codegen.tvm.builder import integer, store, when
+from forerun.codegen.tvm.builder import integer, when
 from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import tirx
@@ -36,72 +36,57 @@ def emit_rows(code: Code, nest: RowNest, machine: Machine) -> None:
 
 def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
     """Writes the rows of a state, parents first. Threads divide an axis along which elements are independent."""
+    axes, value = nest.stores[0].axes, nest.stores[0].value
     axis = max((each for each in nest.free if isinstance(each.dim, int)), key=lambda each: int(each.dim), default=None)
+    others = [each for each in axes if each is not axis]
+
+    def steps(axes: Sequence[Axis], begin: int = 0) -> None:
+        with code.serial(nest.step, 0, code.index(size_of(nest.rows))):
+            _nested(code, value, axes, [], lambda: _write(code, nest.stores), begin)
+
     if axis is None:
         with when(tirx.EQ(code.frame.part, integer(0))):
-            _steps(code, nest, list(nest.stores[0].axes))
+            steps(axes)
         return
-    others = [each for each in nest.stores[0].axes if each is not axis]
-    if axis is not nest.stores[0].axes[-1]:
+    if axis is not axes[-1]:
         with code.frame.divided(int(axis.dim)) as at:
             code.bound[axis.lane] = at
-            _steps(code, nest, others)
+            steps(others)
         return
     chunks, rest = divmod(int(axis.dim), LANES)
     with code.frame.divided(chunks + (rest > 0)) as chunk:
         lane, vector = Lane("chunk", chunks), Lane("lane", LANES)
         code.bound[lane] = chunk
         whole = Index.of(lane).times(LANES).plus(Index.of(vector))
-        with when(chunk < integer(chunks)):
-            _steps(code, nest, others, (axis, whole, vector))
+
+        def write() -> None:
+            with code.vectorized(vector):
+                _write(code, nest.stores, {axis.lane: whole})
+
+        with when(chunk < integer(chunks)), code.serial(nest.step, 0, code.index(size_of(nest.rows))):
+            _nested(code, value, others, [axis.lane], write)
         if rest:
             with when(tirx.EQ(chunk, integer(chunks))):
-                _steps(code, nest, [*others, axis], begin=chunks * LANES)
-
-
-def _steps(
-    code: Code,
-    nest: RecurrenceNest,
-    axes: list[Axis],
-    vector: tuple[Axis, Index, Lane] | None = None,
-    begin: int = 0,
-) -> None:
-    """Writes all rows in order; `vector` is how one axis is vectorized, `begin` where the last axis starts."""
-    with code.serial(nest.step, 0, code.index(size_of(nest.rows))):
-        _nested(code, list(nest.stores), axes, vector, begin)
+                steps([*others, axis], chunks * LANES)
 
 
 def _nested(
-    code: Code,
-    stores: list[Store],
-    axes: list[Axis],
-    vector: tuple[Axis, Index, Lane] | None,
-    begin: int = 0,
+    code: Code, value: Expr, axes: Sequence[Axis], inner: Sequence[Lane], write: Callable[[], None], begin: int = 0
 ) -> None:
-    """Serial loops over axes around stores of one value; one axis may be vectorized."""
-    if axes:
-        lanes = [each.lane for each in axes] + ([vector[0].lane] if vector else [])
-        code.hoist(stores[0].value, lanes)
-        start = begin if len(axes) == 1 else 0
-        with code.serial(axes[0].lane, start, code.index(size_of(axes[0].dim))):
-            _nested(code, stores, axes[1:], vector, begin)
+    """Opens serial loops over axes, the last from `begin` on, around what writes a value in loops over `inner`."""
+    code.hoist(value, [*(each.lane for each in axes), *inner])
+    if not axes:
+        write()
         return
-    if vector is None:
-        for each in stores:
-            code.write(each.buffer, each.index, code.render(each.value))
-        return
-    axis, at, lane = vector
-    code.hoist(stores[0].value, [axis.lane])
-    with code.vectorized(lane):
-        _write_at(code, stores, axis, at)
+    with code.serial(axes[0].lane, begin if len(axes) == 1 else 0, code.index(size_of(axes[0].dim))):
+        _nested(code, value, axes[1:], inner, write, begin)
 
 
-def _write_at(code: Code, stores: Sequence[Store], axis: Axis, at: Index) -> None:
-    """Writes stores with one axis at a given index."""
+def _write(code: Code, stores: Sequence[Store], places: Mapping[Lane, Index] | None = None) -> None:
+    """Writes one element of each store, or a vector of them, at given places of some lanes."""
     for each in stores:
-        value = each.value.substitute(lambda lane: at if lane == axis.lane else None)
-        index = [one.substitute(lambda lane: at if lane == axis.lane else None) for one in each.index]
-        code.write(each.buffer, index, code.render(value))
+        moved = each.at(places) if places else each
+        code.write(moved.buffer, moved.index, code.render(moved.value))
 
 
 def _loops(code: Code, stored: Store, axes: list[Axis]) -> None:
@@ -110,52 +95,33 @@ def _loops(code: Code, stored: Store, axes: list[Axis]) -> None:
     if isinstance(value, Reduce) and value.order == "prefix":
         _prefix(code, stored, value, [each for each in axes if each.lane != value.lane])
         return
-    wide = _wide(stored, axes)
-    _outer(code, stored, [each for each in axes if each is not wide], wide)
-
-
-def _wide(stored: Store, axes: list[Axis]) -> Axis | None:
-    """The vectorized axis: the last one that no reduction depends on."""
-    reduced = {lane for each in _reductions(stored) for lane in each.lanes}
-    return next((axis for axis in reversed(axes) if axis.lane not in reduced), None)
-
-
-def _reductions(stored: Store) -> list[Reduce]:
-    from forerun.codegen.loops.expr import reductions
-
-    return reductions(stored.value)
-
-
-def _outer(code: Code, stored: Store, axes: list[Axis], wide: Axis | None) -> None:
-    lanes = [each.lane for each in axes] + ([wide.lane] if wide else [])
-    code.hoist(stored.value, lanes)
-    if axes:
-        with code.serial(axes[0].lane, 0, code.index(size_of(axes[0].dim))):
-            _outer(code, stored, axes[1:], wide)
-    elif wide is None:
-        code.write(stored.buffer, stored.index, code.render(stored.value))
+    reduced = {lane for each in reductions(value) for lane in each.lanes}
+    wide = next((axis for axis in reversed(axes) if axis.lane not in reduced), None)
+    if wide is None:
+        _nested(code, value, axes, [], lambda: _write(code, [stored]))
     else:
-        _vectors(code, stored, wide)
+        others = [each for each in axes if each is not wide]
+        _nested(code, value, others, [wide.lane], lambda: _vectors(code, stored, wide))
 
 
 def _vectors(code: Code, stored: Store, axis: Axis) -> None:
     """Writes all indices of an axis, 16 lanes at a time and the rest one by one."""
     if not isinstance(axis.dim, int):
         with code.serial(axis.lane, 0, code.index(size_of(axis.dim))):
-            code.write(stored.buffer, stored.index, code.render(stored.value))
+            _write(code, [stored])
         return
     chunks, rest = divmod(axis.dim, LANES)
     vector, chunk, single = Lane("lane", LANES), Lane("chunk", chunks), Lane("rest", rest)
     if chunks <= UNROLLED:
         for number in range(chunks):
             with code.vectorized(vector):
-                _write_at(code, [stored], axis, Index.of(vector).plus(number * LANES))
+                _write(code, [stored], {axis.lane: Index.of(vector).plus(number * LANES)})
     else:
         with code.serial(chunk, 0, chunks), code.vectorized(vector):
-            _write_at(code, [stored], axis, Index.of(chunk).times(LANES).plus(Index.of(vector)))
+            _write(code, [stored], {axis.lane: Index.of(chunk).times(LANES).plus(Index.of(vector))})
     if rest:
         with code.serial(single, 0, rest):
-            _write_at(code, [stored], axis, Index.of(single).plus(chunks * LANES))
+            _write(code, [stored], {axis.lane: Index.of(single).plus(chunks * LANES)})
 
 
 def _prefix(code: Code, stored: Store, value: Reduce, axes: list[Axis]) -> None:
@@ -164,10 +130,5 @@ def _prefix(code: Code, stored: Store, value: Reduce, axes: list[Axis]) -> None:
         with code.serial(axes[0].lane, 0, code.index(size_of(axes[0].dim))):
             _prefix(code, stored, value, axes[1:])
         return
-    from forerun.codegen.loops.expr import Partial
-
-    total = code.accumulator(value)
-    with code.serial(value.lane, 0, code.index(value.extent)):
-        code.know(Partial(value.lane, value.kind), total[integer(0)])
-        store(total, code.render(value.step), integer(0), 1)
-        code.write(stored.buffer, stored.index, total[integer(0)])
+    with code.chain(value) as total:
+        code.write(stored.buffer, stored.index, total)

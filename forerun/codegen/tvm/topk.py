@@ -10,7 +10,7 @@ from forerun.codegen.loops.nest import TopKNest
 from forerun.codegen.tvm.builder import across, each, integer, let, load, local, number, store, when
 from forerun.codegen.tvm.code import Code, Term
 from forerun.codegen.tvm.target import LANES, Machine
-from forerun.codegen.tvm.untyped import tirx
+from forerun.codegen.tvm.untyped import T, tirx
 
 CHUNK = 512
 
@@ -25,14 +25,9 @@ def maxima_of(nest: TopKNest) -> Buffer:
     return Buffer("scratch", "maxima", dims, "f32", "f32")
 
 
-def _rows(code: Code, nest: TopKNest) -> Term:
-    rows = code.index(volume(nest.choice.rows))
-    return integer(rows) if isinstance(rows, int) else rows
-
-
 def emit_maxima(code: Code, nest: TopKNest, machine: Machine) -> None:
     """Writes maxima[row, chunk] of logits[row, :]."""
-    size, rows = nest.choice.size, _rows(code, nest)
+    size, rows = nest.choice.size, code.index(volume(nest.choice.rows))
     source, target, count = code.window(nest.logits), code.window(maxima_of(nest)), chunks_of(size)
     vectors = 4
     with code.frame.divided(rows * integer(count)) as unit:
@@ -43,20 +38,20 @@ def emit_maxima(code: Code, nest: TopKNest, machine: Machine) -> None:
         for buffer in best:
             store(buffer, tirx.Broadcast(number(-float("inf")), LANES), 0)
         whole = let(tirx.truncdiv(length, integer(vectors * LANES)))
-        with code.frame.serial(0, whole) as step:
+        with T.serial(0, whole) as step:
             for vector, buffer in enumerate(best):
                 place = start + step * integer(vectors * LANES) + integer(vector * LANES)
                 store(buffer, tirx.max(load(source, place), load(buffer, 0)), 0)
         peak = local(LANES)
         store(peak, each([load(buffer, 0) for buffer in best], lambda x, y: let(tirx.max(x, y))), 0)
-        with code.frame.serial(whole * integer(vectors * LANES), length) as at:
+        with T.serial(whole * integer(vectors * LANES), length) as at:
             store(peak, tirx.max(source[start + at], peak[integer(0)]), integer(0), 1)
         store(target, across(peak, tirx.max), unit, 1)
 
 
 def emit_topk(code: Code, nest: TopKNest, machine: Machine) -> None:
     """Writes the k largest of each row, from the chunks' maxima."""
-    size, k, rows = nest.choice.size, nest.choice.k, _rows(code, nest)
+    size, k, rows = nest.choice.size, nest.choice.k, code.index(volume(nest.choice.rows))
     frame, count = code.frame, chunks_of(size)
     source, peaks = code.window(nest.logits), code.window(maxima_of(nest))
     kept, named = code.window(nest.choice.values), code.window(nest.choice.ids)
@@ -66,12 +61,12 @@ def emit_topk(code: Code, nest: TopKNest, machine: Machine) -> None:
             store(kept, number(-float("inf")), out + integer(place), 1)
             store(named, integer(-1), out + integer(place), 1)
         last = out + integer(k - 1)
-        with frame.serial(0, count) as chunk:
+        with T.serial(0, count) as chunk:
             candidate = tirx.Or(peaks[row * integer(count) + chunk] > kept[last], named[last] < integer(0))
             with when(candidate):
                 start = let(chunk * integer(CHUNK))
                 stop = let(tirx.min(start + integer(CHUNK), integer(size)))
-                with frame.serial(start, stop) as at:
+                with T.serial(start, stop) as at:
                     value = let(tirx.max(source[row * integer(size) + at], number(-float("inf"))))  # NaN becomes -inf
                     with when(tirx.Or(value > kept[last], named[last] < integer(0))):
                         _insert(kept, named, out, k, value, at)

@@ -8,5 +8,4 @@ tirx: Any = importlib.import_module("tvm.tirx")
 tvm_ir: Any = importlib.import_module("tvm.ir")
 T: Any = importlib.import_module("tvm.tirx.script.builder")
 IRBuilder: Any = importlib.import_module("tvm.script.ir_builder").IRBuilder
-Analyzer: Any = importlib.import_module("tvm.sym").Analyzer
 Target: Any = importlib.import_module("tvm.target").Target

@@ -6,8 +6,6 @@ It is what kernels are read and checked with, and takes its time: every product 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from forerun.codegen.c.program import CProgram
 from forerun.codegen.program import NUMBER, Entry, Kernel, Launch, Operand, Program
 from forerun.errors import ForerunError
 from forerun.execute.branches import check_hidden, read_bytes, remaining, turn
+from forerun.execute.compilers import c_compiler
 from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.forking import with_live_threads
@@ -35,7 +34,7 @@ FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-err
 
 def compiler() -> str:
     """The C compiler: `$CC`, or cc. Raises `ForerunError` where there is none."""
-    found = shutil.which(os.environ.get("CC", "cc"))
+    found = c_compiler()
     if found is None:
         raise ForerunError("the c target needs a C compiler: install gcc or clang, or name one with $CC.")
     return found

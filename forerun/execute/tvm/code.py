@@ -3,29 +3,28 @@
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
 
 from forerun.codegen.tvm.layout import TvmProgram
 from forerun.entries import remove
-from forerun.execute.tvm.library import tvm
+from forerun.execute.tvm.library import Module, TvmError
 from forerun.storage import cache_directory, keeping, write_atomically
 
 log = logging.getLogger(__name__)
 
 
-def compiled_code(program: TvmProgram, cache: bool = True) -> Any:
-    """Returns the runtime module of a step's kernels, cached on disk unless `cache` is off."""
+def compiled_code(program: TvmProgram, cache: bool = True) -> Module:
+    """Returns the module of a step's kernels, cached on disk unless `cache` is off."""
     key = program.program.key if cache and program.keeps_code else None
     found = load(key) if key is not None else None
     if found is not None:
         return found
-    made = program.compile()
+    made = Module.of(program.compile().module)
     if key is not None:
         save(key, made)
     return made
 
 
-def load(key: str) -> Any | None:
+def load(key: str) -> Module | None:
     """Returns the module under a key, or None if it is missing or damaged; recompiling replaces a damaged one."""
     path = _path(key)
     try:
@@ -37,8 +36,8 @@ def load(key: str) -> Any | None:
     if checksum.decode("ascii", "replace") != _checksum(text):
         return None
     try:
-        return tvm.runtime.load_module(str(path))
-    except Exception as error:  # complete, but rejected by another LLVM, or removed meanwhile
+        return Module.load(path)
+    except TvmError as error:  # complete, but rejected by another LLVM, or removed meanwhile
         log.debug("compiling %s again: %s", path, error)
         return None
 
@@ -60,12 +59,12 @@ def _readable(text: str) -> str:
     )
 
 
-def save(key: str, module: Any) -> None:
+def save(key: str, module: Module) -> None:
     """Caches a module where it can be stored (`storage.keeping`)."""
     path = _path(key)
     if path is None:
         return
-    text = _readable(module.inspect_source("ll"))
+    text = _readable(module.text("ll"))
     with keeping("compiled code"):
         if path.is_dir():
             remove(path)

@@ -7,19 +7,18 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
 from forerun.codegen.program import NUMBER, Program
-from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places
+from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places, zeros
 from forerun.errors import InvalidOptionError
 from forerun.execute.branches import check_hidden, read_bytes
 from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.execute.tvm.calls import Calls, PartCalls
 from forerun.execute.tvm.code import compiled_code
-from forerun.execute.tvm.library import tvm, tvm_ffi
+from forerun.execute.tvm.library import Arguments, Module, Tensor, function
 from forerun.execute.tvm.timing import KernelTime, value_bytes
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
@@ -28,14 +27,17 @@ from forerun.signature import Signature
 PARTS_KEPT = 1024
 """The most programs of parts that are cached."""
 
+INPUTS, FIRST, LAST = 8, 9, 10
+"""Places among the arguments of the compiled code (`codegen.tvm.program`)."""
+
 
 @dataclass
 class State(EntryState):
     """Holds a record of `record` float32 numbers for each block, and one of `request` for each request."""
 
-    numbers: torch.Tensor  # [blocks * record]
-    requests: torch.Tensor  # [requests * request]
-    shared: tuple[Any, Any]  # the same memory, as TVM sees it
+    numbers: Float32  # [blocks * record]
+    requests: Float32  # [requests * request]
+    arguments: Arguments  # of the compiled code, with this memory among them
 
     @property
     def bytes(self) -> int:
@@ -46,43 +48,34 @@ class TvmExecutable(EntryRunner[State]):
     """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
 
     step        what was compiled
-    code        the runtime module of its kernels
-    weights     float32, packed as `Lowering.pack` writes them; read in place
+    code        the module of its kernels
+    weights     packed as `Lowering.pack` writes them; read in place
     threads     how many threads share a step; by default, the machine's cores
     """
 
     draws = False
 
-    def __init__(self, step: Program, code: Any, weights: torch.Tensor, threads: int | None = None) -> None:
+    def __init__(self, step: Program, code: Module, weights: Float32, threads: int | None = None) -> None:
         self.step = step
         self.entries: Mapping[str, Signature] = step.signatures
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
         self.vocabulary, self.candidates = step.vocabulary, step.candidates
-        self._code = code  # the entry lives as long as its module
-        self._run = code[ENTRY]
+        self.code = code  # the entry lives as long as its module
+        self._run = code.entry(ENTRY)
         self.weights = weights
         self._threads = _set_threads(threads)
-        self._arena = torch.empty(max(1, step.arena))
-        self.memory = HostMemory(step, self._arena.numpy())
+        self._arena = zeros(max(1, step.arena))
+        self.memory = HostMemory(step, self._arena)
         self._states = state_places(step)
         self.calls = Calls(step, weight_places(step)[0], self._states)
-        self._parts: dict[Part, tuple[PartCalls, Any]] = {}
+        self._parts: dict[Part, tuple[PartCalls, Tensor]] = {}
         self.branches, self.head_bytes = read_bytes(step)
         self.width = step.width
-        self._bind_memory()
-
-    def _bind_memory(self) -> None:
-        numbers = self.weights
-        self._shared = [
-            tvm_ffi.from_dlpack(each)
-            for each in (numbers, numbers.view(torch.int32), self._arena, self._arena.view(torch.int32))
-        ]
-        self._shared_program = tvm_ffi.from_dlpack(torch.from_numpy(self.calls.array))
-        self._shared_sizes = tvm_ffi.from_dlpack(torch.from_numpy(self.memory.sizes))
-        self._inputs = self.memory.inputs
-        self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
+        arrays = (self.memory.sizes, weights, weights.view(np.int32), self._arena, self._arena.view(np.int32))
+        self._memories = [Tensor(each) for each in arrays]
+        self._program, self._inputs = Tensor(self.calls.array), Tensor(self.memory.inputs)
 
     @property
     def weight_bytes(self) -> int:
@@ -93,8 +86,10 @@ class TvmExecutable(EntryRunner[State]):
     def make_state(self, blocks: int, requests: int) -> State:
         count, more = blocks * self._states.record, max(1, requests * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
-        numbers, constants = torch.zeros(count), torch.zeros(more)
-        return State(numbers, constants, (tvm_ffi.from_dlpack(numbers), tvm_ffi.from_dlpack(constants)))
+        numbers, constants = zeros(count), zeros(more)
+        state = (Tensor(numbers), Tensor(constants))
+        given = Arguments(self._program, *self._memories, *state, self._inputs, 0, 0, self._threads)
+        return State(numbers, constants, given)
 
     def run_entry(
         self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
@@ -129,12 +124,12 @@ class TvmExecutable(EntryRunner[State]):
             ids, chosen = chosen, ids
         return StepResult(values[0], ids, chosen, self.memory.stream(program.left or 0, len(rows.tokens)))
 
-    def _part(self, part: Part) -> tuple[PartCalls, Any]:
+    def _part(self, part: Part) -> tuple[PartCalls, Tensor]:
         if part not in self._parts:
             if len(self._parts) >= PARTS_KEPT:
                 del self._parts[next(iter(self._parts))]
             program = self.calls.part(part)
-            self._parts[part] = program, tvm_ffi.from_dlpack(torch.from_numpy(program.calls))
+            self._parts[part] = program, Tensor(program.calls)
         return self._parts[part]
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
@@ -179,7 +174,7 @@ class TvmExecutable(EntryRunner[State]):
         """Copies the cached contents of each source slot to its destination; all reads precede all writes."""
         if len(source) == 0:
             return
-        numbers = state.numbers.numpy()  # torch would wake its own threads, which then slow the next step
+        numbers = state.numbers
         numbers[self._places(destination)] = numbers[self._places(source)]
 
     def _places(self, slots: Int32) -> NDArray[np.int64]:
@@ -188,25 +183,17 @@ class TvmExecutable(EntryRunner[State]):
         return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
     @with_live_threads
-    def _call(self, state: State, first: int, last: int, program: Any = None) -> None:
-        if self._inputs is not self.memory.inputs:  # an entry's arguments needed a larger array
-            self._inputs = self.memory.inputs
-            self._shared_inputs = tvm_ffi.from_dlpack(torch.from_numpy(self._inputs))
-        self._run(
-            program or self._shared_program,
-            self._shared_sizes,
-            *self._shared,
-            *state.shared,
-            self._shared_inputs,
-            first,
-            last,
-            self._threads,
-        )
+    def _call(self, state: State, first: int, last: int, program: Tensor | None = None) -> None:
+        if self._inputs.array is not self.memory.inputs:  # an entry's arguments needed a larger array
+            self._inputs = Tensor(self.memory.inputs)
+        for index, argument in ((0, program or self._program), (INPUTS, self._inputs), (FIRST, first), (LAST, last)):
+            state.arguments.set(index, argument)
+        self._run.call(state.arguments)
 
 
 def _set_threads(threads: int | None) -> int:
     """Returns the number of parts into which each kernel is divided, at most the threads of the pool."""
-    pool = int(tvm.get_global_func("runtime.NumThreads")())
+    pool = function("runtime.NumThreads")()
     if threads is None:
         return pool
     if threads < 1:

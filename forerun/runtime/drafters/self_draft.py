@@ -56,9 +56,9 @@ class _Plan:
     launches: Launches
 
     @classmethod
-    def of(cls, parts: tuple[Part, ...], read: Shares) -> "_Plan":
+    def of(cls, parts: tuple[Part, ...], read: Shares, enters: bool) -> "_Plan":
         shares = [read.share(part) for part in parts]
-        shared = min(part.shared(len(read.branches)) for part in parts)
+        shared = min(part.shared(len(read.branches)) for part in parts) if enters else 0
         behind = read.share(Part(enter=shared))
         return cls(parts, shared, behind, Launches(lambda depth: shares[depth], catch_up=1.0 - behind))
 
@@ -129,7 +129,7 @@ class SelfDraft(Drafter):
         """Returns the plan of this iteration's parts; it is kept for the next, which mostly has the same parts."""
         parts = tuple(self.method.part(each) for each in range(depth))
         if self._last is None or self._last.parts != parts:
-            self._last = _Plan.of(parts, self.shares)
+            self._last = _Plan.of(parts, self.shares, self.engine.executable.enters)
         return self._last
 
     def _without_dear_leaves(self, grown: Grown, price: float, entry: float) -> RatedTree:

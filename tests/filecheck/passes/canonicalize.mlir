@@ -20,6 +20,21 @@ spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
 
 // -----
 
+// One over a root is its reciprocal.
+
+spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+  %one = spec.constant() {value = 1.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %root = spec.map(%x) {function = "sqrt"} -> !spec.tensor<[1, T], f32>
+  %y = spec.map(%one, %root) {function = "div"} -> !spec.tensor<[1, T], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%x: !spec.tensor<[1, T], f32>) {
+// CHECK-NEXT: %y = spec.map(%x) {function = "rsqrt"} -> !spec.tensor<[1, T], f32>
+// CHECK-NEXT: spec.return(%y)
+// CHECK-NEXT: }
+
+// -----
+
 // A neutral operand stays where it widens, and true is not the number one.
 
 spec.func @forward(%x: !spec.tensor<[1, 1], f32>, %b: !spec.tensor<[1, T], i1>) {

@@ -118,6 +118,34 @@ spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, 
 
 // -----
 
+// What exporters write: queries and keys each scaled, keys transposed in three dimensions, and zeros for a row whose softmax
+// is not a number.
+
+spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %mask: !spec.tensor<[T, T], f32>) {
+  %half = spec.constant() {value = 0.5, dtype = "f32"} -> !spec.tensor<[], f32>
+  %zero = spec.constant() {value = 0.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %across = spec.transpose(%k) {permutation = [0, 2, 1]} -> !spec.tensor<[2, 4, T], f32>
+  %keys = spec.reshape(%across) {shape = [1, 2, 4, "T"]} -> !spec.tensor<[1, 2, 4, T], f32>
+  %small_q = spec.map(%q, %half) {function = "mul"} -> !spec.tensor<[1, 2, T, 4], f32>
+  %small_k = spec.map(%keys, %half) {function = "mul"} -> !spec.tensor<[1, 2, 4, T], f32>
+  %product = spec.matmul(%small_q, %small_k) -> !spec.tensor<[1, 2, T, T], f32>
+  %masked = spec.map(%product, %mask) {function = "add"} -> !spec.tensor<[1, 2, T, T], f32>
+  %weights = spec.softmax(%masked) {dim = 3} -> !spec.tensor<[1, 2, T, T], f32>
+  %nan = spec.map(%weights, %weights) {function = "ne"} -> !spec.tensor<[1, 2, T, T], i1>
+  %guarded = spec.map(%nan, %zero, %weights) {function = "where"} -> !spec.tensor<[1, 2, T, T], f32>
+  %y = spec.matmul(%guarded, %v) -> !spec.tensor<[1, 2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward
+// CHECK-NEXT: [[F1:%[0-9]+]] = spec.reshape(%v) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F2:%[0-9]+]] = spec.reshape(%mask) {shape = [1, "T", "T"]} -> !spec.tensor<[1, T, T], f32>
+// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%q) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F3:%[0-9]+]] = spec.attention([[F0]], %k, [[F1]], [[F2]]) {scale = 0.25, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: %y = spec.reshape([[F3]]) {shape = [1, 2, "T", 4]} -> !spec.tensor<[1, 2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+
+// -----
+
 // Declines: the guard gives something else than nothing.
 
 spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, 4, T], f32>, %v: !spec.tensor<[2, T, 4], f32>) {
@@ -132,3 +160,20 @@ spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, 4, T],
   spec.return(%y)
 }
 // CHECK: %y = spec.matmul(%guarded, %v) -> !spec.tensor<[2, T, 4], f32>
+
+// -----
+
+// Declines: ones instead of zeros are not a guard.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, 4, T], f32>, %v: !spec.tensor<[2, T, 4], f32>) {
+  %one = spec.constant() {value = 1.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %product = spec.matmul(%q, %k) -> !spec.tensor<[2, T, T], f32>
+  %weights = spec.softmax(%product) {dim = 2} -> !spec.tensor<[2, T, T], f32>
+  %nan = spec.map(%weights, %weights) {function = "ne"} -> !spec.tensor<[2, T, T], i1>
+  %guarded = spec.map(%nan, %one, %weights) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%guarded, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward
+// CHECK: spec.softmax
+// CHECK-NOT: spec.attention

@@ -1,4 +1,4 @@
-// RUN: forerun-opt %s --split-input-file -p raise-grouped-queries,canonicalize | filecheck %s
+// RUN: forerun-opt %s --split-input-file -p canonicalize,raise-grouped-queries,canonicalize | filecheck %s
 
 // Two query heads share one of two key heads: the repetition goes.
 
@@ -51,3 +51,20 @@ spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, 
 // CHECK-NEXT: %y = spec.attention(%q, %repeated, %v) {scale = 0.5, causal = true} -> !spec.tensor<[1, 4, T, 8], f32>
 // CHECK-NEXT: spec.return(%y)
 // CHECK-NEXT: }
+
+// -----
+
+// A repetition is found behind several views, which raise-attention adds and canonicalize merges.
+
+spec.func @forward(%q: !spec.tensor<[4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
+  %apart = spec.reshape(%k) {shape = [1, 2, 1, "T", 8]} -> !spec.tensor<[1, 2, 1, T, 8], f32>
+  %wide = spec.broadcast(%apart) {shape = [1, 2, 2, "T", 8]} -> !spec.tensor<[1, 2, 2, T, 8], f32>
+  %repeated = spec.reshape(%wide) {shape = [1, 4, "T", 8]} -> !spec.tensor<[1, 4, T, 8], f32>
+  %heads = spec.reshape(%repeated) {shape = [4, "T", 8]} -> !spec.tensor<[4, T, 8], f32>
+  %y = spec.attention(%q, %heads, %heads) {scale = 0.5, causal = true} -> !spec.tensor<[4, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward
+// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%k) {shape = [2, "T", 8]} -> !spec.tensor<[2, T, 8], f32>
+// CHECK-NEXT: %y = spec.attention(%q, [[F0]], [[F0]]) {scale = 0.5, causal = true} -> !spec.tensor<[4, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)

@@ -1,0 +1,148 @@
+"""Bundles on disk: a folder written as a whole or not at all, and nothing of it used before it has been checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from forerun.artifacts.manifest import NAME, ListedFile, Manifest
+from forerun.entries import UNFINISHED, remove, sweep
+from forerun.errors import CorruptFileError, InvalidOptionError, SourceNotFoundError
+
+CHUNK = 1 << 24
+"""Bytes that are read at a time while a file is checked."""
+
+
+class Bundle:
+    """A bundle opened for reading: its description, and files that are checked before they are used."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `SourceNotFoundError`, and `CorruptFileError` for a description or files that are not whole."""
+        self.folder = folder
+        path = folder / NAME
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise SourceNotFoundError(
+                f"{folder} holds no bundle (there is no readable {NAME}): give the folder that forerun export wrote."
+            ) from error
+        self.manifest = Manifest.read(text, str(path))
+        for name, listed in self.manifest.files.items():
+            self._present(name, listed)
+
+    def path(self, name: str) -> Path:
+        """Returns the path of a listed file, whose bytes have been compared with their digest. `CorruptFileError`."""
+        path, listed = self._listed(name)
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while part := file.read(CHUNK):
+                digest.update(part)
+        self._compare(name, digest, listed)
+        return path
+
+    def read(self, name: str) -> bytes:
+        """Returns the checked bytes of a listed file. Raises `CorruptFileError`."""
+        path, listed = self._listed(name)
+        content = path.read_bytes()
+        self._compare(name, hashlib.sha256(content), listed)
+        return content
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Reads a listed file into a buffer of its size, and checks it. Raises `CorruptFileError`."""
+        path, listed = self._listed(name)
+        if buffer.nbytes != listed.bytes:
+            raise CorruptFileError(f"{path} has {listed.bytes} bytes, not {buffer.nbytes}: export the model again.")
+        digest, read = hashlib.sha256(), 0
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(lambda: None)
+            while read < buffer.nbytes and (count := file.readinto(buffer[read : read + CHUNK])):
+                hashed.result()  # a part is hashed while the next one is read
+                hashed = pool.submit(digest.update, buffer[read : read + count])
+                read += count
+        self._compare(name, digest, listed)
+
+    def _listed(self, name: str) -> tuple[Path, ListedFile]:
+        listed = self.manifest.files.get(name)
+        if listed is None:
+            raise CorruptFileError(f"{self.folder / NAME} lists no file {name!r}: export the model again.")
+        return self.folder / name, listed
+
+    def _present(self, name: str, listed: ListedFile) -> None:
+        """Checks a file's path and size, before anything is read. Raises `CorruptFileError`."""
+        parts = PurePosixPath(name)
+        path = self.folder / name
+        outside = parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name
+        if outside or not path.resolve().is_relative_to(self.folder.resolve()):
+            raise CorruptFileError(
+                f"{self.folder / NAME} names {name!r}, which leaves the folder: do not use a bundle that somebody "
+                "changed; export the model again."
+            )
+        if not path.is_file():
+            raise CorruptFileError(f"{path} is missing: copy the whole folder, or export the model again.")
+        if path.stat().st_size != listed.bytes:
+            raise CorruptFileError(
+                f"{path} has {path.stat().st_size} bytes instead of {listed.bytes}: copy it again, or export the "
+                "model again."
+            )
+
+    def _compare(self, name: str, digest: Any, listed: ListedFile) -> None:
+        if digest.hexdigest() != listed.sha256:
+            raise CorruptFileError(
+                f"{self.folder / name} has changed since it was written: copy it again, or export the model again."
+            )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is the folder of a bundle."""
+    return (path / NAME).is_file()
+
+
+def require_new(folder: Path, force: bool) -> None:
+    """Raises `InvalidOptionError` for a path that is taken, unless it is a folder and `force` allows to replace it."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InvalidOptionError(f"{folder} is a file: give the path of a folder for the bundle.")
+    if not force and any(folder.iterdir()):
+        raise InvalidOptionError(
+            f"{folder} is not empty: give another folder, or force=True (--force) to replace everything in it."
+        )
+
+
+@contextlib.contextmanager
+def new_bundle(folder: Path, force: bool) -> Generator[Path]:
+    """Yields a new folder beside `folder`, which takes its place once the body has filled it.
+
+    Raises `InvalidOptionError` for a folder that is not empty, unless `force`, and OSError. An error in the body leaves
+    the place as it was.
+    """
+    require_new(folder, force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        require_new(folder, force)  # another process may have filled it meanwhile
+        if folder.is_dir():
+            remove(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def listed_files(folder: Path) -> dict[str, ListedFile]:
+    """Returns the files of a folder, except its description, with their sizes and digests."""
+    found: dict[str, ListedFile] = {}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != NAME):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(folder).as_posix()] = ListedFile(path.stat().st_size, digest)
+    return found

@@ -1,0 +1,36 @@
+"""What a back end's writer of bundles is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forerun.artifacts.manifest import Limits, StateRecord
+from forerun.progress import Progress
+from forerun.signature import Signature
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A compiled model that is being exported."""
+
+    executable: Any  # of the back end, if the model runs on it; else None
+    program: Callable[[], Any]  # generates the back end's program from the source anew
+    progress: Progress
+    mcpu: str | None = None  # another processor than this machine's, by LLVM's name
+    mtriple: str | None = None  # another system, by LLVM's triple
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """The part of a bundle's description that the writer knows; its files lie in the folder already."""
+
+    entries: Mapping[str, Signature]
+    states: Mapping[str, StateRecord]
+    limits: Limits
+    vocabulary: int
+    width: int = 0
+    content: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,108 @@
+"""How weights lie in the weight file, and the nodes that widen them to float32.
+
+Half-precision weights keep their two bytes. Of a file's quantized blocks, those that are a scale times a small integer
+are kept, as `DequantizeLinear` with a block size reads them; blocks with a minimum have no standard operator, and
+become float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import StringStringEntryProto, TensorProto, numpy_helper
+
+from forerun import ir
+from forerun.codegen.onnx.graph import ELEMENTS, Graph
+from forerun.codegen.onnx.program import ALIGNMENT, WEIGHTS, StoredTensor
+
+SPAN = 32
+"""Features of a block that share a scale."""
+SCALE = 2
+"""Bytes of a block's scale, a float16."""
+BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "i64": 64, "i32": 32, "i16": 16, "i8": 8, "i1": 8, "i4": 4}
+BLOCKS = {"q8_0": "i8", "q4_0": "i4"}
+"""The element types of the quantized blocks that are kept."""
+
+
+@dataclass
+class WeightFile:
+    """The tensors of all graphs; each is written once, however many graphs read it."""
+
+    module: ir.ModuleOp
+    values: Callable[[str], torch.Tensor]
+    blocks: Mapping[str, torch.Tensor]
+    tensors: dict[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])
+    end: int = 0
+    expanded: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # names, by their storage
+
+    def read(self, graph: Graph, name: str) -> str:
+        """Returns a weight in the dtype of its type."""
+        weight = ir.weights(self.module)[name]
+        dims = [int(dim) for dim in weight.type.dims]
+        storage = weight.storage
+        if storage in BLOCKS and name in self.blocks:
+            return self._dequantized(graph, name, dims, BLOCKS[storage])
+        if storage in ("bf16", "f16"):
+            held = self._stored(graph, name, storage, dims, lambda: _half(self.values(name), storage))
+            return graph.node("Cast", held, to=ELEMENTS[weight.dtype], hint=f"{name}.wide")
+        if weight.dtype in ir.INTEGER_DTYPES and len(dims) < 2:  # shape inference wants to see them
+            values = _plain(self.values(name), weight.dtype).reshape(dims)
+            return graph.initializer(numpy_helper.from_array(values, name))
+        if storage is not None and name not in self.tensors:
+            self.expanded.setdefault(storage, []).append(name)
+        return self._stored(graph, name, weight.dtype, dims, lambda: _plain(self.values(name), weight.dtype))
+
+    def _dequantized(self, graph: Graph, name: str, dims: list[int], element: str) -> str:
+        """Numbers [out, in] times scales [out, in / 32]."""
+        blocks = self.blocks[name]
+        numbers = self._stored(graph, name, element, dims, lambda: _numbers(blocks, element))
+        scales = self._stored(
+            graph, f"{name}.scales", "f16", [dims[0], dims[1] // SPAN], lambda: blocks[..., :SCALE].contiguous().numpy()
+        )
+        wide = graph.node("Cast", scales, to=ELEMENTS["f32"], hint=f"{name}.wide_scales")
+        return graph.node("DequantizeLinear", numbers, wide, axis=1, block_size=SPAN, hint=f"{name}.wide")
+
+    def _stored(self, graph: Graph, name: str, dtype: str, dims: list[int], make: Callable[[], NDArray[Any]]) -> str:
+        """Returns an initializer whose bytes lie in the weight file."""
+        if name not in self.tensors:
+            size = -(-prod(dims) * BITS[dtype] // 8)
+            self.tensors[name] = StoredTensor(self.end, size, make)
+            self.end += -(-size // ALIGNMENT) * ALIGNMENT
+        place = self.tensors[name]
+        tensor = TensorProto(name=name, data_type=ELEMENTS[dtype], dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in {"location": WEIGHTS, "offset": place.offset, "length": place.bytes}.items():
+            tensor.external_data.append(StringStringEntryProto(key=key, value=str(value)))
+        return graph.initializer(tensor)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was expanded, for people who count on the file's size."""
+        return [
+            f"{len(names)} matrices of {storage} are stored as float32: standard ONNX has no such blocks."
+            for storage, names in self.expanded.items()
+        ]
+
+
+def _plain(tensor: torch.Tensor, dtype: str) -> NDArray[Any]:
+    return tensor.detach().to(ir.torch_dtype(dtype)).contiguous().numpy().reshape(-1)
+
+
+def _half(tensor: torch.Tensor, storage: str) -> NDArray[Any]:
+    """Rounded to nearest, as bytes: numpy has no bfloat16."""
+    return tensor.detach().to(ir.torch_dtype(storage)).contiguous().view(torch.int16).numpy().reshape(-1)
+
+
+def _numbers(blocks: torch.Tensor, element: str) -> NDArray[Any]:
+    """The integers of blocks [out, in / 32, bytes] in the order of the features; two of four bits to a byte."""
+    held = blocks[..., SCALE:]
+    if element == "i8":
+        return held.contiguous().numpy().reshape(-1)
+    # A block's lower halves are its first 16 numbers; they are stored as 0 to 15, with 8 for zero.
+    numbers = torch.cat((held & 15, held >> 4), -1) ^ 8
+    return (numbers[..., 0::2] | (numbers[..., 1::2] << 4)).contiguous().numpy().reshape(-1).astype(np.uint8)

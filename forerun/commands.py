@@ -1,0 +1,326 @@
+"""What each command of `forerun` does with its parsed options.
+
+Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from forerun.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+NO_TOKENIZER = "The model has no tokenizer; give the prompt as --token-ids."
+
+DEFAULT_STRATEGY = "tree_spec"
+WIDEST = 10_000
+"""Columns of an output that is not a terminal."""
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    from forerun.comparison import Comparison
+    from forerun.prompt_input import prompt_text
+
+    _check(arguments)
+    text = prompt_text(arguments.prompt, "--prompt")
+    _request(arguments)
+    model = _compiled(arguments)
+    prompt = _encoded(model, text)
+    streamer = None if arguments.json else _streamer(model)
+    out = _console()
+    if not arguments.json:
+        out.print(f"{text}\n", style="bold")
+    from forerun.schedules import with_strategy
+
+    plain = with_strategy(model, "autoregressive")
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "return_logits": True}
+    results = {"tree_spec": model.generate(prompt, streamer=streamer, **options)}
+    results["autoregressive"] = plain.generate(prompt, **options)
+    fast, slow = results.values()
+    identical = fast.has_bits_of(slow)
+    rows = {name: _figures(each.stats) for name, each in results.items()}
+    compared = Comparison(fast.stats, slow.stats)
+    if arguments.json:
+        shown = {"text": fast.text, "strategies": rows, "bits_identical": identical, **compared.to_dict()}
+        print(json.dumps(shown))
+        return 0 if identical else 1
+    from rich.table import Table
+
+    table = Table("strategy", "tokens", "steps", "accepted length", "tokens per second")
+    for name, each in rows.items():
+        cells = (each["tokens"], each["steps"], f"{each['accepted_length']:.2f}", f"{each['tokens_per_second']:.1f}")
+        table.add_row(name, *(str(cell) for cell in cells))
+    out.print()
+    out.print(table)
+    if compared.note is not None:
+        print(compared.note)
+    print(f"bits identical: {'yes' if identical else 'no'}")
+    return 0 if identical else 1
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    from forerun.prompt_input import prompt_file, prompt_text, token_ids
+
+    _check(arguments)
+    ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
+    request = _request(arguments, ids or ())
+    text = ""
+    if ids is None:
+        file = arguments.prompt_file
+        given = (arguments.prompt, "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
+        text = prompt_text(*given)
+        _require_tokenizer(arguments.model)
+    model = _compiled(arguments)
+    prompt = _encoded(model, text, arguments.raw) if ids is None else ids
+    stream = not arguments.json and model.tokenizer is not None
+    result = model.generate(
+        prompt,
+        max_new_tokens=request.max_new_tokens,
+        do_sample=arguments.do_sample,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        streamer=_streamer(model) if stream else None,
+    )
+    if arguments.json:
+        print(json.dumps({"token_ids": result.token_ids, "text": result.text, **_figures(result.stats)}))
+    elif not stream:
+        print(",".join(str(each) for each in result.token_ids))
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from forerun.codegen.backends import BACKENDS
+    from forerun.compile_options import resolve_target
+    from forerun.progress import open_progress
+    from forerun.runtime.certify import certify, require_cases
+    from forerun.runtime.certify_loop import certify_loop
+
+    _check(arguments)
+    cases, seed = require_cases(arguments.cases, arguments.seed)
+    if not BACKENDS[resolve_target(arguments.target, arguments.dtype)].exact:
+        raise InvalidOptionError(
+            f"The target {arguments.target} is not bit-exact, so there is nothing to verify: choose another target."
+        )
+    model = _compiled(arguments)
+    progress = open_progress(quiet=arguments.quiet or arguments.json)
+    with progress.counted("verify") as counted:
+        report = certify(model.executable, cases, seed, counted)
+    loop = None
+    if model.on_device is not None:
+        with progress.counted("verify the loop on the device") as counted:
+            loop = certify_loop(model.executable, max(1, cases // 10), seed, counted)
+    if arguments.json:
+        print(json.dumps(report.to_dict() | ({} if loop is None else {"loop": loop.to_dict()})))
+    else:
+        print(report if loop is None else f"{report}\n{loop}")
+    return 0 if report.exact and (loop is None or loop.exact) else 1
+
+
+def run_dump(arguments: argparse.Namespace) -> int:
+    from forerun.compile_options import require_folder, resolve_target
+
+    _check(arguments)
+    folder = require_folder("--out", arguments.out)
+
+    from forerun import dumping
+    from forerun.build import lower, warn_of_length
+    from forerun.progress import open_progress
+
+    draft = dumping.draft_passes(arguments.draft)
+    target = resolve_target(arguments.target, arguments.dtype)
+    if not arguments.no_kernels:
+        dumping.require_kernels(target)
+    progress = open_progress(quiet=arguments.quiet or arguments.json)
+    lowered = lower(
+        arguments.model, arguments.dtype, arguments.max_length, folder, progress, draft, _opening(arguments)
+    )
+    warn_of_length(lowered.capped)
+    kernels = None
+    if not arguments.no_kernels:
+        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, folder, progress)
+    if arguments.json:
+        passes = [
+            {"name": r.name, "seconds": r.seconds, "before": r.before, "after": r.after, "notes": r.notes}
+            for r in lowered.records
+        ]
+        listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
+        print(json.dumps({"folder": str(folder), "passes": passes, **listed}))
+        return 0
+    console = _console()
+    if arguments.residual:
+        dumping.print_residual(lowered.module, console)
+    dumping.print_passes(lowered, console)
+    if kernels is not None:
+        dumping.print_kernels(kernels, console)
+    print(f"written to {folder}")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from forerun.exporting import Destination
+
+    _check(arguments)
+    named = {name: getattr(arguments, name) for name in ("format", "force", "mcpu", "mtriple")}
+    Destination.of(arguments.out, **named)
+    from forerun.compiler import export
+    from forerun.progress import open_progress
+
+    folder = export(
+        arguments.model,
+        arguments.out,
+        strategy=arguments.strategy,
+        dtype=arguments.dtype,
+        max_length=arguments.max_length,
+        progress=open_progress(quiet=arguments.quiet or arguments.json),
+        opening=_opening(arguments),
+        **named,
+    )
+    from forerun.artifacts.bundle import Bundle
+
+    manifest = Bundle(folder).manifest
+    size = sum(each.bytes for each in manifest.files.values())
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "bytes": size, "notes": manifest.notes}))
+        return 0
+    print(f"written to {folder}: {len(manifest.files) + 1} files, {size / 1e6:.0f} MB")
+    for note in (manifest.exactness.promise, *manifest.notes):
+        print(f"note: {note}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what can be refused without loading the model."""
+    from forerun.compile_options import check_options
+    from forerun.strategies import draft_sources, resolve_strategy
+
+    sources = [arguments.model, *draft_sources(resolve_strategy(arguments.strategy or DEFAULT_STRATEGY).drafters)]
+    check_options(sources, arguments.dtype, arguments.target, arguments.max_length)
+
+
+def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
+    """Returns the generation request, checked as far as possible before the prompt is encoded."""
+    from forerun.runtime.generation import Request
+    from forerun.runtime.options import require_room
+    from forerun.runtime.sampling import SamplingSettings
+
+    names = ("do_sample", "temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    request = Request(list(prompt), arguments.max_new_tokens, SamplingSettings(**given))
+    from forerun.compile_options import DEFAULT_LENGTH
+
+    require_room(max(1, len(prompt)), request.max_new_tokens, arguments.max_length or DEFAULT_LENGTH)
+    return request
+
+
+def _compiled(arguments: argparse.Namespace) -> Any:
+    """Compiles the model that the arguments name, or loads it if it is a bundle."""
+    from forerun.progress import open_progress
+
+    progress = open_progress(quiet=arguments.quiet or arguments.json)
+    if _is_bundle(arguments.model):
+        from forerun.loading import load
+
+        _require_no_compiling(arguments)
+        return load(arguments.model, arguments.strategy, progress=progress)
+    from forerun.compiler import compile
+
+    return compile(
+        arguments.model,
+        strategy=arguments.strategy or DEFAULT_STRATEGY,
+        dtype=arguments.dtype,
+        target=arguments.target,
+        max_length=arguments.max_length,
+        progress=progress,
+        generation_config=None if arguments.no_generation_config else "model",
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _opening(arguments: argparse.Namespace) -> Any:
+    from forerun.build import Opening
+
+    return Opening(None if arguments.no_generation_config else "model", arguments.trust_remote_code)
+
+
+def _console() -> Any:
+    """Returns a console that shows text as it is: square brackets and colons are not markup.
+
+    Where the output is not a terminal, a line is as wide as it has to be.
+    """
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # instead of rich's exit code: the tool has its own
+
+    console = Plain(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDEST
+    return console
+
+
+def _is_bundle(model: str) -> bool:
+    from forerun.artifacts.bundle import is_bundle
+    from forerun.compile_options import DEMO
+    from forerun.storage import expanded
+
+    return model != DEMO and is_bundle(expanded(model))
+
+
+def _require_no_compiling(arguments: argparse.Namespace) -> None:
+    """Refuses options that say how to compile, for a bundle, which was compiled when it was exported."""
+    from forerun.compile_options import AUTO
+
+    defaults = {"dtype": "float32", "target": AUTO, "max_length": None}
+    for name, default in defaults.items():
+        if getattr(arguments, name) != default:
+            raise InvalidOptionError(
+                f"{arguments.model} is a bundle, which was compiled when it was exported: leave out "
+                f"--{name.replace('_', '-')}, or export the model again."
+            )
+
+
+def _require_tokenizer(model: str) -> None:
+    """Refuses a text for a model whose files hold no tokenizer, before anything is compiled."""
+    if _is_bundle(model):
+        return  # reading it takes a moment, and says so
+    from forerun.compile_options import located
+    from forerun.frontends.directory import existing, holds_tokenizer
+
+    if not holds_tokenizer(existing(located(model))):
+        raise InvalidOptionError(NO_TOKENIZER)
+
+
+def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
+    from forerun.artifacts.tokenizer import BundleTokenizer
+
+    if model.tokenizer is None:
+        raise InvalidOptionError(NO_TOKENIZER)
+    if isinstance(model.tokenizer, BundleTokenizer):
+        return model.tokenizer.encode(text) if raw else model.tokenizer.encode_chat(text)
+    from forerun.frontends.tokenizer import encode_chat
+
+    return model.tokenizer.encode(text) if raw else encode_chat(model.tokenizer, text)
+
+
+def _streamer(model: Any) -> Any:
+    from forerun.streaming import PrintedText
+
+    return PrintedText(model.tokenizer)
+
+
+def _figures(stats: Any) -> dict[str, Any]:
+    return {
+        "tokens": stats.tokens,
+        "steps": stats.steps,
+        "accepted_length": stats.accepted_length,
+        "tokens_per_second": stats.tokens_per_second,
+        "prefill_seconds": stats.prefill_seconds,
+        "decode_seconds": stats.decode_seconds,
+    }
