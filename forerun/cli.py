@@ -144,7 +144,7 @@ def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="a directory that transformers can load, a GGUF or ONNX file, or 'demo'")
+    command.add_argument("model", help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def located(source: Any) -> Any:
     except OSError as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened ({_reason(error)})"
         raise SourceNotFoundError(
-            f"{str(path)!r} {why}: give the path of a model directory, or of a GGUF or ONNX file, on this machine."
+            f"{str(path)!r} {why}: "
+            f"give the path of a model directory, or of a GGUF, ONNX or .mlir file, on this machine."
         ) from error
     return path
 

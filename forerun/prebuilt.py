@@ -34,10 +34,10 @@ ROOM = 8.0
 """The gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
 LIBRARIES = (
     *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
-    *("onnx", "torch", "transformers", "xdsl"),
+    *("onnx", "torch", "torch-mlir", "transformers", "xdsl"),
     *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
 )
-"""forerun's dependencies, and packages that transformers uses if installed."""
+"""forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
 HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")

@@ -288,7 +288,7 @@ def test_dump_leaves_no_numbered_file_of_an_earlier_run(folder: Path, tmp_path: 
 def test_dumped_files_hold_the_source_lines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--quiet"]) == 0
     capsys.readouterr()
-    assert opt.main([str(tmp_path / "09_canonicalize.mlir"), "-p", "insert-kv-cache", "--locations"]) == 0
+    assert opt.main([str(tmp_path / "11_canonicalize.mlir"), "-p", "insert-kv-cache", "--locations"]) == 0
     shown = capsys.readouterr().out
     assert 'loc("modeling_llama.py":' in shown
     assert "unknown" not in shown

@@ -32,15 +32,15 @@ RULES.update(dict.fromkeys(IDENTITY, lambda build, x, *arguments, **keywords: x)
 
 
 @rule("add", "sub", "rsub")
-def _add(build: Builder, x: Operand, y: Operand, *, alpha: Scalar = 1, function: str = "add") -> SSAValue:
+def _add(build: Builder, x: Operand, y: Operand, alpha: Scalar = 1, *, function: str = "add") -> SSAValue:
     left, right = promoted(build, x, y)
     if alpha != 1:
         right = build.map("mul", right, build.constant(alpha, tensor_type(right).dtype))
     return build.map(function, left, right)
 
 
-RULES["sub"] = lambda build, x, y, *, alpha=1: _add(build, x, y, alpha=alpha, function="sub")
-RULES["rsub"] = lambda build, x, y, *, alpha=1: _add(build, y, x, alpha=alpha, function="sub")
+RULES["sub"] = lambda build, x, y, alpha=1: _add(build, x, y, alpha=alpha, function="sub")
+RULES["rsub"] = lambda build, x, y, alpha=1: _add(build, y, x, alpha=alpha, function="sub")
 
 
 @rule("div", "true_divide")

@@ -13,7 +13,7 @@ from forerun.frontends.aten_rules import RULES, Operand, Rule, Scalar, named, pr
 from forerun.ir import Builder, Dim, Iota, SSAValue, dtype_name, tensor_type, torch_dtype
 
 
-@rule("to", "_to_copy", "type_as", "float", "half", "bfloat16", "int", "long", "bool")
+@rule("to", "_to_copy", "convert_element_type", "type_as", "float", "half", "bfloat16", "int", "long", "bool")
 def _to(build: Builder, x: SSAValue, *arguments: Any, dtype: torch.dtype | None = None, **keywords: Any) -> SSAValue:
     for each in arguments:
         if isinstance(each, torch.dtype):
@@ -76,6 +76,7 @@ def _filled_like(value: Scalar | None, shaped: bool) -> Rule:
 
 
 RULES.update({"zeros": _filled(0), "ones": _filled(1), "empty": _filled(0)})
+RULES["empty_strided"] = lambda build, size, stride, **keywords: _filled(0)(build, size, **keywords)
 RULES.update(
     {"zeros_like": _filled_like(0, False), "ones_like": _filled_like(1, False), "empty_like": _filled_like(0, False)}
 )

@@ -76,6 +76,21 @@ def _var(
     return build.map("div", *promoted(build, total, float(count - less)))
 
 
+@rule("var_mean")
+def _var_mean(
+    build: Builder,
+    x: SSAValue,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: Scalar | None = None,
+) -> tuple[SSAValue, SSAValue]:
+    variance = _var(build, x, dim, unbiased, keepdim, correction=correction)
+    over = axes(x, None if isinstance(dim, bool) else dim)
+    return variance, build.reduce("mean", x, over, keepdim)
+
+
 def _size(x: SSAValue, dim: int) -> int:
     size = tensor_type(x).dims[dim]
     if isinstance(size, str):

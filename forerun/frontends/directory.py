@@ -11,6 +11,8 @@ from forerun.errors import CorruptFileError, ForerunError, NotAModelError, Sourc
 from forerun.frontends.quiet import first_sentence
 
 CONFIG = "config.json"
+MLIR = ".mlir"
+"""How the name of a text file of MLIR ends."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tekken.json", "added_tokens.json", "special_tokens_map.json"),
@@ -30,11 +32,11 @@ def existing(path: str | os.PathLike[str]) -> Path:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
         raise SourceNotFoundError(
             f"{os.fspath(path)!s} {reason}: "
-            f"give the path of a model directory, or of a GGUF or ONNX file, on this machine."
+            f"give the path of a model directory, or of a GGUF, ONNX or .mlir file, on this machine."
         ) from error
     if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
         raise NotAModelError(
-            f"{found} is a pipe, a socket or a device: give a model directory, or a GGUF or ONNX file."
+            f"{found} is a pipe, a socket or a device: give a model directory, or a GGUF, ONNX or .mlir file."
         )
     return found
 
@@ -44,7 +46,7 @@ def _reason(error: Exception) -> str:
 
 
 def holds_tokenizer(path: Path) -> bool:
-    """Whether a model directory, a GGUF file or the folder of an ONNX model holds a tokenizer.
+    """Whether a model directory, a GGUF file or the folder of an ONNX model holds a tokenizer; an .mlir file has none.
 
     True for a file that cannot be read as a model, which opening it explains.
 
@@ -59,6 +61,8 @@ def holds_tokenizer(path: Path) -> bool:
     if path.is_dir():
         check_directory(path)
         return bool(tokenizer_files(path))
+    if path.suffix == MLIR:
+        return False
 
     try:
         return any(name.startswith("tokenizer.ggml.") for name in read_header(path).metadata)

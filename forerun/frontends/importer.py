@@ -7,10 +7,6 @@ from torch import Tensor
 
 from forerun.ir import ModuleOp
 
-FORWARD = "forward"
-SEQUENCE = "T"
-"""The name of the sequence dimension in `@forward`."""
-
 Imported = tuple[ModuleOp, Mapping[str, Tensor]]
 """A verified module with `@forward(input_ids[1, T]) -> logits[1, T, V]`, and the weights of its symbols."""
 

@@ -22,7 +22,8 @@ from forerun.frontends import (
     onnx_sizes,
     onnx_views,
 )
-from forerun.frontends.importer import FORWARD, SEQUENCE, Imported
+from forerun.frontends.forward import FORWARD, SEQUENCE
+from forerun.frontends.importer import Imported
 from forerun.frontends.onnx_file import OnnxFile, needed, properties
 from forerun.frontends.onnx_inputs import bound_inputs, logits_of
 from forerun.frontends.onnx_rules import KNOWN_RULES, RULES, Call, Value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forerun.errors import NotAModelError, TraceError
-from forerun.frontends.importer import SEQUENCE
+from forerun.frontends.forward import SEQUENCE
 from forerun.frontends.onnx_values import DTYPES, NUMPY, Known
 from forerun.ir import Builder, Dim, Iota, SSAValue
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from transformers import PreTrainedTokenizerBase
 
 from forerun.errors import InvalidOptionError, NotAModelError
-from forerun.frontends.directory import existing
+from forerun.frontends.directory import MLIR, existing
 from forerun.frontends.generation_config import Given, require_applied
 from forerun.frontends.gguf import is_gguf, load_gguf
 from forerun.frontends.gguf_native import NativeWeights
@@ -24,6 +24,8 @@ from forerun.frontends.huggingface import (
     prefer_attention,
 )
 from forerun.frontends.importer import Imported, Importer
+from forerun.frontends.mlir_model import MlirModel, open_file, open_object
+from forerun.frontends.mlir_text import is_module_object
 from forerun.frontends.onnx_file import read_onnx
 from forerun.frontends.onnx_model import OnnxModel, read_beside
 from forerun.frontends.onnx_place import folder_of, is_onnx, onnx_in
@@ -31,7 +33,7 @@ from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.traced import TracedModel
 from forerun.frontends.tracing import TokenLogits
-from forerun.frontends.weights import floating_dtypes, private_copy, program_weights
+from forerun.frontends.weights import private_copy, program_weights, require_dtype
 from forerun.progress import Progress, SilentProgress
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,7 +63,8 @@ def open_source(
     generation_config: Given = "model",
     trust_remote_code: bool = False,
 ) -> Source:
-    """Open a directory, a GGUF or ONNX file, a transformers model, any module or an ExportedProgram.
+    """Open a directory, a GGUF, ONNX or .mlir file, a transformers model, any module, an ExportedProgram or a module of
+    torch-mlir.
 
     With `native`, the source must be a GGUF file, and has its matrices in their own weight dtypes. An object that the
     caller passes is left as it was. `generation_config` is the model's own, the caller's, or None to use none; a field
@@ -81,9 +84,11 @@ def open_source(
         return _open_program(source, DTYPES[dtype], progress)
     if isinstance(source, nn.Module):
         return _open_module(source, DTYPES[dtype], progress, generation_config, trust_remote_code)
+    if is_module_object(source):
+        return _mlir_source(open_object(source, DTYPES[dtype], progress))
     raise NotAModelError(
-        f"{type(source).__name__} is not a model: "
-        f"give a directory, a GGUF or ONNX file, a transformers model, an nn.Module or an ExportedProgram."
+        f"{type(source).__name__} is not a model: give a directory, a GGUF, ONNX or .mlir file, a transformers model, "
+        f"an nn.Module, an ExportedProgram or a torch-mlir module."
     )
 
 
@@ -99,9 +104,12 @@ def _open_path(
     graph = onnx_in(path) if path.is_dir() else path if is_onnx(path) else None
     if graph is not None:
         return _open_onnx(graph, dtype, progress, native, generation, trust_remote_code)
+    if path.is_file() and path.suffix == MLIR:
+        return _open_mlir(path, dtype, progress, native)
     if path.is_file() and not is_gguf(path):
         raise NotAModelError(
-            f"{path} is not a GGUF file or an ONNX model: give one, or the directory that holds the model."
+            f"{path} is not a GGUF file, an ONNX model or an {MLIR} file: "
+            f"give one, or the directory that holds the model."
         )
     if native and path.is_dir():
         raise _not_quantized(str(path))
@@ -146,15 +154,18 @@ def _open_module(
 
 
 def _open_program(program: ExportedProgram, dtype: torch.dtype, progress: Progress) -> Source:
-    found = floating_dtypes(program_weights(program))
-    if found and dtype not in found:
-        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
-        asked = str(dtype).removeprefix("torch.")
-        raise InvalidOptionError(
-            f"the ExportedProgram's weights are {names}, but it cannot be read as {asked}: "
-            f"export the model again in {asked}."
-        )
+    require_dtype("ExportedProgram", program_weights(program), dtype)
     return Source("ExportedProgram", TracedModel("ExportedProgram", program, progress))
+
+
+def _open_mlir(path: Path, dtype: torch.dtype, progress: Progress, native: bool) -> Source:
+    if native:
+        raise _not_quantized(str(path))
+    return _mlir_source(open_file(path, dtype, progress))
+
+
+def _mlir_source(model: MlirModel) -> Source:
+    return Source(model.module.name, model)
 
 
 def _traced(name: str, model: nn.Module, progress: Progress) -> TracedModel:

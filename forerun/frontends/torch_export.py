@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -15,35 +14,27 @@ from torch.fx import Graph, GraphModule, Node
 
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
-from forerun.frontends.importer import FORWARD, SEQUENCE
+from forerun.frontends.forward import FORWARD, LONGEST, SEQUENCE, SourceLine, at, location, unsupported
 from forerun.frontends.programs import DERIVED, require_programs, require_tensors, returned_tensors
 from forerun.frontends.sizes import traced_dim
+from forerun.frontends.weight_symbols import WeightSymbols
 from forerun.frontends.weights import program_weights
 from forerun.ir import (
     Builder,
     Dim,
-    FileLineColLoc,
     Function,
-    IntAttr,
-    LocationAttr,
     ModuleOp,
     Parameter,
     Return,
     SSAValue,
-    StringAttr,
-    Symbol,
     TensorType,
     VerifyException,
-    Weight,
     dtype_name,
     tensor_type,
 )
 
 SOURCE = "S"
 """The name of the first dynamic dimension in another function."""
-
-LONGEST = 2**31
-"""Where a program gives no bound, sequences are shorter than this."""
 
 IGNORED = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 
@@ -69,13 +60,13 @@ def import_programs(programs: Mapping[str, ExportedProgram]) -> tuple[ModuleOp, 
     name that no entry can have.
     """
     require_programs(programs)
-    shared = _Weights(ModuleOp([]), {*programs, *DERIVED})
+    shared = WeightSymbols(ModuleOp([]), {*programs, *DERIVED})
     for name, program in programs.items():
         shared.module.body.block.add_op(_function(name, program, shared))
     return shared.module, shared.tensors
 
 
-def _function(name: str, program: ExportedProgram, shared: _Weights) -> Function:
+def _function(name: str, program: ExportedProgram, shared: WeightSymbols) -> Function:
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     results = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -137,39 +128,6 @@ def _dimensions(inputs: Sequence[Node]) -> dict[str, str]:
     return found
 
 
-class _Weights:
-    """The weights of a module, each under one symbol for all functions that use the tensor."""
-
-    def __init__(self, module: ModuleOp, taken: set[str]) -> None:
-        self.module = module
-        self.taken = taken
-        """All symbols, those of functions too."""
-        self.tensors: dict[str, torch.Tensor] = {}
-        """Those of the functions before, by symbol."""
-
-    def weight(self, target: str, tensor: torch.Tensor, kind: TensorType, function: str) -> dict[str, Any]:
-        """The parameters of the tensor's symbol, which is declared on first use."""
-        symbol = next((name for name, each in self.tensors.items() if _same(each, tensor)), None)
-        given = {"shape": kind.dims, "dtype": kind.dtype}
-        if symbol is not None:
-            return {"symbol": Symbol(symbol), **given}
-        own = Symbol(target)
-        while own in self.taken:
-            own = Symbol(f"{function}.{own}")
-        self.taken.add(own)
-        self.module.body.block.add_op(Weight.make(symbol=own, **given))
-        return {"symbol": own, **given}
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are the same numbers in memory."""
-    return one is other or (
-        one.numel() > 0
-        and (one.data_ptr(), one.dtype, one.shape, one.stride())
-        == (other.data_ptr(), other.dtype, other.shape, other.stride())
-    )
-
-
 class _Importer:
     """Imports the nodes of a graph into the function's block; nested graphs are imported in place."""
 
@@ -228,7 +186,7 @@ class _Importer:
         if rule is None:
             raise self.unsupported(node, "has no rule")
         keywords = {key: self.operand(value) for key, value in node.kwargs.items()}
-        build = Builder(self.function.block, location(node), _hint(node))
+        build = Builder(self.function.block, location(source_line(node)), _hint(node))
         try:
             result = rule(build, *arguments, **keywords)
         except (ValueError, TypeError, KeyError, AssertionError, VerifyException) as error:
@@ -249,11 +207,9 @@ class _Importer:
         target = node.args[0]
         kept = _connected(target, _shares) & self.kept if isinstance(target, Node) else set[Node]()
         for each in kept:
-            where = source_line(node)
             raise TraceError(
                 f"The model changes its state {_hint(each).removeprefix('c_').removeprefix('model_')} as it runs"
-                f"{f' at {where[0]}:{where[1]}' if where else ''}, which would not change once compiled: write a "
-                f"forward pass without state."
+                f"{at(source_line(node))}, which would not change once compiled: write a forward pass without state."
             )
 
     def assign(self, node: Node, result: SSAValue) -> None:
@@ -289,13 +245,7 @@ class _Importer:
             raise self.unsupported(node, f"has {error}") from error
 
     def unsupported(self, node: Node, what: str) -> UnsupportedOperationError:
-        where = source_line(node)
-        place = f" at {where[0]}:{where[1]}" if where else ""
-        return UnsupportedOperationError(
-            f"The operation {operator_name(node.target) or node.name}{place} {what}; "
-            "express it through supported operations, or add a rule to a file forerun/frontends/aten_*.py, as "
-            'CONTRIBUTING.md shows under "Add a frontend rule".'
-        )
+        return unsupported(operator_name(node.target) or node.name, source_line(node), what)
 
 
 def operator_name(target: Callable[..., Any] | str) -> str:
@@ -335,19 +285,14 @@ def _connected(target: Node, linked: Callable[[Node], bool]) -> set[Node]:
     return found
 
 
-def source_line(node: Node) -> tuple[str, int] | None:
+def source_line(node: Node) -> SourceLine | None:
     """The innermost line of the model's source that a node comes from."""
     for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
         line = line.strip()
         if line.startswith('File "'):
             path, number = line.removeprefix('File "').split('", line ')
-            return PurePath(path).name, int(number.split(",")[0])
+            return path, int(number.split(",")[0])
     return None
-
-
-def location(node: Node) -> LocationAttr | None:
-    where = source_line(node)
-    return None if where is None else FileLineColLoc(StringAttr(where[0]), IntAttr(where[1]), IntAttr(0))
 
 
 def _hint(node: Node) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from forerun.frontends.importer import FORWARD, Imported
+from forerun.frontends.forward import FORWARD
+from forerun.frontends.importer import Imported
 from forerun.frontends.torch_export import import_programs
 from forerun.frontends.tracing import TokenLogits, check_program, trace_module
 from forerun.frontends.weights import module_weights, program_weights

@@ -10,6 +10,14 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from forerun.errors import TraceError
+from forerun.frontends.forward import (
+    LONGEST,
+    SHORTEST,
+    require_counts,
+    require_logits,
+    require_range,
+    require_tokens,
+)
 from forerun.frontends.quiet import first_sentence, print_unless_quiet, quiet_libraries
 from forerun.frontends.stateless import require_stateless
 
@@ -17,7 +25,7 @@ from forerun.frontends.stateless import require_stateless
 setattr(import_module("torch.export._trace"), "print", print_unless_quiet)  # noqa: B010
 
 # Primes: no size of a model is likely to equal one, so a coincidence of sizes is not taken for a rule.
-EXAMPLE_LENGTHS = (11, 7, 67)
+EXAMPLE_LENGTHS = (11, SHORTEST, 67)
 SPECIALISED = "Constraints violated"  # how torch.export says that a dynamic dimension came out fixed
 
 
@@ -62,7 +70,7 @@ def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedPro
     if isinstance(failure, TraceError):
         raise failure
     if failure is None:
-        raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {min(EXAMPLE_LENGTHS)}.")
+        raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {SHORTEST}.")
     if SPECIALISED in str(failure):
         raise TraceError(
             f"{name} fixes the sequence length when it is traced: its forward(input_ids) must work for any T."
@@ -77,41 +85,22 @@ def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
     """Raise `TraceError` unless the program is `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`."""
     inputs = _placeholders(program, InputKind.USER_INPUT)
     outputs = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise TraceError(
-            f"{name} is a program of {len(inputs)} inputs and {len(outputs)} outputs: "
-            f"export a module that takes only input_ids and returns only the logits."
-        )
+    require_counts(name, len(inputs), len(outputs))
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise TraceError(f"{name} changes its own buffers as it runs: export it without a cache (use_cache=False).")
-    shape = list(inputs[0].meta["val"].shape)
-    if len(shape) != 2 or isinstance(shape[0], torch.SymInt) or shape[0] != 1:
-        raise TraceError(f"{name} takes input_ids of shape {shape}: export it with input_ids of shape [1, T].")
-    if not isinstance(shape[1], torch.SymInt):
-        raise TraceError(
-            f"{name} fixes the sequence length at {shape[1]}: its forward must work for any T, "
-            f"and an ExportedProgram must be exported with a dynamic T."
-        )
-    _check_range(program, shape[1], name, max_length)
-    _check_logits(program, shape[1], name)
+    tokens = inputs[0].meta["val"]
+    require_tokens(name, _sizes(tokens))
+    limits = program.range_constraints.get(tokens.shape[1].node.expr)
+    if limits is not None:
+        least, most = int(limits.lower), int(min(limits.upper, LONGEST))
+        require_range(name, least, most, max_length, _table_of(program, most) if most < max_length else "")
+    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+    value = output.meta.get("val") if isinstance(output, torch.fx.Node) else None
+    require_logits(name, _sizes(value) if isinstance(value, Tensor) else [], str(tokens.shape[1]))
 
 
-def _check_range(program: ExportedProgram, length: torch.SymInt, name: str, max_length: int) -> None:
-    limits = program.range_constraints.get(length.node.expr)
-    if limits is None:
-        return
-    if limits.upper < max_length:
-        table = _table_of(program, int(limits.upper))
-        remedy = "" if table else ", or give a model whose code does not branch on the length"
-        raise TraceError(
-            f"{name} is traced for at most {limits.upper} positions{table}, fewer than max_length={max_length}: "
-            f"compile with max_length={limits.upper} or less{remedy}."
-        )
-    if limits.lower > min(EXAMPLE_LENGTHS):
-        raise TraceError(
-            f"{name} is traced for at least {limits.lower} positions, but a prompt may be shorter: "
-            f"give a model whose code does not branch on the length."
-        )
+def _sizes(tensor: Tensor) -> list[int | str]:
+    return [str(size) if isinstance(size, torch.SymInt) else size for size in tensor.shape]
 
 
 def _table_of(program: ExportedProgram, size: int) -> str:
@@ -124,16 +113,6 @@ def _table_of(program: ExportedProgram, size: int) -> str:
         if any(word in str(node.target) for word in ("slice", "narrow")) and size in source.meta["val"].shape:
             return f" by its {names[source.name]} of {size} entries"
     return ""
-
-
-def _check_logits(program: ExportedProgram, length: torch.SymInt, name: str) -> None:
-    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
-    value = output.meta.get("val") if isinstance(output, torch.fx.Node) else None
-    shape = list(value.shape) if isinstance(value, Tensor) else []
-    if len(shape) != 3 or shape[0] != 1 or str(shape[1]) != str(length):
-        raise TraceError(
-            f"{name} returns {shape or 'no tensor'} for input_ids of shape [1, T]: it must return logits [1, T, V]."
-        )
 
 
 def _export(module: TokenLogits, length: int, max_length: int) -> ExportedProgram:

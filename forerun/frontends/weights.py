@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from forerun.errors import NotAModelError
+from forerun.errors import InvalidOptionError, NotAModelError
 
 
 def module_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -47,6 +47,17 @@ def private_copy(module: nn.Module, dtype: torch.dtype, name: str) -> nn.Module:
 def floating_dtypes(weights: Mapping[str, Tensor]) -> set[torch.dtype]:
     """The floating-point dtypes among the weights."""
     return {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+
+
+def require_dtype(name: str, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Raises `InvalidOptionError` for a program that was exported in another dtype."""
+    found = floating_dtypes(weights)
+    if found and dtype not in found:
+        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
+        asked = str(dtype).removeprefix("torch.")
+        raise InvalidOptionError(
+            f"the {name}'s weights are {names}, but it cannot be read as {asked}: export the model again in {asked}."
+        )
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

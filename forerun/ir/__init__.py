@@ -22,6 +22,7 @@ from forerun.ir.dialect import OPERATIONS, load_dialects
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
 from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperation
+from forerun.ir.foreign import Resource, foreign_attributes, foreign_line, foreign_name, foreign_type, parse_foreign
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
 from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
@@ -99,6 +100,7 @@ __all__ = [
     "ReductionTable",
     "Region",
     "Reshape",
+    "Resource",
     "Return",
     "RewritePattern",
     "Rewriter",
@@ -132,6 +134,10 @@ __all__ = [
     "encode",
     "entries",
     "evaluate",
+    "foreign_attributes",
+    "foreign_line",
+    "foreign_name",
+    "foreign_type",
     "functions",
     "is_pure",
     "load_dialects",
@@ -139,6 +145,7 @@ __all__ = [
     "new_states",
     "only_reads",
     "op_type_rewrite_pattern",
+    "parse_foreign",
     "parse_ir",
     "parse_pipeline",
     "print_ir",

@@ -17,6 +17,7 @@ import torch
 from forerun import dims as dimensions
 from forerun.ir import (
     FUNCTIONS,
+    INTEGER_DTYPES,
     Broadcast,
     Builder,
     Cast,
@@ -29,6 +30,7 @@ from forerun.ir import (
     MatMul,
     ModuleOp,
     PatternRewriter,
+    Reduce,
     Reshape,
     RewritePattern,
     Rewriter,
@@ -167,6 +169,39 @@ def _only_moves_units(op: Transpose) -> bool:
     return moved == sorted(moved)
 
 
+class TransposeBeforeUnits(RewritePattern):
+    """transpose(reshape(transpose(x))), where the view drops dimensions of one from the front, is a view of one
+    transpose."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Transpose, rewriter: PatternRewriter) -> None:
+        view = defined_by(op.x, Reshape)
+        if view is None or defined_by(view.x, Transpose) is None:
+            return
+        before, after = tensor_type(view.x).dims, tensor_type(view.result).dims
+        dropped = len(before) - len(after)
+        if dropped < 1 or before != (1,) * dropped + after:
+            return
+        build = Builder.before(op, rewriter)
+        moved = build.transpose(view.x, (*range(dropped), *(each + dropped for each in op.permutation)))
+        replace(rewriter, op, build.reshape(moved, tensor_type(op.result).dims))
+
+
+class MeanFromSum(RewritePattern):
+    """A sum over the number of its elements is a mean."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Map, rewriter: PatternRewriter) -> None:
+        total = defined_by(op.inputs[0], Reduce) if op.function == "div" else None
+        if total is None or total.function != "sum" or tensor_type(op.result).dtype in INTEGER_DTYPES:
+            return
+        sizes = [tensor_type(total.x).dims[each] for each in total.dims]
+        if op.result.type != total.result.type or any(isinstance(each, str) for each in sizes):
+            return
+        if number(op.inputs[1]) == math.prod(int(each) for each in sizes):
+            replace(rewriter, op, total.remade([total.x], function="mean"))
+
+
 class MergeSlices(RewritePattern):
     """A slice of everything is its operand; a slice of a slice is one slice."""
 
@@ -272,6 +307,8 @@ PATTERNS: list[RewritePattern] = [
     SimplifyPower(),
     DropBroadcast(),
     MergeViews(),
+    TransposeBeforeUnits(),
+    MeanFromSum(),
     MergeSlices(),
     LinearFromMatMul(),
     BiasIntoLinear(),

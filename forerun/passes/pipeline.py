@@ -31,6 +31,7 @@ from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
+from forerun.passes.raise_softmax import RaiseSoftmax
 from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
@@ -60,7 +61,9 @@ def step_pipeline(
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
         RaiseRotaryEmbedding(),
+        RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
+        Canonicalize(),  # transposes of keys meet, so that a repetition stands in front of the attention
         RaiseGroupedQueries(),
         Canonicalize(),  # removes dead code left by raising before the analysis
         SequenceAxis(),  # from here on the model is known to decode incrementally
@@ -82,6 +85,7 @@ PASSES: dict[str, type[Pass]] = {
         Canonicalize,
         RaiseNorms,
         RaiseRotaryEmbedding,
+        RaiseSoftmax,
         RaiseAttention,
         RaiseGroupedQueries,
         SequenceAxis,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,7 @@ from forerun.ir import (
     Map,
     MatMul,
     PatternRewriter,
+    Reduce,
     Reshape,
     RewritePattern,
     Softmax,
@@ -52,8 +54,8 @@ def peel(value: SSAValue) -> Scores | None:
     """The scores a softmax's operand is made of, walking up to the product; None if it is spelled otherwise."""
     operation = value.owner
     if isinstance(operation, MatMul):
-        (query, left), (key, right) = _unscaled(operation.a), _unscaled(operation.b)
-        return Scores(query, key, left * right) if symbols(query) and symbols(key) else None
+        query, key = operation.a, operation.b
+        return Scores(query, key) if symbols(query) and symbols(key) else None
     if isinstance(operation, Cast | Reshape):
         return peel(operation.x)
     if not isinstance(operation, Map):
@@ -82,29 +84,6 @@ def peel(value: SSAValue) -> Scores | None:
             return None
         case _:
             return None
-
-
-def _unscaled(value: SSAValue) -> tuple[SSAValue, float]:
-    """A value and the number that it is multiplied by: exporters scale queries and keys in front of their product."""
-    product = mapped(value, "mul")
-    for inner, factor in () if product is None else either_order(product):
-        scale = number(factor)
-        if scale is not None and inner.type == value.type:
-            return inner, float(scale)
-    return value, 1.0
-
-
-def _without_guard(weights: SSAValue) -> SSAValue:
-    """The softmax p of where(p != p, 0, p), which gives a row that sees no key zeros.
-
-    There is no such row: each is found to see itself when the mask is evaluated. Scores that are not numbers give
-    logits that are not, which is an error when a token is chosen.
-    """
-    guard = mapped(weights, "where")
-    if guard is None or number(guard.inputs[1]) != 0:
-        return weights
-    test, inner = mapped(guard.inputs[0], "ne"), guard.inputs[2]
-    return inner if test is not None and all(each is inner for each in test.inputs) else weights
 
 
 def _peel_product(operation: Map) -> Scores | None:
@@ -142,10 +121,7 @@ class RaiseSpelledAttention(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
-        weights, value = op.a, op.b
-        while isinstance(view := _without_guard(weights).owner, Cast | Reshape):
-            weights = view.x
-        weights = _without_guard(weights)
+        weights, value = _unwrapped(op.a), op.b
         softmax = defined_by(weights, Softmax)
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
@@ -159,14 +135,41 @@ class RaiseSpelledAttention(RewritePattern):
             self.context.note(f"raise-attention: the heads of the softmax at {op.location} have an unknown form")
             return
         build = Builder.before(op, rewriter)
-        query, key, value = (
-            _heads_first(scores.query, build),
-            _rows_first(scores.key, build),
-            _heads_first(value, build),
-        )
+        query, value = _heads_first(scores.query, build), _heads_first(value, build)
+        key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
         mask = combined(scores.masks, build)
         result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
+
+
+def _unwrapped(weights: SSAValue) -> SSAValue:
+    """Returns what views, casts and the guard of a row without a visible key are around, the softmax in the pattern.
+
+    The guard gives such a row zeros. There is no such row: each is found to see itself when the mask is evaluated.
+    Scores that are not numbers give logits that are not, which is an error when a token is chosen.
+    """
+    while True:
+        if isinstance(weights.owner, Cast | Reshape):
+            weights = weights.owner.x
+        elif (guard := mapped(weights, "where")) is not None and _is_guard(guard):
+            weights = guard.inputs[2]
+        else:
+            return weights
+
+
+def _is_guard(guard: Map) -> bool:
+    """where(w != w, 0, w), which exporters write, or where(all(scores == -inf), 0, softmax(scores)), which torch's own
+    attention is decomposed to."""
+    test, nothing, weights = guard.inputs
+    if number(nothing) != 0:
+        return False
+    if (differs := mapped(test, "ne")) is not None:
+        return all(each is weights for each in differs.inputs)
+    softmax, every = defined_by(weights, Softmax), defined_by(test, Reduce)
+    if softmax is None or every is None or every.function != "all" or every.dims != (softmax.dim,):
+        return False
+    hidden = mapped(every.x, "eq")
+    return hidden is not None and hidden.inputs[0] is softmax.x and number(hidden.inputs[1]) == -math.inf
 
 
 def _three(value: SSAValue) -> tuple[Dim, ...]:
@@ -191,19 +194,6 @@ def _heads_first(value: SSAValue, build: Builder) -> SSAValue:
     return build.reshape(value, _three(value))
 
 
-def _rows_first(key: SSAValue, build: Builder) -> SSAValue:
-    """The keys [Hkv, T, D] of a product's operand [.., Hkv, D, T]: what the model transposed, if it did."""
-    inner = key
-    while (view := defined_by(inner, Reshape)) is not None and _three(view.x) == _three(inner):
-        inner = view.x
-    turned = defined_by(inner, Transpose)
-    if turned is not None:
-        rank = len(turned.permutation)
-        if turned.permutation == (*range(rank - 2), rank - 1, rank - 2):
-            return _heads_first(turned.x, build)
-    return build.transpose(_heads_first(key, build), (0, 2, 1))
-
-
 def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
     """Combines several masks into one: all i1 masks must hold, the others add up."""
     total: SSAValue | None = None
@@ -219,7 +209,39 @@ def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
             total = value if total is None else build.map("add", total, build.cast(value, tensor_type(total).dtype))
     if total is None or visible is None:
         return visible if total is None else total
-    return build.map("where", visible, total, build.constant(float("-inf"), tensor_type(total).dtype))
+    return build.map("where", visible, total, build.constant(-math.inf, tensor_type(total).dtype))
+
+
+class ScaleIntoAttention(RewritePattern):
+    """A number that multiplies the queries or the keys, also in front of views, is part of the scale."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
+        build = Builder.before(op, rewriter)
+        for place, value in enumerate((op.query, op.key)):
+            found = _factor(value)
+            if found is None:
+                continue
+            plain, factor, views = found
+            for view in reversed(views):
+                plain = build.emit(view.remade([plain])).results[0]
+            operands = [*op.operands]
+            operands[place] = plain
+            replace(rewriter, op, op.remade(operands, scale=op.scale * factor))
+            return
+
+
+def _factor(value: SSAValue) -> tuple[SSAValue, float, list[Reshape | Transpose]] | None:
+    """What is multiplied by a number, the number, and the views between the product and the value, the last first."""
+    views = list[Reshape | Transpose]()
+    while isinstance(view := value.owner, Reshape | Transpose):
+        views.append(view)
+        value = view.x
+    product = mapped(value, "mul")
+    for plain, factor in () if product is None else either_order(product):
+        if (scale := number(factor)) is not None and plain.type == value.type:
+            return plain, float(scale), views
+    return None
 
 
 @dataclass(frozen=True)
@@ -229,4 +251,4 @@ class RaiseAttention(RewritePass):
     name: ClassVar[str] = "raise-attention"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseSpelledAttention(context)]
+        return [RaiseSpelledAttention(context), ScaleIntoAttention()]

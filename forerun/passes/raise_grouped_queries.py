@@ -19,7 +19,6 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.base import PassContext, RewritePass, replace
-from forerun.passes.canonicalize import MergeViews
 from forerun.passes.matching import defined_by
 
 
@@ -70,4 +69,4 @@ class RaiseGroupedQueries(RewritePass):
     name: ClassVar[str] = "raise-grouped-queries"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [MergeViews(), ReadUnrepeated()]  # views that raise-attention adds meet those of the model
+        return [ReadUnrepeated()]

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch._decomp import core_aten_decompositions, get_decompositions
 
 from forerun import ir
 from forerun.frontends.torch_export import import_program
@@ -30,17 +31,25 @@ class Program:
         return logits[0]
 
 
+def spelled_out(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with attention, softmax, linear layers and layer norms decomposed to the operators of core ATen."""
+    aten = torch.ops.aten
+    composed = [aten.scaled_dot_product_attention, aten._softmax, aten.native_layer_norm, aten.addmm]
+    return program.run_decompositions(core_aten_decompositions() | get_decompositions(composed))
+
+
 @cache
-def _imported(family: str) -> Program:
+def _imported(family: str, decomposed: bool) -> Program:
     program = trace_module(TokenLogits(FAMILIES[family]()), family, LENGTH)
+    program = spelled_out(program) if decomposed else program
     module = import_program(program)
     ir.verify(module)
     return Program(module, program_weights(program))
 
 
-def program(family: str) -> Program:
+def program(family: str, decomposed: bool = False) -> Program:
     """A fresh copy of a family's program: passes change it in place."""
-    imported = _imported(family)
+    imported = _imported(family, decomposed)
     return Program(imported.module.clone(), imported.weights)
 
 

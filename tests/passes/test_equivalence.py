@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from forerun import ir
-from forerun.passes.base import PassContext
-from forerun.passes.pipeline import step_pipeline
+from forerun.passes.base import Pass, PassContext
+from forerun.passes.pipeline import run_pipeline, step_pipeline
 from tests.passes.programs import BLOCK, LENGTH, Program, Row, Stepper, program, texts
 
 CHOSEN = ["llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "bloom", "phi3", "mpt"]
@@ -42,9 +42,10 @@ def check_step(reference: Reference, changed: Program, where: str) -> None:
     close(torch.stack([logits for _, logits in rows]), expected, where)
 
 
-@pytest.mark.parametrize("family", CHOSEN)
+@pytest.mark.parametrize("family", [*CHOSEN, "llama decomposed", "gemma2 decomposed", "gpt2 decomposed"])
 def test_passes_keep_the_meaning(family: str) -> None:
-    reference, changed = Reference(program(family)), program(family)
+    name, _, how = family.partition(" ")
+    reference, changed = Reference(program(name)), program(name, bool(how))
     (text,) = texts(0, 1, PROMPT)
     expected = reference.imported.logits(text)
     context = PassContext(changed.weights.__getitem__, max_length=LENGTH)
@@ -59,6 +60,25 @@ def test_passes_keep_the_meaning(family: str) -> None:
         if after.get("step") != before.get("step"):
             check_step(reference, changed, where)
         before = after
+
+
+def raising_passes() -> list[Pass]:
+    passes = step_pipeline(max_rows=64, max_outputs=16, block=BLOCK, candidates=4)
+    return passes[: [each.name for each in passes].index("sequence-axis")]
+
+
+RAISED = (ir.Attention, ir.Linear, ir.RMSNorm, ir.LayerNorm, ir.Rotary, ir.Softmax, ir.MatMul)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "phi3", "mpt"])
+def test_a_decomposed_program_is_raised_to_the_same_operations(family: str) -> None:
+    counts: list[dict[type[ir.SpecOperation], int]] = []
+    for decomposed in (False, True):
+        module = program(family, decomposed).module
+        run_pipeline(module, raising_passes(), PassContext(max_length=LENGTH))
+        body = ir.functions(module)["forward"].body
+        counts.append({kind: sum(isinstance(each, kind) for each in body) for kind in RAISED})
+    assert counts[1] == counts[0]
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -82,7 +102,7 @@ def test_the_text_of_a_planned_step_is_the_step(family: str) -> None:
 def test_raised_programs_hold_the_decoders_operations() -> None:
     changed = program("llama")
     context = PassContext(changed.weights.__getitem__, max_length=LENGTH)
-    for each in step_pipeline(max_rows=64, max_outputs=16, block=BLOCK, candidates=4)[:6]:
+    for each in raising_passes():
         each.apply(context, changed.module)
     kinds = [type(each) for each in ir.functions(changed.module)["forward"].body]
     layers = 2

@@ -193,3 +193,33 @@ spec.func @forward() {
   spec.return(%rest)
 }
 // CHECK: %rest = spec.map(%zero, %zero) {function = "remainder"} -> !spec.tensor<[], i64>
+
+// -----
+
+// A sum over the number of its elements is a mean; over another number, or where the number is not known, it stays.
+
+spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>) {
+  %eight = spec.constant() {value = 8.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %sum = spec.reduce(%x) {function = "sum", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f32>
+  %mean = spec.map(%sum, %eight) {function = "div"} -> !spec.tensor<[1, T, 1], f32>
+  %along = spec.reduce(%x) {function = "sum", dims = [1]} -> !spec.tensor<[1, 8], f32>
+  %part = spec.map(%along, %eight) {function = "div"} -> !spec.tensor<[1, 8], f32>
+  spec.return(%mean, %part)
+}
+// CHECK: %mean = spec.reduce(%x) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f32>
+// CHECK-NEXT: %along = spec.reduce(%x) {function = "sum", dims = [1]} -> !spec.tensor<[1, 8], f32>
+// CHECK-NEXT: %part = spec.map(%along, %eight) {function = "div"} -> !spec.tensor<[1, 8], f32>
+
+// -----
+
+// Transposes with a view between them that drops a dimension of one meet.
+
+spec.func @forward(%x: !spec.tensor<[1, 4, T, 8], f32>) {
+  %turned = spec.transpose(%x) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 4, 8, T], f32>
+  %view = spec.reshape(%turned) {shape = [4, 8, "T"]} -> !spec.tensor<[4, 8, T], f32>
+  %y = spec.transpose(%view) {permutation = [0, 2, 1]} -> !spec.tensor<[4, T, 8], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(%x: !spec.tensor<[1, 4, T, 8], f32>) {
+// CHECK-NEXT: %y = spec.reshape(%x) {shape = [4, "T", 8]} -> !spec.tensor<[4, T, 8], f32>
+// CHECK-NEXT: spec.return(%y)

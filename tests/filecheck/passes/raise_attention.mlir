@@ -14,8 +14,8 @@ spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, 
 }
 // CHECK: spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, T, 4], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %mask: !spec.tensor<[1, 1, T, T], f32>) {
 // CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%q) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
-// CHECK-NEXT: [[F3:%[0-9]+]] = spec.reshape(%k) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: [[F1:%[0-9]+]] = spec.reshape(%v) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: [[F3:%[0-9]+]] = spec.reshape(%k) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: [[F4:%[0-9]+]] = spec.reshape(%mask) {shape = [1, "T", "T"]} -> !spec.tensor<[1, T, T], f32>
 // CHECK-NEXT: [[F5:%[0-9]+]] = spec.attention([[F0]], [[F3]], [[F1]], [[F4]]) {scale = 0.5, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: %y = spec.reshape([[F5]]) {shape = [1, 2, "T", 4]} -> !spec.tensor<[1, 2, T, 4], f32>
@@ -90,6 +90,34 @@ spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4],
 
 // -----
 
+// Torch's own attention, decomposed: numbers on the queries and the keys, and a guard for a row without a visible key.
+
+spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %m: !spec.tensor<[1, 1, T, T], f32>) {
+  %half = spec.constant() {value = 0.5, dtype = "f32"} -> !spec.tensor<[], f32>
+  %zero = spec.constant() {value = 0.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %low = spec.constant() {value = 0xfff0000000000000 : f64, dtype = "f32"} -> !spec.tensor<[], f32>
+  %less = spec.map(%q, %half) {function = "mul"} -> !spec.tensor<[1, 2, T, 4], f32>
+  %query = spec.reshape(%less) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+  %turned = spec.transpose(%k) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 2, 4, T], f32>
+  %fewer = spec.map(%turned, %half) {function = "mul"} -> !spec.tensor<[1, 2, 4, T], f32>
+  %key = spec.reshape(%fewer) {shape = [2, 4, "T"]} -> !spec.tensor<[2, 4, T], f32>
+  %product = spec.matmul(%query, %key) -> !spec.tensor<[2, T, T], f32>
+  %heads = spec.reshape(%product) {shape = [1, 2, "T", "T"]} -> !spec.tensor<[1, 2, T, T], f32>
+  %scores = spec.map(%heads, %m) {function = "add"} -> !spec.tensor<[1, 2, T, T], f32>
+  %softmax = spec.softmax(%scores) {dim = 3} -> !spec.tensor<[1, 2, T, T], f32>
+  %equal = spec.map(%scores, %low) {function = "eq"} -> !spec.tensor<[1, 2, T, T], i1>
+  %none = spec.reduce(%equal) {function = "all", dims = [3], keep = true} -> !spec.tensor<[1, 2, T, 1], i1>
+  %guarded = spec.map(%none, %zero, %softmax) {function = "where"} -> !spec.tensor<[1, 2, T, T], f32>
+  %weights = spec.reshape(%guarded) {shape = [2, "T", "T"]} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%weights, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.func @forward(
+// CHECK: %y = spec.attention({{.*}}) {scale = 0.25, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK-NEXT: spec.return(%y)
+
+// -----
+
 // What exporters write: queries and keys each scaled, keys transposed in three dimensions, and zeros for a row whose softmax
 // is not a number.
 
@@ -109,12 +137,29 @@ spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[2, T, 
   spec.return(%y)
 }
 // CHECK: spec.func @forward
-// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%q) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: [[F1:%[0-9]+]] = spec.reshape(%v) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: [[F2:%[0-9]+]] = spec.reshape(%mask) {shape = [1, "T", "T"]} -> !spec.tensor<[1, T, T], f32>
+// CHECK-NEXT: [[F0:%[0-9]+]] = spec.reshape(%q) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: [[F3:%[0-9]+]] = spec.attention([[F0]], %k, [[F1]], [[F2]]) {scale = 0.25, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
 // CHECK-NEXT: %y = spec.reshape([[F3]]) {shape = [1, 2, "T", 4]} -> !spec.tensor<[1, 2, T, 4], f32>
 // CHECK-NEXT: spec.return(%y)
+
+// -----
+
+// Declines: the guard gives something else than nothing.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, 4, T], f32>, %v: !spec.tensor<[2, T, 4], f32>) {
+  %one = spec.constant() {value = 1.0, dtype = "f32"} -> !spec.tensor<[], f32>
+  %low = spec.constant() {value = 0xfff0000000000000 : f64, dtype = "f32"} -> !spec.tensor<[], f32>
+  %scores = spec.matmul(%q, %k) -> !spec.tensor<[2, T, T], f32>
+  %softmax = spec.softmax(%scores) {dim = 2} -> !spec.tensor<[2, T, T], f32>
+  %equal = spec.map(%scores, %low) {function = "eq"} -> !spec.tensor<[2, T, T], i1>
+  %none = spec.reduce(%equal) {function = "all", dims = [2], keep = true} -> !spec.tensor<[2, T, 1], i1>
+  %guarded = spec.map(%none, %one, %softmax) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.matmul(%guarded, %v) -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: %y = spec.matmul(%guarded, %v) -> !spec.tensor<[2, T, 4], f32>
 
 // -----
 

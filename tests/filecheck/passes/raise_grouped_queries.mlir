@@ -1,4 +1,4 @@
-// RUN: forerun-opt %s --split-input-file -p raise-grouped-queries,canonicalize | filecheck %s
+// RUN: forerun-opt %s --split-input-file -p canonicalize,raise-grouped-queries,canonicalize | filecheck %s
 
 // Two query heads share one of two key heads: the repetition goes.
 
@@ -54,7 +54,7 @@ spec.func @forward(%q: !spec.tensor<[1, 4, T, 8], f32>, %k: !spec.tensor<[1, 2, 
 
 // -----
 
-// A repetition is found behind several views, which raise-attention adds.
+// A repetition is found behind several views, which raise-attention adds and canonicalize merges.
 
 spec.func @forward(%q: !spec.tensor<[4, T, 8], f32>, %k: !spec.tensor<[1, 2, T, 8], f32>) {
   %apart = spec.reshape(%k) {shape = [1, 2, 1, "T", 8]} -> !spec.tensor<[1, 2, 1, T, 8], f32>
