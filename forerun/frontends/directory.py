@@ -75,7 +75,7 @@ def check_directory(path: Path) -> None:
     config = path / CONFIG
     if not config.is_file():
         ggufs = sorted(path.glob("*.gguf"))
-        other = "give a directory written by save_pretrained, or a GGUF or ONNX file"
+        other = "give a directory written by save_pretrained, or a GGUF, ONNX or .mlir file"
         remedy = f"pass the file {ggufs[0]}" if ggufs else other
         raise NotAModelError(f"{path} holds no config.json: {remedy}.")
     read_json(config)

@@ -17,14 +17,14 @@ LONGEST = 2**31
 """Where a program gives no bound, sequences are shorter than this."""
 
 SourceLine = tuple[str, int]
-"""The file and the line of a model's source that an operation comes from."""
+"""The name of the file and the line of a model's source that an operation comes from."""
 
 
 def require_counts(name: str, inputs: int, outputs: int) -> None:
     """Raises `TraceError` unless a program has one input and one output."""
     if inputs != 1 or outputs != 1:
         raise TraceError(
-            f"{name} is a program of {inputs} inputs and {outputs} outputs: "
+            f"{name} has {inputs} inputs and {outputs} outputs: "
             f"export a module that takes only input_ids and returns only the logits."
         )
 
@@ -60,10 +60,10 @@ def require_range(name: str, least: int, most: int, max_length: int, table: str 
 
 def require_logits(name: str, shape: Sequence[int | str], length: str) -> None:
     """Raises `TraceError` unless the result's shape is [1, T, V]; an empty shape stands for no tensor."""
-    if len(shape) != 3 or shape[0] != 1 or shape[1] != length:
+    if len(shape) != 3 or shape[0] != 1 or shape[1] != length or isinstance(shape[2], str):
         raise TraceError(
             f"{name} returns {shown(shape) if shape else 'no tensor'} for input_ids of shape [1, T]: it must return "
-            f"logits [1, T, V]."
+            f"logits [1, T, V] for all positions."
         )
 
 
@@ -71,20 +71,33 @@ def shown(shape: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def unsupported(operation: str, line: SourceLine | None, what: str) -> UnsupportedOperationError:
-    """The error for an operation that cannot be imported, with its source line if that is known."""
+def unsupported(operation: str, line: SourceLine | None, what: str, rules: str = "aten") -> UnsupportedOperationError:
+    """The error for an operation that cannot be imported, with its source line if that is known.
+
+    rules   how the names of the files with such rules begin
+    """
     return UnsupportedOperationError(
         f"The operation {operation}{at(line)} {what}; "
-        "express it through supported operations, or add a rule to a file forerun/frontends/aten_*.py, as "
+        f"express it through supported operations, or add a rule to a file forerun/frontends/{rules}_*.py, as "
         'CONTRIBUTING.md shows under "Add a frontend rule".'
     )
 
 
+def innermost_line(trace: str) -> SourceLine | None:
+    """The innermost line of the model's source in a stack trace as Python prints it, or None."""
+    for line in reversed(trace.splitlines()):
+        line = line.strip()
+        if line.startswith('File "') and '", line ' in line:
+            path, number = line.removeprefix('File "').split('", line ')
+            return PurePath(path).name, int(number.split(",")[0])
+    return None
+
+
 def at(line: SourceLine | None) -> str:
     """Where an operation comes from, as the end of a sentence's subject; nothing if that is not known."""
-    return "" if line is None else f" at {PurePath(line[0]).name}:{line[1]}"
+    return "" if line is None else f" at {line[0]}:{line[1]}"
 
 
 def location(line: SourceLine | None) -> LocationAttr | None:
     """The location of an operation in IR."""
-    return None if line is None else FileLineColLoc(StringAttr(PurePath(line[0]).name), IntAttr(line[1]), IntAttr(0))
+    return None if line is None else FileLineColLoc(StringAttr(line[0]), IntAttr(line[1]), IntAttr(0))

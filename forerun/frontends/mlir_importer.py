@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from forerun.frontends.forward import (
     FORWARD,
     LONGEST,
     SEQUENCE,
+    SourceLine,
     location,
     require_counts,
     require_logits,
@@ -175,7 +177,7 @@ class _Importer:
         if rule is None or schema is None or schema.is_mutable:
             raise self.unsupported(operation, name, "has no rule")
         positional, keywords = arguments(schema, given)
-        build = Builder(self.function.block, location(foreign_line(operation)))
+        build = Builder(self.function.block, location(source_line(operation)))
         return rule(build, *positional, **keywords)
 
     def literal(self, operation: Operation, value: Any) -> SSAValue:
@@ -191,7 +193,7 @@ class _Importer:
         self.literals[key] = tensor
         if tensor.dtype == torch.uint8:
             tensor = tensor.to(torch.int16)  # the IR has no unsigned integers
-        build = Builder(self.function.block, location(foreign_line(operation)))
+        build = Builder(self.function.block, location(source_line(operation)))
         kind = TensorType.of([*tensor.shape], dtype_name(tensor.dtype))
         if tensor.numel() == 1:
             return build.reshape(build.constant(tensor.item(), kind.dtype), kind.dims)
@@ -209,4 +211,10 @@ class _Importer:
             raise self.unsupported(operation, name, f"was imported as {shown}, but gives {foreign_type(result)}")
 
     def unsupported(self, operation: Operation, name: str, what: str) -> UnsupportedOperationError:
-        return unsupported(name, foreign_line(operation), what)
+        return unsupported(name, source_line(operation), what)
+
+
+def source_line(operation: Operation) -> SourceLine | None:
+    """The innermost line of the model's source that an operation comes from, or its line in the text."""
+    found = foreign_line(operation)
+    return None if found is None else (PurePath(found[0]).name, found[1])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import ChainMap
-from collections.abc import Iterator
 from itertools import zip_longest
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from forerun.errors import CorruptFileError, NotAModelError, TraceError, UnsupportedOperationError
+from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
 from forerun.frontends import (
     onnx_attention,
     onnx_elementwise,
@@ -22,28 +20,31 @@ from forerun.frontends import (
     onnx_sizes,
     onnx_views,
 )
-from forerun.frontends.forward import FORWARD, SEQUENCE
+from forerun.frontends.forward import (
+    FORWARD,
+    SEQUENCE,
+    SourceLine,
+    innermost_line,
+    location,
+    require_logits,
+    unsupported,
+)
 from forerun.frontends.importer import Imported
 from forerun.frontends.onnx_file import OnnxFile, needed, properties
 from forerun.frontends.onnx_inputs import bound_inputs, logits_of
 from forerun.frontends.onnx_rules import KNOWN_RULES, RULES, Call, Value
 from forerun.frontends.onnx_values import NUMPY, Extent, Known
 from forerun.frontends.programs import DERIVED
+from forerun.frontends.weight_symbols import WeightSymbols
 from forerun.ir import (
     Builder,
-    FileLineColLoc,
     Function,
-    IntAttr,
-    LocationAttr,
     ModuleOp,
     Parameter,
     Return,
     SSAValue,
-    StringAttr,
-    Symbol,
     TensorType,
     VerifyException,
-    Weight,
     tensor_type,
     verify,
 )
@@ -85,17 +86,13 @@ def import_graph(file: OnnxFile, name: str, max_length: int) -> Imported:
     (logits,) = importer.run(file.graph, [output], Scope(inputs))
     if not isinstance(logits, SSAValue):
         raise NotAModelError(f"{name} gives {output} that do not depend on input_ids: give a decoder.")
-    dims = tensor_type(logits).dims
-    if len(dims) != 3 or dims[:2] != (1, SEQUENCE) or isinstance(dims[2], str):
-        raise TraceError(
-            f"{name} gives {output} of shape {[*dims]} for input_ids of shape [1, T]: "
-            f"export it so that it gives logits [1, T, V] for all positions."
-        )
+    require_logits(name, tensor_type(logits).dims, SEQUENCE)
     build = Builder(function.block)
     build.emit(Return.make(build.cast(logits, "f32")))
-    importer.module.body.block.add_op(function)
-    verify(importer.module)
-    return importer.module, importer.tensors
+    module = importer.weights.module
+    module.body.block.add_op(function)
+    verify(module)
+    return module, importer.weights.tensors
 
 
 class _Importer:
@@ -105,10 +102,9 @@ class _Importer:
         self.file = file
         self.function = function
         self.extent = extent
-        self.module = ModuleOp([])
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.symbols: dict[tuple[Any, ...], Symbol] = {}
-        """Symbols by the numbers of their weights: exporters write tied weights twice."""
+        self.weights = WeightSymbols(ModuleOp([]), {FORWARD, *DERIVED})
+        self.tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+        """Weights by their numbers: exporters write tied weights twice."""
         self.emitted: dict[Known, SSAValue] = {}
 
     def run(self, graph: GraphProto, outputs: list[str], scope: Scope) -> list[Value]:
@@ -146,7 +142,11 @@ class _Importer:
             raise self.unsupported(node, self._without_rule(node))
         hint = next((each for each in node.output if each), None)
         call = Call(
-            Builder(self.function.block, location(node, index), hint and symbol_of(hint)),
+            Builder(
+                self.function.block,
+                location(source_line(node) or (node.name or node.op_type, index)),
+                hint and symbol_of(hint),
+            ),
             node.op_type,
             operands,
             self.file.attributes(node),
@@ -186,34 +186,27 @@ class _Importer:
         build = Builder(self.function.block)
         if known.array.size == 1:
             return build.reshape(build.constant(known.number(), known.dtype), shape)
-        weight = {"symbol": self.symbol(known), "shape": shape, "dtype": known.dtype}
+        tensor, name = self.tensor(known), symbol_of(known.name or "constant")
+        weight = self.weights.weight(name, tensor, TensorType.of(shape, known.dtype), FORWARD)
+        self.weights.tensors[weight["symbol"]] = tensor
         return build.add(Parameter, **weight)
 
-    def symbol(self, known: Known) -> Symbol:
-        """The symbol of a weight, which is declared on first use."""
+    def tensor(self, known: Known) -> torch.Tensor:
+        """The tensor of a weight, one for all that have the same numbers."""
         array = np.ascontiguousarray(known.array)
         key = (known.dtype, array.shape, hashlib.blake2b(array.data.cast("B")).digest() if array.size else b"")
-        if key not in self.symbols:
-            name = symbol_of(known.name or "constant")
-            taken = {*self.symbols.values(), FORWARD, *DERIVED}
-            own = next(each for each in _numbered(name) if each not in taken)
-            self.symbols[key] = Symbol(own)
-            self.tensors[own] = torch.from_numpy(array if array.flags.writeable else array.copy())
-            self.module.body.block.add_op(Weight.make(symbol=Symbol(own), shape=array.shape, dtype=known.dtype))
-        return self.symbols[key]
+        if key not in self.tensors:
+            self.tensors[key] = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return self.tensors[key]
 
     def _without_rule(self, node: NodeProto) -> str:
         return "repeats or chooses nodes while it runs" if node.op_type in CONTROL_FLOW else "has no rule"
 
     def unsupported(self, node: NodeProto, what: str) -> UnsupportedOperationError:
         domain = f"{node.domain}." if node.domain else ""
-        where = source_line(node)
-        place = f" at {where[0]}:{where[1]}" if where else f", node {node.name!r}," if node.name else ""
-        return UnsupportedOperationError(
-            f"The ONNX operation {domain}{node.op_type}{place} {what}; export the model through supported operations, "
-            "or add a rule to a file forerun/frontends/onnx_*.py, as CONTRIBUTING.md shows under "
-            '"Add a frontend rule".'
-        )
+        line = source_line(node)
+        place = f", node {node.name!r}," if node.name and line is None else ""
+        return unsupported(f"{domain}{node.op_type}{place}", line, what, "onnx")
 
 
 def symbol_of(name: str) -> str:
@@ -221,25 +214,6 @@ def symbol_of(name: str) -> str:
     return "".join(each if each.isalnum() or each in "._-" else "_" for each in name.removeprefix("/"))
 
 
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    count = 1
-    while True:
-        yield f"{name}.{count}"
-        count += 1
-
-
-def source_line(node: NodeProto) -> tuple[str, int] | None:
+def source_line(node: NodeProto) -> SourceLine | None:
     """The innermost line of the model's source, if the exporter has noted it."""
-    for line in reversed(properties(node).get(STACK, "").splitlines()):
-        line = line.strip()
-        if line.startswith('File "') and '", line ' in line:
-            path, number = line.removeprefix('File "').split('", line ')
-            return PurePath(path).name, int(number.split(",")[0])
-    return None
-
-
-def location(node: NodeProto, index: int) -> LocationAttr:
-    """The line of the model's source, or the node's name and its place in the graph."""
-    file, line = source_line(node) or (node.name or node.op_type, index)
-    return FileLineColLoc(StringAttr(file), IntAttr(line), IntAttr(0))
+    return innermost_line(properties(node).get(STACK, ""))

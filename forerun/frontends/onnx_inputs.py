@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forerun.errors import NotAModelError, TraceError
-from forerun.frontends.forward import SEQUENCE
+from forerun.frontends.forward import SEQUENCE, require_tokens
 from forerun.frontends.onnx_values import DTYPES, NUMPY, Known
 from forerun.ir import Builder, Dim, Iota, SSAValue
 
@@ -42,8 +42,8 @@ def bound_inputs(graph: GraphProto, name: str, tokens: SSAValue, build: Builder)
             f"{name} takes {', '.join(each.name for each in inputs) or 'nothing'} but no input_ids: "
             f"give a decoder that was exported to take token ids."
         )
-    _require_sequence(ids, name)
-    batch = _dims(ids)[0]
+    batch, *sizes = _dims(ids) or [1]
+    require_tokens(name, [1 if sizes and isinstance(batch, str) else batch, *sizes])
     found: dict[str, Value] = {ids.name: build.cast(tokens, _dtype(ids))}
     for each in inputs:
         if each is not ids:
@@ -72,18 +72,6 @@ def _bound(value: ValueInfoProto, batch: Dim, name: str, build: Builder) -> Valu
         f"{name} takes the input {value.name} of shape {dims}, which no decoder of text alone has: give a decoder that "
         f"takes input_ids, and at most attention_mask, position_ids and past_key_values."
     )
-
-
-def _require_sequence(ids: ValueInfoProto, name: str) -> None:
-    dims = _dims(ids)
-    if len(dims) != 2:
-        raise TraceError(f"{name} takes {ids.name} of shape {dims}: export it with token ids of shape [1, T].")
-    if isinstance(dims[1], int):
-        raise TraceError(
-            f"{name} fixes the sequence length at {dims[1]}: export it with a dynamic second axis of {ids.name}."
-        )
-    if isinstance(dims[0], int) and dims[0] != 1:
-        raise TraceError(f"{name} takes a batch of {dims[0]} sequences: export it with a batch of 1 or of any size.")
 
 
 def _dims(value: ValueInfoProto) -> list[Dim]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -42,3 +42,8 @@ def _decided(expression: sympy.Basic, bounds: Mapping[str, tuple[int, int]]) -> 
             if all(values[place] == max(values) for values in ends):
                 return _decided(expression.xreplace({extremum: each}), bounds)
     return expression
+
+
+def traced_sizes(shape: Iterable[int | torch.SymInt]) -> list[int | str]:
+    """The sizes of a traced shape; a dynamic one is a text."""
+    return [str(size) if isinstance(size, torch.SymInt) else size for size in shape]

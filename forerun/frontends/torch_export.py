@@ -14,9 +14,20 @@ from torch.fx import Graph, GraphModule, Node
 
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
-from forerun.frontends.forward import FORWARD, LONGEST, SEQUENCE, SourceLine, at, location, unsupported
+from forerun.frontends.forward import (
+    FORWARD,
+    LONGEST,
+    SEQUENCE,
+    SourceLine,
+    at,
+    innermost_line,
+    location,
+    require_counts,
+    require_tokens,
+    unsupported,
+)
 from forerun.frontends.programs import DERIVED, require_programs, require_tensors, returned_tensors
-from forerun.frontends.sizes import traced_dim
+from forerun.frontends.sizes import traced_dim, traced_sizes
 from forerun.frontends.weight_symbols import WeightSymbols
 from forerun.frontends.weights import program_weights
 from forerun.ir import (
@@ -35,6 +46,9 @@ from forerun.ir import (
 
 SOURCE = "S"
 """The name of the first dynamic dimension in another function."""
+
+TRACED = "The traced program"
+"""What errors call a program that has no other name."""
 
 IGNORED = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 
@@ -107,15 +121,10 @@ def _function(name: str, program: ExportedProgram, shared: WeightSymbols) -> Fun
 
 def _sequence(inputs: Sequence[Node], results: int) -> dict[str, str]:
     """The name of the sequence dimension of `@forward`; TraceError if it does not map token ids to logits."""
-    if len(inputs) != 1 or results != 1:
-        shown = f"{len(inputs)} inputs and {results} outputs"
-        raise TraceError(f"The traced program has {shown}; trace a module that maps input_ids [1, T] to logits.")
-    tokens = inputs[0].meta["val"]
-    if tokens.dim() != 2 or isinstance(tokens.shape[1], int):
-        raise TraceError(
-            f"The traced program takes token ids of shape {tuple(tokens.shape)}; trace [1, T] with a dynamic T."
-        )
-    return {str(tokens.shape[1].node.expr): SEQUENCE}
+    require_counts(TRACED, len(inputs), results)
+    shape = inputs[0].meta["val"].shape
+    require_tokens(TRACED, traced_sizes(shape))
+    return {str(shape[1].node.expr): SEQUENCE}
 
 
 def _dimensions(inputs: Sequence[Node]) -> dict[str, str]:
@@ -287,12 +296,7 @@ def _connected(target: Node, linked: Callable[[Node], bool]) -> set[Node]:
 
 def source_line(node: Node) -> SourceLine | None:
     """The innermost line of the model's source that a node comes from."""
-    for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
-        line = line.strip()
-        if line.startswith('File "'):
-            path, number = line.removeprefix('File "').split('", line ')
-            return path, int(number.split(",")[0])
-    return None
+    return innermost_line(node.meta.get("stack_trace") or "")
 
 
 def _hint(node: Node) -> str:

@@ -19,6 +19,7 @@ from forerun.frontends.forward import (
     require_tokens,
 )
 from forerun.frontends.quiet import first_sentence, print_unless_quiet, quiet_libraries
+from forerun.frontends.sizes import traced_sizes
 from forerun.frontends.stateless import require_stateless
 
 # torch prints the graph of a failed trace, even if the error is handled; its module's own `print` looks at the thread.
@@ -89,18 +90,14 @@ def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise TraceError(f"{name} changes its own buffers as it runs: export it without a cache (use_cache=False).")
     tokens = inputs[0].meta["val"]
-    require_tokens(name, _sizes(tokens))
+    require_tokens(name, traced_sizes(tokens.shape))
     limits = program.range_constraints.get(tokens.shape[1].node.expr)
     if limits is not None:
         least, most = int(limits.lower), int(min(limits.upper, LONGEST))
         require_range(name, least, most, max_length, _table_of(program, most) if most < max_length else "")
     output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
     value = output.meta.get("val") if isinstance(output, torch.fx.Node) else None
-    require_logits(name, _sizes(value) if isinstance(value, Tensor) else [], str(tokens.shape[1]))
-
-
-def _sizes(tensor: Tensor) -> list[int | str]:
-    return [str(size) if isinstance(size, torch.SymInt) else size for size in tensor.shape]
+    require_logits(name, traced_sizes(value.shape) if isinstance(value, Tensor) else [], str(tokens.shape[1]))
 
 
 def _table_of(program: ExportedProgram, size: int) -> str:

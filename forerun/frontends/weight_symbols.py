@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,12 +27,17 @@ class WeightSymbols:
         given = {"shape": kind.dims, "dtype": kind.dtype}
         if symbol is not None:
             return {"symbol": Symbol(symbol), **given}
-        own = Symbol(target)
-        while own in self.taken:
-            own = Symbol(f"{function}.{own}")
+        own = Symbol(next(each for each in _names(target, function) if each not in self.taken))
         self.taken.add(own)
         self.module.body.block.add_op(Weight.make(symbol=own, **given))
         return {"symbol": own, **given}
+
+
+def _names(target: str, function: str) -> Iterator[str]:
+    """The names that a weight may have, the best first."""
+    yield target
+    yield f"{function}.{target}"
+    yield from (f"{function}.{target}.{number}" for number in count(1))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -122,17 +122,18 @@ class RaiseSpelledAttention(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
         weights, value = _unwrapped(op.a), op.b
-        softmax = defined_by(weights, Softmax)
+        softmax, chosen = defined_by(weights, Softmax), mapped(weights, "where")
+        if chosen is not None and any(defined_by(each, Softmax) for each in chosen.inputs):
+            self.decline(f"a softmax at {op.location} is behind a where that is no guard of rows without keys")
+            return
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
         scores = peel(softmax.x)
         if scores is None:
-            self.context.note(
-                f"raise-attention: a softmax at {op.location} is not in a softmax(scale * q k^T + mask) v"
-            )
+            self.decline(f"a softmax at {op.location} is not in a softmax(scale * q k^T + mask) v")
             return
         if not _fit(*(_three(each) for each in (scores.query, scores.key, value))):
-            self.context.note(f"raise-attention: the heads of the softmax at {op.location} have an unknown form")
+            self.decline(f"the heads of the softmax at {op.location} have an unknown form")
             return
         build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
@@ -140,6 +141,9 @@ class RaiseSpelledAttention(RewritePattern):
         mask = combined(scores.masks, build)
         result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
+
+    def decline(self, why: str) -> None:
+        self.context.note(f"raise-attention: {why}")
 
 
 def _unwrapped(weights: SSAValue) -> SSAValue:

@@ -132,7 +132,7 @@ SIGNATURES: dict[str, tuple[type[ForerunError], Any, list[str]]] = {
                                             "last_hidden_state = Gather(table, input_ids)"),
                       ["last_hidden_state", "no logits"]),
     "a fixed length": (TraceError, graph(f"(int64[1,8] input_ids) {LOGITS}"), ["fixes the sequence length at 8"]),
-    "a batch": (TraceError, graph(f"(int64[2,T] input_ids) {LOGITS}"), ["batch of 2"]),
+    "a batch": (TraceError, graph(f"(int64[2,T] input_ids) {LOGITS}"), ["[2, T]", "[1, T]"]),
     "a vector of tokens": (TraceError, graph(f"(int64[T] input_ids) {LOGITS}"), ["[1, T]"]),
     "a past of any form": (TraceError, graph(f"{IDS}, float[B,H,P,D] past_key_0) {LOGITS}"),
                            ["past_key_0", "fixed numbers of heads"]),
