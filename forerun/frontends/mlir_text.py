@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from forerun.errors import CorruptFileError, NotAModelError
@@ -83,8 +84,8 @@ def require_torch_dialect(text: str, name: str) -> None:
 
 def _generic_form(text: str, name: str) -> str:
     try:
-        from torch_mlir import ir  # pyright: ignore[reportMissingImports]
-        from torch_mlir.dialects import torch as dialect  # pyright: ignore[reportMissingImports]
+        ir: Any = import_module("torch_mlir.ir")
+        dialect: Any = import_module("torch_mlir.dialects.torch")
     except ImportError as error:
         raise NotAModelError(
             f"{name} is in the short form of the torch dialect, which torch-mlir reads: run pip install "
