@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, help="the folder of the bundle: a new or an empty one")
     export.add_argument("--format", default="onnx", help=f"what the bundle is for: {', '.join(formats())}")
     export.add_argument("--strategy", default="tree_spec", help="the strategy that the bundle names; see below")
-    export.add_argument("--force", action="store_true", help="replace everything in a folder that is not empty")
+    export.add_argument("--force", action="store_true", help="replace the bundle in a folder that is not empty")
     export.add_argument("--mcpu", help="compile for another processor, by LLVM's name (tvm; default: this machine's)")
     export.add_argument("--mtriple", help="compile for another system, by LLVM's triple (tvm; default: this machine's)")
     export.set_defaults(run=commands.run_export, target=AUTO)

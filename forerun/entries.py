@@ -79,7 +79,7 @@ def new_entry(folder: Path) -> Generator[Path]:
     Raises OSError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
+    _sweep(folder.parent)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
     try:
         yield unfinished
@@ -114,7 +114,7 @@ def _files(folder: Path) -> list[str]:
     return [name for name in found if name != CHECKSUMS]
 
 
-def sweep(parent: Path) -> None:
+def _sweep(parent: Path) -> None:
     """Removes what dead writers have left."""
     for each in parent.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):

@@ -108,7 +108,7 @@ class Destination:
             named(bundled.probe)()
         if (mcpu or mtriple) and format != "tvm":
             raise InvalidOptionError(f"A bundle of format {format!r} is for no processor: leave out mcpu and mtriple.")
-        path = expanded(folder)
+        path = expanded(folder).resolve()
         require_new(path, force)
         return Destination(path, format, force)
 

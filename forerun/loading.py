@@ -33,7 +33,8 @@ def load(
     threads     how many threads share a step; by default, the machine's cores
 
     Raises `SourceNotFoundError`, `CorruptFileError` if anything differs from what was written, and a `ForerunError` if
-    the library that runs the bundle is missing. Nothing of the bundle runs before it has been checked.
+    the library that runs the bundle is missing. Nothing of the bundle runs before it has been checked,
+    but digests find accidents, not malice: a bundle is a program, so load only those of people you trust.
     """
     progress = progress or open_progress()
     if threads is not None:

@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from forerun.artifacts.manifest import NAME, ListedFile, Manifest
-from forerun.entries import UNFINISHED, remove, sweep
+from forerun.entries import UNFINISHED
 from forerun.errors import CorruptFileError, InvalidOptionError, SourceNotFoundError
 
+LONGEST = 1 << 26
+"""The most bytes of a description."""
 CHUNK = 1 << 24
 """Bytes that are read at a time while a file is checked."""
 
@@ -28,6 +30,8 @@ class Bundle:
         self.folder = folder
         path = folder / NAME
         try:
+            if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would wait, and a device has no end
+                raise FileNotFoundError(path)
             text = path.read_bytes()
         except OSError as error:
             raise SourceNotFoundError(
@@ -78,8 +82,8 @@ class Bundle:
         """Checks a file's path and size, before anything is read. Raises `CorruptFileError`."""
         parts = PurePosixPath(name)
         path = self.folder / name
-        outside = parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name
-        if outside or not path.resolve().is_relative_to(self.folder.resolve()):
+        outside = not name.isprintable() or parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name
+        if outside or not self._inside(path):
             raise CorruptFileError(
                 f"{self.folder / NAME} names {name!r}, which leaves the folder: do not use a bundle that somebody "
                 "changed; export the model again."
@@ -91,6 +95,17 @@ class Bundle:
                 f"{path} has {path.stat().st_size} bytes instead of {listed.bytes}: copy it again, or export the "
                 "model again."
             )
+
+    def _inside(self, path: Path) -> bool:
+        try:
+            return path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError):  # a loop of links
+            return False
+
+    def check(self) -> None:
+        """Compares all files with their digests. Raises `CorruptFileError`."""
+        for name in self.manifest.files:
+            self.path(name)
 
     def _compare(self, name: str, digest: Any, listed: ListedFile) -> None:
         if digest.hexdigest() != listed.sha256:
@@ -105,14 +120,23 @@ def is_bundle(path: Path) -> bool:
 
 
 def require_new(folder: Path, force: bool) -> None:
-    """Raises `InvalidOptionError` for a path that is taken, unless it is a folder and `force` allows to replace it."""
-    if not os.path.lexists(folder):
+    """Raises `InvalidOptionError` for a path that no bundle may take. `force` allows to replace a bundle, no more."""
+    existing = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise InvalidOptionError(f"{existing} is a file: give the path of a folder for the bundle.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidOptionError(f"{existing} cannot be written to: give a folder elsewhere.")
+    if existing != folder:
         return
-    if not folder.is_dir():
-        raise InvalidOptionError(f"{folder} is a file: give the path of a folder for the bundle.")
-    if not force and any(folder.iterdir()):
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
+        raise InvalidOptionError(f"{folder} is in use as a folder: give a new one inside it.")
+    if not any(folder.iterdir()):
+        return
+    if not is_bundle(folder):
+        raise InvalidOptionError(f"{folder} is not empty, and no bundle that could be replaced: give another folder.")
+    if not force:
         raise InvalidOptionError(
-            f"{folder} is not empty: give another folder, or force=True (--force) to replace everything in it."
+            f"{folder} is not empty: give another folder, or force=True (--force) to replace the bundle in it."
         )
 
 
@@ -120,22 +144,34 @@ def require_new(folder: Path, force: bool) -> None:
 def new_bundle(folder: Path, force: bool) -> Generator[Path]:
     """Yields a new folder beside `folder`, which takes its place once the body has filled it.
 
-    Raises `InvalidOptionError` for a folder that is not empty, unless `force`, and OSError. An error in the body leaves
-    the place as it was.
+    Raises `InvalidOptionError` for what must not be replaced, and OSError. After an error, the place is as it was: an
+    older bundle is moved aside before the new one gets its name, and back if it does not.
     """
     require_new(folder, force)
+    made = [each for each in folder.parents if not each.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
+    aside = unfinished.with_name(f"{unfinished.name}-old")
     try:
         yield unfinished
         unfinished.chmod(0o755)
         require_new(folder, force)  # another process may have filled it meanwhile
-        if folder.is_dir():
-            remove(folder)
+        if is_bundle(folder):
+            folder.rename(aside)
+        elif folder.is_dir():
+            folder.rmdir()
         unfinished.rename(folder)
+        made = []
+    except BaseException:
+        if aside.is_dir() and not os.path.lexists(folder):
+            aside.rename(folder)
+        raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for each in (unfinished, aside):
+            shutil.rmtree(each, ignore_errors=True)
+        for each in made:
+            with contextlib.suppress(OSError):  # something else is in it
+                each.rmdir()
 
 
 def listed_files(folder: Path) -> dict[str, ListedFile]:

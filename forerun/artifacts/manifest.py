@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from forerun.errors import CorruptFileError
 from forerun.records import restored
-from forerun.signature import Signature
+from forerun.signature import STEP, Signature
 
 NAME = "bundle.json"
 SCHEMA = 1
 """The version of the schema; a reader refuses any other."""
+MOST_POSITIONS, MOST_ROWS = 2**31 - 1, 2**16
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,27 @@ class Manifest:
                 "version that wrote it, or export the model again."
             )
         try:
-            return restored(Manifest, given)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = restored(Manifest, given)
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptFileError(
                 f"{where} lacks part of a bundle's description ({error}): export the model again."
             ) from error
+        if wrong := next(_implausible(found), None):
+            raise CorruptFileError(f"{where} has {wrong}, which no export writes: export the model again.")
+        return found
+
+
+def _implausible(manifest: Manifest) -> Iterator[str]:
+    """Names the numbers that cannot be meant."""
+    for name, value in asdict(manifest.limits).items():
+        if not 1 <= value <= (MOST_POSITIONS if name == "max_length" else MOST_ROWS):
+            yield f"the limit {name} = {value}"
+    if STEP not in manifest.entries:
+        yield "no entry step"
+    if not 1 <= manifest.model.vocabulary <= MOST_POSITIONS:
+        yield f"a vocabulary of {manifest.model.vocabulary}"
+    for name, state in manifest.states.items():
+        if state.per not in ("position", "row", "request") or not all(
+            0 < size < MOST_POSITIONS for size in state.shape
+        ):
+            yield f"the state {name} of shape {list(state.shape)} per {state.per}"

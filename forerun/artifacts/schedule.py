@@ -52,7 +52,10 @@ def described(value: Any) -> Any:
 
 def strategy_of(given: Mapping[str, Any]) -> Strategy:
     """Returns the strategy that `described` wrote down. Raises `CorruptFileError`."""
-    found = _restored(given)
+    try:
+        found = _restored(given)
+    except RecursionError as error:
+        raise CorruptFileError("The bundle's strategy has no end: export the model again.") from error
     if not isinstance(found, Strategy):
         raise CorruptFileError(f"The bundle's strategy is {given!r}, which is none: export the model again.")
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forerun.errors import CorruptFileError, PromptError
+from forerun.records import restored
 
 if TYPE_CHECKING:
     from forerun.artifacts.bundle import Bundle
@@ -46,7 +47,7 @@ def read_tokenizer(bundle: Bundle, files: Sequence[str]) -> BundleTokenizer | No
     try:
         tokens = Tokenizer.from_str(contents[TOKENS].decode())
         template = contents[TEMPLATE].decode() if TEMPLATE in contents else None
-        settings = json.loads(contents.get(SETTINGS, b"{}"))
+        settings = restored(Mapping[str, str], json.loads(contents.get(SETTINGS, b"{}")))
     except Exception as error:  # the tokenizers library raises Exception itself
         raise CorruptFileError(
             f"The tokenizer of {bundle.folder} cannot be read ({error}): export the model again."
@@ -82,12 +83,13 @@ class BundleTokenizer:
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
-        names = {"messages": messages, "add_generation_prompt": add_generation_prompt, **self.special_tokens_map}
+        names = {**self.special_tokens_map, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return environment.from_string(self.chat_template).render(**names)
         except Exception as error:  # a template is a program of the model's author
             raise PromptError(
-                f"the model's chat template fails on this prompt ({error}): encode the text without it (--raw)."
+                f"the model's chat template fails on this prompt ({error or type(error).__name__}): encode the text "
+                "without it (--raw)."
             ) from error
 
     def encode_chat(self, prompt: str) -> list[int]:

@@ -190,8 +190,7 @@ class CompiledModel:
     ) -> Path:
         """Writes the model as a bundle, which `forerun.load` runs without the compiler; returns its folder.
 
-        folder      a path that does not exist, or an empty folder; with `force`, any folder, which is replaced as a
-                    whole
+        folder      a path that does not exist, or an empty folder; with `force`, another bundle, which is replaced
         format      "onnx", for ONNX Runtime in any language; "tvm", a library for this processor or for `mcpu`;
                     "triton", kernels for NVIDIA GPUs
         mcpu, mtriple   another processor and system than this machine's, by LLVM's names ("tvm" alone)

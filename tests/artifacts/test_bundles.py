@@ -1,6 +1,7 @@
 """What is common to bundles of all formats: nothing is used before it has been checked."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import forerun
+from forerun.artifacts.bundle import new_bundle, require_new
 from forerun.artifacts.schedule import described, strategy_of
 from forerun.progress import SilentProgress
 from forerun.strategies import STRATEGIES
@@ -57,6 +59,11 @@ def linked(folder: Path) -> None:
     (folder / "step.onnx").symlink_to(folder.parent / "elsewhere.onnx")
 
 
+def looped(folder: Path) -> None:
+    (folder / "step.onnx").unlink()
+    (folder / "step.onnx").symlink_to(folder / "step.onnx")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no description": (lambda folder: (folder / "bundle.json").unlink(), "holds no bundle"),
     "no JSON": (lambda folder: (folder / "bundle.json").write_text("{"), "is not the description of a bundle"),
@@ -69,7 +76,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a changed weight": (changed, "weights.bin has changed since it was written"),
     "a path that leaves the folder": (outside, "which leaves the folder"),
     "a link that leaves the folder": (linked, "which leaves the folder"),
-    "an unlisted file": (rewritten(lambda given: given["content"].update(weights="mine.bin")), "lists no file"),
+    "an unlisted file": (rewritten(lambda given: given["content"]["graphs"].update(step="mine")), "lists no file"),
+    "a text for a number": (rewritten(lambda given: given["limits"].update(max_rows="256")), "an integer should be"),
+    "a limit of nothing": (rewritten(lambda given: given["limits"].update(max_rows=0)), "the limit max_rows = 0"),
+    "an endless limit": (rewritten(lambda given: given["limits"].update(max_rows=2**31)), "the limit max_rows"),
+    "another vocabulary": (rewritten(lambda given: given["model"].update(vocabulary=-1)), "a vocabulary of -1"),
+    "a state of no size": (
+        rewritten(lambda given: next(iter(given["states"].values())).update(shape=[-1])),
+        "the state",
+    ),
+    "a loop of links": (looped, "which leaves the folder"),
+    "no content": (rewritten(lambda given: given.update(content={})), "does not describe its graphs"),
     "an unknown drafter": (rewritten(lambda given: given["strategy"].update(kind="Eval")), "names 'Eval'"),
 }
 
@@ -101,16 +118,61 @@ def test_a_draft_model_is_not_written_to_a_bundle() -> None:
         described(forerun.TreeSpec(drafters=(forerun.DraftModel("demo"),)))
 
 
-def test_a_failed_export_leaves_the_place_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_the_place_as_it_was(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = compiled()
+    shutil.copytree(whole, tmp_path / "old")
+    before = sorted(tmp_path.rglob("*"))
 
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("forerun.codegen.onnx.program.OnnxProgram.write", full)
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "kept").write_text("mine")
-    for folder in ("new", "old"):
+    for folder in ("new", "old", "some/where/else"):
         with pytest.raises(OSError, match="No space left"):
             model.export(tmp_path / folder, force=True)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["kept", "old"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_older_bundle_comes_back_if_the_new_one_does_not_get_its_name(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "old")
+    before, rename = sorted(tmp_path.rglob("*")), Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if target == tmp_path / "old" and path.name.endswith("-old") is False:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"), new_bundle(tmp_path / "old", force=True) as unfinished:
+        (unfinished / "bundle.json").write_text("{}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_force_replaces_a_bundle_and_nothing_else(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("kept")
+    (tmp_path / ".unfinished-novel").mkdir()
+    os.utime(tmp_path / ".unfinished-novel", (0, 0))
+    monkeypatch.chdir(tmp_path / "mine")
+    for folder, said in (
+        ("mine", "in use"),
+        (".", "in use"),
+        ("mine/thesis", "is a file"),
+        ("mine/thesis/x", "is a file"),
+    ):
+        with pytest.raises(forerun.errors.InvalidOptionError, match=said):
+            require_new(tmp_path / folder, force=True)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(forerun.errors.InvalidOptionError, match="no bundle that could be replaced"):
+        require_new(tmp_path / "mine", force=True)
+    shutil.copytree(whole, tmp_path / "bundle")
+    with pytest.raises(forerun.errors.InvalidOptionError, match="force=True"):
+        require_new(tmp_path / "bundle", force=False)
+    with new_bundle(tmp_path / "bundle", force=True) as unfinished:
+        (unfinished / "bundle.json").write_text("{}")
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".unfinished-novel", "bundle", "mine"]
+    assert (tmp_path / "bundle" / "bundle.json").read_text() == "{}"

@@ -165,11 +165,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(forerun.errors.InvalidOptionError, match="is a file"):
         model.export(tmp_path / "full" / "mine", force=True)
     assert [each.name for each in tmp_path.rglob("*")] == ["full", "mine"]
-    model.export(tmp_path / "full", force=True)
-    assert not (tmp_path / "full" / "mine").exists()
-    assert main(["generate", str(tmp_path / "full"), "--token-ids", "1,2", "--dtype", "bfloat16"]) == 2
+    bundle = str(model.export(tmp_path / "new"))
+    assert main(["generate", bundle, "--token-ids", "1,2", "--dtype", "bfloat16"]) == 2
     assert "leave out --dtype" in capsys.readouterr().err
-    assert main(["generate", str(tmp_path / "full"), "--token-ids", "1,2,3", "--max-new-tokens", "4", "--quiet"]) == 0
+    assert main(["generate", bundle, "--token-ids", "1,2,3", "--max-new-tokens", "4", "--quiet"]) == 0
     assert len(capsys.readouterr().out.strip().split(",")) == 4
 
 

@@ -282,7 +282,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no processor": (edited(lambda manifest: manifest["content"].pop("processor")), r"what its code was compiled for"),
     "code of another name": (
         edited(lambda manifest: manifest["content"].update(code="x.so")),
-        r"lists no file 'x\.so'",
+        r"names 'x\.so' as its code",
     ),
     "cost in other words": (edited(lambda manifest: manifest.update(cost={"rows": [0]})), r"cost model cannot be read"),
 }

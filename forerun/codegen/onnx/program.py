@@ -64,6 +64,6 @@ class OnnxProgram:
         with (folder / WEIGHTS).open("wb") as file:
             for tensor in self.tensors.values():
                 file.seek(tensor.offset)
-                tensor.make().tofile(file)
+                file.write(tensor.make().data)
         for name, graph in self.graphs.items():
             (folder / f"{name}.onnx").write_bytes(graph)

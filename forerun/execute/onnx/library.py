@@ -39,4 +39,6 @@ def session(path: str, threads: int | None = None) -> Any:
     try:
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no class of their own
-        raise DeviceError(f"ONNX Runtime cannot open {path} ({error}): use version 1.24 or newer.") from error
+        raise DeviceError(
+            f"ONNX Runtime cannot open {path} ({error}): export the model again, or use version 1.24 or newer."
+        ) from error

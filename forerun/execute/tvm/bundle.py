@@ -20,6 +20,7 @@ from forerun.execute.tvm.header import header, layout_of
 from forerun.execute.tvm.library import Module, TvmError
 from forerun.execute.tvm.linking import LINK, can_link, link, linked
 from forerun.execute.tvm.processor import require, same_system, this_processor
+from forerun.execute.tvm.soundness import require_sound
 from forerun.records import restored
 
 LIBRARY, OBJECT, HEADER = "step.so", "step.o", "step.h"
@@ -73,8 +74,11 @@ def load(bundle: Bundle, threads: int | None = None) -> TvmExecutable:
             f"{bundle.folder} does not say what its code was compiled for ({error}): export the model again."
         ) from error
     require(processor, str(bundle.folder))
+    if name not in (LIBRARY, OBJECT):
+        raise CorruptFileError(f"{bundle.folder} names {name!r} as its code: export the model again.")
     path = bundle.path(name)
     step, weights = read_step(bundle)
+    require_sound(step, bundle.manifest, str(bundle.folder))
     with ExitStack() as stack:
         library = path if name == LIBRARY else stack.enter_context(linked(path))
         try:
