@@ -119,7 +119,12 @@ def read_onnx(path: Path) -> OnnxFile:
             f"can be read: export the model in opset 17 or later, or install a newer onnx package."
         )
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except onnx.checker.ValidationError as error:
+            raise CorruptFileError(
+                f"{path} has functions that call each other without an end: export the model again."
+            ) from error
     return OnnxFile(path, model)
 
 

@@ -245,7 +245,7 @@ def _range(call: Call) -> Known | None:
     if any(each.symbolic for each in bounds):
         return None
     start, limit, delta = (each.number() for each in bounds)
-    if (limit - start) / delta > SMALL:
+    if delta == 0 or (limit - start) / delta > SMALL:
         return None
     return Known(np.arange(start, limit, delta, dtype=bounds[0].array.dtype), bounds[0].dtype)
 

@@ -63,6 +63,17 @@ def test_bytes_that_are_no_model(path: Path) -> None:
         expect(CorruptFileError, path, str(path))
 
 
+def test_functions_that_call_themselves(path: Path) -> None:
+    model = onnx.load_model(path)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    inner = helper.make_node("Again", ["x"], ["y"], domain="own")
+    model.functions.append(helper.make_function("own", "Again", ["x"], ["y"], [inner], opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Again", ["logits"], ["more"], domain="own"))
+    onnx.save_model(model, path)
+    expect(CorruptFileError, path, str(path), "without an end")
+
+
 def test_missing_data(outside: Path) -> None:
     (outside.parent / "model.onnx_data").unlink()
     expect(CorruptFileError, outside, "model.onnx_data", "not beside it")
