@@ -41,7 +41,8 @@ def built(bundle: Path, program: Path) -> Path:
 def decoded(program: Path, bundle: Path, prompt: list[int], new: int) -> tuple[list[int], int]:
     """Returns the tokens that the program prints, and its steps."""
     command = [str(program), str(bundle), "--max-new-tokens", str(new), *map(str, prompt)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    alone = os.environ | {"TVM_NUM_THREADS": "1"}  # threads of several tests would wait for one another
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     tokens, steps = [int(each) for each in done.stdout.split()], done.stderr.count("step ")
     assert done.stderr.splitlines()[-1] == f"{len(tokens)} tokens in {steps} steps"

@@ -95,7 +95,7 @@ def test_it_is_listed_and_dumped(tmp_path: Path, capsys: pytest.CaptureFixture[s
     FAMILIES["llama"]().save_pretrained(tmp_path / "model")
     dump = ["dump", str(tmp_path / "model"), "--target", "that", "--out", str(tmp_path / "out"), "--quiet"]
     assert main(dump) == 2
-    assert "use one of auto, c, cpu, cuda, reference." in capsys.readouterr().err
+    assert "use one of auto, c, cpu, cuda, onnx, reference." in capsys.readouterr().err
     register("reference", texts=f"{__name__}:texts", weight_dtypes=("float32", "native"))
     assert targets() == {
         "auto": tuple(WEIGHT_DTYPES),
