@@ -44,7 +44,8 @@ def compile(
     dtype       the weight dtype: "float32"; "bfloat16" for half the bytes a step reads; on the CPU "native", as in the
                 GGUF file, including quantized blocks; on a GPU also "float16". A GPU keeps the cache in the same dtype
                 and rounds what a matrix multiplies; all else is float32. A torch or numpy dtype is accepted too
-    target      "cpu" (TVM and LLVM), "cuda" (Triton), "c" (plain C, for reading), "reference" (the IR interpreter);
+    target      "cpu" (TVM and LLVM), "cuda" (Triton), "c" (plain C, for reading), "onnx" (ONNX Runtime, not
+                bit-exact), "reference" (the IR interpreter);
                 "auto" is the best that this machine has
     max_length  positions a sequence may have, prompt and new tokens together; 2048 by default, or the model's own
                 limit if that is less. A greater length than the model's is capped, with a `LengthWarning`

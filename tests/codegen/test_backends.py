@@ -99,15 +99,15 @@ def test_it_is_listed_and_dumped(tmp_path: Path, capsys: pytest.CaptureFixture[s
     register("reference", texts=f"{__name__}:texts", weight_dtypes=("float32", "native"))
     assert targets() == {
         "auto": tuple(WEIGHT_DTYPES),
-        **{name: BACKENDS[name].weight_dtypes for name in ("c", "cpu", "cuda", "reference", "that")},
+        **{name: BACKENDS[name].weight_dtypes for name in ("c", "cpu", "cuda", "onnx", "reference", "that")},
     }
-    with pytest.raises(UnknownTargetError, match="auto, c, cpu, cuda, reference, that"):
+    with pytest.raises(UnknownTargetError, match="auto, c, cpu, cuda, onnx, reference, that"):
         resolve_target("the other")
     assert main(dump) == 0
     assert (tmp_path / "out" / "kernels" / "branches.py").is_file()
     with pytest.raises(SystemExit):
         main(["dump", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "auto, c, cpu, cuda, reference, that; auto is the best available" in shown
-    assert "native (cpu, reference, that only)" in shown
+    assert "auto, c, cpu, cuda, onnx, reference, that; auto is the best available" in shown
+    assert "native (cpu, onnx, reference, that only)" in shown
     assert "float32, bfloat16" in shown
