@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import forerun
-from forerun import cli, compile_options
+from forerun import cli, commands, compile_options
 from forerun.comparison import Comparison
 from forerun.frontends import demo
 from forerun.runtime.generation import Stats
@@ -48,10 +48,10 @@ def test_the_demo_says_so(
         text = SimpleNamespace(stats=stats, text="x", has_bits_of=lambda other: True)
         return SimpleNamespace(generate=lambda *arguments, **options: text, tokenizer=None)
 
-    monkeypatch.setattr(cli, "_compiled", lambda arguments: model(speculative(accepted, 1.2)))
+    monkeypatch.setattr(commands, "_compiled", lambda arguments: model(speculative(accepted, 1.2)))
     monkeypatch.setattr("forerun.schedules.with_strategy", lambda given, strategy: model(PLAIN))
-    monkeypatch.setattr(cli, "_encoded", lambda *arguments: [1])
-    monkeypatch.setattr(cli, "_streamer", lambda given: None)
+    monkeypatch.setattr(commands, "_encoded", lambda *arguments: [1])
+    monkeypatch.setattr(commands, "_streamer", lambda given: None)
     assert cli.main(["demo", "--prompt", "[/b] :x: {0}", *(["--json"] if as_json else [])]) == 0
     shown = capsys.readouterr().out
     assert ("does not pay" in shown) == loses

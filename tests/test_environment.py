@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from forerun import cli, compile_options, opt, storage, tool
+from forerun import commands, compile_options, opt, storage, tool
 from forerun.cli import main
 from forerun.errors import InvalidOptionError, PromptError
 from tests.models import FAMILIES
@@ -137,7 +137,7 @@ def test_what_the_environment_refuses(
     case: str, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error, named = ENVIRONMENT[case]
-    monkeypatch.setattr(cli, "run_demo", raising(error))
+    monkeypatch.setattr(commands, "run_demo", raising(error))
     assert main(["demo", *(["--json"] if as_json else [])]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("forerun: ")
@@ -158,7 +158,7 @@ DEFECTS = [
 
 @pytest.mark.parametrize("error", DEFECTS, ids=repr)
 def test_defects_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "run_demo", raising(error))
+    monkeypatch.setattr(commands, "run_demo", raising(error))
     with pytest.raises(type(error)):
         main(["demo"])
 
@@ -192,7 +192,7 @@ def test_a_signal_is_an_exit_code(
     inherited = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     try:
         before = [signal.getsignal(each) for each in tool.ENDING]
-        monkeypatch.setattr(cli, "run_demo", interrupted)
+        monkeypatch.setattr(commands, "run_demo", interrupted)
         assert main(["demo"]) == 128 + number
         assert [signal.getsignal(each) for each in tool.ENDING] == before
     finally:
@@ -209,14 +209,14 @@ def test_a_signal_that_the_caller_ignores_is_ignored(monkeypatch: pytest.MonkeyP
 
     inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(cli, "run_demo", hung_up)
+        monkeypatch.setattr(commands, "run_demo", hung_up)
         assert main(["demo"]) == 0
     finally:
         signal.signal(signal.SIGHUP, inherited)
 
 
 def test_an_interruption_inside_python_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "run_demo", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(commands, "run_demo", raising(KeyboardInterrupt()))
     assert main(["demo"]) == 130
 
 
@@ -308,12 +308,12 @@ def test_text_and_tables_on_a_stream_of_ascii(monkeypatch: pytest.MonkeyPatch) -
 
     def show(arguments: object) -> int:
         print("naïve")
-        console = cli._console()  # pyright: ignore[reportPrivateUsage]
+        console = commands._console()  # pyright: ignore[reportPrivateUsage]
         console.print(Table("[/x] é", "b"))
         return 0
 
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(cli, "run_demo", show)
+    monkeypatch.setattr(commands, "run_demo", show)
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["demo"]) == 0
     shown = stream.buffer.getvalue()  # type: ignore[attr-defined]
@@ -328,10 +328,10 @@ def test_a_table_whose_reader_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: 
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     def show(arguments: object) -> int:
-        cli._console().print("a table")  # pyright: ignore[reportPrivateUsage]
+        commands._console().print("a table")  # pyright: ignore[reportPrivateUsage]
         return 0
 
-    monkeypatch.setattr(cli, "run_demo", show)
+    monkeypatch.setattr(commands, "run_demo", show)
     monkeypatch.setattr(sys, "stdout", Gone())
     assert main(["demo"]) == 128 + signal.SIGPIPE
     assert capsys.readouterr().err == ""
