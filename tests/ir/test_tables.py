@@ -97,8 +97,9 @@ TITLES = {
     "integer ranges",
     "elements",
     "operations that are scheduled",
+    "operations in ONNX",
 }
-OWN_LINES = {"transfer rules along the sequence", "elements"}
+OWN_LINES = {"transfer rules along the sequence", "elements", "operations in ONNX"}
 FUNCTION_TITLES = {
     "bounds of functions of numbers",
     "bounds of functions of truth values",
@@ -106,10 +107,12 @@ FUNCTION_TITLES = {
     "functions of numbers",
     "functions of integers",
     "functions of truth values",
+    "functions in ONNX",
 }
 REDUCTION_TITLES = {
     "ranges of reductions",
     "reductions",
+    "reductions in ONNX",
 }
 
 
