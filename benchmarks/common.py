@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from forerun.chat import encode_chat
 from forerun.frontends.demo import demo_model
-from forerun.frontends.tokenizer import encode_chat
 from forerun.storage import write_atomically
 
 

@@ -298,14 +298,10 @@ def _require_tokenizer(model: str) -> None:
 
 
 def _encoded(model: Any, text: str, raw: bool = False) -> list[int]:
-    from forerun.artifacts.tokenizer import BundleTokenizer
+    from forerun.chat import encode_chat
 
     if model.tokenizer is None:
         raise InvalidOptionError(NO_TOKENIZER)
-    if isinstance(model.tokenizer, BundleTokenizer):
-        return model.tokenizer.encode(text) if raw else model.tokenizer.encode_chat(text)
-    from forerun.frontends.tokenizer import encode_chat
-
     return model.tokenizer.encode(text) if raw else encode_chat(model.tokenizer, text)
 
 

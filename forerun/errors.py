@@ -82,3 +82,10 @@ class NotANumberError(ForerunError):
 
 class TooLongError(ForerunError):
     """A prompt and its new tokens that together exceed `max_length`, or a tree over its budget."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """The start of a library's error, short enough to quote inside a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".:! ")
+    return text if len(text) <= 160 else text[:157] + "..."

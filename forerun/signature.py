@@ -37,6 +37,15 @@ class Signature:
         raise KeyError(name)
 
 
+@dataclass(frozen=True)
+class StateRecord:
+    """A state: what a step leaves for later ones. `shape` is that of the record of one position, row or request."""
+
+    per: str  # "position", "row" or "request"
+    shape: tuple[int, ...]
+    dtype: str
+
+
 STEP = "step"
 """The entry that evaluates rows."""
 

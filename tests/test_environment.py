@@ -164,7 +164,7 @@ def test_defects_keep_their_traceback(error: Exception, monkeypatch: pytest.Monk
 
 
 def test_a_chat_template_that_raises() -> None:
-    from forerun.frontends.tokenizer import encode_chat
+    from forerun.chat import encode_chat
 
     class Tokenizer:
         chat_template = "{{ raise_exception('no') }}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from forerun.errors import CorruptFileError
 from forerun.records import restored
-from forerun.signature import STEP, Signature
+from forerun.signature import STEP, Signature, StateRecord
 
 NAME = "bundle.json"
 SCHEMA = 1
@@ -46,15 +46,6 @@ class Limits:
     max_path: int  # D, rows of a tree on one path
     candidates: int  # K
     block: int  # P, positions of a block of the cache
-
-
-@dataclass(frozen=True)
-class StateRecord:
-    """A state: what a step leaves for later ones. `shape` is that of the record of one position, row or request."""
-
-    per: str  # "position", "row" or "request"
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)

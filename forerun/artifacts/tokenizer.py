@@ -21,8 +21,6 @@ SETTINGS = "settings.json"
 def save_tokenizer(tokenizer: Any, folder: Path, notes: list[str]) -> tuple[str, ...]:
     """Writes a tokenizer's files to a new folder and returns their names; a note says why there are none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if isinstance(tokenizer, BundleTokenizer):
-        backend = tokenizer.tokens
     if backend is None:
         notes.append(f"No tokenizer: {type(tokenizer).__name__} has no form that the tokenizers library reads.")
         return ()
@@ -68,8 +66,10 @@ class BundleTokenizer:
         ids = [token_ids] if isinstance(token_ids, int) else [int(each) for each in token_ids]
         return self.tokens.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-        """Returns the text of a conversation. Raises `PromptError` where the model's template refuses it."""
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **_: Any
+    ) -> str:
+        """Returns the text of a conversation. Raises `PromptError` without a template, or what one raises."""
         if self.chat_template is None:
             raise PromptError("The model has no chat template: encode the text without one.")
         from jinja2 import TemplateError
@@ -84,17 +84,4 @@ class BundleTokenizer:
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
         names = {**self.special_tokens_map, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        try:
-            return environment.from_string(self.chat_template).render(**names)
-        except Exception as error:  # a template is a program of the model's author
-            raise PromptError(
-                f"the model's chat template fails on this prompt ({error or type(error).__name__}): encode the text "
-                "without it (--raw)."
-            ) from error
-
-    def encode_chat(self, prompt: str) -> list[int]:
-        """Returns the prompt as a user's turn, ready for the answer; plain text if there is no chat template."""
-        if self.chat_template is None:
-            return self.encode(prompt)
-        turns = [{"role": "user", "content": prompt}]
-        return self.encode(self.apply_chat_template(turns, add_generation_prompt=True), add_special_tokens=False)
+        return environment.from_string(self.chat_template).render(**names)

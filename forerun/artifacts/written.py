@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from forerun.artifacts.manifest import Limits, StateRecord
+from forerun.artifacts.manifest import Limits
 from forerun.progress import Progress
-from forerun.signature import Signature
+from forerun.signature import Signature, StateRecord
 
 
 @dataclass(frozen=True)

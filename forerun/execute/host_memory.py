@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.codegen.program import Entry, Kernel, Program, Value
-from forerun.errors import TooLongError
-from forerun.execute.arguments import sizes_of
+from forerun.execute.arguments import require_size, sizes_of
 from forerun.runtime.executable import Float32, KernelOutput, Rows
 
 
@@ -34,13 +33,7 @@ class HostMemory:
     def load(self, rows: Rows) -> None:
         """Puts the rows of a step in place. Raises `TooLongError` if they exceed what was compiled."""
         program = self._program
-        count, path = rows.paths.shape
-        outputs = len(rows.outputs)
-        if count > program.max_rows or outputs > program.max_outputs or path > program.max_path:
-            raise TooLongError(
-                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
-                f"{program.max_rows} rows, {program.max_outputs} outputs, {program.max_path} slots."
-            )
+        require_size(rows, program)
         step = program.step
         self.fill(step, {each.name: getattr(rows, each.name) for each in step.signature.arguments})
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from forerun.errors import CorruptFileError, ForerunError, NotAModelError, SourceNotFoundError
-from forerun.frontends.quiet import first_sentence
+from forerun.errors import CorruptFileError, ForerunError, NotAModelError, SourceNotFoundError, first_sentence
 
 CONFIG = "config.json"
 MLIR = ".mlir"

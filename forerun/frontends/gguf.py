@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError
+from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError, first_sentence
 from forerun.forking import BUILDING
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
 from forerun.frontends.gguf_config import configuration
@@ -28,7 +28,7 @@ from forerun.frontends.gguf_parts import read_model
 from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS, TABLES
 from forerun.frontends.gguf_tokenizer import read_tokenizer
 from forerun.frontends.huggingface import LOADING, check_complete
-from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.quiet import quiet_libraries
 
 
 def is_gguf(path: Path) -> bool:

@@ -12,9 +12,9 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     convert_gguf_tokenizer,
 )
 
-from forerun.errors import CorruptFileError, UnsupportedOperationError
+from forerun.errors import CorruptFileError, UnsupportedOperationError, first_sentence
 from forerun.frontends.gguf_header import GgufHeader, Strings
-from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.quiet import quiet_libraries
 
 GPT2 = frozenset(
     {

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from forerun.errors import CorruptFileError, NotAModelError
+from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.forking import BUILDING
 from forerun.frontends.directory import check_directory, require_no_code
-from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.quiet import quiet_libraries
 
 PREFERRED_ATTENTION = "sdpa"
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError)  # from damaged weights

@@ -12,11 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from forerun.errors import CorruptFileError, NotAModelError
+from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.frontends.importer import Imported
 from forerun.frontends.mlir_importer import import_module
 from forerun.frontends.mlir_text import MlirModule, read_module, read_object
-from forerun.frontends.quiet import first_sentence
 from forerun.frontends.torch_dialect import DeclaredTensor, dtype_of
 from forerun.frontends.weights import require_dtype
 from forerun.ir import verify

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from forerun.errors import CorruptFileError, NotAModelError
-from forerun.frontends.quiet import first_sentence
+from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.ir import ModuleOp, parse_foreign
 
 RESOURCES = "{-#"

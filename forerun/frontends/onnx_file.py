@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forerun.errors import CorruptFileError, NotAModelError
+from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.frontends.directory import leaves
 from forerun.frontends.onnx_values import Array
-from forerun.frontends.quiet import first_sentence
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto

@@ -1,4 +1,4 @@
-"""Keeps libraries from writing to the terminal, and quotes their errors in a few words.
+"""Keeps libraries from writing to the terminal.
 
 The rest of the process does not change: only the calling thread is quiet, and only the libraries' own handlers and
 progress bars. Handlers that a program has set up still receive everything.
@@ -28,13 +28,6 @@ def quiet_libraries() -> Generator[None]:
         yield
     finally:
         _here.quiet = before
-
-
-def first_sentence(error: BaseException) -> str:
-    """The start of a library's error, short enough to quote inside a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = (lines[0] if lines else type(error).__name__).split(". ")[0].rstrip(".:! ")
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def print_unless_quiet(*values: Any, **options: Any) -> None:

@@ -1,13 +1,13 @@
-"""Tokenizers and chat templates of transformers. Importing this does not import its models."""
+"""Tokenizers of transformers. Importing this does not import its models."""
 
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from forerun.errors import CorruptFileError, PromptError
+from forerun.errors import CorruptFileError, first_sentence
 from forerun.frontends.directory import require_no_code, tokenizer_files
-from forerun.frontends.quiet import first_sentence, quiet_libraries
+from forerun.frontends.quiet import quiet_libraries
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
@@ -31,19 +31,3 @@ def object_tokenizer(model: nn.Module, trust_remote_code: bool = False) -> PreTr
     """The tokenizer in the directory a model object was loaded from, or None."""
     origin = str(getattr(model, "name_or_path", "") or "")
     return load_tokenizer(origin, trust_remote_code) if origin and Path(origin).is_dir() else None
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The prompt as a user's turn, ready for the answer; plain text if there is no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer.encode(prompt))
-    turns = [{"role": "user", "content": prompt}]
-    try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template is a program of the model's author
-        raise PromptError(
-            f"the model's chat template fails on this prompt ({first_sentence(error)}): encode the text without it "
-            "(--raw)."
-        ) from error
-    # The template writes the special tokens itself.
-    return list(tokenizer.encode(str(text), add_special_tokens=False))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from forerun.errors import TraceError
+from forerun.errors import TraceError, first_sentence
 from forerun.frontends.forward import (
     LONGEST,
     SHORTEST,
@@ -18,7 +18,7 @@ from forerun.frontends.forward import (
     require_range,
     require_tokens,
 )
-from forerun.frontends.quiet import first_sentence, print_unless_quiet, quiet_libraries
+from forerun.frontends.quiet import print_unless_quiet, quiet_libraries
 from forerun.frontends.sizes import traced_sizes
 from forerun.frontends.stateless import require_stateless
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import forerun
+from forerun.chat import encode_chat
 from forerun.cli import main
 from forerun.frontends.demo import demo_model
 from forerun.frontends.source import open_source
-from forerun.frontends.tokenizer import encode_chat
 from forerun.runtime.certify import certify
 
 QUESTIONS = (

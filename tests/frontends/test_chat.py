@@ -1,6 +1,6 @@
 """Prompts as chat messages."""
 
-from forerun.frontends.tokenizer import encode_chat
+from forerun.chat import encode_chat
 
 
 def test_chat_template_or_plain_text():

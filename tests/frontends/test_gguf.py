@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
+from forerun.chat import encode_chat
 from forerun.errors import (
     CorruptFileError,
     ForerunError,
@@ -24,7 +25,6 @@ from forerun.frontends.demo import demo_model
 from forerun.frontends.gguf_cache import cache_directory
 from forerun.frontends.gguf_header import read_header
 from forerun.frontends.source import open_source
-from forerun.frontends.tokenizer import encode_chat
 from tests.models import HEADS, HIDDEN, INNER, LAYERS, POSITIONS, VOCABULARY, build
 
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"

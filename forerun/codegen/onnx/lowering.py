@@ -15,20 +15,19 @@ from onnx import helper
 from forerun import ir
 from forerun.codegen.onnx.attention import CACHED, Attention, emit_attention
 from forerun.codegen.onnx.graph import Graph
-from forerun.codegen.onnx.program import NEW, OnnxProgram, StateInfo
+from forerun.codegen.onnx.program import DRAFT, NEW, OnnxProgram
 from forerun.codegen.onnx.rules import RULES
 from forerun.codegen.onnx.weights import WeightFile
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.regions import block_size
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import tensor_type
-from forerun.signature import STEP, Argument, Signature
+from forerun.signature import STEP, Argument, Signature, StateRecord
 
 OPSET = 24
 """The operator set of the graphs: the newest that ONNX Runtime's releases of the last year run."""
 IR_VERSION = 11
 """The version of the file format that came with that operator set."""
-DRAFT = "draft"
 STEP_RESULTS = ("logits", "candidates", "candidate_logits")
 EmitAttention = Callable[[Graph, Attention], str]
 
@@ -157,7 +156,7 @@ def emit(planned: PlannedStep, attention: EmitAttention = emit_attention) -> Onn
         graphs=graphs,
         entries=signatures,
         tensors=file.tensors,
-        states={name: StateInfo(each.per, tuple(each.shape), each.dtype) for name, each in ir.states(module).items()},
+        states={name: StateRecord(each.per, tuple(each.shape), each.dtype) for name, each in ir.states(module).items()},
         vocabulary=int(logits[-1]),
         candidates=int(candidates[-1]),
         block=block_size(module) or 1,

@@ -10,12 +10,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from forerun.codegen.program import DraftPart
-from forerun.signature import Signature
+from forerun.signature import Signature, StateRecord
 
 WEIGHTS = "weights.bin"
 """The file of all tensors, beside the graphs."""
 ALIGNMENT = 4096
 """Every tensor begins at a multiple of this many bytes: a page, so that a file can be mapped."""
+DRAFT = "draft"
+"""The graph of the part that drafts."""
 NEW = ".new"
 """What the name of a state's output adds to that of its input."""
 
@@ -30,22 +32,13 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class StateInfo:
-    """A state: the shape and the dtype of one record, and what there is a record for."""
-
-    per: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
 class OnnxProgram:
     """A module as ONNX graphs that share their weights."""
 
     graphs: Mapping[str, bytes]  # a ModelProto for each entry, the step first
     entries: Mapping[str, Signature]  # the inputs and outputs of the graphs
     tensors: Mapping[str, StoredTensor]
-    states: Mapping[str, StateInfo]
+    states: Mapping[str, StateRecord]
     vocabulary: int
     candidates: int
     block: int

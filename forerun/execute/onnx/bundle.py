@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import NAME, Limits, StateRecord
+from forerun.artifacts.manifest import NAME, Limits
 from forerun.artifacts.written import Exportable, Written
-from forerun.codegen.onnx.program import NEW, WEIGHTS, OnnxProgram, StateInfo
+from forerun.codegen.onnx.program import NEW, WEIGHTS, OnnxProgram
 from forerun.codegen.program import DraftPart
 from forerun.errors import CorruptFileError
 from forerun.execute.onnx.executable import OnnxExecutable
@@ -39,7 +39,7 @@ def write(folder: Path, exportable: Exportable) -> Written:
         program.write(folder)
     return Written(
         entries=program.entries,
-        states={name: StateRecord(each.per, each.shape, each.dtype) for name, each in program.states.items()},
+        states=program.states,
         limits=Limits(
             max_length=program.max_length,
             max_rows=program.max_rows,
@@ -78,7 +78,7 @@ def load(bundle: Bundle, threads: int | None = None) -> OnnxExecutable:
         graphs={},
         entries=manifest.entries,
         tensors={},
-        states={name: StateInfo(each.per, each.shape, each.dtype) for name, each in manifest.states.items()},
+        states=manifest.states,
         vocabulary=manifest.model.vocabulary,
         candidates=limits.candidates,
         block=limits.block,

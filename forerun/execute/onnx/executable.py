@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.onnx.program import NEW, OnnxProgram, StateInfo
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.codegen.onnx.program import DRAFT, NEW, OnnxProgram
+from forerun.errors import InvalidOptionError
+from forerun.execute.arguments import require_size
 from forerun.execute.onnx.history import history
 from forerun.execute.onnx.library import session
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import WHOLE, Branch, Draw, Float32, Int32, Part, Rows, StepResult
-from forerun.signature import STEP, STEP_ARGUMENTS, Signature
+from forerun.signature import STEP, STEP_ARGUMENTS, Signature, StateRecord
 
-DRAFT = "draft"
-"""The graph of the part that drafts."""
 NUMBER = 4
 """Bytes of a number."""
 
@@ -78,12 +77,7 @@ class OnnxExecutable(EntryRunner[State]):
                 "the bundle does not hold the part of the model that this strategy drafts with: export the model with "
                 "the strategy, or choose one that drafts without the model"
             )
-        count, path = rows.paths.shape
-        if count > self.max_rows or len(rows.outputs) > self.max_outputs or path > self.max_path:
-            raise TooLongError(
-                f"A step of {count} rows, {len(rows.outputs)} outputs and paths of {path} slots exceeds what was "
-                f"exported: {self.max_rows} rows, {self.max_outputs} outputs, {self.max_path} slots."
-            )
+        require_size(rows, self)
         seen = history(rows, self.block, len(next(iter(state.values()), np.zeros(0))))
         wanted = rows.outputs if len(rows.outputs) else np.zeros(1, np.int32)  # a graph takes at least one
         given: dict[str, Any] = {
@@ -125,7 +119,7 @@ class OnnxExecutable(EntryRunner[State]):
                 records[destination] = records[source]
 
 
-def _arguments(signature: Signature, states: Mapping[str, StateInfo]) -> Signature:
+def _arguments(signature: Signature, states: Mapping[str, StateRecord]) -> Signature:
     """What the runtime passes to an entry: a step takes rows, any other entry what its graph takes besides states."""
     if signature.name == STEP:
         return Signature(STEP, tuple(STEP_ARGUMENTS.values()), signature.results)

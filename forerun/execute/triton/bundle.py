@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import Limits, StateRecord
+from forerun.artifacts.manifest import Limits
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program, Weight
 from forerun.codegen.triton.layout import TritonProgram
@@ -22,6 +22,7 @@ from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory, require_triton
 from forerun.execute.triton.memory import TORCH, stored
 from forerun.execute.triton.sources import INTERPRET
+from forerun.signature import StateRecord
 
 STEP, WEIGHTS, CUBINS = "step.json", "weights.bin", "cubins"
 ROWS = (1, 32)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from forerun.codegen.program import Config, Entry, Kernel, Launch, Operand, Program, Value
 from forerun.codegen.triton.layout import function_name
 from forerun.errors import TooLongError
+from forerun.execute.arguments import require_size
 from forerun.execute.branches import turn
 from forerun.execute.triton.configs import first_config, grid_of
 from forerun.execute.triton.memory import InputLayout, State, inputs_size
@@ -77,13 +78,8 @@ class Launcher:
     def load(self, rows: Rows, draws: Sequence[Draw | None] = ()) -> tuple[InputLayout, dict[str, int]]:
         """Puts a step's inputs in place; returns their layout and the numbers of rows and outputs."""
         self.require_process()
-        count, path = rows.paths.shape
-        outputs, (sequences, blocks) = len(rows.outputs), rows.block_tables.shape
-        if count > self.step.max_rows or outputs > self.step.max_outputs or path > self.step.max_path:
-            raise TooLongError(
-                f"A step of {count} rows, {outputs} outputs and paths of {path} slots exceeds what was compiled: "
-                f"{self.step.max_rows} rows, {self.step.max_outputs} outputs, {self.step.max_path} slots."
-            )
+        require_size(rows, self.step)
+        count, outputs, (sequences, blocks) = len(rows.tokens), len(rows.outputs), rows.block_tables.shape
         if blocks > self.step.tables or sequences > self.step.max_rows:
             raise TooLongError(
                 f"A step of {sequences} sequences of {blocks} blocks exceeds what was compiled: {self.step.max_rows} "

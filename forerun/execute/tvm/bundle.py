@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import Limits, StateRecord
+from forerun.artifacts.manifest import Limits
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program
 from forerun.codegen.tvm.layout import Processor, TvmProgram
@@ -22,6 +22,7 @@ from forerun.execute.tvm.linking import LINK, can_link, link, linked
 from forerun.execute.tvm.processor import require, same_system, this_processor
 from forerun.execute.tvm.soundness import require_sound
 from forerun.records import restored
+from forerun.signature import StateRecord
 
 LIBRARY, OBJECT, HEADER = "step.so", "step.o", "step.h"
 
