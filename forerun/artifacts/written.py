@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from forerun.artifacts.manifest import Limits
+from forerun.codegen.program import Program
 from forerun.progress import Progress
 from forerun.signature import Signature, StateRecord
 
@@ -34,3 +35,20 @@ class Written:
     width: int = 0
     content: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(step: Program, content: Mapping[str, Any], notes: Sequence[str] = ()) -> Written:
+        """Returns what a bundle says of a program."""
+        return Written(
+            entries=step.signatures,
+            states={name: StateRecord(each.per, each.shape, each.element) for name, each in step.states.items()},
+            limits=limits_of(step),
+            vocabulary=step.vocabulary,
+            width=step.width,
+            content=content,
+            notes=tuple(notes),
+        )
+
+
+def limits_of(step: Program) -> Limits:
+    return Limits(step.max_length, step.max_rows, step.max_outputs, step.max_path, step.candidates, step.block)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 
 import forerun
+from forerun.artifacts.bundle import Bundle
 from forerun.codegen.program import Program
 from forerun.errors import CorruptFileError, DeviceError, ForerunError, InvalidOptionError
+from forerun.execute.soundness import require_sound
 from forerun.execute.tvm import bundle as tvm_bundle
 from forerun.execute.tvm.header import layout_of
 from forerun.execute.tvm.library import Module
@@ -328,3 +331,24 @@ def test_a_failed_export_leaves_the_folder_as_it_was(
         models["llama"].export(copied, format="tvm", force=True)
     assert {each.name: each.read_bytes() for each in copied.iterdir() if each.is_file()} == before
     assert [each.name for each in copied.parent.iterdir()] == [copied.name]
+
+
+def test_a_step_that_does_not_fit_its_description_is_refused(copied: Path) -> None:
+    """Digests cannot find a step that somebody has changed together with its description."""
+    manifest = Bundle(copied).manifest
+    step = Program.read((copied / "step.json").read_text())
+    require_sound(step, manifest, "it")
+    entry = step.step
+    kernel = entry.kernels[0]
+    launch = kernel.launches[0]
+    far = replace(launch, operands=(*launch.operands[:-1], replace(launch.operands[-1], kind="scratch", key=10**12)))
+    kernels = (replace(kernel, launches=(far, *kernel.launches[1:])), *entry.kernels[1:])
+    for changed, said in (
+        (replace(step, max_length=10**6), "max_length 1000000, and the limit"),
+        (replace(step, block=1), "block 1, and the limit"),
+        (replace(step, arena=16), "outside the step's memory|reads or writes at"),
+        (replace(step, entries=(replace(entry, kernels=kernels), *step.entries[1:])), f"{kernel.name}, which reads or"),
+        (replace(step, states={}), "states are others"),
+    ):
+        with pytest.raises(CorruptFileError, match=said):
+            require_sound(changed, manifest, "it")

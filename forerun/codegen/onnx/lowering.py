@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import onnx
 from onnx import helper
 
 from forerun import ir
 from forerun.codegen.onnx.attention import CACHED, Attention, emit_attention
-from forerun.codegen.onnx.graph import Graph
+from forerun.codegen.onnx.graph import ELEMENTS, Graph
 from forerun.codegen.onnx.program import DRAFT, NEW, OnnxProgram
 from forerun.codegen.onnx.rules import RULES
 from forerun.codegen.onnx.weights import WeightFile
@@ -135,12 +134,7 @@ def _argument(value: Any) -> Argument:
     return Argument(value.name, dims, _NAMES[kind.elem_type])
 
 
-_NAMES = {
-    onnx.TensorProto.FLOAT: "f32",
-    onnx.TensorProto.INT32: "i32",
-    onnx.TensorProto.INT64: "i64",
-    onnx.TensorProto.BOOL: "i1",
-}
+_NAMES = {element: name for name, element in ELEMENTS.items()}
 
 
 def emit(planned: PlannedStep, attention: EmitAttention = emit_attention) -> OnnxProgram:

@@ -12,17 +12,16 @@ from typing import Any
 import torch
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import Limits
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program, Weight
 from forerun.codegen.triton.layout import TritonProgram
 from forerun.errors import CorruptFileError
+from forerun.execute.soundness import require_sound
 from forerun.execute.triton.build import executable
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory, require_triton
 from forerun.execute.triton.memory import TORCH, stored
 from forerun.execute.triton.sources import INTERPRET
-from forerun.signature import StateRecord
 
 STEP, WEIGHTS, CUBINS = "step.json", "weights.bin", "cubins"
 ROWS = (1, 32)
@@ -41,14 +40,8 @@ def write(folder: Path, exportable: Exportable) -> Written:
     with progress.stage("weights"):
         (folder / STEP).write_text(step.text(), encoding="utf-8")
         places = _write_weights(folder / WEIGHTS, step, weights)
-    return Written(
-        entries=step.signatures,
-        states={name: StateRecord(each.per, each.shape, each.element) for name, each in step.states.items()},
-        limits=Limits(step.max_length, step.max_rows, step.max_outputs, step.max_path, step.candidates, step.block),
-        vocabulary=step.vocabulary,
-        width=step.width,
-        content={"program": STEP, "weights": {"file": WEIGHTS, "places": places}, "kernels": kernels},
-    )
+    content = {"program": STEP, "weights": {"file": WEIGHTS, "places": places}, "kernels": kernels}
+    return Written.of(step, content)
 
 
 def load(bundle: Bundle, threads: int | None = None) -> TritonExecutable:
@@ -67,6 +60,7 @@ def load(bundle: Bundle, threads: int | None = None) -> TritonExecutable:
         name, places = str(content["file"]), {each: int(content["places"][each]) for each in step.weights}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{bundle.folder} holds no compiled step ({error}): export the model again.") from error
+    require_sound(step, bundle.manifest, str(bundle.folder))
     if not interpreted:
         require_memory(needed_bytes(step))
     device = "cpu" if interpreted else "cuda"

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import Limits
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program
 from forerun.codegen.tvm.layout import Processor, TvmProgram
 from forerun.errors import CorruptFileError
+from forerun.execute.soundness import require_sound
 from forerun.execute.tvm.artifact import STEP, WEIGHTS, read_step, write_step
 from forerun.execute.tvm.executable import TvmExecutable
 from forerun.execute.tvm.header import header, layout_of
 from forerun.execute.tvm.library import Module, TvmError
 from forerun.execute.tvm.linking import LINK, can_link, link, linked
 from forerun.execute.tvm.processor import require, same_system, this_processor
-from forerun.execute.tvm.soundness import require_sound
 from forerun.records import restored
-from forerun.signature import StateRecord
 
 LIBRARY, OBJECT, HEADER = "step.so", "step.o", "step.h"
 
@@ -42,23 +40,15 @@ def write(folder: Path, exportable: Exportable) -> Written:
         (folder / HEADER).write_text(header(step, layout, exportable.eos_token_ids), encoding="utf-8")
     with progress.stage("weights"):
         write_step(folder, step, write_weights)
-    places = asdict(layout) | {"calls": [list(row) for row in layout.calls]}
-    return Written(
-        entries=step.signatures,
-        states={name: StateRecord(each.per, each.shape, "float32") for name, each in step.states.items()},
-        limits=Limits(step.max_length, step.max_rows, step.max_outputs, step.max_path, step.candidates, step.block),
-        vocabulary=step.vocabulary,
-        width=step.width,
-        content={
-            "code": name,
-            "header": HEADER,
-            "program": STEP,
-            "weights": WEIGHTS,
-            "processor": asdict(processor),
-            "layout": places,
-        },
-        notes=tuple(notes),
-    )
+    content = {
+        "code": name,
+        "header": HEADER,
+        "program": STEP,
+        "weights": WEIGHTS,
+        "processor": asdict(processor),
+        "layout": asdict(layout) | {"calls": [list(row) for row in layout.calls]},
+    }
+    return Written.of(step, content, notes)
 
 
 def load(bundle: Bundle, threads: int | None = None) -> TvmExecutable:

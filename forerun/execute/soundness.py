@@ -1,6 +1,6 @@
 """Whether a program that was read from a bundle says what the bundle does, and names places that exist.
 
-This finds what no export writes. It is no sandbox: the code of a bundle is a native library, which may do anything.
+This finds what no export writes. It is no sandbox: the code of a bundle is native, and may do anything.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from dataclasses import asdict
 from math import prod
 
 from forerun.artifacts.manifest import Manifest
+from forerun.artifacts.written import limits_of
 from forerun.codegen.program import Entry, Operand, Program, Value
 from forerun.errors import CorruptFileError
+
+SAMPLING = ("draws",)
+"""The input of a step that samples, which a GPU's launcher places itself."""
 
 
 def require_sound(program: Program, manifest: Manifest, where: str) -> None:
@@ -21,9 +25,9 @@ def require_sound(program: Program, manifest: Manifest, where: str) -> None:
 
 
 def _faults(program: Program, manifest: Manifest) -> Iterator[str]:
-    for name, value in asdict(manifest.limits).items():
-        if getattr(program, name) != value:
-            yield f"a step with {name} {getattr(program, name)}, and the limit {value}"
+    for name, value in asdict(limits_of(program)).items():
+        if value != (listed := getattr(manifest.limits, name)):
+            yield f"a step with {name} {value}, and the limit {listed}"
     if program.vocabulary != manifest.model.vocabulary:
         yield f"a step with {program.vocabulary} logits, and a vocabulary of {manifest.model.vocabulary}"
     if program.signatures != manifest.entries:
@@ -47,7 +51,7 @@ def _faults(program: Program, manifest: Manifest) -> Iterator[str]:
 def _exists(program: Program, entry: Entry, operand: Operand) -> bool:
     match operand.kind:
         case "input":
-            return operand.key in entry.places
+            return operand.key in entry.places or operand.key in SAMPLING
         case "weight":
             return operand.key in program.weights
         case "state":
