@@ -16,7 +16,7 @@ from forerun.runtime.calibration import CostModel
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin
 from forerun.runtime.options import require_integer
-from forerun.schedules import measure_cost, model_of
+from forerun.schedules import estimate_cost, model_of
 from forerun.storage import expanded
 from forerun.strategies import Strategy, Target, resolve_strategy
 
@@ -53,7 +53,7 @@ def load(
         tokenizer = read_tokenizer(bundle, manifest.tokenizer)
         executable = named(backend.bundled.load)(bundle, threads)
     engine = Engine(executable)
-    cost = measure_cost(engine, progress, known) if chosen.needs_cost else None
+    cost = estimate_cost(engine, progress, known) if chosen.needs_cost else None
     origin = Origin(bundle.folder.name, backend.name, manifest.model.dtype)
     return model_of(chosen, Target(engine, cost, tokenizer, progress), manifest.model.eos_token_ids, origin)
 

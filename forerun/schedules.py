@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from forerun.progress import Progress, open_progress
-from forerun.runtime.calibration import CostModel, calibrate, rescaled
+from forerun.runtime.calibration import CostModel, calibrate, estimated
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Export, Origin
 from forerun.strategies import Strategy, Target, resolve_strategy
@@ -45,8 +45,13 @@ def model_of(
     )
 
 
-def measure_cost(engine: Engine, progress: Progress, known: CostModel | None = None) -> CostModel:
-    """Measures how long steps take here; less is measured if it is `known` how long they took elsewhere."""
+def measure_cost(engine: Engine, progress: Progress) -> CostModel:
+    """Measures how long steps of all sizes take here, in about a second."""
     with progress.stage("calibrate"), engine.serving:
-        found = None if known is None else rescaled(known, engine)
-        return found or calibrate(engine)
+        return calibrate(engine)
+
+
+def estimate_cost(engine: Engine, progress: Progress, known: CostModel | None = None) -> CostModel:
+    """Measures a few sizes of steps, in a fraction of a second; `known` says how long they all took elsewhere."""
+    with progress.stage("calibrate"), engine.serving:
+        return estimated(engine, known)

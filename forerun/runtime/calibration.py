@@ -18,7 +18,7 @@ from forerun.runtime.tree import Float64, Tree
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FEW = (1, 8, 32)
-"""The sizes that `rescaled` measures."""
+"""The sizes that `estimated` measures."""
 ALIKE = 1.5
 """A model whose sizes take other times than before has another cost model if the ratios differ by more than this."""
 
@@ -108,15 +108,18 @@ def calibrate(
     return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
 
 
-def rescaled(known: CostModel, engine: Engine) -> CostModel | None:
-    """Returns a cost model of an earlier run scaled to the times of a few steps here, in a fraction of a second.
+def estimated(engine: Engine, known: CostModel | None = None) -> CostModel:
+    """Returns a cost model from the times of a few sizes here, in a fraction of a second.
 
-    None if small and large steps have not become slower or faster alike: then all sizes must be measured.
+    A model that is `known` from elsewhere is scaled to them, unless small and large steps have not become slower or
+    faster alike; the sizes between are then interpolated.
     """
     few = calibrate(engine, context=16, seconds=0.0, sizes=FEW)
+    if known is None:
+        return few
     ratios = [here / known.seconds(rows) for rows, here in zip(few.rows, few.measured, strict=True)]
     if max(ratios) > ALIKE * min(ratios):
-        return None
+        return few
     return CostModel(known.rows, tuple(median(ratios) * each for each in known.measured))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import Oracle
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.calibration import SIZES, CostModel, calibrate, isotonic, rescaled
+from forerun.runtime.calibration import SIZES, CostModel, calibrate, estimated, isotonic
 from forerun.runtime.engine import Engine
 from forerun.runtime.policy import CostAware, Fixed
 from forerun.runtime.tree import Tree, TreeBuilder, check
@@ -172,12 +172,13 @@ def test_calibration_measures():
 def test_a_known_cost_is_scaled_unless_sizes_have_changed_differently(monkeypatch: pytest.MonkeyPatch):
     engine = Engine(Oracle(max_rows=16, max_path=6, max_length=100))
     known = CostModel((1, 4, 8, 16), (1.0, 1.5, 2.0, 3.0))
-    measured: list[CostModel] = [CostModel((1, 8), (2.0, 4.2)), CostModel((1, 8), (1.0, 4.0))]
+    alike, unlike = CostModel((1, 8), (2.0, 4.2)), CostModel((1, 8), (1.0, 4.0))
+    measured: list[CostModel] = [alike, unlike, unlike]
     monkeypatch.setattr("forerun.runtime.calibration.calibrate", lambda *_, **__: measured.pop(0))
-    found = rescaled(known, engine)
-    assert found is not None
+    found = estimated(engine, known)
     assert np.allclose(np.array(found.measured) / known.measured, 2.05)
-    assert rescaled(known, engine) is None
+    assert estimated(engine, known) == unlike
+    assert estimated(engine) == unlike
 
 
 @pytest.mark.parametrize(("max_path", "max_length"), [(1, 8), (3, 16), (64, 100)])
