@@ -1,14 +1,16 @@
 """How a dtype differs from float32: how often the likeliest token differs, and by how much the logits do.
 
-Every dtype is evaluated on the tokens of the same texts, float32's greedy continuations of the prompts.
+Every dtype is evaluated on the tokens of the same texts, float32's greedy continuations of the prompts. "native" may be
+followed by the arithmetic of its products; "llama.cpp" is llama.cpp on the same GGUF file.
 
-python -m benchmarks.accuracy --prompts specbench.jsonl --dtypes bfloat16
+python -m benchmarks.accuracy --prompts specbench.jsonl --dtypes bfloat16,native:float32,native:int8
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 
 import forerun
 from benchmarks.common import Prompt, arguments, model_path, progress, read_prompts, report
+from benchmarks.peers import LlamaCpp
+from forerun.frontends.gguf import is_gguf
 from forerun.runtime.tree import chain
 
 MEASURES = ("top_1_agreement", "largest_logit_difference", "mean_logit_difference", "mean_divergence")
@@ -36,7 +40,7 @@ def main() -> int:
     given = parser.parse_args()
     path = model_path(given.model)
     prompts = read_prompts(given.prompts, given.count)
-    full = forerun.compile(path, strategy="autoregressive")
+    full = opened(path, "native:float32" if is_gguf(path) else "float32")  # the same bits, in fewer bytes
     texts = [continued(full, each, given.max_new_tokens) for each in progress(prompts, "texts")]
     reference = [logits(full, text) for text in progress(texts, "float32")]
     del full
@@ -48,6 +52,11 @@ def main() -> int:
     columns = ("dtype", "tokens", *(name.replace("_", " ") for name in MEASURES))
     report("accuracy", given.out, columns, rows, {"model": path.name, "prompts": len(prompts), "dtypes": result})
     return 0
+
+
+def opened(path: Path, dtype: str) -> forerun.CompiledModel:
+    kept, _, arithmetic = dtype.partition(":")
+    return forerun.compile(path, strategy="autoregressive", dtype=kept, arithmetic=arithmetic or "auto")
 
 
 def continued(model: forerun.CompiledModel, prompt: Prompt, count: int) -> Text:
@@ -63,10 +72,10 @@ def logits(model: forerun.CompiledModel, text: Text) -> NDArray[np.float32]:
 
 def compared(path: Path, dtype: str, texts: list[Text], reference: list[NDArray[np.float32]]) -> dict[str, float | int]:
     """The measures of a dtype, over all tokens of all texts. The divergence is Kullback-Leibler's, in nats."""
-    model = forerun.compile(path, strategy="autoregressive", dtype=dtype)
+    evaluate = partial(logits, opened(path, dtype)) if dtype != LlamaCpp.name else LlamaCpp.logits_of(path)
     agreed, tokens, largest, total, divergence = 0, 0, 0.0, 0.0, 0.0
     for text, expected in zip(progress(texts, dtype), reference, strict=True):
-        found = logits(model, text)
+        found = evaluate(text)
         difference = np.abs(found - expected)
         agreed += int((found.argmax(1) == expected.argmax(1)).sum())
         tokens += len(found)

@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forerun.errors import ForerunError
 from forerun.frontends.gguf import is_gguf
@@ -164,6 +166,20 @@ class LlamaCpp:
             if len(tokens) == count:
                 return Run.of(clock, tokens)
             self._decode(tokens[-1:])
+
+    @staticmethod
+    def logits_of(path: Path, threads: int | None = None) -> Callable[[Any], NDArray[np.float32]]:
+        """Returns a function of a text's `prompt` and `continuation`: the logits [n, V] that choose the latter."""
+        library = importlib.import_module("llama_cpp")
+        model = library.Llama(str(path), n_ctx=4096, n_threads=threads, logits_all=True, verbose=False)
+
+        def logits(text: Any) -> NDArray[np.float32]:
+            model.reset()
+            model.eval([*text.prompt, *text.continuation[:-1]])
+            first = len(text.prompt) - 1
+            return model.scores[first : first + len(text.continuation)].copy()
+
+        return logits
 
     def _decode(self, tokens: Sequence[int]) -> None:
         array = (self._library.llama_token * len(tokens))(*tokens)

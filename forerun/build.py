@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forerun import prebuilt
-from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES, named
+from forerun.codegen.backends import BACKENDS, FLOAT32, WEIGHT_DTYPES, named
 from forerun.codegen.planned import PlannedStep, StepLimits, StepParts
 from forerun.codegen.program import DraftPart
-from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target
+from forerun.compile_options import (
+    AUTO,
+    DEFAULT_LENGTH,
+    located,
+    require_length,
+    require_target,
+    resolve_arithmetic,
+)
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
@@ -87,8 +94,10 @@ def build(
     dump_dir: str | os.PathLike[str] | None,
     progress: Progress,
     opening: Opening = OPENING,
+    arithmetic: str = AUTO,
 ) -> Built:
     """Runs the front half and the back half; the result for a path is cached on disk and reused."""
+    arithmetic = resolve_arithmetic(arithmetic, target, dtype)
     options = {name: value for name, value in locals().items() if name not in TEXTLESS}
     kept = BACKENDS[target].kept if dump_dir is None else None
     source = located(source)
@@ -100,7 +109,8 @@ def build(
         if found is not None:
             return found
     backend = BACKENDS[target]
-    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, backend.cache_in_memory, backend.fused)
+    in_memory, fused = backend.cache_in_memory, backend.fused
+    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, in_memory, fused, arithmetic)
     executable = generate_code(lowered, target, dump_dir, progress, dtype)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
@@ -122,6 +132,7 @@ def lower(
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
     fused: bool = True,
+    arithmetic: str = FLOAT32,
 ) -> Lowered:
     """The front half of `compile`: imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor a frontend.
@@ -142,7 +153,7 @@ def lower(
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft, fused)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft, fused, arithmetic)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)

@@ -46,6 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser for the options of all commands, with their defaults."""
     from forerun import __version__
+    from forerun.codegen.backends import FLOAT32, INT8
     from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
     from forerun.exporting import formats
     from forerun.strategies import DESCRIPTIONS, strategy_names
@@ -121,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
         if command is not export:
             command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
+        arithmetic = f"how rows multiply quantized matrices: {FLOAT32} or {INT8} (default: what the target has)"
+        command.add_argument("--arithmetic", default=AUTO, help=arithmetic)
         positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
         command.add_argument("--max-length", type=int, help=positions)
         trust = "run the code in the model's directory"

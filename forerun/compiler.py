@@ -12,7 +12,7 @@ from forerun.artifacts.schedule import described
 from forerun.artifacts.written import Exportable
 from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
-from forerun.compile_options import check_options, require_folder, resolve_target
+from forerun.compile_options import check_options, require_folder, resolve_arithmetic, resolve_target
 from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
@@ -33,6 +33,7 @@ def compile(
     progress: Progress | None = None,
     generation_config: Given = "model",
     trust_remote_code: bool = False,
+    arithmetic: str = "auto",
 ) -> CompiledModel:
     """Compiles a decoder for speculative decoding.
 
@@ -55,18 +56,21 @@ def compile(
                 `generate`, and anything else that changes a text (such as a repetition penalty) is refused; None
                 ignores the configuration
     trust_remote_code   whether code in a model directory may run
+    arithmetic  how rows multiply the quantized matrices of "native": "int8", rows as integers of 8 bits in blocks of 32
+                features (the default on the CPU), or "float32"
 
     Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
     chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     target = resolve_target(target, dtype)
+    resolve_arithmetic(arithmetic, target, dtype)
     BACKENDS[target].require_usable()
     check_options([source, *draft_sources(chosen.drafters)], dtype, target, max_length)
     if dump_dir is not None:
         dump_dir = require_folder("dump_dir", dump_dir)
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
-    built = build(source, dtype, target, max_length, dump_dir, progress, opening)
+    built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic)
     warn_of_length(built.capped)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None
@@ -75,7 +79,10 @@ def compile(
     def program(target: str, strategy: Strategy, progress: Progress) -> Any:
         """Generates the program of another back end, for an export."""
         backend = BACKENDS[target]
-        lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+        products = resolve_arithmetic(arithmetic, target, dtype)
+        lowered = lower(
+            source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused, arithmetic=products
+        )
         return emit(lowered, target, dtype, partial(drafting_part, strategy))
 
     exporter = Exporter(origin.source, program).export
@@ -94,15 +101,19 @@ def export(
     mtriple: str | None = None,
     progress: Progress | None = None,
     opening: Opening = OPENING,
+    arithmetic: str = "auto",
 ) -> Path:
     """Compiles a source for a bundle alone, which need not run on this machine (`CompiledModel.export`)."""
     chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     destination = Destination.of(folder, format, force, mcpu, mtriple)
     backend = destination.backend
     check_options([source, *draft_sources(chosen.drafters)], dtype, backend.name, max_length)
+    products = resolve_arithmetic(arithmetic, backend.name, dtype)
     described(chosen)  # raises for what a bundle cannot name, before any work is done
     progress = progress or open_progress()
-    lowered = lower(source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused)
+    lowered = lower(
+        source, dtype, max_length, progress=progress, opening=opening, fused=backend.fused, arithmetic=products
+    )
     warn_of_length(lowered.capped)
     ends = tuple(lowered.source.eos_token_ids)
     text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, ends)

@@ -47,7 +47,9 @@ def texts(name: str, model: forerun.CompiledModel, prompts: list[list[int]]) -> 
 
 def real_model(questions: Path) -> Iterator[tuple[str, str]]:
     for dtype in ("float32", "bfloat16", "native"):
-        model = forerun.compile(demo_model(), strategy="tree_spec", dtype=dtype, target="cpu", max_length=1024)
+        model = forerun.compile(
+            demo_model(), strategy="tree_spec", dtype=dtype, target="cpu", max_length=1024, arithmetic="float32"
+        )
         prompts = [each.encode(model.tokenizer)[:512] for each in read_prompts(questions, PROMPTS)]
         yield from texts(f"smollm2/{dtype}", model, prompts)
 

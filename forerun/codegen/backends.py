@@ -15,6 +15,8 @@ from forerun.errors import ForerunError
 
 WEIGHT_DTYPES: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
 """The weight dtypes, and their names in the IR."""
+FLOAT32, INT8 = "float32", "int8"
+"""The arithmetics of products with quantized matrices."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Backend:
     bind: str  # (program) -> `runtime.executable.Executable`
     probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
     texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
+    arithmetics: tuple[str, ...] = (FLOAT32,)  # of products with quantized matrices, the default first
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
     fused: bool = True  # whether it compiles fused kernels; else the operations of `@step`
     exact: bool = True  # whether a row's bits do not depend on the rows that share its step
@@ -112,6 +115,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="cpu",
             weight_dtypes=("float32", "bfloat16", "native"),
+            arithmetics=(INT8, FLOAT32),
             emit="forerun.codegen.tvm.lowering:emit",
             bind="forerun.execute.tvm.executable:bind",
             texts="forerun.codegen.tvm.lowering:texts",
@@ -131,6 +135,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="reference",
             weight_dtypes=("float32", "bfloat16", "native"),
+            arithmetics=(INT8, FLOAT32),
             emit="forerun.codegen.reference:emit",
             bind="forerun.execute.reference:ReferenceExecutable",
             exact=False,

@@ -4,22 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy, nn
 
-STORAGES = {
-    GGMLQuantizationType.Q4_0: "q4_0",
-    GGMLQuantizationType.Q4_1: "q4_1",
-    GGMLQuantizationType.Q8_0: "q8_0",
-}
+from forerun.ir import ENCODINGS
+
+STORAGES = {GGMLQuantizationType[name.upper()]: name for name in ENCODINGS}
 """Encodings whose blocks are kept."""
+HALVES = {GGMLQuantizationType.F16: "f16", GGMLQuantizationType.BF16: "bf16"}
 
 FULL = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F64})
 """Encodings that stay float32; a matrix in any other is rounded to bfloat16."""
-
-SPAN = 32
-"""Features of a block of each of these encodings."""
 
 
 @dataclass
@@ -27,7 +23,7 @@ class NativeWeights:
     """The weight dtypes of a file's matrices: `storages` by name, and the blocks if the storage is quantized."""
 
     storages: dict[str, str] = field(default_factory=dict[str, str])
-    blocks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # uint8 [out, in / 32, bytes]
+    blocks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # uint8 [out, blocks, bytes]
 
     def add(
         self,
@@ -42,11 +38,11 @@ class NativeWeights:
             return
         order = row_order(raw, placed) if encoding in STORAGES else None
         if order is None:
-            self.storages[name] = "bf16"
+            self.storages[name] = HALVES.get(encoding, "bf16")
             return
         chosen = stored if np.array_equal(order, np.arange(len(order))) else stored[order]
         self.storages[name] = STORAGES[encoding]
-        self.blocks[name] = from_numpy(chosen).view(len(chosen), raw.shape[1] // SPAN, -1)
+        self.blocks[name] = from_numpy(chosen).view(len(chosen), -1, GGML_QUANT_SIZES[encoding][1])
 
     def renamed(self, loaded: nn.Module, traced: Mapping[str, Tensor]) -> "NativeWeights":
         """The same matrices under the names of a traced program, which may use another name of a tensor."""

@@ -16,6 +16,7 @@ from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, VerifyException
 
 from forerun.dims import Dim
+from forerun.ir.blocks import ENCODINGS, Encoding, Numbers
 from forerun.ir.builder import Builder
 from forerun.ir.decoder import Attention, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, load_dialects
@@ -25,7 +26,7 @@ from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperati
 from forerun.ir.foreign import Resource, foreign_attributes, foreign_line, foreign_name, foreign_type, parse_foreign
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
-from forerun.ir.products import LayerNorm, Linear, MatMul, RMSNorm
+from forerun.ir.products import INT8, LayerNorm, Linear, MatMul, RMSNorm
 from forerun.ir.properties import Symbol, encode
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
 from forerun.ir.states import Recurrence, StateRead, StateWrite
@@ -53,7 +54,9 @@ from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlon
 __all__ = [
     "BLOCK_STORAGES",
     "COMPARISONS",
+    "ENCODINGS",
     "FUNCTIONS",
+    "INT8",
     "INTEGER_DTYPES",
     "OPERATIONS",
     "REDUCTIONS",
@@ -71,6 +74,7 @@ __all__ = [
     "Context",
     "Dim",
     "Elementwise",
+    "Encoding",
     "Environment",
     "FileLineColLoc",
     "Function",
@@ -88,6 +92,7 @@ __all__ = [
     "MatMul",
     "ModuleOp",
     "ModulePass",
+    "Numbers",
     "Operation",
     "OperationTable",
     "OutsideTableError",

@@ -11,22 +11,35 @@ from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def
 from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.families import AlongAxes, Computation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
-from forerun.ir.properties import NUMBER, parameter
+from forerun.ir.properties import NUMBER, TEXT, optional, parameter
 from forerun.ir.types import TensorType
+
+INT8 = "int8"
+"""The arithmetic of products of integers."""
+CHUNK = 32
+"""Features of a row that share a scale in integer arithmetic."""
 
 
 @operation
 class Linear(Computation, ValueOperation):
-    """x w^T + b: x [..., in], w [out, in], b [out]."""
+    """x w^T + b: x [..., in], w [out, in], b [out].
+
+    With the arithmetic "int8", the products are of x as 8-bit integers (`quantized`).
+    """
 
     name = "spec.linear"
 
     x = operand_def(TensorType)
     weight = operand_def(TensorType)
     bias = opt_operand_def(TensorType)
+    arithmetic: str | None = optional(TEXT)
 
     @classmethod
-    def infer(cls, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> Types:
+    def infer(
+        cls, x: TensorType, weight: TensorType, bias: TensorType | None = None, *, arithmetic: str | None = None
+    ) -> Types:
+        require(arithmetic in (None, INT8), f"has an unknown arithmetic {arithmetic!r}")
+        require(arithmetic is None or has_chunks(x), f"cannot divide the features of {x} into chunks of {CHUNK}")
         require(weight.rank == 2 and x.dims[-1:] == weight.dims[1:], f"cannot multiply {x} by {weight}")
         require(x.dtype == weight.dtype, f"mixes {x.dtype} and {weight.dtype}")
         require(bias is None or bias.dims == weight.dims[:1], "needs a bias of one number per output")
@@ -35,7 +48,22 @@ class Linear(Computation, ValueOperation):
     def evaluate(
         self, environment: Environment, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        return functional.linear(x, weight, bias)
+        return functional.linear(quantized(x) if self.arithmetic == INT8 else x, weight, bias)
+
+
+def has_chunks(x: TensorType) -> bool:
+    """Whether the last dimension is a multiple of the features that share a scale in integer arithmetic."""
+    size = x.dims[-1] if x.dims else 0
+    return isinstance(size, int) and size % CHUNK == 0
+
+
+def quantized(x: torch.Tensor) -> torch.Tensor:
+    """Returns what x is in integer arithmetic: 32 features share a scale, the largest magnitude over 127."""
+    chunks = x.reshape(*x.shape[:-1], -1, CHUNK)
+    largest = chunks.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(largest, 127).div(largest)  # a number divided by a tensor would round twice
+    numbers = torch.round(chunks * torch.where(largest > 0, inverse, largest))
+    return (numbers * (largest / 127)).flatten(-2)
 
 
 @operation

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
+from forerun.ir.blocks import ENCODINGS
 from forerun.ir.structure import weights
 
-BLOCK_STORAGES = ("q4_0", "q4_1", "q8_0")
-"""The source's own quantized blocks (GGML's types of these names); the tensor holds what they stand for."""
+BLOCK_STORAGES = tuple(ENCODINGS)
+"""The source's own quantized blocks; the tensor holds what they stand for."""
 
 STORAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bf16": lambda tensor: tensor.to(torch.bfloat16).to(tensor.dtype),

@@ -27,6 +27,7 @@ from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
 from forerun.passes.insert_kv_cache import InsertKVCache
 from forerun.passes.plan_memory import PlanMemory
+from forerun.passes.quantize_products import FLOAT32, QuantizeProducts
 from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
@@ -50,8 +51,11 @@ def step_pipeline(
     storage: str = FULL,
     draft: Sequence[Pass] = (),
     fused: bool = True,
+    arithmetic: str = FLOAT32,
 ) -> list[Pass]:
     """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
+
+    `arithmetic` is that of products with quantized matrices.
 
     `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them. Without
     `fused`, the step is left as operations, for back ends that have no kernels of their own.
@@ -75,6 +79,7 @@ def step_pipeline(
         Canonicalize(),  # transposes meet across the new attention
         *draft,  # before kernels hide the graph's structure
         StoreWeights(storage=storage),  # before kernels hide which operation reads a weight
+        QuantizeProducts(arithmetic=arithmetic),  # once it is known which matrices are quantized
         *(kernels if fused else ()),
     ]
 
@@ -97,6 +102,7 @@ PASSES: dict[str, type[Pass]] = {
         EarlyExit,
         ReuseKVCache,
         StoreWeights,
+        QuantizeProducts,
         FuseKernels,
         PlanMemory,
     )

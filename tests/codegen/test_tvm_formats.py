@@ -17,12 +17,26 @@ from forerun.runtime.executable import WHOLE
 from tests.compiled import tvm_step
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
-BLOCKS = [(96, 50), (32, 64), (64, 97)]
-assert set(FORMATS) == {"packed f32", *ir.STORAGES} - {"f16"}  # float16 is for GPUs only
+BLOCKS = {32: [(96, 50), (32, 64), (64, 97)], 256: [(768, 50), (256, 97)]}
+"""Features and outputs, by the features of a block."""
+assert set(FORMATS) == {"packed f32", *ir.STORAGES}
 
 
 def rounded(tensor):
     return tensor.to(torch.bfloat16).float()
+
+
+def random_blocks(outputs, features, storage):
+    """Rows of random blocks, whose scales are such that weights are of the order of 0.1."""
+    encoding = ir.ENCODINGS[storage]
+    blocks = np.random.default_rng(outputs).integers(0, 256, (outputs, features // encoding.features, encoding.bytes))
+    place, largest = 0, 2**encoding.bits * (8 if encoding.factors is None else 512)
+    for field, size in encoding.fields.items():
+        if field in ("scale", "minimum", "subtracted"):
+            halves = np.random.default_rng(place).normal(size=blocks.shape[:2]) / largest
+            blocks[..., place : place + size] = halves.astype(np.float16)[..., None].view(np.uint8)
+        place += size
+    return blocks.astype(np.uint8).reshape(outputs, -1)
 
 
 def quantized(weights, storage):
@@ -31,7 +45,7 @@ def quantized(weights, storage):
     values, blocks = dict(weights), {}
     for name, each in weights.items():
         if each.dim() == 2:
-            raw = gguf.quantize(each.numpy(), kind)
+            raw = random_blocks(len(each), each.shape[1], storage)
             values[name] = torch.from_numpy(gguf.dequantize(raw, kind))
             blocks[name] = torch.from_numpy(raw).view(len(raw), -1, gguf.GGML_QUANT_SIZES[kind][1])
     return values, blocks
@@ -55,7 +69,10 @@ def linear_step(features, outputs, storage=None):
 
 @pytest.mark.parametrize(
     ("features", "outputs", "storage"),
-    [*((*shape, "bf16") for shape in SHAPES), *((*shape, each) for shape in BLOCKS for each in ir.BLOCK_STORAGES)],
+    [
+        *((*shape, each) for shape in SHAPES for each in ("bf16", "f16")),
+        *((*shape, name) for name, each in ir.ENCODINGS.items() for shape in BLOCKS[each.features]),
+    ],
 )
 def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs, storage):
     """Widening is exact and changes no order: the bits are those of a float32 weight of the same values."""

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from forerun.cli import main
 from forerun.frontends.demo import demo_model
 from forerun.frontends.source import open_source
 from forerun.runtime.certify import certify
+from forerun.runtime.tree import chain
 
 QUESTIONS = (
     "What is the capital of France? Answer in one sentence.",
@@ -60,6 +62,12 @@ def test_certified(model: forerun.CompiledModel) -> None:
 @pytest.fixture(scope="module")
 def native() -> forerun.CompiledModel:
     strategy = forerun.TreeSpec(policy=forerun.Fixed(8))
+    return forerun.compile(demo_model(), strategy=strategy, dtype="native", arithmetic="float32", max_length=512)
+
+
+@pytest.fixture(scope="module")
+def integers() -> forerun.CompiledModel:
+    strategy = forerun.TreeSpec(policy=forerun.Fixed(8))
     return forerun.compile(demo_model(), strategy=strategy, dtype="native", max_length=512)
 
 
@@ -74,9 +82,24 @@ def test_blocks_kept_quantized_have_the_bits_of_float32(
         assert kept.has_bits_of(expanded)
 
 
-def test_native_is_certified(native: forerun.CompiledModel) -> None:
-    report = certify(native.executable, cases=5, seed=2)
+@pytest.mark.parametrize("kind", ["native", "integers"])
+def test_native_is_certified(kind: str, request: pytest.FixtureRequest) -> None:
+    report = certify(request.getfixturevalue(kind).executable, cases=5, seed=2)
     assert report.exact, str(report)
+
+
+def test_products_of_integers_keep_the_contract_and_are_close(
+    model: forerun.CompiledModel, integers: forerun.CompiledModel, prompts: list[list[int]]
+) -> None:
+    plain = integers.with_strategy("autoregressive")
+    for prompt in prompts:
+        fast, slow = (each.generate(prompt, 32, return_logits=True) for each in (integers, plain))
+        assert fast.token_ids == slow.token_ids
+        assert fast.has_bits_of(slow)
+    tree = chain(prompts[0][-1], model.generate(prompts[0], 16).token_ids[:-1])
+    full, rounded = (each.evaluate_trees([prompts[0]], [tree])[0] for each in (model, integers))
+    assert 0 < np.abs(full - rounded).max() < 2
+    assert (full.argmax(1) == rounded.argmax(1)).mean() > 0.9
 
 
 def test_demo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ class Fitting:
         kind, column = ir.tensor_type(linear.result), Index.of(self.tile.column)
         bias = None if linear.bias is None else self.context.element(linear.bias, [column])
         product = Buffer("product", number, tuple(kind.dims), kind.dtype, "f32")
-        return Matrix(self.context.buffers[linear.weight], bias, product)
+        return Matrix(self.context.buffers[linear.weight], bias, product, linear.arithmetic)
 
     def segment(self, outputs: Sequence[Output]) -> Segment:
         """Returns the division of columns under which a tile includes most outputs; single ones if none is better."""

@@ -93,6 +93,7 @@ class Matrix:
     weight: Buffer
     bias: Expr | None
     product: Buffer  # stands for the result, at [row, column], in the expressions of the epilogue
+    arithmetic: str | None = None  # of the products (`ir.Linear`)
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,11 @@ class ProductNest:
     def element(self) -> str:
         """The matrices' element type in memory."""
         return self.segments[0].matrices[0].weight.element
+
+    @property
+    def arithmetic(self) -> str | None:
+        """The arithmetic of all its products."""
+        return self.segments[0].matrices[0].arithmetic
 
     @property
     def choice(self) -> Choice | None:

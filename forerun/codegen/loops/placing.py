@@ -31,6 +31,7 @@ class Traits:
     deferred      element types of matrices whose products an RMS norm's factor may multiply instead of the features
     fused_rows    a row nest may read, at its own row, what its earlier stores have written
     inline        reductions are computed where they are used; else values with one are written to memory first
+    arithmetics   arithmetics of products besides that of float32
     heavy         number of elementwise operations from which a value used twice is written to memory; None for never
     """
 
@@ -38,6 +39,7 @@ class Traits:
     tiles: bool = False
     prologues: bool = False
     deferred: frozenset[str] = frozenset()
+    arithmetics: frozenset[str] = frozenset()
     fused_rows: bool = False
     inline: bool = True
     heavy: int | None = None

@@ -28,6 +28,7 @@ from forerun.codegen.loops.nest import (
     TopKNest,
 )
 from forerun.codegen.loops.placing import Plan, Separate, require_narrow
+from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused
 
 
@@ -103,7 +104,7 @@ class Scheduler(HistorySchedule):
 
     def _alike(self, linears: list[ir.Linear]) -> bool:
         """Whether linears are ready and can share tiles: one input, one element type, one number of columns."""
-        kinds = {(each.x, self._element(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
+        kinds = {(each.x, self._kind(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
         return len(kinds) == 1 and not self.leaves(linears[0].x)
 
     def _read_in_step(self, outputs: list[Output], choice: ir.TopK, linears: set[Any]) -> bool:
@@ -132,8 +133,8 @@ class Scheduler(HistorySchedule):
         if not ready:
             return False
         x = ready[0].x
-        kind = self._element(ready[0]) if self.traits.tiles else None
-        group = [each for each in ready if each.x is x and kind in (None, self._element(each))]
+        kind = self._kind(ready[0])
+        group = [each for each in ready if each.x is x and self._kind(each) == kind]
         segments = [self._segment(component) for component in self._components(group)]
         self.nests.append(self._product_nest(x, segments))
         for segment in segments:
@@ -143,8 +144,12 @@ class Scheduler(HistorySchedule):
             self.waiting = [each for each in self.waiting if not each.is_taken(segment)]
         return True
 
-    def _element(self, linear: ir.Linear) -> str:
-        return self.buffers[linear.weight].element
+    def _kind(self, linear: ir.Linear) -> tuple[str | None, str | None]:
+        """What linears that share a nest have in common: the arithmetic and, in tiles, the matrices' element type."""
+        element = self.buffers[linear.weight].element
+        if linear.arithmetic not in (None, *self.traits.arithmetics):
+            raise UnsupportedOperationError(f"the {self.traits.target} target has no {linear.arithmetic} arithmetic.")
+        return linear.arithmetic, element if self.traits.tiles else None
 
     def _components(self, group: list[ir.Linear]) -> list[list[ir.Linear]]:
         """Groups the products that one output combines."""

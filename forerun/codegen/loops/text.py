@@ -85,7 +85,8 @@ class NestText:
             self._depth += 1
             for matrix in segment.matrices:
                 bias = "" if matrix.bias is None else f" + {self._value(matrix.bias)}"
-                self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[column]{bias}")
+                kind = "" if matrix.arithmetic is None else f" in {matrix.arithmetic}"
+                self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[column]{kind}{bias}")
             for taken in segment.outputs:
                 value = self._value(taken.value)
                 part = f" at columns {taken.shift} to {taken.shift + taken.count}"

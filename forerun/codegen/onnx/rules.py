@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from forerun import ir
 from forerun.codegen.onnx.graph import ELEMENTS, Graph
+from forerun.errors import UnsupportedOperationError
 from forerun.ir import each_of, refused, tensor_type
 
 
@@ -194,6 +195,8 @@ def _rotary(context: Context, operation: ir.Rotary, given: Sequence[str]) -> str
 def _linear(context: Context, operation: ir.Linear, given: Sequence[str]) -> str:
     """`Gemm` reads the matrix as it is, [out, in], so that an embedding and a head can share it."""
     graph, (x, weight, *bias) = context.graph, given
+    if operation.arithmetic is not None:
+        raise UnsupportedOperationError(f"the onnx target has no {operation.arithmetic} arithmetic.")
     (*lead, features), outputs = tensor_type(operation.x).dims, tensor_type(operation.weight).dims[0]
     flat = x if len(lead) == 1 else graph.reshape(x, ("rows", int(features)))
     product = graph.node("Gemm", flat, weight, *bias, transB=1, hint="linear")

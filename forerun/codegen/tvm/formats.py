@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from forerun.codegen.tvm.builder import Buffer, Expr, integer, lanes_of, let, like, load
+from forerun.codegen.tvm.builder import Buffer, Expr, integer, lanes_of, let, like, load, multiply
 from forerun.codegen.tvm.target import LANES, OUTPUTS
 from forerun.codegen.tvm.untyped import tirx
 
@@ -18,6 +18,9 @@ VECTORS = OUTPUTS // LANES
 
 STEP = 4
 """Features per iteration of the linear's inner loop."""
+
+LINE = 16
+"""Words of a cache line."""
 
 Column = Callable[[Expr, int], list[Expr]]
 """(turn, part) -> the 32 weights of feature `turn * STEP + part`, counted from where the format was opened, as vectors
@@ -33,33 +36,32 @@ class WeightFormat:
 
     region: ClassVar[str]
     """The view of the weights through which the format is read."""
-    words: ClassVar[int]
-    """Words of one feature of a block of outputs."""
-    span: ClassVar[int] = 0
-    """Features that share scales, a multiple of STEP; 0 if there are none."""
-    scales: ClassVar[int] = 0
-    """Words of the scales before a span."""
     prefetched: ClassVar[int] = 3
     """The number of rows of a tile from which its reads are prefetched, as measured."""
     level: ClassVar[int] = 2
     """The cache that they are prefetched to, as measured: wide weights and the rows do not both fit in the first."""
 
+    @property
+    def span(self) -> int:
+        """Features that share scales, a multiple of STEP; 0 if there are none."""
+        return 0
+
     def block_words(self, features: int) -> int:
         """The words of a block of 32 outputs."""
-        return features * self.words + (features // self.span * self.scales if self.span else 0)
+        raise NotImplementedError
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
         """Writes a weight to the beginning of `target`, float32; outputs are padded with zeros.
 
-        `weight` is float32 [out, in], or, if there are spans, uint8 [out, in / span, bytes], the blocks of the file.
+        `weight` is float32 [out, in], or uint8 [out, blocks, bytes], the blocks of a file.
         """
         raise NotImplementedError
 
-    def start(self, span: Expr) -> Expr:
-        """The place of the first feature of a span in its block of outputs."""
-        return span * integer(self.span * self.words + self.scales) + integer(self.scales)
+    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
+        """The places of the cache lines of a block that are to be read first at a feature (`Column`)."""
+        raise NotImplementedError
 
-    def opened(self, block: Buffer, span: Expr) -> Column:
+    def opened(self, block: Buffer, features: int, span: Expr) -> Column:
         """Opens a span of a block and reads its scales; all features are one span if the format has no spans."""
         raise NotImplementedError
 
@@ -77,7 +79,22 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Float32(WeightFormat):
+class Plain(WeightFormat):
+    """Numbers with no scales, [out / 32, in, words]."""
+
+    words: ClassVar[int]
+    """Words of one feature of a block of outputs."""
+
+    def block_words(self, features: int) -> int:
+        return features * self.words
+
+    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
+        words = range(part * self.words, (part + 1) * self.words)
+        return [turn * integer(STEP * self.words) + integer(word) for word in words if word % LINE == 0]
+
+
+@dataclass(frozen=True)
+class Float32(Plain):
     """float32 [out / 32, in, 32]."""
 
     region: ClassVar[str] = "weights"
@@ -89,7 +106,7 @@ class Float32(WeightFormat):
         memory = target[: len(blocks) * self.block_words(weight.shape[1])]
         memory.view(-1, weight.shape[1], VECTORS, LANES).copy_(blocks.permute(0, 3, 1, 2))
 
-    def opened(self, block: Buffer, span: Expr) -> Column:
+    def opened(self, block: Buffer, features: int, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
             start = (turn * integer(STEP) + integer(part)) * integer(self.words)
             return [let(load(block, start + integer(vector * LANES))) for vector in range(VECTORS)]
@@ -101,31 +118,32 @@ class Float32(WeightFormat):
 
 
 @dataclass(frozen=True)
-class BFloat16(WeightFormat):
-    """bfloat16, two to a word, [out / 32, in, 16]: word l has output l in its lower half and output 16 + l above it.
-
-    A shift or a mask turns each into a float32, so a vector of 16 words is widened by two instructions.
-    """
+class Half(Plain):
+    """Numbers of 16 bits, two to a word: word l has output l in its lower half and output 16 + l above it."""
 
     region: ClassVar[str] = "tables"
     words: ClassVar[int] = LANES
 
+    dtype: torch.dtype
+    lower: Callable[[Expr], Expr]
+    """(word) -> the float32 of the lower half."""
+    upper: Callable[[Expr], Expr]
+
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = in_blocks(weight.to(torch.bfloat16).view(torch.int16))
+        blocks = in_blocks(weight.to(self.dtype).view(torch.int16))
         halves = target[: len(blocks) * self.block_words(weight.shape[1])].view(torch.int16)
         halves.view(-1, weight.shape[1], LANES, VECTORS).copy_(blocks.permute(0, 3, 2, 1))  # the lower half comes first
 
-    def opened(self, block: Buffer, span: Expr) -> Column:
+    def opened(self, block: Buffer, features: int, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
             word = let(load(block, (turn * integer(STEP) + integer(part)) * integer(self.words)))
-            return [let(as_float(each)) for each in (shifted(word, -16), masked(word, -1 << 16))]
+            return [let(self.lower(word)), let(self.upper(word))]
 
         return column
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
         word = read((block * integer(features) + feature) * integer(self.words) + tirx.truncmod(lane, integer(LANES)))
-        half = tirx.shift_right(word, tirx.truncdiv(lane, integer(LANES)) * integer(16))
-        return as_float(tirx.shift_left(half, integer(16)))
+        return self.lower(tirx.shift_right(word, tirx.truncdiv(lane, integer(LANES)) * integer(16)))
 
 
 def shifted(word: Expr, right: int) -> Expr:
@@ -144,4 +162,17 @@ def as_float(word: Expr) -> Expr:
     return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", word)
 
 
+def half_to_float(bits: Expr) -> Expr:
+    """The float32 of a float16 in the lower half of an int32, exactly: bits moved into place, then scaled by 2^112."""
+    magnitude = as_float(shifted(masked(bits, 0x7FFF), -13))
+    sign = shifted(masked(bits, 0x8000), -16)
+    scaled = multiply(magnitude, like(2.0**112, magnitude))
+    return as_float(tirx.bitwise_or(tirx.reinterpret(str(bits.ty.dtype), scaled), sign))
+
+
 FLOAT32 = Float32()
+BFLOAT16 = Half(
+    torch.bfloat16, lambda word: as_float(shifted(word, -16)), lambda word: as_float(masked(word, -1 << 16))
+)
+"""A shift or a mask turns each half into a float32, so a vector of 16 words is widened by two instructions."""
+FLOAT16 = Half(torch.float16, half_to_float, lambda word: half_to_float(shifted(word, 16)))

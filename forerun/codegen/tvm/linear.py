@@ -7,7 +7,9 @@ software prefetches run 6 KiB ahead.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
+from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Load, loads
 from forerun.codegen.loops.index import Index, Lane, unflat, volume
@@ -15,7 +17,10 @@ from forerun.codegen.loops.nest import Matrix, ProductNest, Segment
 from forerun.codegen.tvm.builder import Buffer as Memory
 from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store, when
 from forerun.codegen.tvm.code import Code, Term
+from forerun.codegen.tvm.dots import dots
 from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
+from forerun.codegen.tvm.integer_products import IntegerInput
+from forerun.codegen.tvm.quantized import Blocks
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -24,9 +29,6 @@ AHEAD = 1536
 
 NEAREST = 4
 """LLVM's locality of a prefetch into the first-level cache is 3, into the second 2."""
-
-LINE = 16
-"""Words of a cache line."""
 
 
 def held(nest: ProductNest) -> list[Buffer]:
@@ -38,9 +40,10 @@ def held(nest: ProductNest) -> list[Buffer]:
 
 def emit_products(code: Code, nest: ProductNest, machine: Machine) -> None:
     """Computes all rows of all segments."""
-    for segment in nest.segments:
-        with code.scope():
-            emit_segment(code, nest, segment, machine.tile_rows)
+    with dots(machine.processor.features) if nest.arithmetic == ir.INT8 else nullcontext():
+        for segment in nest.segments:
+            with code.scope():
+                emit_segment(code, nest, segment, machine.tile_rows)
 
 
 def emit_segment(code: Code, nest: ProductNest, segment: Segment, tile_rows: int) -> None:
@@ -73,6 +76,7 @@ class _Tile:
         self.code, self.nest, self.segment = code, nest, segment
         self.features, self.outputs, self.held = nest.features, segment.columns, held(nest)
         self.x = code.window(nest.x.buffer)
+        self.integers = IntegerInput(code, nest) if nest.arithmetic == ir.INT8 else None
 
     def form(self, matrix: Matrix) -> WeightFormat:
         """The weight's format in memory."""
@@ -96,17 +100,18 @@ class _Tile:
         for row in sums:
             for vector in row:
                 store(vector, splat(0.0), 0)
+        if self.integers is not None:
+            assert isinstance(form, Blocks)
+            self.integers.sums(form, weight, rows, sums)
+            return sums
         starts = [let(row * integer(self.features)) for row in rows]
 
         locality = NEAREST - form.level
 
         def turn(column: Column, span: Term, step: Term, part: int) -> None:
-            if len(rows) >= form.prefetched:
-                for word in range(part * form.words, (part + 1) * form.words):
-                    if word % LINE == 0:
-                        here = form.start(span) + step * integer(STEP * form.words)
-                        ahead = weight[here + integer(AHEAD + word)]
-                        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(ahead), 0, locality, 1))
+            for place in form.touched(span, step, part) if len(rows) >= form.prefetched else ():
+                ahead = tirx.address_of(weight[place + integer(AHEAD)])
+                T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, locality, 1))
             columns = column(step, part)
             feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):
@@ -115,7 +120,7 @@ class _Tile:
                     store(sums[row][vector], fma(x, columns[vector], load(sums[row][vector], 0)), 0)
 
         def features(count: int, span: Term) -> None:
-            column = form.opened(weight, span)
+            column = form.opened(weight, self.features, span)
             with T.serial(0, count // STEP) as step:
                 for part in range(STEP):
                     turn(column, span, step, part)

@@ -20,6 +20,7 @@ from forerun.codegen.program import NUMBER, Program, Weight, nests
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
+from forerun.codegen.tvm.integer_products import emit_quantized, quantized
 from forerun.codegen.tvm.key import key_of
 from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
 from forerun.codegen.tvm.linear import emit_products, held
@@ -41,6 +42,7 @@ Template = Callable[[Code, Any, Machine], None]
 
 TEMPLATES: dict[str, Template] = {
     "rows": emit_rows,
+    "quantized": emit_quantized,
     "products": emit_products,
     "attention": emit_attention,
     "recurrence": emit_recurrence,
@@ -77,7 +79,7 @@ class Made:
 class TvmEmitter(Emitter):
     """Plans the functions of kernels; they are built when code is generated."""
 
-    traits = Traits("cpu", fused_rows=True, inline=False, heavy=HEAVY)
+    traits = Traits("cpu", fused_rows=True, inline=False, heavy=HEAVY, arithmetics=frozenset({ir.INT8}))
     storages = FORMATS
     alignment = ALIGNMENT
 
@@ -105,7 +107,11 @@ class TvmEmitter(Emitter):
             buffers.append(maxima_of(nest))
         if isinstance(nest, ProductNest):
             buffers.extend(held(nest))
-        made = [Made(kind, nest, buffers, sizes) for kind in OF_NEST[type(nest)]]
+        kinds = OF_NEST[type(nest)]
+        if isinstance(nest, ProductNest) and nest.arithmetic == ir.INT8:
+            buffers.extend(quantized(nest))
+            kinds = ("quantized", *kinds)
+        made = [Made(kind, nest, buffers, sizes) for kind in kinds]
         return [Emitted(each.kind, text, buffers, self._source(each)) for each in made]
 
     def _source(self, made: Made) -> Callable[[str], str]:

@@ -1,169 +1,258 @@
-"""Formats that keep a GGUF file's blocks: 32 features of an output share a scale, and a minimum if there is one.
+"""A GGUF file's blocks in memory (`ir.blocks`): as many bytes as in the file, or up to 3 % more.
 
-A block of outputs is a sequence of spans of 32 features: the scales of its 32 outputs, then their numbers. Scales are
-float16 of at most 11 bits, numbers of at most 8, so that their product is exact in float32: unpacking gives the same
-bits as dequantizing.
+A block of 32 outputs is two halves of 16, each a sequence of spans of features. A span is a sequence of vectors of 16
+words, one word for each output:
+
+    1 vector   the scale, a float16, in the lower half of a word; above it the minimum, or, where blocks have none, the
+               scale of the next block, so that a span is two blocks
+    4 vectors  the bytes of the groups' factors and minima, if there are any
+    then, for each 32 features, the bits of their numbers, plane by plane: b bits take b vectors
+
+A quartet is a word of four numbers of consecutive features, a byte each: what an integer product takes. Quartets that
+share a vector lie b bits apart. Scales have at most 11 bits, factors 7 and numbers 8; products of scales and factors
+are exact, and a weight is one fma: unpacking gives the same bits as dequantizing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from forerun import ir
 from forerun.codegen.tvm.builder import Buffer, Expr, fma, integer, let, like, load, multiply
 from forerun.codegen.tvm.formats import (
+    BFLOAT16,
+    FLOAT16,
     FLOAT32,
-    STEP,
     VECTORS,
-    BFloat16,
     Column,
     Read,
     WeightFormat,
-    as_float,
+    half_to_float,
     in_blocks,
     masked,
     shifted,
 )
-from forerun.codegen.tvm.target import LANES, OUTPUTS
+from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import tirx
 
-SPAN = 32
-"""Features of a block of the file."""
-SCALE = 2
-"""Bytes of a float16."""
+CHUNK = 32
+"""Features whose bits lie together."""
+QUARTETS = CHUNK // 4
+FACTORS = 4
+"""Vectors of factors."""
 
-
-def half_to_float(bits: Expr) -> Expr:
-    """The float32 of a float16 in the lower half of an int32, exactly: bits moved into place, then scaled by 2^112."""
-    magnitude = as_float(shifted(masked(bits, 0x7FFF), -13))
-    sign = shifted(masked(bits, 0x8000), -16)
-    scaled = multiply(magnitude, like(2.0**112, magnitude))
-    return as_float(tirx.bitwise_or(tirx.reinterpret(str(bits.ty.dtype), scaled), sign))
+Words = Callable[[Expr], Expr]
+"""Reads the 16 words of a half of a block, or one of them, at the place of the first."""
 
 
 @dataclass(frozen=True)
-class FourBits(WeightFormat):
-    """Q4_1, and Q4_0 with a minimum of -8 scales: weight = number * scale + minimum.
-
-    A span is 32 words of scale (lower half) and minimum, then 8 vectors of 16 words, each of 4 features: the nibble
-    2 p + h of word l is feature p of output 16 h + l.
-    """
+class Blocks(WeightFormat):
+    """An encoding as it lies in memory."""
 
     region: ClassVar[str] = "tables"
-    words: ClassVar[int] = 4
-    span: ClassVar[int] = SPAN
     level: ClassVar[int] = 1
-    scales: ClassVar[int] = OUTPUTS
 
-    minimum: bool
+    encoding: ir.Encoding
+
+    @property
+    def span(self) -> int:
+        return self.encoding.group
+
+    @property
+    def paired(self) -> bool:
+        """Whether a span is two blocks."""
+        return self.encoding.features == CHUNK and self.encoding.fields.keys().isdisjoint({"minimum", "subtracted"})
+
+    @property
+    def planes(self) -> list[tuple[int, int]]:
+        """The bits of each plane, and the first of them in a number."""
+        bits = self.encoding.bits
+        return [(bits, 0)] if bits & (bits - 1) == 0 else [(low := 1 << bits.bit_length() - 1, 0), (bits - low, low)]
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a span."""
+        return 2 if self.paired else self.encoding.features // CHUNK
+
+    @property
+    def header(self) -> int:
+        """Words before the numbers of a span."""
+        return LANES * (1 + FACTORS * (self.encoding.factors is not None))
+
+    @property
+    def chunk_words(self) -> int:
+        return LANES * self.encoding.bits
+
+    @property
+    def span_words(self) -> int:
+        return self.header + self.chunks * self.chunk_words
+
+    def half_words(self, features: int) -> int:
+        return -(-features // (self.chunks * CHUNK)) * self.span_words
+
+    def block_words(self, features: int) -> int:
+        return VECTORS * self.half_words(features)
+
+    # --- writing
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = in_blocks(weight)
-        count, _, _, spans, _ = blocks.shape
-        words = target[: count * self.block_words(spans * SPAN)].view(torch.uint8)
-        memory = words.view(count, spans, self.scales + SPAN * self.words, 4)
-        scale = blocks[..., :SCALE]
-        if self.minimum:
-            least = blocks[..., SCALE : 2 * SCALE]
-        else:
-            least = (scale.contiguous().view(torch.float16) * -8).view(torch.uint8)
-        pairs = torch.cat((scale, least), -1)  # [count, 2, 16, spans, 4]
-        memory[:, :, : self.scales] = pairs.flatten(1, 2).transpose(1, 2)
-        packed = blocks[..., 2 * SCALE if self.minimum else SCALE :]
-        numbers = torch.cat((packed & 15, packed >> 4), -1).view(count, VECTORS, LANES, spans, SPAN // STEP, STEP)
-        both = numbers[:, 0] | numbers[:, 1] << 4  # [count, 16, spans, 8, 4]
-        memory[:, :, self.scales :] = both.permute(0, 2, 3, 1, 4).reshape(count, spans, -1, 4)
+        read, chunks = self.encoding.read(weight), self.chunks
+        spans = -(-read.numbers.shape[1] // (chunks * CHUNK))
+        numbers = in_blocks(_padded(read.numbers, spans * chunks * CHUNK)).unflatten(-1, (spans, chunks, QUARTETS, 4))
+        words = target[: len(numbers) * VECTORS * spans * self.span_words].view(torch.uint8)
+        memory = words.view(len(numbers), VECTORS, spans, -1, LANES, 4)
+        scales = [read.scale, read.minimum] if read.minimum is not None else [read.scale]
+        if self.paired:
+            scales = list(_padded(read.scale, spans * 2).unflatten(-1, (spans, 2)).unbind(-1))
+        for part, each in enumerate(scales):
+            halves = in_blocks(each.contiguous().view(torch.uint8).unflatten(-1, (spans, 2)))
+            memory[:, :, :, 0, :, 2 * part : 2 * part + 2] = halves.transpose(2, 3)
+        if read.factors is not None:
+            held = in_blocks(self._factors(read).unflatten(-1, (spans, FACTORS, 4)))
+            memory[:, :, :, 1 : 1 + FACTORS] = held.permute(0, 1, 3, 4, 2, 5)
+        vectors = memory[:, :, :, self.header // LANES :].unflatten(3, (chunks, self.encoding.bits))
+        first = 0
+        for bits, shift in self.planes:
+            held = numbers >> shift & (1 << bits) - 1  # [blocks, 2, 16, spans, chunks, quartets, 4]
+            shifts = torch.arange(0, 8, bits, dtype=torch.uint8).view(-1, 1)
+            merged = (held.unflatten(-2, (bits, 8 // bits)) << shifts).sum(-2, dtype=torch.uint8)
+            vectors[:, :, :, :, first : first + bits] = merged.permute(0, 1, 3, 4, 5, 2, 6)
+            first += bits
 
-    def opened(self, block: Buffer, span: Expr) -> Column:
-        start = self.start(span)
-        words = [let(load(block, start - integer(self.scales - half * LANES))) for half in range(VECTORS)]
-        scales = [let(half_to_float(each)) for each in words]
-        minima = [let(half_to_float(shifted(each, 16))) for each in words]
+    @property
+    def factor_bits(self) -> int:
+        """The bits of a factor, of the 16 bytes that the factors of a block have: 8, or 4 if there are too many."""
+        each = 2 if "subtracted" in self.encoding.fields else 1
+        return 8 * 4 * FACTORS // (each * self._groups)
+
+    def _factors(self, read: ir.Numbers) -> torch.Tensor:
+        """The factors' bytes, uint8 [out, 16 for each block]."""
+        assert read.factors is not None
+        if read.minima is None:
+            return read.factors.view(torch.uint8)
+        if self.factor_bits == 4:
+            return (read.factors | read.minima << 4).view(torch.uint8)
+        return torch.stack((read.factors, read.minima), -1).view(torch.uint8).flatten(1)
+
+    # --- reading
+
+    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
+        if part % 2:
+            return []
+        return [self.place(span * integer(self.span)) + turn * integer(LANES)]
+
+    def place(self, feature: Expr) -> Expr:
+        """The place of a feature's chunk in its half."""
+        chunk = tirx.truncdiv(feature, integer(CHUNK))
+        return self._span(feature) + integer(self.header) + self._chunk(chunk) * integer(self.chunk_words)
+
+    def _span(self, feature: Expr) -> Expr:
+        return tirx.truncdiv(feature, integer(self.chunks * CHUNK)) * integer(self.span_words)
+
+    def _chunk(self, chunk: Expr) -> Expr:
+        return tirx.truncmod(chunk, integer(self.chunks))
+
+    def scales(self, words: Words, feature: Expr) -> tuple[Expr, Expr]:
+        """The scale and the minimum of the group of a feature, as float32."""
+        encoding, start = self.encoding, self._span(feature)
+        held = let(words(start))
+        lower = held
+        if self.paired:
+            lower = _right(held, self._chunk(tirx.truncdiv(feature, integer(CHUNK))) * integer(16))
+        scale = let(half_to_float(lower))
+        minimum = None if self.paired else half_to_float(shifted(held, 16))
+        if encoding.factors is not None:
+            group = tirx.truncmod(tirx.truncdiv(feature, integer(encoding.group)), integer(self._groups))
+            each = FACTORS * 4 // self._groups  # bytes
+            place = start + integer(LANES) + tirx.truncdiv(group * integer(each), integer(4)) * integer(LANES)
+            held = let(_right(words(place), tirx.truncmod(group * integer(each), integer(4)) * integer(8)))
+            scale = let(multiply(scale, _factor(held, 0, self.factor_bits)))
+            if minimum is not None and "subtracted" in encoding.fields:
+                return scale, let(multiply(minimum, _factor(held, 1, self.factor_bits)))
+        if encoding.offset:
+            return scale, let(multiply(scale, like(-float(encoding.offset), scale)))
+        assert minimum is not None
+        return scale, let(minimum)
+
+    @property
+    def _groups(self) -> int:
+        return self.encoding.features // self.encoding.group
+
+    def quartet(self, words: Words, chunk: Expr, number: Expr) -> Expr:
+        """The numbers of four consecutive features, a byte each: a quartet of the chunk at a place."""
+        found, first = None, 0
+        for bits, shift in self.planes:
+            shared = 8 // bits  # quartets of a vector
+            place = chunk + (integer(first) + tirx.truncdiv(number, integer(shared))) * integer(LANES)
+            word = words(place)
+            if shared > 1:
+                word = masked(_right(word, tirx.truncmod(number, integer(shared)) * integer(bits)), _in_bytes(bits))
+            found = word if found is None else tirx.bitwise_or(found, shifted(word, -shift))
+            first += bits
+        assert found is not None
+        return found
+
+    def opened(self, block: Buffer, features: int, span: Expr) -> Column:
+        group = self.encoding.group
+        feature = let(span * integer(group))
+        inside = let(tirx.truncdiv(tirx.truncmod(feature, integer(CHUNK)), integer(4)))
+        chunk = let(self.place(feature))
+        halves = [self.half(block, features, half) for half in range(VECTORS)]
+        scales = [self.scales(each, feature) for each in halves]
         held: list[Expr] = []
 
         def column(turn: Expr, part: int) -> list[Expr]:
             if part == 0:
-                held[:] = [let(load(block, start + turn * integer(LANES)))]
-            numbers = [masked(shifted(held[0], 4 * (2 * part + half)), 15) for half in range(VECTORS)]
-            return [
-                let(fma(each.astype(f"float32x{LANES}"), scale, least))
-                for each, scale, least in zip(numbers, scales, minima, strict=True)
-            ]
+                held[:] = [let(self.quartet(each, chunk, inside + turn)) for each in halves]
+            numbers = [masked(shifted(each, 8 * part), 255).astype(f"float32x{LANES}") for each in held]
+            return [let(fma(each, *scaling)) for each, scaling in zip(numbers, scales, strict=True)]
 
         return column
 
-    def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
-        start, inside = _place(self, features, block, feature)
-        half, column = tirx.truncdiv(lane, integer(LANES)), tirx.truncmod(lane, integer(LANES))
-        word = read(start + shifted(inside, 2) * integer(LANES) + column)
-        nibble = masked(inside, 3) * integer(2) + half
-        number = masked(tirx.shift_right(word, nibble * integer(4)), 15).astype("float32")
-        scale = let(read(start - integer(self.scales) + lane))
-        return fma(number, half_to_float(scale), half_to_float(shifted(scale, 16)))
-
-
-@dataclass(frozen=True)
-class EightBits(WeightFormat):
-    """Q8_0: weight = number * scale.
-
-    A span is 16 words of scales, that of output l in the lower half and that of 16 + l above it, then 16 vectors of 16
-    words, each of 2 features: the byte 2 p + h of word l is feature p of output 16 h + l.
-    """
-
-    region: ClassVar[str] = "tables"
-    words: ClassVar[int] = 8
-    span: ClassVar[int] = SPAN
-    level: ClassVar[int] = 1
-    scales: ClassVar[int] = LANES
-
-    def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = in_blocks(weight)
-        count, _, _, spans, _ = blocks.shape
-        words = target[: count * self.block_words(spans * SPAN)].view(torch.uint8)
-        memory = words.view(count, spans, self.scales + SPAN * self.words, 4)
-        scale = blocks[..., :SCALE].permute(0, 3, 2, 1, 4)  # [count, spans, 16, 2, bytes]
-        memory[:, :, : self.scales] = scale.reshape(count, spans, LANES, 4)
-        numbers = blocks[..., SCALE:].reshape(count, VECTORS, LANES, spans, SPAN // 2, 2)
-        memory[:, :, self.scales :] = numbers.permute(0, 3, 4, 2, 5, 1).reshape(count, spans, -1, 4)
-
-    def opened(self, block: Buffer, span: Expr) -> Column:
-        start = self.start(span)
-        word = let(load(block, start - integer(self.scales)))
-        scales = [let(half_to_float(shifted(word, 16 * half))) for half in range(VECTORS)]
-        held: list[Expr] = []
-
-        def column(turn: Expr, part: int) -> list[Expr]:
-            if part % 2 == 0:
-                held[:] = [let(load(block, start + (turn * integer(STEP // 2) + integer(part // 2)) * integer(LANES)))]
-            places = [8 * (2 * (part % 2) + half) for half in range(VECTORS)]
-            numbers = [shifted(shifted(held[0], place - 24), 24) for place in places]
-            return [
-                let(multiply(each.astype(f"float32x{LANES}"), scale))
-                for each, scale in zip(numbers, scales, strict=True)
-            ]
-
-        return column
+    def half(self, block: Buffer, features: int, half: int) -> Words:
+        """Reads vectors of a half of a block."""
+        return lambda place: load(block, place + integer(half * self.half_words(features)))
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
-        start, inside = _place(self, features, block, feature)
-        half, column = tirx.truncdiv(lane, integer(LANES)), tirx.truncmod(lane, integer(LANES))
-        word = read(start + shifted(inside, 1) * integer(LANES) + column)
-        byte = masked(inside, 1) * integer(2) + half
-        number = shifted(tirx.shift_left(word, integer(24) - byte * integer(8)), 24).astype("float32")
-        scale = tirx.shift_right(read(start - integer(self.scales) + column), half * integer(16))
-        return multiply(number, half_to_float(scale))
+        half = block * integer(VECTORS) + tirx.truncdiv(lane, integer(LANES))
+        start = let(half * integer(self.half_words(features)) + tirx.truncmod(lane, integer(LANES)))
+
+        def words(place: Expr) -> Expr:
+            return read(start + place)
+
+        inside = tirx.truncmod(feature, integer(CHUNK))
+        quartet = self.quartet(words, self.place(feature), tirx.truncdiv(inside, integer(4)))
+        number = masked(_right(quartet, tirx.truncmod(inside, integer(4)) * integer(8)), 255)
+        return fma(number.astype("float32"), *self.scales(words, feature))
 
 
-def _place(form: WeightFormat, features: int, block: Expr, feature: Expr) -> tuple[Expr, Expr]:
-    """Returns the place of the numbers of a feature's span, and the feature within the span."""
-    return block * integer(form.block_words(features)) + form.start(shifted(feature, 5)), masked(feature, SPAN - 1)
+def _padded(values: torch.Tensor, columns: int) -> torch.Tensor:
+    """Returns [rows, columns], zeros after the values."""
+    return torch.nn.functional.pad(values, (0, columns - values.shape[1]))
+
+
+def _right(word: Expr, shift: Expr) -> Expr:
+    """Shifts words right by a computed number of bits."""
+    return tirx.shift_right(word, like(shift, word))
+
+
+def _factor(word: Expr, number: int, bits: int) -> Expr:
+    """The first or second factor in a word as float32: a signed byte, or four bits."""
+    held = masked(shifted(word, 4 * number), 15) if bits == 4 else shifted(shifted(word, 8 * number - 24), 24)
+    return held.astype(str(word.ty.dtype).replace("int", "float"))
+
+
+def _in_bytes(bits: int) -> int:
+    """A mask of the lowest bits of every byte."""
+    return ((1 << bits) - 1) * 0x01010101
 
 
 FORMATS: dict[str, WeightFormat] = {
     "packed f32": FLOAT32,
-    "bf16": BFloat16(),
-    "q4_0": FourBits(minimum=False),
-    "q4_1": FourBits(minimum=True),
-    "q8_0": EightBits(),
+    "bf16": BFLOAT16,
+    "f16": FLOAT16,
+    **{name: Blocks(each) for name, each in ir.ENCODINGS.items()},
 }
 """The formats, by the storage of a `spec.weight`, or float32 in blocks of outputs."""

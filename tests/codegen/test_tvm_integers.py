@@ -1,0 +1,141 @@
+"""Products of integers: their meaning, the same bits for any rows and on any processor, and numbers that are none."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from steps import ROW_TYPES, Step
+from test_tvm_elementwise import evaluate, indices
+from test_tvm_formats import BLOCKS, linear_step, quantized
+
+from forerun import ir
+from forerun.codegen.tvm.dots import DOT, DOTS, text
+from forerun.codegen.tvm.lowering import Lowering
+from forerun.codegen.tvm.target import LANES, Machine
+from forerun.codegen.tvm.untyped import IRBuilder, T, tirx, tvm
+from forerun.execute.tvm import executable as tvm_executable
+from forerun.runtime.executable import WHOLE
+from tests.compiled import planned_step, tvm_step
+
+HIDDEN = {"no VNNI": ("avx512vnni", "avxvnni"), "no AVX-512": ("avx512", "avxvnni")}
+"""Features of this machine, by their first letters, without which it is another processor."""
+
+
+def integer_step(features, outputs, storage):
+    """A step of two products with quantized matrices, and what they stand for."""
+    module, weights = linear_step(features, outputs, storage)
+    values, blocks = quantized(weights, storage)
+    return with_integers(module), values, blocks
+
+
+def with_integers(module):
+    """The same module, whose products are of integers."""
+    for each in ir.walk(ir.functions(module)["step"].body):
+        if isinstance(each, ir.Linear):
+            each.arithmetic = ir.INT8
+    return module
+
+
+@pytest.mark.parametrize(
+    ("features", "outputs", "storage"),
+    [(*BLOCKS[each.features][-1], name) for name, each in ir.ENCODINGS.items()],
+)
+def test_products_of_integers_mean_what_the_interpreter_says(features, outputs, storage):
+    module, weights, blocks = integer_step(features, outputs, storage)
+    results, meaning = evaluate(module, weights, indices(64), blocks=blocks)
+    exact = ir.evaluate(linear_step(features, outputs)[0], "step", *_inputs(weights))
+    for result, close in zip(results, meaning, strict=True):
+        np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-5)
+    assert not np.allclose(results[1], exact[1].numpy(), rtol=2e-5, atol=2e-5), "nothing was rounded"
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
+    for count in (1, 2, 5, 8, 11, 25):
+        executable._arena.fill(math.nan)
+        executable.run(WHOLE, executable.new_state(1), indices(count))
+        for value, result in zip(executable.step.returned, results, strict=True):
+            assert np.array_equal(executable.memory.view(value), result[:count]), count
+
+
+def _inputs(weights):
+    rows = indices(64)
+    return [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES], ir.Environment(weights.__getitem__, {})
+
+
+@pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN)
+def test_a_product_has_the_same_bits_on_other_processors(hidden):
+    module, weights, blocks = integer_step(512, 50, "q6_k")
+    lowering = Lowering(planned_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks))
+    host = lowering.machine
+    features = tuple(f"-{each[1:]}" if each[1:].startswith(hidden) else each for each in host.features)
+    registers, width = (32, 16) if "+avx512f" in features else (16, 8)
+    other = replace(host, cpu="x86-64", features=features, registers=registers, width=width)
+    found = []
+    for lowering.machine in (host, other):
+        executable = tvm_executable.bind(lowering.program(), cache=False)
+        executable._arena.fill(math.nan)
+        executable.run(WHOLE, executable.new_state(1), indices(9))
+        found.append([executable.memory.view(value).copy() for value in executable.step.returned])
+    for own, other in zip(*found, strict=True):
+        assert np.array_equal(own, other)
+
+
+def _present():
+    return set(Machine.host().processor.features)
+
+
+@pytest.mark.parametrize("dot", DOTS, ids=lambda each: each.feature or "plain")
+def test_every_dot_product_gives_the_same_integers(dot):
+    if dot.feature in ("i8mm", "dotprod"):
+        pytest.skip("this instruction is another architecture's; its code is looked at below")
+    if dot.feature == "avxvnni" and "avx512vnni" not in _present() and "avxvnni" not in _present():
+        pytest.skip("this machine has no VNNI")
+    if dot.feature and dot.feature != "avxvnni" and dot.feature not in _present():
+        pytest.skip(f"this machine has no {dot.feature}")
+    random = np.random.default_rng(0)
+    sums = random.integers(-(2**20), 2**20, LANES, dtype=np.int32)
+    unsigned = random.integers(0, 256, (LANES, 4), dtype=np.uint8)
+    signed = random.integers(-127, 128, (LANES, 4), dtype=np.int8)
+    unsigned[0], signed[0] = 255, 127  # what 16 bits would not hold
+    unsigned[1], signed[1] = 255, -127
+    given = [tvm.runtime.tensor(each) for each in (sums, unsigned.view(np.int32)[:, 0], signed.view(np.int32)[:, 0])]
+    result = tvm.runtime.tensor(np.full(LANES, -1, np.int32))
+    _built(dot, Machine.host())(*given, result)
+    expected = sums + (unsigned.astype(np.int32) * signed).sum(1)
+    assert np.array_equal(result.numpy(), expected)
+
+
+@pytest.mark.parametrize(("feature", "instruction"), [("i8mm", "usdot"), ("dotprod", "sdot")])
+def test_arm_multiplies_bytes_in_one_instruction(feature, instruction):
+    dot = next(each for each in DOTS if each.feature == feature)
+    machine = Machine.of("aarch64-linux-gnu", "neoverse-n2")
+    assert instruction in _built(dot, machine).inspect_source("asm").lower()
+
+
+def _built(dot, machine):
+    """A function of four arrays that calls a dot product."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        arrays = [T.match_buffer(T.arg(name, T.handle()), (LANES,), "int32") for name in ("s", "a", "b", "r")]
+        ramp = tirx.Ramp(tirx.IntImm("int32", 0), 1, LANES)
+        with T.attr(0, "pragma_import_llvm", text(dot)):
+            found = tirx.call_extern(f"int32x{LANES}", DOT, *(each[ramp] for each in arrays[:3]))
+            T.buffer_store(arrays[3], found, [ramp])
+    return tvm.tirx.build(tvm.IRModule({"main": builder.get()}), target=machine.target)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_stays_so(poison):
+    step = Step(64)
+    values = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    values[1, 40] = poison
+    table, weight = step.weight("table", tensor=values), step.weight("first", 32, 64)
+    x = step.kernel([table, step.argument("tokens")], lambda b, t, i: b.add(ir.Gather, t, i), "row_wise")
+    module = step.finish(step.kernel([x, weight], lambda b, x, w: b.add(ir.Linear, x, w), "linear"))
+    ir.weights(module)["first"].storage = "q8_0"
+    with_integers(module)
+    weights, blocks = quantized({"first": step.weights["first"]}, "q8_0")
+    weights["table"] = values
+    (result,), _ = evaluate(module, weights, indices(3), blocks=blocks)
+    assert np.isnan(result[1]).all()
+    assert np.isfinite(result[[0, 2]]).all()
