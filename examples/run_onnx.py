@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, default=8, help="of a tree; 1 is plain decoding")
     given = parser.parse_args()
+    if not (given.bundle / "step.onnx").is_file():
+        sys.exit(f"{given.bundle} is no bundle of format onnx: give the folder that forerun export wrote.")
     tokenizer = Tokenizer.from_file(str(given.bundle / "tokenizer" / "tokenizer.json"))
     model, prompt = Model(given.bundle), tokenizer.encode(given.prompt).ids
     if not prompt or len(prompt) + given.max_new_tokens > model.max_length:

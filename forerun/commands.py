@@ -25,7 +25,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from forerun.comparison import Comparison
     from forerun.prompt_input import prompt_text
 
-    _check(arguments)
+    _check(arguments, takes_bundles=True)
     text = prompt_text(arguments.prompt, "--prompt")
     _request(arguments)
     model = _compiled(arguments)
@@ -65,7 +65,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_generate(arguments: argparse.Namespace) -> int:
     from forerun.prompt_input import prompt_file, prompt_text, token_ids
 
-    _check(arguments)
+    _check(arguments, takes_bundles=True)
     ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
     request = _request(arguments, ids or ())
     text = ""
@@ -101,13 +101,17 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from forerun.runtime.certify import certify, require_cases
     from forerun.runtime.certify_loop import certify_loop
 
-    _check(arguments)
+    _check(arguments, takes_bundles=True)
     cases, seed = require_cases(arguments.cases, arguments.seed)
     if not BACKENDS[resolve_target(arguments.target, arguments.dtype)].exact:
         raise InvalidOptionError(
             f"The target {arguments.target} is not bit-exact, so there is nothing to verify: choose another target."
         )
     model = _compiled(arguments)
+    if not BACKENDS[model.target].exact:
+        raise InvalidOptionError(
+            f"{arguments.model} runs on {model.target}, which is not bit-exact: nothing to verify."
+        )
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
         report = certify(model.executable, cases, seed, counted)
@@ -202,12 +206,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, takes_bundles: bool = False) -> None:
     """Refuses what can be refused without loading the model."""
     from forerun.compile_options import check_options
     from forerun.strategies import draft_sources, resolve_strategy
 
-    sources = [arguments.model, *draft_sources(resolve_strategy(arguments.strategy or DEFAULT_STRATEGY).drafters)]
+    sources = list(draft_sources(resolve_strategy(arguments.strategy or DEFAULT_STRATEGY).drafters))
+    if not takes_bundles or not _is_bundle(arguments.model):
+        sources.append(arguments.model)
     check_options(sources, arguments.dtype, arguments.target, arguments.max_length)
 
 
@@ -275,9 +281,8 @@ def _console() -> Any:
 
 
 def _is_bundle(model: str) -> bool:
-    from forerun.artifacts.bundle import is_bundle
     from forerun.compile_options import DEMO
-    from forerun.storage import expanded
+    from forerun.storage import expanded, is_bundle
 
     return model != DEMO and is_bundle(expanded(model))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from forerun.codegen.backends import BACKENDS, FLOAT32, WEIGHT_DTYPES
-from forerun.errors import InvalidOptionError, SourceNotFoundError, UnknownTargetError
+from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
-from forerun.storage import expanded
+from forerun.storage import expanded, is_bundle
 
 AUTO = "auto"
 """The target that means the best back end that the machine can use."""
@@ -93,7 +93,7 @@ def require_length(max_length: object) -> int | None:
 def located(source: Any) -> Any:
     """Returns the path of a source given as a path or as "demo"; any other source as it is.
 
-    Raises `SourceNotFoundError` if nothing is found at the path.
+    Raises `SourceNotFoundError` if nothing is found at the path, and `NotAModelError` for a bundle.
     """
     if not isinstance(source, str | os.PathLike):
         return source
@@ -110,6 +110,11 @@ def located(source: Any) -> Any:
             f"{str(path)!r} {why}: "
             f"give the path of a model directory, or of a GGUF, ONNX or .mlir file, on this machine."
         ) from error
+    if is_bundle(path):
+        raise NotAModelError(
+            f"{path} is a bundle, which was compiled when it was exported: load it with forerun.load({str(path)!r}), "
+            f"or run forerun generate {path}."
+        )
     return path
 
 

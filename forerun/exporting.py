@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.artifacts.bundle import listed_files, new_bundle, require_new
-from forerun.artifacts.manifest import NAME, SCHEMA, Exactness, Manifest, Model
+from forerun.artifacts.manifest import SCHEMA, Exactness, Manifest, Model
 from forerun.artifacts.schedule import described
 from forerun.artifacts.tokenizer import save_tokenizer
 from forerun.artifacts.written import Exportable
@@ -20,7 +20,7 @@ from forerun.errors import InvalidOptionError
 from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.model import CompiledModel
-from forerun.storage import expanded
+from forerun.storage import BUNDLE, expanded
 from forerun.strategies import Strategy, resolve_strategy
 
 TOKENIZER = "tokenizer"
@@ -148,7 +148,7 @@ def write_bundle(destination: Destination, text: Text, exportable: Exportable) -
             provenance=_provenance(),
             files=files,
         )
-        (unfinished / NAME).write_text(manifest.text(), encoding="utf-8")
+        (unfinished / BUNDLE).write_text(manifest.text(), encoding="utf-8")
     return destination.folder
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from forerun.errors import InvalidOptionError
 
+BUNDLE = "bundle.json"
+"""The description of a bundle, by which its folder is known."""
+
 log = logging.getLogger("forerun")
 _said: set[Hashable] = set()
 
@@ -75,3 +78,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
             f"or ./{text} for a file of that name."
         )
     return Path(text)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is the folder of a bundle."""
+    return (path / BUNDLE).is_file()

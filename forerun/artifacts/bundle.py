@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from forerun.artifacts.manifest import NAME, ListedFile, Manifest
+from forerun.artifacts.manifest import ListedFile, Manifest
 from forerun.entries import UNFINISHED
 from forerun.errors import CorruptFileError, InvalidOptionError, SourceNotFoundError
+from forerun.storage import BUNDLE, is_bundle
 
 LONGEST = 1 << 26
 """The most bytes of a description."""
@@ -28,14 +29,14 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         """Raises `SourceNotFoundError`, and `CorruptFileError` for a description or files that are not whole."""
         self.folder = folder
-        path = folder / NAME
+        path = folder / BUNDLE
         try:
             if not path.is_file() or path.stat().st_size > LONGEST:  # a pipe would wait, and a device has no end
                 raise FileNotFoundError(path)
             text = path.read_bytes()
         except OSError as error:
             raise SourceNotFoundError(
-                f"{folder} holds no bundle (there is no readable {NAME}): give the folder that forerun export wrote."
+                f"{folder} holds no bundle (there is no readable {BUNDLE}): give the folder that forerun export wrote."
             ) from error
         self.manifest = Manifest.read(text, str(path))
         for name, listed in self.manifest.files.items():
@@ -75,7 +76,7 @@ class Bundle:
     def _listed(self, name: str) -> tuple[Path, ListedFile]:
         listed = self.manifest.files.get(name)
         if listed is None:
-            raise CorruptFileError(f"{self.folder / NAME} lists no file {name!r}: export the model again.")
+            raise CorruptFileError(f"{self.folder / BUNDLE} lists no file {name!r}: export the model again.")
         return self.folder / name, listed
 
     def _present(self, name: str, listed: ListedFile) -> None:
@@ -85,7 +86,7 @@ class Bundle:
         outside = not name.isprintable() or parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name
         if outside or not self._inside(path):
             raise CorruptFileError(
-                f"{self.folder / NAME} names {name!r}, which leaves the folder: do not use a bundle that somebody "
+                f"{self.folder / BUNDLE} names {name!r}, which leaves the folder: do not use a bundle that somebody "
                 "changed; export the model again."
             )
         if not path.is_file():
@@ -112,11 +113,6 @@ class Bundle:
             raise CorruptFileError(
                 f"{self.folder / name} has changed since it was written: copy it again, or export the model again."
             )
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a path is the folder of a bundle."""
-    return (path / NAME).is_file()
 
 
 def require_new(folder: Path, force: bool) -> None:
@@ -150,7 +146,10 @@ def new_bundle(folder: Path, force: bool) -> Generator[Path]:
     require_new(folder, force)
     made = [each for each in folder.parents if not each.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
+    try:
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     aside = unfinished.with_name(f"{unfinished.name}-old")
     try:
         yield unfinished
@@ -177,7 +176,7 @@ def new_bundle(folder: Path, force: bool) -> Generator[Path]:
 def listed_files(folder: Path) -> dict[str, ListedFile]:
     """Returns the files of a folder, except its description, with their sizes and digests."""
     found: dict[str, ListedFile] = {}
-    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != NAME):
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != BUNDLE):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.relative_to(folder).as_posix()] = ListedFile(path.stat().st_size, digest)

@@ -11,7 +11,6 @@ from forerun.errors import CorruptFileError
 from forerun.records import restored
 from forerun.signature import STEP, Signature, StateRecord
 
-NAME = "bundle.json"
 SCHEMA = 1
 """The version of the schema; a reader refuses any other."""
 MOST_POSITIONS, MOST_ROWS = 2**31 - 1, 2**16

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import forerun
 from forerun.artifacts.bundle import new_bundle, require_new
 from forerun.artifacts.schedule import described, strategy_of
+from forerun.cli import main as run
+from forerun.errors import NotAModelError
 from forerun.progress import SilentProgress
 from forerun.strategies import STRATEGIES
 from tests.models import FAMILIES
@@ -176,3 +180,24 @@ def test_force_replaces_a_bundle_and_nothing_else(whole: Path, tmp_path: Path, m
         (unfinished / "bundle.json").write_text("{}")
     assert sorted(each.name for each in tmp_path.iterdir()) == [".unfinished-novel", "bundle", "mine"]
     assert (tmp_path / "bundle" / "bundle.json").read_text() == "{}"
+
+
+def test_a_bundle_is_no_source_to_compile(whole: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(NotAModelError, match=r"is a bundle, .* load it with forerun\.load"):
+        forerun.compile(whole)
+    for command in (["export", str(whole), "--out", str(whole.parent / "again")], ["dump", str(whole)]):
+        assert run(command) == 2
+        assert "is a bundle, which was compiled when it was exported" in capsys.readouterr().err
+
+
+def test_nothing_is_to_be_verified_in_a_bundle_that_is_not_bit_exact(whole: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["verify", str(whole)]) == 2
+    assert "runs on onnx, which is not bit-exact" in capsys.readouterr().err
+
+
+def test_the_example_names_a_folder_that_it_cannot_run(tmp_path: Path):
+    example = Path(__file__).parents[2] / "examples" / "run_onnx.py"
+    found = subprocess.run([sys.executable, example, tmp_path, "text"], capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert f"{tmp_path} is no bundle of format onnx" in found.stderr
+    assert "Traceback" not in found.stderr

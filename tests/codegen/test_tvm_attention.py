@@ -34,6 +34,20 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
         np.testing.assert_allclose(result, expected.numpy(), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_of_hundreds_are_weighed(sign):
+    """Real models have heads all of whose scores lie far above or below what exp can represent."""
+    module, weights = attention_step(6, 2, 64, 16, {})
+    weights["q"], weights["k"] = weights["q"] * 0.05 + 4, weights["k"] * 0.05 + 4 * sign
+    executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
+    rows = prompt_rows(np.random.default_rng(0).integers(0, LENGTH, 21), 0, [5, 2, 9, 0, 7])
+    environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
+    (expected,) = ir.evaluate(module, "step", [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES], environment)
+    executable._arena.fill(math.nan)
+    result = executable.run(WHOLE, executable.new_state(16), rows).logits
+    np.testing.assert_allclose(result, expected.numpy(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     module, weights = decoder()

@@ -335,7 +335,7 @@ class _Unit:
             decay = self.code.call("exp", before - largest)
             store(self.largest[head], largest, zero, 1)
             for vector, buffer in enumerate(scores):
-                weight = self.code.call("exp", load(buffer, 0) - splat(largest))
+                weight = let(self.code.call("exp", load(buffer, 0) - splat(largest)))  # before the buffer changes
                 store(buffer, weight, 0)
                 store(self.weights[head], weight, vector * LANES)
             total = local(LANES)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.artifacts.bundle import Bundle
-from forerun.artifacts.manifest import NAME, Limits
+from forerun.artifacts.manifest import Limits
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.onnx.program import NEW, WEIGHTS, OnnxProgram
 from forerun.codegen.program import DraftPart
@@ -17,6 +17,7 @@ from forerun.execute.onnx.executable import OnnxExecutable
 from forerun.execute.onnx.library import session
 from forerun.records import restored
 from forerun.signature import Signature
+from forerun.storage import BUNDLE
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load(bundle: Bundle, threads: int | None = None) -> OnnxExecutable:
     for name, signature in manifest.entries.items():
         if name not in sessions or not _fits(sessions[name], signature):
             raise CorruptFileError(
-                f"The graph {name} of {bundle.folder} does not take or give what {NAME} says: export the model again."
+                f"The graph {name} of {bundle.folder} does not take or give what {BUNDLE} says: export the model again."
             )
     return OnnxExecutable(program, sessions)
 

@@ -12,19 +12,19 @@ REMEDY = "pip install 'forerun[onnx]'"
 
 def require_onnxruntime() -> Any:
     """Imports and returns ONNX Runtime. Raises `DeviceError` if it is not installed."""
-    return _required("onnxruntime", "choose another target")
+    return _required("onnxruntime")
 
 
 def require_onnx() -> Any:
     """Imports and returns the package that writes graphs. Raises `DeviceError` if it is not installed."""
-    return _required("onnx", "choose another format")
+    return _required("onnx")
 
 
-def _required(package: str, otherwise: str) -> Any:
+def _required(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise DeviceError(f"The package {package} is not installed: {REMEDY}, or {otherwise}.") from error
+        raise DeviceError(f"The package {package} is not installed: {REMEDY}.") from error
 
 
 def session(path: str, threads: int | None = None) -> Any:
