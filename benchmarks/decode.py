@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -78,6 +79,7 @@ def end_to_end(run: Run) -> float:
 def main() -> int:
     parser = arguments(__doc__, max_new_tokens=128)
     parser.add_argument("--strategies", default="autoregressive,tree_spec")
+    parser.add_argument("--draft", type=Path, help="a model that drafts, as one more strategy")
     parser.add_argument("--peers", default="transformers,llama.cpp", help='"" for none')
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "native"))
     parser.add_argument("--threads", type=int, default=2)
@@ -85,6 +87,8 @@ def main() -> int:
     given = parser.parse_args()
     pin_threads(given.threads)
     path, names = model_path(given.model), given.strategies.split(",")
+    if given.draft is not None:
+        names.append(f"draft_model:{given.draft}")
     # This comes first, while the process is small and its threads are idle.
     startup = None if given.no_startup else measure_startup(path, given.dtype, names[-1], given.threads)
     model = forerun.compile(path, strategy=names[0], dtype=given.dtype)

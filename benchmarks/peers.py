@@ -188,6 +188,34 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode gave {failed}")
 
 
+@dataclass
+class LlamaLookup:
+    """llama.cpp with its prompt lookup, which llama-cpp-python verifies greedily, logits copied to Python."""
+
+    model: Any
+
+    name = "llama.cpp lookup"
+
+    @classmethod
+    def open(cls, path: Path, dtype: str, threads: int) -> LlamaLookup:
+        plain = LlamaCpp.open(path, dtype, threads)  # raises if it takes no part
+        drafts = importlib.import_module("llama_cpp.llama_speculative").LlamaPromptLookupDecoding(num_pred_tokens=10)
+        kept = requantized(plain._library, path, dtype, threads)
+        options = {"n_ctx": 2048, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        return cls(plain._library.Llama(str(kept), draft_model=drafts, logits_all=True, **options))
+
+    def generate(self, prompt: list[int], count: int) -> Run:
+        clock, tokens = Clock(), list[int]()
+        clock.put(torch.tensor(prompt))
+        for token in self.model.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            tokens.append(token)
+            clock.times.append(time.perf_counter())
+            clock.counts.append(1)
+            if len(tokens) == count:
+                break
+        return Run.of(clock, tokens)
+
+
 def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:
     """The GGUF file at a precision, made by llama.cpp's own quantizer and cached in forerun's cache directory."""
     if dtype == "native":
@@ -223,4 +251,5 @@ def _silence(library: Any) -> Any:
 PEERS: dict[str, Callable[[Path, str, int], Contestant]] = {
     "transformers": Transformers.open,
     "llama.cpp": LlamaCpp.open,
+    "llama.cpp lookup": LlamaLookup.open,
 }

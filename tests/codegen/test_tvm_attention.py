@@ -42,7 +42,9 @@ def test_scores_of_hundreds_are_weighed(sign):
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256)
     rows = prompt_rows(np.random.default_rng(0).integers(0, LENGTH, 21), 0, [5, 2, 9, 0, 7])
     environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
-    (expected,) = ir.evaluate(module, "step", [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES], environment)
+    (expected,) = ir.evaluate(
+        module, "step", [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES], environment
+    )
     executable._arena.fill(math.nan)
     result = executable.run(WHOLE, executable.new_state(16), rows).logits
     np.testing.assert_allclose(result, expected.numpy(), rtol=1e-3, atol=1e-3)
