@@ -168,7 +168,7 @@ def test_blocks_are_kept_in_the_order_of_the_models_rows(llama, tmp_path, encodi
     assert open_source(tmp_path / "model.gguf").native is None
 
 
-@pytest.mark.parametrize(("encoding", "storages"), [("F32", set()), ("F16", {"bf16"}), ("BF16", {"bf16"})])
+@pytest.mark.parametrize(("encoding", "storages"), [("F32", set()), ("F16", {"f16"}), ("BF16", {"bf16"})])
 def test_matrices_without_blocks_are_rounded_or_kept(llama, tmp_path, encoding, storages):
     write_gguf(tmp_path / "model.gguf", llama, gguf.GGMLQuantizationType[encoding])
     native = open_source(tmp_path / "model.gguf", native=True).native
