@@ -10,15 +10,14 @@ import sys
 import torch
 
 import forerun
-from benchmarks.common import arguments, model_path, progress, read_prompts, report
-from forerun.frontends.source import open_source
+from benchmarks.common import arguments, model_path, progress, read_prompts, report, transformers_model
 
 
 def main() -> int:
     given = arguments(__doc__, count=40, max_new_tokens=64).parse_args()
     path = model_path(given.model)
     compiled = forerun.compile(path, strategy="autoregressive")
-    reference = open_source(path).importer.model.model
+    reference = transformers_model(path)
     rows, equal, close = list[tuple[object, ...]](), 0, True
     prompts = read_prompts(given.prompts, given.count)
     for prompt in progress(prompts, "agreement"):

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from forerun.chat import encode_chat
 from forerun.frontends.demo import demo_model
+from forerun.frontends.gguf import load_gguf
+from forerun.frontends.huggingface import load_directory
 from forerun.storage import write_atomically
 
 
@@ -43,6 +46,11 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
 
 def model_path(given: Path | None) -> Path:
     return given or demo_model()
+
+
+def transformers_model(path: Path) -> Any:
+    """The model as transformers has it, in float32."""
+    return load_gguf(path, torch.float32)[0] if path.is_file() else load_directory(path, torch.float32)
 
 
 def read_prompts(path: Path, count: int | None) -> list[Prompt]:

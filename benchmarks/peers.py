@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
+from benchmarks.common import transformers_model
 from forerun.errors import ForerunError
 from forerun.frontends.gguf import is_gguf
-from forerun.frontends.source import open_source
 from forerun.runtime.model import CompiledModel
 from forerun.storage import cache_directory
 
@@ -99,7 +99,7 @@ class Transformers:
     @classmethod
     def open(cls, path: Path, dtype: str, threads: int) -> Transformers:
         torch.set_num_threads(threads)
-        model = open_source(path).importer.model.model
+        model = transformers_model(path)
         return cls(model.to(torch.bfloat16) if dtype == "bfloat16" else model)
 
     def generate(self, prompt: list[int], count: int) -> Run:

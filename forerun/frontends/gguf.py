@@ -1,34 +1,30 @@
-"""GGUF files: a transformers model with the file's weights, dequantized.
+"""GGUF files: a transformers model, and the file's tensors as its weights.
 
-transformers knows the names of tensors and how llama.cpp reordered their rows; `gguf_keys` has the meaning of the
-metadata. forerun reads the file itself, so that loading takes seconds and does not need accelerate.
+transformers knows the names of tensors, `gguf_layout` what converters did to their rows, and `gguf_keys` has the
+meaning of the metadata. forerun reads the file itself, one tensor at a time.
 """
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gguf.quants import dequantize
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-from forerun.errors import CorruptFileError, NotAModelError, UnsupportedOperationError, first_sentence
+from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.forking import BUILDING
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
 from forerun.frontends.gguf_config import configuration
-from forerun.frontends.gguf_header import MAGIC, GgufHeader, TensorEntry
-from forerun.frontends.gguf_layout import tensor_processor
-from forerun.frontends.gguf_native import NativeWeights
+from forerun.frontends.gguf_header import MAGIC, GgufHeader
 from forerun.frontends.gguf_parts import read_model
-from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS, TABLES
+from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS
+from forerun.frontends.gguf_tensors import StoredTensor, numbers, stored_tensors
 from forerun.frontends.gguf_tokenizer import read_tokenizer
 from forerun.frontends.huggingface import LOADING, check_complete
 from forerun.frontends.quiet import quiet_libraries
+from forerun.frontends.weights import without_values
 
 
 def is_gguf(path: Path) -> bool:
@@ -37,30 +33,54 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == MAGIC or path.suffix == ".gguf"
 
 
-def load_gguf(
-    path: Path, dtype: torch.dtype, native: NativeWeights | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The file's model, in `dtype`, and its tokenizer if it holds one; `native` receives the file's own matrices.
+@dataclass(frozen=True)
+class GgufModel:
+    """A file's model: a module whose parameters have no values, and where their values are."""
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    tensors: Mapping[str, StoredTensor]  # by the names of the parameters; tied ones have several
+
+
+def open_gguf(path: Path, dtype: torch.dtype) -> GgufModel:
+    """The file's model in `dtype`, with its tokenizer if it holds one. No weight is read.
 
     Raises `SourceNotFoundError`, `CorruptFileError`, `NotAModelError` or `UnsupportedOperationError`.
     """
+    header = _model_header(path)
+    tokenizer = _tokenizer(header)
+    with BUILDING, quiet_libraries():
+        skeleton, tensors = _skeleton(header)
+        parameters = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
+        held = {
+            name: torch.zeros((), dtype=dtype).expand(each.shape) if name in parameters else each.values()
+            for name, each in tensors.items()
+        }
+        module = _filled(skeleton, held, dtype, header)
+        named = list(module.named_parameters(remove_duplicate=False))
+        stored = {id(each): tensors[name] for name, each in named if name in tensors}
+        found = {name: stored[id(each)] for name, each in named if id(each) in stored}
+        without_values(module, found)
+    return GgufModel(module, tokenizer, found)
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The file's model in `dtype` with all its weights in memory, and its tokenizer. Raises as `open_gguf` does."""
+    header = _model_header(path)
+    tokenizer = _tokenizer(header)
+    with BUILDING, quiet_libraries():
+        skeleton, tensors = _skeleton(header)
+        return _filled(skeleton, {name: each.values() for name, each in tensors.items()}, dtype, header), tokenizer
+
+
+def _model_header(path: Path) -> GgufHeader:
     header = read_model(path)
     if header.architecture is None or not header.tensors:
         raise NotAModelError(f"{header.path} names no architecture or holds no tensors: give a GGUF file of a model.")
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
         raise NotAModelError(f"{header.path} holds no model (general.type = {kind!r}): give a GGUF file of a model.")
-    parameters = configuration(header)
-    tokenizer = _tokenizer(header)
-    with BUILDING, quiet_libraries():
-        skeleton = _skeleton(parameters, header)
-        tensors = _converted_tensors(header, parameters, skeleton, native)
-        factors = tensors.pop(FREQUENCY_FACTORS, None)
-        _check_shapes(skeleton, tensors, header)
-        model = _filled(skeleton, tensors, dtype, header)
-    if factors is not None:
-        _scale_rotary(model, factors, header)
-    return model, tokenizer
+    return header
 
 
 def _tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
@@ -72,24 +92,23 @@ def _tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
     return cached_conversion(header.digest, convert)[1]
 
 
-def _skeleton(parameters: Mapping[str, Any], header: GgufHeader) -> PreTrainedModel:
-    """The module without weights."""
+def _skeleton(header: GgufHeader) -> tuple[PreTrainedModel, dict[str, StoredTensor]]:
+    """The module on the meta device, and the tensors of the file that fill it, whose sizes are its own."""
+    parameters = configuration(header)
     try:
         config = AutoConfig.for_model(**parameters)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise NotAModelError(
             f"transformers cannot build {header.architecture} from the metadata of {header.path} "
             f"({first_sentence(error)}): give the directory of the original model."
         ) from error
-
-
-def _check_shapes(skeleton: nn.Module, tensors: Mapping[str, Tensor], header: GgufHeader) -> None:
-    """Compare sizes before memory is allocated: a misfit would be created anew, in the size of the metadata."""
+    tensors = stored_tensors(header, parameters, skeleton)
     sizes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    misfits = [name for name, tensor in tensors.items() if name in sizes and tensor.shape != sizes[name]]
+    misfits = [name for name, each in tensors.items() if name in sizes and each.shape != sizes[name]]
     check_complete({"missing_keys": [], "mismatched_keys": misfits}, str(header.path))
+    return skeleton, tensors
 
 
 def _filled(
@@ -107,67 +126,16 @@ def _filled(
         ) from error
     model, report = loaded
     check_complete(report, str(header.path))
+    _scale_rotary(model, header)
     return model
 
 
-def _converted_tensors(
-    header: GgufHeader, parameters: Mapping[str, Any], skeleton: nn.Module, native: NativeWeights | None
-) -> dict[str, Tensor]:
-    """Every tensor, dequantized, under transformers' name and in transformers' order of rows."""
-    processor = tensor_processor(header.architecture or "", parameters)
-    names = get_gguf_hf_weights_map(_Outline(skeleton), processor)
-    tensors: dict[str, Tensor] = {}
-    unused: list[str] = []
-    blocks = header.blocks()
-    for entry, values in _dequantized(header, blocks):
-        if entry.name in TABLES:
-            if entry.name == FREQUENCY_FACTORS:
-                tensors[FREQUENCY_FACTORS] = torch.from_numpy(values)
-            continue
-        try:
-            stored = processor.process(
-                weights=values, name=entry.name, tensor_key_mapping=names, parsed_parameters={"tensors": tensors}
-            )
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CorruptFileError(
-                f"{entry.path} holds {entry.name} of shape {list(entry.shape)}, which does not fit its "
-                f"{header.architecture} ({first_sentence(error)}): download it again."
-            ) from error
-        if stored.name in names:
-            placed = np.ascontiguousarray(stored.weights)
-            tensors[names[stored.name]] = torch.from_numpy(placed)
-            if native is not None:
-                native.add(names[stored.name], entry.encoding, blocks[entry.name], values, placed)
-        elif stored.name:  # empty when the processor has placed the tensor itself
-            unused.append(entry.name)
-    if unused:
-        raise UnsupportedOperationError(
-            f"{header.path} holds tensors that transformers' {header.architecture} model does not use "
-            f"({', '.join(unused[:3])}), so its text would differ: give the directory of the original model."
-        )
-    return tensors
-
-
-def _dequantized(
-    header: GgufHeader, blocks: Mapping[str, NDArray[np.uint8]]
-) -> Iterator[tuple[TensorEntry, NDArray[np.float32]]]:
-    def decode(entry: TensorEntry) -> NDArray[np.float32]:
-        try:
-            return dequantize(blocks[entry.name], entry.encoding)
-        except NotImplementedError as error:
-            raise UnsupportedOperationError(
-                f"{entry.path} stores {entry.name} as {entry.encoding.name}, which the gguf package cannot decode: "
-                f"requantize the file, to Q8_0 for example."
-            ) from error
-        except ValueError as error:
-            raise CorruptFileError(f"{entry.name} in {entry.path} is damaged: download the file again.") from error
-
-    with ThreadPoolExecutor() as pool:
-        yield from zip(header.tensors, pool.map(decode, header.tensors), strict=True)
-
-
-def _scale_rotary(model: nn.Module, factors: Tensor, header: GgufHeader) -> None:
-    """Divide the rotary frequencies `[turned features / 2]` by the file's factors, as llama.cpp does."""
+def _scale_rotary(model: nn.Module, header: GgufHeader) -> None:
+    """Divide the rotary frequencies `[turned features / 2]` by the file's factors, if any, as llama.cpp does."""
+    entry = next((each for each in header.tensors if each.name == FREQUENCY_FACTORS), None)
+    if entry is None:
+        return
+    factors = torch.from_numpy(numbers(entry))
     frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     if not frequencies or any(buffer.shape != factors.shape for buffer in frequencies):
         raise CorruptFileError(
@@ -176,25 +144,3 @@ def _scale_rotary(model: nn.Module, factors: Tensor, header: GgufHeader) -> None
         )
     for buffer in frequencies:
         buffer.div_(factors.to(buffer))
-
-
-class _Outline:
-    """The part of a module that transformers' name table reads, without descending into lists of layers.
-
-    The table is rebuilt for every module visited, and inside a layer no name can match it.
-    """
-
-    def __init__(self, module: nn.Module, config: Any = None) -> None:
-        self.module = module
-        self.config = config or getattr(module, "config", None)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.module.state_dict()
-
-    def named_children(self) -> list[tuple[str, "_Outline"]]:
-        children = self.module.named_children()
-        return [(name, _Outline(child, self.config)) for name, child in children if not _is_layers(child)]
-
-
-def _is_layers(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) or not any(True for _ in module.children())

@@ -49,6 +49,11 @@ class TensorEntry:
         """The offset of the first byte after the tensor."""
         return self.start + self.size
 
+    def stored(self) -> NDArray[np.uint8]:
+        """The tensor as it is stored, `uint8[*shape[:-1], row_bytes]`, mapped copy-on-write from its file."""
+        mapped = np.memmap(self.path, np.uint8, "c", self.start, (self.size,))
+        return mapped.reshape(*self.shape[:-1], self.row_bytes)
+
 
 @dataclass(frozen=True)
 class Strings:
@@ -90,14 +95,6 @@ class GgufHeader:
         """llama.cpp's name for the architecture, if the file gives one."""
         name = self.metadata.get("general.architecture")
         return name if isinstance(name, str) else None
-
-    def blocks(self) -> dict[str, NDArray[np.uint8]]:
-        """Each tensor as it is stored, `uint8[*shape[:-1], row_bytes]`, mapped copy-on-write from its file."""
-        mapped = {path: np.memmap(path, dtype=np.uint8, mode="c") for path in {entry.path for entry in self.tensors}}
-        return {
-            entry.name: mapped[entry.path][entry.start : entry.end].reshape(*entry.shape[:-1], entry.row_bytes)
-            for entry in self.tensors
-        }
 
 
 def read_header(path: Path) -> GgufHeader:

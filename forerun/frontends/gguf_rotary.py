@@ -113,5 +113,4 @@ def _table(keys: Keys, name: str, frequencies: int) -> list[float]:
             f"{keys.header.path}: {name} is {shape}, but the rotary embedding has {frequencies} frequencies; "
             f"convert the model again."
         )
-    factors = dequantize(keys.header.blocks()[name], entry.encoding)
-    return [float(each) for each in factors]
+    return [float(each) for each in dequantize(entry.stored(), entry.encoding)]

@@ -3,19 +3,20 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers import PreTrainedTokenizerBase
 
 from forerun.errors import InvalidOptionError, NotAModelError
 from forerun.frontends.directory import MLIR, existing
 from forerun.frontends.generation_config import Given, require_applied
-from forerun.frontends.gguf import is_gguf, load_gguf
-from forerun.frontends.gguf_native import NativeWeights
+from forerun.frontends.gguf import is_gguf, open_gguf
+from forerun.frontends.gguf_native import NativeWeights, native_weights
 from forerun.frontends.huggingface import (
     eos_token_ids,
     first_ends,
@@ -32,8 +33,8 @@ from forerun.frontends.onnx_place import folder_of, is_onnx, onnx_in
 from forerun.frontends.rotary_scaling import LengthLimit, hold_frequencies
 from forerun.frontends.tokenizer import load_tokenizer, object_tokenizer
 from forerun.frontends.traced import TracedModel
-from forerun.frontends.tracing import TokenLogits
-from forerun.frontends.weights import private_copy, program_weights, require_dtype
+from forerun.frontends.tracing import INNER, TokenLogits
+from forerun.frontends.weights import OnDemand, private_copy, program_weights, require_dtype
 from forerun.progress import Progress, SilentProgress
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -113,17 +114,24 @@ def _open_path(
         )
     if native and path.is_dir():
         raise _not_quantized(str(path))
-    kept = NativeWeights() if native else None
-    with progress.stage("load weights"):
-        if path.is_dir():
-            model = load_directory(path, dtype, trust_remote_code)
-            tokenizer = load_tokenizer(path, trust_remote_code)
-        else:
-            model, tokenizer = load_gguf(path, dtype, kept)
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    traced = _traced(name, model, progress)
-    native_weights = None if kept is None else kept.renamed(model, traced.weights)
-    return _source(traced, model, tokenizer, generation, native_weights)
+    if path.is_file():
+        return _open_gguf(path, name, dtype, progress, native, generation)
+    with progress.stage("load weights"):
+        model = load_directory(path, dtype, trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code)
+    return _source(_traced(name, model, progress), model, tokenizer, generation)
+
+
+def _open_gguf(path: Path, name: str, dtype: torch.dtype, progress: Progress, native: bool, given: Given) -> Source:
+    with progress.stage("open file"):
+        opened = open_gguf(path, dtype)
+    model = opened.module
+    tensors = {INNER + own: each for own, each in opened.tensors.items()}
+    dtypes = {INNER + own: model.get_parameter(own).dtype for own in opened.tensors}
+    values = OnDemand({each: partial(stored.values, dtypes[each]) for each, stored in tensors.items()})
+    kept = native_weights(tensors) if native else None
+    return _source(_traced(name, model, progress, values), model, opened.tokenizer, given, kept)
 
 
 def _open_onnx(
@@ -168,9 +176,9 @@ def _mlir_source(model: MlirModel) -> Source:
     return Source(model.module.name, model)
 
 
-def _traced(name: str, model: nn.Module, progress: Progress) -> TracedModel:
+def _traced(name: str, model: nn.Module, progress: Progress, values: Mapping[str, Tensor] | None = None) -> TracedModel:
     prefer_attention(model)
-    return TracedModel(name, TokenLogits(model), progress)
+    return TracedModel(name, TokenLogits(model), progress, values)
 
 
 def _source(

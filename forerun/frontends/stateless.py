@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from forerun.errors import TraceError
 from forerun.frontends.quiet import quiet_libraries
+from forerun.frontends.weights import has_values
 
 EXAMPLE = (1, 2, 1)
 
@@ -19,9 +20,10 @@ def require_stateless(module: nn.Module, name: str) -> None:
     Two calls on a copy that shares the parameters are compared; a value that is computed once (a table that grows
     on demand) is not a state. A call that fails here will fail, and be explained, when the model is traced; so will a
     model that samples, whose calls agree if they start from the same random numbers. The caller's random state is kept.
+    A model whose weights have no values is not called.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    if any(each.is_meta for each in tensors):
+    if not all(map(has_values, tensors)):
         return
     trial = copy.deepcopy(module, {id(each): each for each in module.parameters()})
     tokens = torch.tensor([EXAMPLE], device=tensors[0].device if tensors else None)

@@ -1,6 +1,8 @@
 """Models that torch.export traces, or has traced: the importer of modules, directories and GGUF files."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -9,7 +11,7 @@ from forerun.frontends.forward import FORWARD
 from forerun.frontends.importer import Imported
 from forerun.frontends.torch_export import import_programs
 from forerun.frontends.tracing import TokenLogits, check_program, trace_module
-from forerun.frontends.weights import module_weights, program_weights
+from forerun.frontends.weights import OnDemand, module_weights, program_weights
 from forerun.ir import verify
 from forerun.progress import Progress
 
@@ -21,6 +23,8 @@ class TracedModel:
     name: str
     model: TokenLogits | ExportedProgram
     progress: Progress = field(repr=False, compare=False)
+    values: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    """The weights of which the module has no values, under their names in a traced program."""
     _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
 
     def import_(self, max_length: int) -> Imported:
@@ -30,7 +34,7 @@ class TracedModel:
         with self.progress.stage("import"):
             module, weights = import_programs({FORWARD: program})
             verify(module)
-        return module, weights
+        return module, self._with_values(weights)
 
     def trace(self, max_length: int) -> ExportedProgram:
         """Returns the model as `input_ids[1, T] -> logits[1, T, V]` for every T up to `max_length`; traced once."""
@@ -39,14 +43,23 @@ class TracedModel:
         return self._programs[max_length]
 
     @property
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """Parameters and buffers under the names that a traced program gives them, sharing the model's memory.
 
         Constants that only a trace finds are in `program_weights(self.trace(max_length))`.
         """
         if isinstance(self.model, ExportedProgram):
             return program_weights(self.model)
-        return module_weights(self.model)
+        return self._with_values(module_weights(self.model))
+
+    def _with_values(self, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights, those without values replaced by `values`."""
+        if self.values is None:
+            return found
+        readers: dict[str, Callable[[], Tensor]] = {}
+        for name in found:
+            readers[name] = partial((self.values if name in self.values else found).__getitem__, name)
+        return OnDemand(readers)
 
     def _trace(self, max_length: int) -> ExportedProgram:
         if isinstance(self.model, ExportedProgram):

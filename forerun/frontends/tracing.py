@@ -30,6 +30,10 @@ EXAMPLE_LENGTHS = (11, SHORTEST, 67)
 SPECIALISED = "Constraints violated"  # how torch.export says that a dynamic dimension came out fixed
 
 
+INNER = "model."
+"""What precedes the names of a model's own weights in its traced program: the attribute of `TokenLogits`."""
+
+
 class TokenLogits(nn.Module):
     """A model as a function of token ids alone: no cache, no mask, one tensor out."""
 

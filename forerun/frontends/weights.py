@@ -1,10 +1,11 @@
 """The weights of a model under their fully qualified names, shared and never duplicated."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from forerun.errors import InvalidOptionError, NotAModelError
 
@@ -19,6 +20,43 @@ def program_weights(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     """Every tensor that the program's inputs lift: parameters, buffers and the constants its trace found."""
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     return {name: tensor.detach() for name, tensor in {**constants, **program.state_dict}.items()}
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is read, and not kept."""
+
+    def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._make[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._make  # a Mapping's own method would make the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor is more than a shape and a dtype."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def without_values(module: nn.Module, names: Collection[str]) -> None:
+    """Replaces these parameters by fake tensors, which can be traced and take no memory; tied ones stay tied."""
+    mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, nn.Parameter]()
+    parameters = {name: each for name, each in module.named_parameters(remove_duplicate=False) if name in names}
+    for name, each in parameters.items():
+        if id(each) not in made:
+            with mode:
+                shape = torch.empty(each.shape, dtype=each.dtype)
+            made[id(each)] = nn.Parameter(shape, requires_grad=False)
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, made[id(each)])
 
 
 def private_copy(module: nn.Module, dtype: torch.dtype, name: str) -> nn.Module:

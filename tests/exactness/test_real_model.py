@@ -9,7 +9,7 @@ import forerun
 from forerun.chat import encode_chat
 from forerun.cli import main
 from forerun.frontends.demo import demo_model
-from forerun.frontends.source import open_source
+from forerun.frontends.gguf import load_gguf
 from forerun.runtime.certify import certify
 
 QUESTIONS = (
@@ -29,7 +29,7 @@ def prompts(model: forerun.CompiledModel) -> list[list[int]]:
 
 
 def test_tokens_are_those_of_transformers(model: forerun.CompiledModel, prompts: list[list[int]]) -> None:
-    reference = open_source(demo_model()).importer.model.model
+    reference, _ = load_gguf(demo_model(), torch.float32)
     for prompt in prompts:
         expected = reference.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False

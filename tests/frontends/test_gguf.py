@@ -22,9 +22,12 @@ from forerun.errors import (
     UnsupportedOperationError,
 )
 from forerun.frontends.demo import demo_model
+from forerun.frontends.gguf import load_gguf
 from forerun.frontends.gguf_cache import cache_directory
-from forerun.frontends.gguf_header import read_header
+from forerun.frontends.gguf_header import TensorEntry, read_header
 from forerun.frontends.source import open_source
+from forerun.frontends.weights import has_values
+from forerun.ir import Environment, evaluate
 from tests.models import HEADS, HIDDEN, INNER, LAYERS, POSITIONS, VOCABULARY, build
 
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
@@ -123,6 +126,13 @@ def tiny(llama, tmp_path_factory):
     return path
 
 
+def interpreted(source, ids: torch.Tensor) -> torch.Tensor:
+    """The logits of the imported model."""
+    module, weights = source.import_(64)
+    (logits,) = evaluate(module, "forward", [ids], Environment(weights.__getitem__))
+    return logits
+
+
 def expect(error: type[ForerunError], path: Path, *words: str) -> None:
     """Opening the file fails with one sentence that contains every word."""
     with pytest.raises(error) as caught:
@@ -176,7 +186,8 @@ def test_the_model_computes_the_same(tiny, llama):
     source = open_source(tiny)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
-        assert torch.equal(source.importer.trace(64).module()(ids), llama(ids).logits)
+        assert torch.equal(load_gguf(tiny, torch.float32)[0](ids).logits, llama(ids).logits)
+        assert torch.equal(interpreted(source, ids), interpreted(open_source(llama), ids))
     assert source.eos_token_ids == (2,)
     assert source.limit is not None
     assert source.limit.positions == POSITIONS
@@ -189,8 +200,27 @@ def test_dtype(tiny):
 
 def test_a_tied_head_is_the_embedding(llama, tmp_path):
     write_gguf(tmp_path / "tied.gguf", llama, drop={"output"})
-    weights = open_source(tmp_path / "tied.gguf").importer.weights
-    assert weights["model.lm_head.weight"].data_ptr() == weights["model.model.embed_tokens.weight"].data_ptr()
+    importer = open_source(tmp_path / "tied.gguf").importer
+    names = {"model.lm_head.weight", "model.model.embed_tokens.weight"}
+    assert torch.equal(*(importer.weights[name] for name in names))
+    assert len(names & importer.import_(64)[1].keys()) == 1
+
+
+def test_no_weight_is_read_before_it_is_asked_for(tiny, monkeypatch):
+    """The model is opened, traced and imported without its weights: no parameter of it has memory."""
+    read = []
+    stored = TensorEntry.stored
+    monkeypatch.setattr(TensorEntry, "stored", lambda entry: read.append(entry.name) or stored(entry))
+    source = open_source(tiny, native=True)
+    parameters = list(source.importer.model.parameters())
+    assert len(parameters) > LAYERS
+    assert not any(map(has_values, parameters))
+    _, weights = source.import_(64)
+    assert "model.lm_head.weight" in weights
+    assert "model.lm_head.weight" not in source.native.blocks
+    assert not read
+    assert weights["model.lm_head.weight"].shape == (VOCABULARY, HIDDEN)
+    assert read == ["output.weight"]
 
 
 def test_rotary_factors_divide_the_frequencies(llama, tiny, tmp_path):
@@ -278,9 +308,8 @@ def test_a_real_model_opens_quickly_and_answers():
     source = open_source(demo_model())
     assert time.process_time() - started < 20  # seconds of processor time, for slow machines too
     ids = encode_chat(source.tokenizer, "What is the capital of France?")
-    answer = source.importer.model.model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[
-        0, len(ids) :
-    ]
+    model, _ = load_gguf(demo_model(), torch.float32)
+    answer = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :]
     assert source.tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
     assert source.eos_token_ids == (2,)
 
