@@ -40,5 +40,5 @@ class PlannedStep:
     weights: Callable[[str], torch.Tensor]  # each is read once
     limits: StepLimits
     storage: str = "f32"  # element type of matrices and of the cache, for back ends that use one for both
-    blocks: Mapping[str, torch.Tensor] | None = None  # uint8 [out, in / 32, bytes]: a file's quantized blocks
+    blocks: Mapping[str, torch.Tensor] | None = None  # uint8 [out, blocks, bytes]: a file's, read on demand
     parts: StepParts | None = None  # of a step without kernels

@@ -60,11 +60,9 @@ class WeightFile:
 
     def _dequantized(self, graph: Graph, name: str, dims: list[int], element: str) -> str:
         """Numbers [out, in] times scales [out, in / 32]."""
-        blocks = self.blocks[name]
-        numbers = self._stored(graph, name, element, dims, lambda: _numbers(blocks, element))
-        scales = self._stored(
-            graph, f"{name}.scales", "f16", [dims[0], dims[1] // SPAN], lambda: blocks[..., :SCALE].contiguous().numpy()
-        )
+        numbers = self._stored(graph, name, element, dims, lambda: _numbers(self.blocks[name], element))
+        spans = [dims[0], dims[1] // SPAN]
+        scales = self._stored(graph, f"{name}.scales", "f16", spans, lambda: _scales(self.blocks[name]))
         wide = graph.node("Cast", scales, to=ELEMENTS["f32"], hint=f"{name}.wide_scales")
         return graph.node("DequantizeLinear", numbers, wide, axis=1, block_size=SPAN, hint=f"{name}.wide")
 
@@ -96,6 +94,10 @@ def _plain(tensor: torch.Tensor, dtype: str) -> NDArray[Any]:
 def _half(tensor: torch.Tensor, storage: str) -> NDArray[Any]:
     """Rounded to nearest, as bytes: numpy has no bfloat16."""
     return tensor.detach().to(ir.torch_dtype(storage)).contiguous().view(torch.int16).numpy().reshape(-1)
+
+
+def _scales(blocks: torch.Tensor) -> NDArray[Any]:
+    return blocks[..., :SCALE].contiguous().numpy()
 
 
 def _numbers(blocks: torch.Tensor, element: str) -> NDArray[Any]:

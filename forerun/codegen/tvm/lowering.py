@@ -32,6 +32,9 @@ from forerun.codegen.tvm.topk import emit_maxima, emit_topk, maxima_of
 PACKED = "packed f32"
 """How a float32 matrix that a linear reads lies in memory: in blocks of outputs."""
 
+PACKED_OUTPUTS = 128 * OUTPUTS
+"""The outputs of a matrix that are packed at a time."""
+
 HEAVY = 6
 """A value with at least this many elementwise operations that is used twice is stored, not computed twice."""
 
@@ -181,16 +184,24 @@ class Lowering:
         """Writes a weight to the beginning of a buffer."""
         element = self.step.weights[name].element
         if self.lowered.declared[name].storage in ir.BLOCK_STORAGES:
-            FORMATS[element].pack(buffer, (self.planned.blocks or {})[name])
+            self._pack_matrix(name, buffer, (self.planned.blocks or {})[name])
             return
         tensor = self.planned.weights(name).detach()
         if element == "i32":
             whole = as_int32(self.step.target, name, tensor)
             buffer.view(torch.int32)[: tensor.numel()] = whole.reshape(-1)
         elif element in FORMATS:
-            FORMATS[element].pack(buffer, tensor.float())
+            self._pack_matrix(name, buffer, tensor)
         else:
             buffer[: tensor.numel()] = tensor.reshape(-1).float()
+
+    def _pack_matrix(self, name: str, buffer: torch.Tensor, matrix: torch.Tensor) -> None:
+        """Packs some outputs at a time, as packing takes a multiple of their memory."""
+        weight = self.step.weights[name]
+        form, block = FORMATS[weight.element], FORMATS[weight.element].block_words(weight.shape[1])
+        for first in range(0, len(matrix), PACKED_OUTPUTS):
+            part = matrix[first : first + PACKED_OUTPUTS]
+            form.pack(buffer[first // OUTPUTS * block :], part if part.dtype == torch.uint8 else part.float())
 
     def program(self) -> TvmProgram:
         """Returns the step, with its code and its weights, which are produced on demand."""
