@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from forerun.storage import cache_directory, keeping, write_atomically
 
@@ -19,6 +21,7 @@ THREADS = 8
 GRANULARITY = 2 * 10**9
 """The nanoseconds within which a file system may give two changes the same time; FAT's are the longest."""
 Stamp = list[int]
+T = TypeVar("T")
 
 
 def file_digest(path: Path, into: memoryview | None = None) -> str:
@@ -26,11 +29,17 @@ def file_digest(path: Path, into: memoryview | None = None) -> str:
 
     Raises OSError, and ValueError if the file has another size.
     """
+    digests = _each_chunk(path, into, lambda view: hashlib.sha256(view).digest())
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _each_chunk(path: Path, into: memoryview | None, use: Callable[[memoryview], T]) -> list[T]:
+    """Reads a file in chunks, shared by threads, into `into` or one after the other; returns what `use` gives."""
     size = path.stat().st_size
     if into is not None and into.nbytes != size:
         raise ValueError(f"{path.name} has {size} bytes, not {into.nbytes}")
 
-    def chunk(start: int) -> bytes:
+    def chunk(start: int) -> T:
         count = min(CHUNK, size - start)
         view = memoryview(bytearray(count)) if into is None else into[start : start + count]
         with path.open("rb", buffering=0) as file:
@@ -41,13 +50,13 @@ def file_digest(path: Path, into: memoryview | None = None) -> str:
                 if not more:
                     raise OSError(f"{path} has become shorter")
                 read += more
-        return hashlib.sha256(view).digest()
+        return use(view)
 
     starts = range(0, size, CHUNK)
     if len(starts) < 2:
-        return hashlib.sha256(b"".join(map(chunk, starts))).hexdigest()
+        return list(map(chunk, starts))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return hashlib.sha256(b"".join(pool.map(chunk, starts))).hexdigest()
+        return list(pool.map(chunk, starts))
 
 
 def known_digest(path: Path, into: memoryview | None = None) -> str:
@@ -62,7 +71,7 @@ def known_digest(path: Path, into: memoryview | None = None) -> str:
     began = time.time_ns()
     digest = file_digest(path, into) if found is None else found
     if found is not None and into is not None:
-        _fill(path, into)
+        _each_chunk(path, into, len)
     if stamp(path) != before:
         raise OSError(f"{path} changes while it is read")
     if found is None and kept is not None and before[-1] < began - GRANULARITY:
@@ -75,15 +84,6 @@ def stamp(path: Path) -> Stamp:
     """Returns what identifies a file and its version: device, inode, size, mtime and ctime in ns."""
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _fill(path: Path, into: memoryview) -> None:
-    with path.open("rb", buffering=0) as file:
-        read = 0
-        while read < into.nbytes and (more := file.readinto(into[read:])):
-            read += more
-        if read < into.nbytes or file.read(1):
-            raise ValueError(f"{path.name} does not have {into.nbytes} bytes")
 
 
 def _kept_at(path: Path) -> Path | None:

@@ -13,21 +13,22 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from forerun import entries
 from forerun.codegen.backends import Kept, named
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError, InvalidOptionError
-from forerun.frontends.kept_tokenizer import can_keep, read_tokenizer, save_tokenizer
 from forerun.identity import identity
 from forerun.runtime.executable import Executable
 from forerun.storage import cache_directory, keeping
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GIGABYTE = 10**9
 ROOM = 8.0
@@ -79,11 +80,11 @@ def load(folder: Path, kept: Kept) -> Built | None:
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
-        executable = named(kept.load)(entry)
-        files = entry.under(TOKENIZER)
-        entry.check(files)
-        tokenizer = read_tokenizer(folder / TOKENIZER) if files else None
         ends, capped = tuple(read["eos_token_ids"]), read["capped"]
+        with ThreadPoolExecutor(1) as pool:  # meanwhile the executable waits for the disk and for LLVM
+            reading = pool.submit(_tokenizer, entry)
+            executable = named(kept.load)(entry)
+            tokenizer = reading.result()
     except (CorruptFileError, KeyError, TypeError, ValueError):
         return None
     with contextlib.suppress(OSError):  # a read-only folder keeps its time
@@ -91,8 +92,19 @@ def load(folder: Path, kept: Kept) -> Built | None:
     return Built(executable, tokenizer, ends, capped)
 
 
+def _tokenizer(entry: Entry) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer of an entry. Raises `CorruptFileError`."""
+    from forerun.frontends.kept_tokenizer import read_tokenizer  # imports transformers, which takes a second
+
+    files = entry.under(TOKENIZER)
+    entry.check(files)
+    return read_tokenizer(entry.folder / TOKENIZER) if files else None
+
+
 def save(folder: Path, built: Built, kept: Kept) -> None:
     """Keeps a model for the next start, if it can be stored (`storage.keeping`)."""
+    from forerun.frontends.kept_tokenizer import can_keep, save_tokenizer
+
     if built.tokenizer is not None and not can_keep(built.tokenizer):
         return
     if not _make_room(folder.parent, named(kept.size)(built.executable)):
