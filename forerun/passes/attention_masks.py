@@ -13,8 +13,7 @@ ALiBi (arXiv 2108.12409) is a bias by distance, whether a model counts from the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +27,7 @@ from forerun.passes.matching import HIDDEN
 from forerun.passes.pair_rules import Span
 from forerun.passes.pairwise import BUDGET, Pairs
 from forerun.passes.sequence_axis import look_ahead, place
+from forerun.torch_threads import one_torch_thread
 
 SMALL = 128
 """Rows and keys of a block that is evaluated."""
@@ -75,18 +75,7 @@ class Seen:
         return bool((same | (longer.last[:length] >= length)).all())
 
 
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Blocks are small: several threads would spend longer waiting than working, minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@one_torch_thread()
 def classify(mask: SSAValue, attention: Attention, pairs: Pairs, context: PassContext) -> Mask:
     """Understand a mask [heads or nothing, T, T] from its values at the length of `pairs`, and at shorter lengths.
 

@@ -1,6 +1,8 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -29,11 +31,12 @@ from forerun.codegen.tvm.quantized import FORMATS
 from forerun.codegen.tvm.rows import emit_recurrence, emit_rows
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.topk import emit_maxima, emit_topk, maxima_of
+from forerun.torch_threads import one_torch_thread
 
 PACKED = "packed f32"
 """How a float32 matrix that a linear reads lies in memory: in blocks of outputs."""
 
-PACKED_OUTPUTS = 128 * OUTPUTS
+PACKED_OUTPUTS = 16 * OUTPUTS
 """The outputs of a matrix that are packed at a time."""
 
 HEAVY = 6
@@ -202,12 +205,16 @@ class Lowering:
             buffer[: tensor.numel()] = tensor.reshape(-1).float()
 
     def _pack_matrix(self, name: str, buffer: torch.Tensor, matrix: torch.Tensor) -> None:
-        """Packs some outputs at a time, as packing takes a multiple of their memory."""
+        """Packs some outputs at a time in each thread, as packing takes a multiple of their memory."""
         weight = self.step.weights[name]
         form, block = FORMATS[weight.element], FORMATS[weight.element].block_words(weight.shape[1])
-        for first in range(0, len(matrix), PACKED_OUTPUTS):
+
+        def pack(first: int) -> None:
             part = matrix[first : first + PACKED_OUTPUTS]
             form.pack(buffer[first // OUTPUTS * block :], part if part.dtype == torch.uint8 else part.float())
+
+        with one_torch_thread(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(pack, range(0, len(matrix), PACKED_OUTPUTS)))
 
     def program(self) -> TvmProgram:
         """Returns the step, with its code and its weights, which are produced on demand."""
