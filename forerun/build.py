@@ -13,7 +13,7 @@ from forerun import prebuilt
 from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES, named
 from forerun.codegen.planned import PlannedStep, StepLimits, StepParts
 from forerun.codegen.program import DraftPart
-from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target
+from forerun.compile_options import AUTO, DEFAULT_LENGTH, located, require_length, require_target, resolve_target
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
@@ -75,6 +75,15 @@ class Lowered:
     max_length: int
     records: list[PassRecord]
     capped: str | None  # why `max_length` is less than requested
+
+
+def own_dtype(source: Any) -> str:
+    """Returns the weight dtype of a source's own file: "native" for GGUF where the best back end has it."""
+    from forerun.frontends.gguf import is_gguf
+
+    path = located(source)
+    native = "native" in BACKENDS[resolve_target(AUTO)].weight_dtypes
+    return "native" if native and isinstance(path, Path) and path.is_file() and is_gguf(path) else "float32"
 
 
 @with_live_threads
