@@ -20,6 +20,7 @@ from forerun.compile_options import (
     require_length,
     require_target,
     resolve_arithmetic,
+    resolve_target,
 )
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
@@ -82,6 +83,15 @@ class Lowered:
     max_length: int
     records: list[PassRecord]
     capped: str | None  # why `max_length` is less than requested
+
+
+def own_dtype(source: Any) -> str:
+    """Returns the weight dtype of a source's own file: "native" for GGUF where the best back end has it."""
+    from forerun.frontends.gguf import is_gguf
+
+    path = located(source)
+    native = "native" in BACKENDS[resolve_target(AUTO)].weight_dtypes
+    return "native" if native and isinstance(path, Path) and path.is_file() and is_gguf(path) else "float32"
 
 
 @with_live_threads

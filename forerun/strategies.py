@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from forerun.errors import InvalidOptionError, UnknownStrategyError
 from forerun.progress import Progress, open_progress
 from forerun.runtime import policy as policies
-from forerun.runtime.calibration import CostModel
+from forerun.runtime.calibration import CostModel, calibrate
 from forerun.runtime.device_loop import LARGEST, PLACES, Drafting, Loops, OnDevice, fills_inputs
 from forerun.runtime.drafters import base, draft_model, merged, prompt_lookup, token_recycling
 from forerun.runtime.drafters import vocabulary as vocabularies
@@ -86,6 +86,8 @@ class PartSpec(Protocol):
     def build(self, engine: Engine, cost: CostModel | None) -> PartMethod: ...
 
 
+DRAFT_SIZES = (1, 2, 3, 4, 8, 16)
+"""The sizes of a draft model's steps that are timed: levels of a tree, and tokens that it has not read yet."""
 DRAFTER = has("a drafter, such as PromptLookup()", "build", 1, without=("needs_cost",))
 DRAFTERS = several(DRAFTER, "drafters")
 POLICY = has("a tree policy, such as Fixed(rows=16)", "build", 1, "needs_cost")
@@ -131,7 +133,7 @@ class SkipLayers(Checked):
     confidence: Confidence = checked(CONFIDENCE, Always())
 
     def build(self, target: Target) -> base.Drafter:
-        grower = Grower(self.shape, LaunchCost(target.cost), self.confidence)
+        grower = Grower(self.shape, LaunchCost(target.cost), plain_seconds(target), self.confidence)
         return SelfDraft(target.engine, self.method.build(target.engine, target.cost), grower)
 
 
@@ -162,7 +164,8 @@ class DraftModel(Checked):
     vocabulary  how the draft's vocabulary meets the target's: "same"; "intersection", the tokens that both have;
                 "text", the draft's text in the target's tokens (arXiv 2502.05202); "auto", the closest available
     drafter     drafts for the draft (arXiv 2308.04623)
-    dtype       the draft's weight dtype
+    dtype       the draft's weight dtype; "auto" is the format of its file: "native" for a GGUF file, where the draft's
+                back end has it, otherwise "float32"
 
     Two models that draft for each other must not generate at the same time: each waits for the other.
     """
@@ -170,7 +173,7 @@ class DraftModel(Checked):
     source: Any = checked(model_or_path)
     vocabulary: str = checked(vocabularies.require_way, "auto")
     drafter: DrafterSpec | None = checked(lambda name, value: None if value is None else DRAFTER(name, value), None)
-    dtype: str = one_of(DTYPES, "float32")
+    dtype: str = one_of(("auto", *DTYPES), "auto")
     shape: Shape = instance(Shape, Shape())
     confidence: Confidence = checked(CONFIDENCE, Always())
 
@@ -179,23 +182,25 @@ class DraftModel(Checked):
         sizes = target.executable.vocabulary, draft.executable.vocabulary
         met = vocabularies.vocabulary(self.vocabulary, target.tokenizer, draft.tokenizer, sizes)
         inner = None if self.drafter is None else self.drafter.build(draft)
-        share = _weight_bytes(draft.executable) / max(1, _weight_bytes(target.executable))
-        grower = Grower(self.shape, LaunchCost(target.cost), self.confidence)
-        return draft_model.DraftModel(draft.engine, met, grower, share, inner)
+        cost = None
+        if target.cost is not None:
+            with target.progress.stage("calibrate the draft"), draft.engine.serving:
+                cost = calibrate(draft.engine, seconds=0.3, sizes=DRAFT_SIZES)
+        grower = Grower(self.shape, LaunchCost(cost), plain_seconds(target), self.confidence, *draft_model.HOPED)
+        return draft_model.DraftModel(draft.engine, met, grower, inner)
 
     def _draft(self, target: Target) -> Target:
         if isinstance(self.source, CompiledModel):
             engine = Engine(self.source.executable)
             engine.serving = self.source.engine.serving  # one executable's steps share buffers
             return Target(engine, None, self.source.tokenizer, target.progress)
-        from forerun.build import (
-            build,
-            warn_of_length,
-        )  # imports torch and transformers, which a strategy by value does not need
+        # These import torch and transformers, which a strategy by value does not need.
+        from forerun.build import build, own_dtype, warn_of_length
         from forerun.compile_options import resolve_target
 
         length = target.executable.max_length
-        built = build(self.source, self.dtype, resolve_target("auto", self.dtype), length, None, target.progress)
+        dtype = own_dtype(self.source) if self.dtype == "auto" else self.dtype
+        built = build(self.source, dtype, resolve_target("auto", dtype), length, None, target.progress)
         warn_of_length(built.capped, "in the draft model, ")
         return Target(Engine(built.executable), None, built.tokenizer, target.progress)
 
@@ -208,9 +213,9 @@ def draft_sources(drafters: Iterable[DrafterSpec]) -> Iterable[Any]:
             yield from draft_sources(() if each.drafter is None else (each.drafter,))
 
 
-def _weight_bytes(executable: Executable) -> int:
-    """Returns the weight bytes that a step reads."""
-    return executable.head_bytes + sum(branch.bytes for branch in executable.branches)
+def plain_seconds(target: Target) -> float:
+    """Returns the seconds of the target's step of one row; 0 where time does not count."""
+    return 0.0 if target.cost is None else target.cost.seconds(1)
 
 
 @dataclass(frozen=True)
@@ -341,7 +346,7 @@ DESCRIPTIONS: dict[str, str] = {
     "swift": "the same, with layers searched for while decoding (SWIFT)",
     "clasp": "the same, with layers chosen anew in every step (CLaSp)",
     "early_exit": "the model's first layers draft",
-    f"{DRAFT_MODEL}:PATH": "the model at PATH drafts",
+    f"{DRAFT_MODEL}:PATH": "tree_spec with the model at PATH as a third drafter",
 }
 """A line for each named strategy."""
 
@@ -364,7 +369,7 @@ def resolve_strategy(strategy: object) -> Strategy:
                 f"{DRAFT_MODEL} needs a model that drafts: write {DRAFT_MODEL}:PATH, or "
                 "TreeSpec(drafters=(DraftModel(PATH),))."
             )
-        return TreeSpec(drafters=(DraftModel(path),))
+        return TreeSpec(drafters=(*TreeSpec().drafters, DraftModel(path)))
     near = get_close_matches(str(strategy), STRATEGIES, n=1)
     hint = f"did you mean {near[0]!r}? The strategies are" if near else "use one of"
     raise UnknownStrategyError(f"There is no strategy {strategy!r}; {hint} {', '.join(strategy_names())}.")

@@ -52,20 +52,22 @@ class StepSlots:
 
     def __init__(self, sequence: CachedSequence, spare: Int32) -> None:
         self.sequence = sequence
-        self._spare = spare[::-1].tolist()
+        self._spare = spare
+        self._used = 0  # of the spare slots
         self._taken: set[int] = set()
 
     @property
     def left(self) -> int:
         """The number of rows that are sure to get a slot, whatever their positions."""
-        return len(self._spare)
+        return len(self._spare) - self._used
 
     def take(self, positions: Int32) -> Int32:
         """Returns a slot for each position [n]; the sequence's blocks must have room for them."""
         slots = self.sequence.home(positions)
         for row, slot in enumerate(slots.tolist()):
             if slot in self._taken:
-                slots[row] = slot = self._spare.pop()
+                slots[row] = slot = int(self._spare[self._used])
+                self._used += 1
             self._taken.add(slot)
         return slots
 
@@ -75,7 +77,7 @@ class StepSlots:
 
     def borrow(self, count: int) -> Int32:
         """Returns at most `count` free slots [n], for a run whose keys and values are not read afterwards."""
-        return np.array(self._spare[:count], np.int32)
+        return self._spare[self._used :][::-1][:count].copy()
 
 
 class BlockCache:

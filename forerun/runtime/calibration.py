@@ -1,6 +1,5 @@
 """Calibration measures t(n), the time of a step of n rows on this machine."""
 
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def calibrate(
 ) -> CostModel:
     """Measures median step times, interleaved over `sizes`, with `context` tokens cached, for about `seconds`.
 
-    Each size is timed 3 to 25 times. `progress` is called with the fraction done.
+    Each size is timed 3 to 25 times, by the engine's clock. `progress` is called with the fraction done.
     """
     limits = engine.executable
     sizes = [size for size in sizes if size <= min(limits.max_rows, limits.max_outputs)]
@@ -97,14 +96,14 @@ def calibrate(
     with trial_steps(engine, sizes, context, seed) as steps:
         for rows in steps:  # the first run of a size may compile or allocate
             engine.run(rows)
-        began = time.perf_counter()
-        while len(times[0]) < 3 or (len(times[0]) < 25 and time.perf_counter() - began < seconds):
+        began = engine.clock()
+        while len(times[0]) < 3 or (len(times[0]) < 25 and engine.clock() - began < seconds):
             for size_times, rows in zip(times, steps, strict=True):
-                start = time.perf_counter()
+                start = engine.clock()
                 engine.run(rows)
-                size_times.append(time.perf_counter() - start)
+                size_times.append(engine.clock() - start)
             if progress:
-                progress(min(1.0, max(len(times[0]) / 25, (time.perf_counter() - began) / seconds)))
+                progress(min(1.0, max(len(times[0]) / 25, (engine.clock() - began) / seconds)))
     return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
 
 

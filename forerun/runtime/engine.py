@@ -1,5 +1,6 @@
 """The engine: an executable with its cache. It runs steps over trees of any number of sequences, and commits paths."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class TreeResult:
     slots: Int32  # [n]
     step: StepResult
     first: int  # the step's output row of the root
+    seconds: float  # that the step took
 
     def logits(self, row: int) -> Float32:
         """Returns the logits [V] of one tree row."""
@@ -57,9 +59,14 @@ PromptObserver = Callable[[Int32, StepResult], None]
 class Engine:
     """An `Executable` with its cache. All decisions are made elsewhere."""
 
-    def __init__(self, executable: Executable, blocks: int | None = None) -> None:
-        """`blocks`: room in the cache; by default for one sequence of `max_length` and a step's spare slots."""
-        self.executable = executable
+    def __init__(
+        self, executable: Executable, blocks: int | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`blocks`: room in the cache; by default for one sequence of `max_length` and a step's spare slots.
+
+        `clock`: times the steps.
+        """
+        self.executable, self.clock = executable, clock
         if blocks is None:
             blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
@@ -118,13 +125,15 @@ class Engine:
         `prefix`: what drafts have computed for the rows of the only sequence. The step is entered after it.
         `draws`: how each sequence's tokens are sampled, if the executable samples.
         """
+        began = self.clock()
         self._check_room(trees)
         for sequence, tree in zip(sequences, trees, strict=True):
             self.cache.reserve(sequence, sequence.length + tree.height + 1)
         # A draft's root may be away from home; it then takes an entry of the longest path too.
         if prefix is not None and trees[0].height < self.executable.max_path:
             [sequence], [tree] = sequences, trees
-            return [self._step_behind(prefix, sequence, tree, draws)]
+            found, result = self._step_behind(prefix, sequence, tree, draws)
+            return [TreeResult(tree, found, result, 0, self.clock() - began)]
         parts: list[Rows] = []
         slots: list[Int32] = []
         spare = self.cache.spare
@@ -135,12 +144,16 @@ class Engine:
             parts.append(tree_rows(sequence, tree, tree_slot))
         result = self.run(join(parts), draws=draws)
         first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
-        return [TreeResult(tree, slots[i], result, first[i]) for i, tree in enumerate(trees)]
+        seconds = self.clock() - began
+        return [TreeResult(tree, slots[i], result, first[i], seconds) for i, tree in enumerate(trees)]
 
     def _step_behind(
         self, prefix: Prefix, sequence: CachedSequence, tree: Tree, draws: Sequence[Draw | None] | None
-    ) -> TreeResult:
-        """Run a step from the branch that drafts have reached; other rows are evaluated up to there first."""
+    ) -> tuple[Int32, StepResult]:
+        """Run a step from the branch that drafts have reached; other rows are evaluated up to there first.
+
+        Returns the rows' slots [n] and the result.
+        """
         slots, known = prefix.place(tree, sequence.length)
         rows = tree_rows(sequence, tree, slots)
         hidden = np.empty((len(tree), self.executable.width), np.float32)
@@ -150,7 +163,7 @@ class Engine:
         for row, stream in enumerate(known):
             if stream is not None:
                 hidden[row] = stream
-        return TreeResult(tree, slots, self.run(rows, Part(enter=prefix.leave), hidden, draws), 0)
+        return slots, self.run(rows, Part(enter=prefix.leave), hidden, draws)
 
     def commit(
         self, sequences: Sequence[CachedSequence], results: Sequence[TreeResult], paths: Sequence[Sequence[int]]

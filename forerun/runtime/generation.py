@@ -133,7 +133,9 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 policy.begin()
                 slots = StepSlots(sequence, engine.cache.spare)
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                budget = Budget(min(policy.rows, most_rows), depth, policy.price, policy.pace, slots, engine.executable)
+                rows = min(policy.rows, most_rows)
+                costs = policy.price, policy.pace, policy.row
+                budget = Budget(rows, depth if rows > 1 else 0, *costs, slots, engine.executable)
                 proposal = propose(drafter, context, budget)
                 [tree] = policy.choose([proposal.tree], proposal.share)
                 [result] = engine.step([sequence], [tree], proposal.prefix, [draw])
@@ -152,7 +154,7 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 drafter.observe(
                     context, Observation(tree, kept.path, kept.tokens, result.candidates, result.candidate_logits)
                 )
-                policy.observe(len(tree), len(kept.tokens))
+                policy.observe(len(tree), len(kept.tokens), result.seconds)
                 yield Step(kept.tokens, len(tree), logits, finished)
         finally:
             drafter.end(context)

@@ -7,12 +7,18 @@ from typing import Protocol
 
 import numpy as np
 
+from forerun.runtime.balance import Balance
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.current_cost import CurrentCost
 from forerun.runtime.fields import Checked, integer, number
-from forerun.runtime.tree import Float64, Tree
+from forerun.runtime.tree import Tree
 
 LEAST_ROOM = 8
-"""Rows that drafters may always propose."""
+"""Rows that drafters may propose unless speculation rests."""
+DEBT = 1.0
+"""The most tokens that a trial may cost before the next: a pause of the process in one must not end speculation."""
+SLOW = 8
+"""The plain steps as which the rest of an iteration counts at most: a prompt that a draft reads serves all others."""
 
 
 class Policy(Protocol):
@@ -33,6 +39,11 @@ class Policy(Protocol):
         """The seconds of a plain step now, divided by those of the calibration."""
         ...
 
+    @property
+    def row(self) -> float:
+        """The seconds that a further row adds to a step; 0 if time does not count."""
+        ...
+
     def begin(self) -> None:
         """Called when an iteration of the loop begins, before drafting."""
         ...
@@ -41,8 +52,8 @@ class Policy(Protocol):
         """Returns a part of each tree, at least its root. `share`: the part of a step's bytes not read by drafts."""
         ...
 
-    def observe(self, rows: int, tokens: int) -> None:
-        """Called after a step of `rows` rows that committed `tokens` tokens."""
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        """Called when an iteration ends: a step of `rows` rows took `seconds` and committed `tokens` tokens."""
         ...
 
 
@@ -60,55 +71,18 @@ class Fixed(Checked):
     def pace(self) -> float:
         return 1.0
 
+    @property
+    def row(self) -> float:
+        return 0.0
+
     def begin(self) -> None:
         pass
 
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
         return [tree.likeliest(self.rows) for tree in trees]
 
-    def observe(self, rows: int, tokens: int) -> None:
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
         pass
-
-
-@dataclass
-class CurrentCost(Checked):
-    """The recent cost of steps: a t(1) + b (t(n) - t(1)), with t(n) as calibrated.
-
-    The calibration used one context, in one state of the machine. As the context grows, or another process takes
-    memory bandwidth, the cost of a step and that of its further rows change, each by its own factor. The factors are
-    fitted by least squares to the timed steps, whose evidence fades, and are regularized towards 1.
-    """
-
-    calibrated: CostModel
-    memory: float = number(0.97, above=0, below=1)  # the weight of a step's evidence one step later
-    _a: float = field(init=False, default=1.0)
-    _b: float = field(init=False, default=1.0)
-    _sums: list[float] = field(init=False, default_factory=lambda: [0.0] * 5)  # 1, x, x x, y, x y, in units of t(1)
-
-    def table(self, rows: int) -> Float64:
-        """Returns the seconds [rows] of steps of 1 to `rows` rows."""
-        times = self.calibrated.table(rows)
-        return self._a * times[0] + self._b * (times - times[0])
-
-    def seconds(self, rows: int) -> float:
-        """Returns the seconds of a step of `rows` rows."""
-        first = self.calibrated.seconds(1)
-        return self._a * first + self._b * (self.calibrated.seconds(rows) - first)
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """Called after a step of `rows` rows; ignores outliers, which say nothing about the next step."""
-        first = self.calibrated.seconds(1)
-        x = self.calibrated.seconds(rows) / first - 1
-        y = seconds / first
-        if not 0.25 < y / (1 + x) < 4:
-            return
-        self._sums = [old * self.memory + new for old, new in zip(self._sums, (1.0, x, x * x, y, x * y), strict=True)]
-        ones, xs, squares, ys, products = self._sums
-        ones, ys = ones + 2, ys + 2  # prior: two plain steps, and the cost of two further rows in one, as calibrated
-        squares, products = squares + 0.5, products + 0.5
-        determinant = ones * squares - xs * xs
-        self._a = max(0.25, (ys * squares - xs * products) / determinant)
-        self._b = min(4.0, max(0.25, (ones * products - xs * ys) / determinant))
 
 
 @dataclass
@@ -118,6 +92,10 @@ class CostAware(Checked):
     A step of n rows is worth the tokens it is expected to commit, less the tokens that its time would yield elsewhere:
     sum of path probabilities - rate * t(n), where `rate` is the recent tokens per second. Maximising this in every step
     maximises tokens over time (Dinkelbach 1967). The roots alone are always a candidate.
+
+    By the clock, an iteration also pays for what lies around its step: drafting, verifying, learning. If iterations
+    have lately been slower than plain decoding, speculation rests: nothing is proposed, except in trials. It pauses for
+    a step where the time of a plain one is in doubt.
     """
 
     calibrated: CostModel
@@ -125,12 +103,15 @@ class CostAware(Checked):
     memory: float = number(0.98, above=0, below=1)  # the weight of a step's evidence of the rate one step later
     clock: Callable[[], float] = time.perf_counter
     cost: CurrentCost = field(init=False)
+    balance: Balance = field(init=False, default_factory=lambda: Balance(debt=DEBT))
     _tokens: float = field(init=False, default=10.0)  # initially as after ten steps of plain decoding
     _seconds: float = field(init=False)
     _room: int = field(init=False)
-    _turn: float | None = field(init=False, default=None)  # when drafting began
-    _began: float | None = field(init=False, default=None)  # when the step began
+    _began: float | None = field(init=False, default=None)  # when the iteration began
     _share: float = field(init=False, default=1.0)
+    _roots: int = field(init=False, default=1)  # sequences of the step
+    _rests: bool = field(init=False, default=False)
+    _around: float = field(init=False, default=0.0)  # recent seconds around a plain step, while speculation rests
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +121,8 @@ class CostAware(Checked):
 
     @property
     def rows(self) -> int:
-        """Twice the rows selected last: more would cost time to propose, and fewer could not grow."""
-        return self._room
+        """Twice the rows selected last: more would cost time to propose, and fewer could not grow. At rest only one."""
+        return 1 if self._rests else self._room
 
     @property
     def rate(self) -> float:
@@ -157,12 +138,19 @@ class CostAware(Checked):
     def pace(self) -> float:
         return self.cost.seconds(1) / self.calibrated.seconds(1)
 
+    @property
+    def row(self) -> float:
+        most = min(self.most, LEAST_ROOM)
+        return (self.cost.seconds(most) - self.cost.seconds(1)) / max(1, most - 1)
+
     def begin(self) -> None:
-        self._turn = self.clock()
+        self.balance.earn()
+        self._rests = self.cost.is_stale or not (self.balance.pays or self.balance.allows)
+        self._began = self.clock()
 
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
-        self._began, self._share = self.clock(), share
-        roots = len(trees)
+        self._share, self._roots = share, len(trees)
+        roots = self._roots
         if all(len(tree) == 1 for tree in trees):
             self._room = min(self.most, max(LEAST_ROOM, 2 * roots))
             return list(trees)
@@ -179,20 +167,24 @@ class CostAware(Checked):
         counts = _shares(trees, taken)
         return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
-    def observe(self, rows: int, tokens: int) -> None:
-        drafting, seconds = 0.0, self.cost.seconds(rows)
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
+        plain = self.cost.seconds(self._roots)
+        around = 0.0
         if self._began is not None:
-            took = self.clock() - self._began
-            if self._share < 1.0:
-                seconds = min(took, 4 * seconds)  # includes evaluating further rows up to the entry
-            else:
-                self.cost.observe(rows, took)
-                seconds = self.cost.seconds(rows)
-            if self._turn is not None:
-                drafting = self._began - self._turn
-            self._turn = self._began = None
+            around = min(max(0.0, self.clock() - self._began - seconds), SLOW * plain)
+            self._began = None
+        if self._share < 1.0:
+            seconds = min(seconds, 4 * self.cost.seconds(rows))  # includes evaluating further rows up to the entry
+        else:
+            self.cost.observe(rows, seconds)
+            seconds = min(seconds, 2 * self.cost.seconds(rows))
+        if self._rests:
+            self._around += 0.1 * (around - self._around)
+        else:
+            steps = (seconds + around) / (self.cost.seconds(self._roots) + self._around)
+            self.balance.observe(tokens / self._roots - steps, trial=not self.balance.pays)
         self._tokens = self._tokens * self.memory + tokens
-        self._seconds = self._seconds * self.memory + seconds + drafting
+        self._seconds = self._seconds * self.memory + seconds + around
 
 
 def _shares(trees: Sequence[Tree], drafted: int) -> list[int]:

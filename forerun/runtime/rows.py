@@ -32,6 +32,8 @@ def tree_slots(sequence: CachedSequence, tree: Tree, spare: Int32) -> tuple[Int3
 
     The first row of each depth is at its home, so that a commit need not move it; all others are at spare slots.
     """
+    if len(tree) == 1:
+        return sequence.home(np.array([sequence.length], np.int32)), 0
     _, first = np.unique(tree.depth, return_index=True)
     at_home = np.zeros(len(tree), np.bool_)
     at_home[first] = True

@@ -1,6 +1,8 @@
 """The contract of drafts by another model: its vocabulary, its cache and its own drafter leave no trace in the text."""
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import forerun
+from forerun.build import own_dtype
 from forerun.errors import InvalidOptionError, UnknownStrategyError
-from forerun.runtime.drafters.vocabulary import SameVocabulary
+from forerun.runtime.drafters.vocabulary import SameVocabulary, vocabulary
 from forerun.runtime.model import CompiledModel
 from tests.models import FAMILIES
 
@@ -142,6 +145,21 @@ def test_a_draft_that_writes_the_targets_text_is_accepted(vocabulary: str, draft
     assert found.stats.accepted_length >= accepted
 
 
+def test_a_named_draft_keeps_lookup_and_recycling() -> None:
+    drafters = forerun.strategies.resolve_strategy("draft_model:a/b:c").drafters
+    assert drafters == (forerun.PromptLookup(), forerun.TokenRecycling(), forerun.DraftModel("a/b:c"))
+
+
+def test_a_draft_has_its_files_own_format(tmp_path: Path) -> None:
+    file = tmp_path / "draft"
+    file.write_bytes(b"GGUF")
+    assert own_dtype(file) == own_dtype(str(file)) == "native"
+    assert own_dtype(tmp_path) == own_dtype(FAMILIES["llama"]()) == "float32"
+    file.write_bytes(b"ONNX")
+    assert own_dtype(file) == "float32"
+    assert forerun.DraftModel(file).dtype == "auto"
+
+
 @pytest.mark.parametrize("drafter", [None, forerun.TokenRecycling()])
 def test_what_is_longer_in_the_targets_tokens_stays_within_its_length(drafter: Any) -> None:
     """Tokens of three letters draft for tokens of one, up to the last position."""
@@ -174,6 +192,20 @@ def test_padded_vocabularies_are_the_same() -> None:
     assert isinstance(drafting.drafter.vocabulary, SameVocabulary)  # pyright: ignore
     prompt = target.tokenizer.encode(PROMPT)  # pyright: ignore
     assert drafting.generate(prompt, 40).token_ids == target.generate(prompt, 40).token_ids
+
+
+@pytest.mark.parametrize("larger", ["draft", "target"])
+def test_padding_that_tokenizers_name_is_no_difference(larger: str) -> None:
+    """GGUF files name the ids that pad a vocabulary; no text is cut into those."""
+    small, padded = tokenizer(300), tokenizer(300)
+    named = {**padded.get_vocab(), **{f"[PAD{number}]": number for number in range(300, 310)}}
+    inner = json.loads(padded.backend_tokenizer.to_str())
+    inner["model"]["vocab"] = named
+    padded = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(inner)))
+    sizes = (300, 310) if larger == "draft" else (310, 300)
+    pair = (small, padded) if larger == "draft" else (padded, small)
+    assert isinstance(vocabulary("auto", *pair, sizes), SameVocabulary)
+    assert not isinstance(vocabulary("auto", small, tokenizer(310), (300, 310)), SameVocabulary)
 
 
 @pytest.mark.parametrize("beside", [(), (forerun.PromptLookup(),)])
@@ -214,9 +246,10 @@ def test_the_drafts_cache_follows_the_commits() -> None:
     engine.run = counted
     found = drafting.generate(target.tokenizer.encode(PROMPT), 40)  # pyright: ignore
     assert found.stats.accepted_length == 5.0
-    # First the prompt, then in each iteration the bonus token's parent, which the draft only proposed, with the root.
-    assert max(rows[1:]) == 2
-    assert len(rows) == 4 * found.stats.steps
+    # First the prompt, its last tokens with the root; then in each iteration the bonus token's parent, which the draft
+    # only proposed, with the root.
+    assert max(rows[2:]) == 2
+    assert len(rows) == 1 + 4 * found.stats.steps
 
 
 def test_what_does_not_fit_is_refused() -> None:

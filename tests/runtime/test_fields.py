@@ -13,6 +13,7 @@ from forerun.compile_options import resolve_target, targets
 from forerun.errors import ForerunError, InvalidOptionError
 from forerun.runtime import policy
 from forerun.runtime.calibration import CostModel
+from forerun.runtime.current_cost import CurrentCost
 from forerun.runtime.drafters.parts.early_exit import ExitAt
 from forerun.runtime.fields import CHECK, DTYPES, Checked
 from forerun.runtime.options import dtype_name
@@ -108,7 +109,7 @@ def test_every_public_field_has_a_check() -> None:
         lambda: forerun.CostAware(0),
         lambda: forerun.EarlyExit(0),
         lambda: policy.CostAware(CostModel((1, 8), (1.0, 2.0)), memory=1.0),
-        lambda: policy.CurrentCost(CostModel((1, 8), (1.0, 2.0)), memory=NAN),
+        lambda: CurrentCost(CostModel((1, 8), (1.0, 2.0)), memory=NAN),
     ],
 )
 def test_ends_of_ranges(wrong: Any) -> None:

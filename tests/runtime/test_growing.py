@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from forerun.errors import InvalidOptionError
+from forerun.runtime.balance import Balance
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.drafters.base import Budget
 from forerun.runtime.drafters.growing import Grower, Launches, LikeliestAbove, MarginAbove, Shape
-from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
+from forerun.runtime.drafters.launch_cost import LaunchCost
 
 COST = CostModel((1, 8), (1.0, 1.0))  # one second per step, whatever its rows
 FREE = Launches(lambda depth: 0.0)
@@ -41,8 +42,8 @@ class Draft:
 
 
 def grower(shape=Shape(), cost=COST, **more) -> Grower:  # noqa: B008
-    clock = more.pop("clock", Clock())
-    return Grower(shape, LaunchCost(cost), clock=clock, allowance=more.pop("allowance", Allowance(0.0)), **more)
+    more = {"clock": Clock(), "balance": Balance(share=0.0)} | more
+    return Grower(shape, LaunchCost(cost), cost.seconds(1), **more)
 
 
 def test_without_a_price_a_tree_has_its_full_shape() -> None:
@@ -90,15 +91,34 @@ def test_a_launch_is_judged_by_what_such_launches_brought() -> None:
         assert len(draft.levels) == (6 if right else 0)
 
 
-def test_time_for_trials_is_a_share_of_all_time() -> None:
+def test_trials_lose_no_more_than_their_share() -> None:
+    """A draft of half a step that is never right is tried in one iteration of fifty, at a share of one in a hundred."""
     clock = Clock()
-    own = grower(clock=clock, allowance=Allowance(0.02))
-    own.brought = [type(each)([0.0] * 32, maxlen=32) for each in own.brought]
-    draft = Draft(clock=clock, seconds=0.5)
-    for _ in range(1000):  # one second each
-        own.brought[0].extend([0.0] * 32)  # whatever a trial brings
-        own.grow(5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.5), draft)
-    assert 30 <= len(draft.levels) <= 41
+    own = grower(Shape(deepest=1, beam=1, children=1), clock=clock, balance=Balance(share=0.01))
+    launches, drafts = Launches(lambda depth: 0.5), 0
+    for _ in range(1000):  # one second each, without the draft
+        draft = Draft((8.0,), clock, 0.5)
+        grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+        clock.now += 1.0
+        own.observe(grown.proposed, [99], 1)
+        drafts += len(draft.levels)
+    assert 18 <= drafts <= 40
+
+
+def test_a_draft_that_has_become_good_is_soon_used_again() -> None:
+    clock = Clock()
+    own = grower(Shape(deepest=3, beam=1, children=1), clock=clock, balance=Balance())
+    launches = Launches(lambda depth: 0.3)
+    drafted: list[bool] = []
+    for iteration in range(600):
+        draft = Draft((8.0,), clock, 0.3)
+        grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+        clock.now += 1.0
+        right = len(grown.tree) if iteration >= 300 else 1
+        own.observe(grown.proposed, [6, 7, 8, 9][:right] if iteration >= 300 else [99], right)
+        drafted.append(bool(draft.levels))
+    assert sum(drafted[32:300]) <= 12
+    assert sum(drafted[400:464]) >= 63  # one without, for comparison
 
 
 @pytest.mark.parametrize(
@@ -163,27 +183,32 @@ def test_shapes_are_checked(field: str) -> None:
         Shape(**{field: 0})
 
 
-def test_a_draft_that_loses_by_the_clock_is_left_alone() -> None:
-    """Iterations with a draft bring as many tokens as those without and take longer, whatever was expected."""
-    balance = Balance(1.0)
-    for _ in range(7):
-        balance.observe(True, 1, 1.2)
-    assert balance.pays(1.0)  # too few to tell
-    balance.observe(True, 1, 1.2)
-    assert not balance.pays(1.0)
-    assert balance.pays(0.0)  # where time does not count, nothing is lost
+def test_a_use_that_loses_rests_after_a_few() -> None:
+    balance = Balance(share=0.0)
+    for _ in range(11):
+        balance.observe(-0.2, trial=False)
+    assert balance.pays  # too few to tell
+    balance.observe(-0.2, trial=False)
+    assert not balance.pays
+    assert not balance.allows
 
 
-def test_a_draft_pays_by_what_it_adds_to_a_turn() -> None:
+def test_a_pause_does_not_decide() -> None:
+    balance = Balance()
+    for _ in range(20):
+        balance.observe(0.4, trial=False)
+    balance.observe(-1e6, trial=False)
+    assert balance.pays
+
+
+@pytest.mark.parametrize(("plain", "pays"), [(1, True), (3, False)])
+def test_a_draft_pays_by_what_it_adds_to_an_iteration(plain: int, pays: bool) -> None:
     """Other drafters' tokens come without the draft too."""
-    for plain, pays in ((1, True), (3, False)):
-        balance = Balance(1.0)
-        for _ in range(60):
-            balance.observe(False, plain, 1.1)
-            balance.observe(True, 3, 1.6)
-        assert balance.pays(1.0) == pays
-    balance.observe(True, 1, 1e6)  # the machine slept
-    assert not balance.pays(1.0)
-    for _ in range(60):
-        balance.observe(True, 6, 1.6)
-    assert balance.pays(1.0)
+    clock = Clock()
+    own = grower(Shape(deepest=2, beam=1, children=1), clock=clock)
+    for iteration in range(60):
+        drafts = iteration % 2 == 1
+        grown = own.grow(5, Budget(64, 2 if drafts else 0, price=1.0), FREE, Draft((8.0,)))
+        clock.now += 1.6 if grown.evaluated else 1.1
+        own.observe(grown.proposed, [6, 7, 8], 3 if grown.evaluated else plain)
+    assert own.balance.pays == pays

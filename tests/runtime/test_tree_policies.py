@@ -11,6 +11,7 @@ from oracle import Oracle
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.calibration import SIZES, CostModel, calibrate, estimated, isotonic
+from forerun.runtime.current_cost import CurrentCost
 from forerun.runtime.engine import Engine
 from forerun.runtime.policy import CostAware, Fixed
 from forerun.runtime.tree import Tree, TreeBuilder, check
@@ -53,7 +54,7 @@ def test_time_is_dearer_when_steps_have_been_good():
     tree = fan([0.15])
     assert len(policy.choose([tree])[0]) == 2
     for _ in range(200):
-        policy.observe(rows=2, tokens=4)
+        policy.observe(rows=2, tokens=4, seconds=1.1)
     assert policy.rate == pytest.approx(4 / 1.1, rel=0.1)
     assert len(policy.choose([tree])[0]) == 1
 
@@ -79,34 +80,63 @@ def test_no_other_number_of_rows_is_worth_more(edges: list[float], times: list[f
     assert worth[len(tree) - 1] == pytest.approx(max(worth))
 
 
-def taking(policy: CostAware, seconds: float) -> CostAware:
-    """The policy after 60 steps of 1 and of 6 rows that took `seconds(rows)` each."""
-    now = 0.0
-
-    def clock() -> float:
-        return now
-
-    policy.clock = clock
-    for rows in [1, 6] * 30:
-        policy.choose([fan([])])
-        now += 1.5 + seconds * (rows - 1)
-        policy.observe(rows, tokens=1)
-    return policy
+def after(cost: CostModel, steps: dict[int, float]) -> CurrentCost:
+    """The estimate after 60 steps of each size, which took so many seconds each."""
+    current = CurrentCost(cost)
+    for rows, seconds in [*steps.items()] * 60:
+        current.observe(rows, seconds)
+    return current
 
 
 def test_the_cost_is_learnt_from_the_steps():
     cost = CostModel((1, 11), (1.0, 2.0))  # a tenth of a step for a further row
-    dearer = taking(CostAware(cost), seconds=0.3).cost
-    assert dearer.seconds(1) == pytest.approx(1.5, rel=0.1)
-    assert dearer.seconds(6) == pytest.approx(3.0, rel=0.1)
+    dearer = after(cost, {1: 1.5, 6: 3.0})
+    assert dearer.seconds(1) == pytest.approx(1.5, rel=0.05)
+    assert dearer.seconds(6) == pytest.approx(3.0, rel=0.05)
     assert dearer.table(6).tolist() == pytest.approx([dearer.seconds(rows) for rows in range(1, 7)])
-    assert taking(CostAware(cost), seconds=0.05).cost.seconds(6) < 1.9
+    assert after(cost, {1: 1.5, 6: 1.75}).seconds(6) < 1.9
 
 
-def test_a_pause_says_nothing_of_the_cost():
+def test_sizes_that_do_not_run_follow_those_that_do():
+    cost = CostModel((1, 11), (1.0, 2.0))
+    assert after(cost, {6: 4.5}).seconds(1) == pytest.approx(3.0, rel=0.05)
+    assert after(cost, {1: 0.5}).table(80)[-1] == pytest.approx(cost.seconds(80) / 2, rel=0.1)
+
+
+def test_when_step_times_change_the_estimate_follows():
+    """A neighbour comes: all steps take eight times as long; then it goes."""
+    current = CurrentCost(CostModel((1, 8), (1.0, 1.5)))
+    for factor in (8.0, 1.0):
+        for _ in range(40):
+            current.observe(1, factor)
+        assert current.seconds(1) == pytest.approx(factor, rel=0.15)
+        assert current.seconds(8) == pytest.approx(1.5 * factor, rel=0.15)
+
+
+def test_one_row_is_timed_again_when_large_steps_have_changed():
     policy = CostAware(FLAT)
-    policy.cost.observe(1, 100.0)
-    assert policy.cost.seconds(1) == 1.0
+    for rows, seconds, stale in [(8, 1.0, False)] * 40 + [(8, 4.0, None)] * 10:
+        policy.begin()
+        assert policy.rows > 1 or stale is None
+        policy.observe(rows, 8, seconds)
+    policy.begin()
+    assert policy.rows == 1  # it may be that all steps are slower, or only those of 8 rows
+    for _ in range(20):
+        policy.begin()
+        policy.observe(1, 1, 1.0)
+    policy.begin()
+    assert policy.rows > 1
+    assert policy.cost.seconds(1) == pytest.approx(1.0, rel=0.35)
+    assert policy.cost.seconds(8) > 2
+
+
+def test_a_pause_says_little_of_the_cost():
+    current = after(FLAT, {1: 1.0})
+    current.observe(1, 1000.0)
+    assert current.seconds(1) < 1.5
+    for _ in range(20):
+        current.observe(1, 1.0)
+    assert current.seconds(1) == pytest.approx(1.0, rel=0.05)
 
 
 def test_room_to_propose_follows_what_was_taken():

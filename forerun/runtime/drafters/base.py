@@ -34,6 +34,7 @@ class Budget:
     depth: int  # edges from the root; 0 leaves the root alone
     price: float = 0.0  # tokens that a second would yield elsewhere; 0 if time does not count
     pace: float = 1.0  # seconds of a plain step now, relative to the calibration's
+    row: float = 0.0  # the seconds that a further row adds to the step
     slots: StepSlots | None = None
     """The context's slots in the target's cache, with room for rows that drafts evaluate; None without an engine.
 
@@ -187,8 +188,10 @@ class AcceptanceRates:
         self._hits: list[float] = (self.prior * self.strength).tolist()
         self._trials: list[float] = [self.strength] * len(self.prior)
 
-    def learn(self, proposed: RatedTree, tokens: Sequence[int]) -> None:
-        """Observes each row of a proposed tree that the committed `tokens` decide."""
+    def learn(self, proposed: RatedTree | None, tokens: Sequence[int]) -> None:
+        """Observes each row of a proposed tree, if there is one, that the committed `tokens` decide."""
+        if proposed is None or len(proposed.tree) == 1:
+            return
         for row, accepted in decided_rows(proposed.tree, tokens):
             self.observe(int(proposed.feature[row]), accepted)
 

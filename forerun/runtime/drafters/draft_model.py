@@ -24,7 +24,13 @@ from forerun.runtime.verify import verify
 
 LAST = np.zeros(1, np.int32)
 CATCHING_UP = 8
-"""The most rows that count against a first launch: the rows of a whole prompt serve all later launches too."""
+"""The most rows that a first launch evaluates besides the root; those before them are evaluated by prefill steps, which
+are not counted against it: the rows of a prompt serve all later launches too."""
+HOPED = 0.95, 0.8
+"""What a model's own probabilities are worth, and how often one of its candidates is right, before it has shown it: a
+model of the target's family agrees on more than half of the tokens, and a good draft must be tried to be known."""
+ALONE = Launches(lambda depth: 1.0)
+"""A launch that evaluates no rows but its level's, as a launch is judged: catching up spares later ones as much."""
 
 
 @dataclass(eq=False)
@@ -42,16 +48,10 @@ class _Draft:
 
 
 class DraftModel(Drafter):
-    """Drafts with another model's engine.
+    """Drafts with another model's engine. `inner` drafts for the draft; the grower's costs are the draft's own."""
 
-    `share`: the bytes that a launch of the draft reads, over those of a target step. `inner` drafts for the draft.
-    """
-
-    def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, grower: Grower, share: float, inner: Drafter | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, grower: Grower, inner: Drafter | None = None) -> None:
         self.engine, self.vocabulary, self.grower, self.inner = engine, vocabulary, grower, inner
-        self._share = share
         self._drafts: dict[Context, _Draft] = {}
 
     def begin(self, context: Context) -> None:
@@ -68,17 +68,20 @@ class DraftModel(Drafter):
         draft = self._drafts[context]
         draft.proposed = None
         root = root_only(context.tokens[-1])
-        if not self.grower.drafts(budget, self._launches(draft)):
-            self.grower.begin(context.tokens[-1], budget.pace)
+        if budget.depth == 0:
+            return Proposal(root)
+        if not self.grower.drafts(budget, ALONE, min(budget.depth, self.grower.shape.deepest)):
+            self.grower.begin(context.tokens[-1], budget)
             return Proposal(root)
         if draft.late:
             self._follow(draft, draft.follower.follow(context.tokens))
         limits, own = self.engine.executable, draft.own.tokens
         shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
         outgrown = len(own) + shape.deepest > limits.max_length
-        if not own or budget.depth == 0 or outgrown:
+        if not own or outgrown:
             return Proposal(root)
         with self.engine.serving:
+            self._read(draft)
             grown = (self._grow if self.inner is None else self._stage)(draft, budget, shape)
         if not grown.evaluated:
             return Proposal(root)
@@ -141,12 +144,19 @@ class DraftModel(Drafter):
         del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
         draft.sequence.cut(len(draft.cached))
 
+    def _read(self, draft: _Draft) -> None:
+        """Evaluates the uncached tokens of the context, except the last ones and the root."""
+        last = 1 + min(CATCHING_UP, self.engine.executable.max_rows - 1)
+        pending = draft.own.tokens[len(draft.cached) : -last]
+        if pending:
+            began = self.grower.clock()
+            self.engine.prefill(draft.sequence, np.array(pending, np.int32))
+            draft.cached.extend(pending)
+            self.grower.read(self.grower.clock() - began)
+
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
-        """Evaluates the uncached tokens of the context, the root last; returns its candidates and logits [1, K]."""
+        """Evaluates the rest of them, the root last; returns its candidates and logits [1, K]."""
         pending = np.array(draft.own.tokens[len(draft.cached) :], np.int32)
-        most = self.engine.executable.max_rows
-        self.engine.prefill(draft.sequence, pending[: max(0, len(pending) - most)])
-        pending = pending[-most:]
         rows = prompt_rows(draft.sequence, pending, LAST + len(pending) - 1)
         result = self.engine.run(rows)
         draft.sequence.length += len(pending) - 1  # the root's keys and values are where its tree's rows look for them
@@ -154,8 +164,7 @@ class DraftModel(Drafter):
         return result.candidates, result.candidate_logits
 
     def _launches(self, draft: _Draft) -> Launches:
-        behind = max(0, min(CATCHING_UP, len(draft.own.tokens) - len(draft.cached) - 1))
-        return Launches(lambda depth: self._share, behind=behind)
+        return Launches(ALONE.share, behind=len(draft.own.tokens) - len(draft.cached) - 1)
 
     def _grow(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
         """Grows a tree level by level, with one launch per level."""
@@ -180,11 +189,11 @@ class DraftModel(Drafter):
     def _stage(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
         """Grows the draft's greedy path, proposed by `inner` and verified by the draft, with its rivals as leaves."""
         assert self.inner is not None
-        builder = self.grower.begin(draft.own.tokens[-1], budget.pace)
+        builder = self.grower.begin(draft.own.tokens[-1], budget)
         kept, evaluated = len(draft.own.tokens), list[int]()
         row, depth, most, launches = 0, 0, shape.deepest, self._launches(draft)
         while depth < most:
-            with self.grower.launch(builder, [row], depth, budget, launches) as worthwhile:
+            with self.grower.launch(builder, [row], depth, most, launches) as worthwhile:
                 if not worthwhile:
                     break
                 found = self._inner_step(draft, most - depth, shape)

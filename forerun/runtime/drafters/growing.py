@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from forerun.runtime.balance import Balance
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, RatedTree, RatedTreeBuilder
-from forerun.runtime.drafters.launch_cost import Allowance, Balance, LaunchCost
+from forerun.runtime.drafters.launch_cost import LaunchCost
 from forerun.runtime.drafters.token_recycling import SHARES
 from forerun.runtime.executable import Executable, Float32, Int32
 from forerun.runtime.fields import Checked, integer, number
@@ -22,7 +23,9 @@ from forerun.runtime.tree import Float64, Tree, TreeBuilder
 
 BELIEVED = 0.8  # the factor on a candidate's share before anything is known about the draft
 RIGHT = 0.6  # how likely one of a row's children is right, before anything is known
+PLAIN_EVERY = 64  # iterations with a draft after which one without is due, for comparison
 DEPTHS = 4  # depths that are distinguished; all deeper ones count as the last
+SLOW = 32  # plain steps that an iteration counts at most: the process may have slept
 RECENT = 32  # recent launches at a depth by which the next one there is judged
 
 
@@ -116,33 +119,50 @@ class _Iteration:
     """One iteration of the loop, from drafting to its outcome."""
 
     began: float
-    pace: float
+    budget: Budget
     drafted: bool = False
-    trial: bool = False  # it is not expected to pay
+    trial: bool = False  # drafting is not expected to pay
+
+    @property
+    def price(self) -> float:
+        """The tokens that a second on the calibration's clock would yield elsewhere."""
+        return self.budget.price * self.budget.pace
 
 
 @dataclass
 class Grower:
-    """Grows trees, and learns from their outcomes whether the next launch is worth its time."""
+    """Grows trees, and learns from their outcomes whether the next launch is worth its time.
+
+    shape       how a tree may grow
+    cost        what launches take
+    plain       the seconds of the target's step of one row; 0 if time does not count
+    believed    the factor on a candidate's share of probability, before the draft has shown what it is worth
+    right       how likely one of a row's children is right, before that
+    """
 
     shape: Shape
     cost: LaunchCost
+    plain: float = 0.0
     confidence: Confidence = field(default=Always())
-    allowance: Allowance = field(default_factory=Allowance)
+    believed: float = BELIEVED
+    right: float = RIGHT
+    balance: Balance = field(default_factory=Balance)
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         bounds = np.concatenate([[0.0], SHARES, [1.0]])
-        self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * BELIEVED)
+        self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * self.believed)
         # By depth: how likely one of an evaluated row's children was right, by the draft's corrected estimates.
-        self.brought = [deque([RIGHT] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
-        self.balance = Balance(self.cost.read(1, 1.0))
+        self.brought = [deque([self.right] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
         self._iteration: _Iteration | None = None
+        self._undrafted = 1.0, self.plain  # recent tokens and seconds of an iteration without a draft
+        self._drafts = 0  # iterations since then
+        self._reading = 0.0  # seconds
 
-    def begin(self, root: int, pace: float) -> RatedTreeBuilder:
+    def begin(self, root: int, budget: Budget) -> RatedTreeBuilder:
         """Begins an iteration, with a tree that holds only the root."""
-        self.allowance.earn(self.cost.read(1, 1.0))
-        self._iteration = _Iteration(self.clock(), pace)
+        self.balance.earn()
+        self._iteration = _Iteration(self.clock(), budget)
         return RatedTreeBuilder(root)
 
     def grow(
@@ -150,11 +170,12 @@ class Grower:
     ) -> Grown:
         """Grows a tree under `root`: as many levels as pay at the budget's price, possibly none."""
         shape = shape or self.shape
-        builder = self.begin(root, budget.pace)
+        builder = self.begin(root, budget)
         evaluated: list[int] = []
         level = [0]
-        for depth in range(min(budget.depth, shape.deepest)):
-            with self.launch(builder, level, depth, budget, launches) as worthwhile:
+        most = min(budget.depth, shape.deepest)
+        for depth in range(most):
+            with self.launch(builder, level, depth, most, launches) as worthwhile:
                 if not worthwhile:
                     break
                 evaluated.extend(level)
@@ -165,7 +186,7 @@ class Grower:
 
     @contextmanager
     def launch(
-        self, builder: TreeBuilder, level: Sequence[int], depth: int, budget: Budget, launches: Launches
+        self, builder: TreeBuilder, level: Sequence[int], depth: int, most: int, launches: Launches
     ) -> Generator[bool]:
         """Yields whether evaluating a level's rows is worth it, or worth a trial; if so, times the evaluation.
 
@@ -174,47 +195,89 @@ class Grower:
         """
         iteration = self._iteration
         assert iteration is not None
-        rows = len(level) + (launches.behind if depth == 0 else 0)
-        pays = self._pays(sum(builder.probabilities[row] for row in level), rows, depth, budget, launches)
-        if not (pays or self.allowance.positive) or (depth == 0 and self._wants_plain_turn(budget)):
+        budget = iteration.budget
+        likely = sum(builder.probabilities[row] for row in level)
+        pays = self._pays(likely, len(level), range(depth, most), budget, launches)
+        if not (pays or self.balance.allows) or (depth == 0 and self._wants_undrafted(budget)):
             yield False
             return
         iteration.trial = iteration.trial or not pays
         began = self.clock()
         yield True
-        seconds = (self.clock() - began) / budget.pace
         iteration.drafted = True
-        self.cost.observe(rows, launches.share(depth), seconds)
-        if iteration.trial:
-            self.allowance.spend(seconds)
+        rows = len(level) + (launches.behind if depth == 0 else 0)
+        self.cost.observe(rows, launches.share(depth), (self.clock() - began) / budget.pace)
 
-    def drafts(self, budget: Budget, launches: Launches) -> bool:
+    def drafts(self, budget: Budget, launches: Launches, most: int) -> bool:
         """Whether this iteration will have a launch, for callers for whom preparing one takes time."""
-        pays = self._pays(1.0, 1 + launches.behind, 0, budget, launches)
-        return (pays or self.allowance.positive) and not self._wants_plain_turn(budget)
+        pays = self._pays(1.0, 1, range(most), budget, launches)
+        return (pays or self.balance.allows) and not self._wants_undrafted(budget)
 
-    def _pays(self, likely: float, rows: int, depth: int, budget: Budget, launches: Launches) -> bool:
-        """Whether a launch at a depth pays, over rows whose probabilities sum to `likely`."""
+    def read(self, seconds: float) -> None:
+        """Called before an iteration with the time that the draft has read for.
+
+        As that serves all later iterations, it says nothing of what they gain, but is spent from what is saved for
+        trials.
+        """
+        self._reading = seconds
+
+    def _pays(self, likely: float, rows: int, depths: range, budget: Budget, launches: Launches) -> bool:
+        """Whether a launch pays, over rows whose probabilities sum to `likely`, alone or with deeper ones.
+
+        A launch brings its rows' children, at the cost of a row of the step.
+        """
         price = budget.price * budget.pace  # of a second on the calibration's clock
-        if depth == 0 and not self.balance.pays(price):
+        if price == 0:
+            return True
+        if depths.start == 0 and not self.balance.pays:
             return False
-        entry = price * self.cost.seconds(rows, launches.catch_up) if launches.catch_up else 0.0
-        recent = self.brought[min(depth, DEPTHS - 1)]
-        children = sum(max(0.0, likely * each - entry) for each in recent) / len(recent)
-        spared = max(0.0, likely - price * self.cost.read(rows, launches.catch_up))
-        return likely + children - price * self.cost.seconds(rows, launches.share(depth)) > spared
+        gain = 0.0
+        for depth in depths:
+            entry = price * self.cost.seconds(rows, launches.catch_up) if launches.catch_up else 0.0
+            recent = self.brought[min(depth, DEPTHS - 1)]
+            children = sum(max(0.0, likely * each - entry) for each in recent) / len(recent)
+            spared = max(0.0, likely - price * self.cost.read(rows, launches.catch_up))
+            gain += likely + children - spared - price * self.cost.seconds(rows, launches.share(depth))
+            gain -= budget.price * budget.row
+            if gain > 0:
+                return True
+            likely *= sum(recent) / len(recent)
+        return False
 
-    def _wants_plain_turn(self, budget: Budget) -> bool:
-        return budget.price > 0 and self.balance.lacks_plain_turns
+    def _wants_undrafted(self, budget: Budget) -> bool:
+        """Whether an iteration without a draft is due: other drafters' proposals and iteration times change."""
+        return budget.price > 0 and self._drafts >= PLAIN_EVERY
 
     def observe(self, proposed: RatedTree | None, tokens: Sequence[int], committed: int) -> None:
         """Observes the draft's `tokens`, `committed` target tokens, in place of `proposed` (None: no proposal)."""
         iteration, self._iteration = self._iteration, None
-        if iteration is not None:
-            seconds = (self.clock() - iteration.began) / iteration.pace
-            self.balance.observe(iteration.drafted, committed, seconds)
+        if iteration is not None and iteration.price > 0:
+            right = proposed is not None and proposed.tree.child(0, tokens[0]) is not None
+            self._weigh(iteration, committed, 1 + proposed.tree.height if proposed is not None and right else 0)
         if proposed is not None:
             self.rates.learn(proposed, tokens)
+
+    def _weigh(self, iteration: _Iteration, committed: int, possible: int) -> None:
+        """Compares an iteration with those without a draft, by the clock.
+
+        `possible`: the tokens of a draft that goes on as it began; 0 if it began wrong.
+
+        The expected cost and gain of a launch leave out what cannot be known in advance: how a late entry slows the
+        step down, or what other drafters would have proposed anyway.
+        """
+        seconds = min((self.clock() - iteration.began) / iteration.budget.pace, SLOW * self.plain)
+        tokens, usual = self._undrafted
+        if iteration.drafted:
+            self._drafts += 1
+            gain = committed - tokens - iteration.price * (seconds - usual)
+            dear = iteration.budget.price * iteration.budget.row * possible
+            self.balance.observe(gain, iteration.trial, promising=gain + possible - committed - dear > 0)
+            if iteration.trial:
+                self.balance.spend(iteration.budget.price * self._reading)
+        else:
+            self._drafts = 0
+            self._undrafted = tokens + 0.1 * (committed - tokens), usual + 0.1 * (seconds - usual)
+        self._reading = 0.0
 
     def add_children(
         self, builder: RatedTreeBuilder, level: list[int], depth: int, shape: Shape, candidates: Int32, logits: Float32

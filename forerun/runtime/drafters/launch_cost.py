@@ -1,4 +1,4 @@
-"""What drafting costs: the price of a launch that reads a share of what a step reads, and time saved for trials."""
+"""What drafting costs: the price of a launch, and time saved for searches."""
 
 from dataclasses import dataclass, field
 
@@ -6,8 +6,6 @@ from forerun.runtime.calibration import CostModel
 
 SAVED = 4
 """The most time that an allowance holds, in steps."""
-PLAIN_EVERY = 64
-"""Iterations with a draft after which one without is due, for comparison."""
 
 
 @dataclass
@@ -16,7 +14,8 @@ class LaunchCost:
 
     All seconds are the calibration's: if the machine is slower now, steps and launches are slower alike.
 
-    `calibrated` is t(n) of the whole step; without it launches cost nothing, for policies that ignore time.
+    `calibrated` is t(n) of the whole step, of which a part of the target reads a share, or that of another model's
+    step. Without it launches cost nothing, for policies that ignore time.
     """
 
     calibrated: CostModel | None
@@ -45,13 +44,13 @@ class LaunchCost:
 
 @dataclass
 class Allowance:
-    """The time that may be spent on trials that do not pay yet, as a share of the time of all steps."""
+    """The time that may be spent on searches, as a share of the time of all steps."""
 
     share: float = 0.005
     _earned: float = field(init=False, default=0.0)
 
     def earn(self, seconds: float) -> None:
-        """Records a step of `seconds`. No more is saved than a few trials would use up."""
+        """Records a step of `seconds`. No more is saved than a few searches would use up."""
         self._earned = min(self._earned + self.share * seconds, SAVED * seconds)
 
     def spend(self, seconds: float) -> None:
@@ -59,47 +58,5 @@ class Allowance:
 
     @property
     def positive(self) -> bool:
-        """Whether there is time for a trial, which may then take longer than was saved up."""
+        """Whether there is time for a search, which may then take longer than was saved up."""
         return self._earned > 0
-
-
-@dataclass
-class Balance:
-    """Whether drafting pays by the clock: compares tokens and seconds of iterations with and without a draft.
-
-    The expected cost and gain of a launch leave out what cannot be known in advance: how a late entry slows the step
-    down, or what other drafters would have proposed anyway.
-    """
-
-    plain_seconds: float  # of an iteration without a draft, before one was seen
-    memory: float = 0.95  # the weight of the past against one more iteration
-    patience: int = 8  # drafted iterations before they are judged
-    _turns: int = field(init=False, default=0)
-    _drafted: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])  # tokens, seconds
-    _plain: list[float] = field(init=False)
-    _since_plain: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._plain = [1.0, self.plain_seconds]
-
-    def observe(self, drafted: bool, tokens: int, seconds: float) -> None:
-        """Observes an iteration, with or without a draft."""
-        if self.plain_seconds == 0 or seconds > 32 * self.plain_seconds:
-            return  # time does not count, or something else used it
-        self._since_plain = self._since_plain + 1 if drafted else 0
-        kept = self._drafted if drafted else self._plain
-        memory = min(self.memory, 1 - 1 / (self._turns + 1)) if drafted else self.memory
-        self._turns += drafted
-        for index, value in enumerate((tokens, seconds)):
-            kept[index] = memory * kept[index] + (1 - memory) * value
-
-    def pays(self, price: float) -> bool:
-        """Whether drafting pays at `price` tokens per second. A hardly tried draft is assumed to pay."""
-        if price == 0 or self._turns < self.patience:
-            return True
-        return self._drafted[0] - self._plain[0] >= price * (self._drafted[1] - self._plain[1])
-
-    @property
-    def lacks_plain_turns(self) -> bool:
-        """Whether an iteration without a draft is due: other drafters' proposals and iteration times change."""
-        return self._since_plain >= PLAIN_EVERY

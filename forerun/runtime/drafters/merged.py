@@ -45,6 +45,9 @@ class Merged(Drafter):
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
         proposals = [propose(drafter, context, budget) for drafter in self.drafters]
+        if budget.depth == 0:
+            self._proposed.pop(context, None)
+            return proposals[0]
         tree, members = merge_members([proposal.tree for proposal in proposals])
         feature = np.searchsorted(RIVALS, _best_rival(tree)).astype(np.int32)
         digit = len(RIVALS) + 1
@@ -64,7 +67,7 @@ class Merged(Drafter):
     def observe(self, context: Context, observation: Observation) -> None:
         for drafter in self.drafters:
             drafter.observe(context, observation)
-        self.rates.learn(self._proposed[context], observation.tokens)
+        self.rates.learn(self._proposed.get(context), observation.tokens)
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         for drafter in self.drafters:

@@ -15,6 +15,7 @@ from forerun.runtime.drafters.base import (
     RatedTree,
     RatedTreeBuilder,
 )
+from forerun.runtime.tree import root_only
 
 LONGEST_COUNTED_MATCH = 12  # longer matches are not better evidence
 UNLIKELY = 0.01  # a row less likely than this gets no children
@@ -69,6 +70,9 @@ class PromptLookup(Drafter):
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
         tokens = context.tokens
+        if budget.depth == 0:
+            self._proposed.pop(context, None)
+            return Proposal(root_only(tokens[-1]))
         index = self._indices[context]
         index.extend(tokens)
         builder = RatedTreeBuilder(tokens[-1])
@@ -80,7 +84,7 @@ class PromptLookup(Drafter):
         return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.rates.learn(self._proposed[context], observation.tokens)
+        self.rates.learn(self._proposed.get(context), observation.tokens)
 
     def rewind(self, context: Context, length: int) -> None:
         if self._indices[context].indexed >= length:

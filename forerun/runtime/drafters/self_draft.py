@@ -115,8 +115,8 @@ class SelfDraft(Drafter):
             return RatedTreeBuilder(root).build_rated(), None
         shape = self.grower.shape.within(self.method.deepest or budget.depth, room, self.engine.executable)
         plan = self._plan(min(budget.depth, shape.deepest))
-        if not self.grower.drafts(budget, plan.launches):
-            return self.grower.begin(root, budget.pace).build_rated(), None
+        if not self.grower.drafts(budget, plan.launches, len(plan.parts)):
+            return self.grower.begin(root, budget).build_rated(), None
         evaluation = _Evaluation(self.engine, plan, slots)
         own = replace(budget, depth=len(plan.parts))
         grown = self.grower.grow(root, own, plan.launches, evaluation, shape)

@@ -9,7 +9,7 @@ import numpy as np
 
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, Proposal, RatedTree
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.tree import Float64, Tree
+from forerun.runtime.tree import Float64, Tree, root_only
 
 # Upper bounds of the classes of a candidate's share of its row's candidates.
 SHARES = np.array([0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99])
@@ -34,14 +34,19 @@ class TokenRecycling(Drafter):
         self._proposed: dict[Context, RatedTree] = {}
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
+        if budget.depth == 0:
+            self._proposed.pop(context, None)
+            return Proposal(root_only(context.tokens[-1]))
         self._proposed[context] = proposed = self._grow(context.tokens[-1], budget)
         return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.rates.learn(self._proposed[context], observation.tokens)
+        self.rates.learn(self._proposed.get(context), observation.tokens)
         self._record(observation.tree.token, observation.candidates, observation.candidate_logits)
-        # A token in several rows keeps what the committed row showed.
         path = observation.path
+        if len(path) == len(observation.tree):
+            return
+        # A token in several rows keeps what the committed row showed.
         self._record(observation.tree.token[path], observation.candidates[path], observation.candidate_logits[path])
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:

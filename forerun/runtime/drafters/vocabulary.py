@@ -170,7 +170,7 @@ def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Voc
     """
     require_way("vocabulary", way)
     known = all(each is not None for each in (target, draft))
-    equal = target.get_vocab() == draft.get_vocab() if known else sizes[0] == sizes[1]
+    equal = agree(target, draft) if known else sizes[0] == sizes[1]
     if way == "same" or (way == "auto" and equal):
         if sizes[0] != sizes[1] and not equal:
             raise InvalidOptionError(
@@ -187,6 +187,17 @@ def vocabulary(way: str, target: Any, draft: Any, sizes: tuple[int, int]) -> Voc
     if way == "intersection" or (way == "auto" and intersection.share >= SHARED):
         return intersection
     return Text(target, draft, sizes)
+
+
+def agree(left: Any, right: Any) -> bool:
+    """Whether two tokenizers are one: the vocabularies differ at most in padding, ids that no text is cut into."""
+    small, large = left.get_vocab(), right.get_vocab()
+    if len(small) > len(large):
+        return agree(right, left)
+    if not small.items() <= large.items():
+        return False
+    more = (large[text] for text in large.keys() - small.keys())
+    return not any(encode(right, decode(right, [token])) == [token] for token in more)
 
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
