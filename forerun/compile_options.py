@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.codegen.backends import BACKENDS, WEIGHT_DTYPES
+from forerun.cores import MOST_THREADS
 from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
 from forerun.storage import expanded, is_bundle
@@ -60,6 +61,15 @@ def resolve_target(target: str, dtype: str = "float32") -> str:
         target = next(having, None) or next(name for name, each in BACKENDS.items() if each.usable())
         require_target(target, dtype)  # if none has it, this says which dtypes exist
     return target
+
+
+def require_threads(target: str, threads: object) -> int | None:
+    """Returns the number of threads as a Python int; None is left to the machine. Raises `InvalidOptionError`."""
+    if threads is None:
+        return None
+    if not BACKENDS[target].threads:
+        raise InvalidOptionError(f"The {target} target takes no threads: leave threads out.")
+    return require_integer("threads", threads, least=1, most=MOST_THREADS)
 
 
 def require_length(max_length: object) -> int | None:

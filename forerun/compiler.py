@@ -12,7 +12,7 @@ from forerun.artifacts.schedule import described
 from forerun.artifacts.written import Exportable
 from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
-from forerun.compile_options import check_options, require_folder, resolve_target
+from forerun.compile_options import check_options, require_folder, require_threads, resolve_target
 from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
@@ -33,6 +33,7 @@ def compile(
     progress: Progress | None = None,
     generation_config: Given = "model",
     trust_remote_code: bool = False,
+    threads: int | None = None,
 ) -> CompiledModel:
     """Compiles a decoder for speculative decoding.
 
@@ -55,18 +56,21 @@ def compile(
                 `generate`, and anything else that changes a text (such as a repetition penalty) is refused; None
                 ignores the configuration
     trust_remote_code   whether code in a model directory may run
+    threads     how many threads share a step on the CPU; by default `$FORERUN_THREADS`, or one for each physical core
+                that the process's affinity and quota leave it
 
     Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
     chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     target = resolve_target(target, dtype)
     BACKENDS[target].require_usable()
+    threads = require_threads(target, threads)
     check_options([source, *draft_sources(chosen.drafters)], dtype, target, max_length)
     if dump_dir is not None:
         dump_dir = require_folder("dump_dir", dump_dir)
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
-    built = build(source, dtype, target, max_length, dump_dir, progress, opening)
+    built = build(source, dtype, target, max_length, dump_dir, progress, opening, threads)
     warn_of_length(built.capped)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None

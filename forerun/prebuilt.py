@@ -40,7 +40,7 @@ LIBRARIES = (
 """forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
-HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
+HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_THREADS", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
 TOKENIZER, MODEL = "tokenizer", "model.json"
 
 
@@ -74,12 +74,12 @@ def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | 
     return directory / "models" / digest.hexdigest()[:32]
 
 
-def load(folder: Path, kept: Kept) -> Built | None:
+def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
     """Returns the model kept in a folder; None if it is missing or damaged."""
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
-        executable = named(kept.load)(entry)
+        executable = named(kept.load)(entry, threads)
         files = entry.under(TOKENIZER)
         entry.check(files)
         tokenizer = read_tokenizer(folder / TOKENIZER) if files else None
