@@ -1,8 +1,7 @@
 // Greedy speculative decoding of a bundle of the format "tvm", without Python: prompt ids in, the model's tokens out.
 //   run_tvm BUNDLE [--max-new-tokens N] ID...
 // Every step evaluates a tree: the last token, and under it what followed earlier occurrences of the last tokens
-// (prompt lookup). A token that the model chooses and the tree holds is free. docs/bundle.md says how to build this;
-// it is compiled for one bundle, whose header it includes.
+// (prompt lookup). A token that the model chooses and the tree holds is free. docs/bundle.md says how to build this.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 
@@ -10,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <map>
 #include <numeric>
 #include <string>
@@ -42,9 +42,8 @@ struct Tensor {
 
 // Slots are numbered block by block. The text's blocks come first, in order, so that a position's own slot ("home") is
 // the position itself; the slots after them are spare, for rows of a tree whose home another row has.
-constexpr int kTable = (FORERUN_MAX_LENGTH + FORERUN_BLOCK - 1) / FORERUN_BLOCK;
-constexpr int kSpare = kTable * FORERUN_BLOCK;
-constexpr int kBlocks = kTable + (FORERUN_MAX_ROWS + FORERUN_BLOCK - 1) / FORERUN_BLOCK;
+constexpr int kBlock = FORERUN_BLOCK, kTable = (FORERUN_MAX_LENGTH + kBlock - 1) / kBlock;
+constexpr int kSpare = kTable * kBlock, kBlocks = kTable + (FORERUN_MAX_ROWS + kBlock - 1) / kBlock;
 
 struct Rows {  // of one step; paths[r] holds the slots of row r's ancestors below the root, its own the last
   Ints tokens, positions, slots, bases, outputs;
@@ -59,8 +58,10 @@ class Model {
     if (!file || std::fread(weights_, 4, forerun_weights, file) != size_t(forerun_weights) || std::fgetc(file) != EOF)
       fail(bundle + "/weights.bin does not fit step.h");
     std::fclose(file);
-    threads_ = tvm::ffi::Function::GetGlobalRequired("runtime.NumThreads")().cast<int>();
+    for (int64_t member = 1; member < threads_; ++member)
+      helpers_.push_back(std::async(std::launch::async, *module_->GetFunction("help"), &t_team_.header, member));
   }
+  ~Model() { (*module_->GetFunction("dismiss"))(&t_team_.header); }  // so that the helpers' futures end
 
   // Evaluates rows and returns the largest logit's token of each row in `outputs`.
   Ints step(const Rows &rows) {
@@ -79,7 +80,7 @@ class Model {
     for (int i = 0; forerun_step.sizes[i]; ++i) sizes_[i] = sizes[forerun_step.sizes[i]];
     run_(&calls_.header, &t_sizes_.header, &t_weights_.header, &t_tables_.header, &t_numbers_.header,
          &t_indices_.header, &t_state_.header, &t_request_.header, &t_inputs_.header, forerun_step.first,
-         forerun_step.last, threads_);
+         forerun_step.last, &t_team_.header);
     Ints best(m);
     const float *logits = arena_ + forerun_step.results[0].place;
     for (int row = 0; row < m; ++row, logits += FORERUN_VOCABULARY)
@@ -91,21 +92,18 @@ class Model {
   void move(int from, int to) {
     for (const forerun_state *each = forerun_states; each->name; ++each) {
       if (each->per_request) continue;
-      auto place = [&](int slot) {
-        return state_ + slot / FORERUN_BLOCK * forerun_record + each->place + slot % FORERUN_BLOCK * each->slot_stride;
-      };
+      auto place = [&](int at) { return at / kBlock * forerun_record + each->place + at % kBlock * each->slot_stride; };
+      float *source = state_ + place(from), *target = state_ + place(to);
       for (int64_t row = 0; row < each->lead; ++row)
-        for (int64_t i = 0; i < each->last; ++i) {
-          int64_t at = row * each->lead_stride + i * each->stride;
-          place(to)[at] = place(from)[at];
-        }
+        for (int64_t i = 0, at; i < each->last; ++i)
+          at = row * each->lead_stride + i * each->stride, target[at] = source[at];
     }
   }
 
  private:
   tvm::ffi::Module module_;
   tvm::ffi::Function run_;
-  int threads_;
+  int64_t threads_ = std::max(1u, std::thread::hardware_concurrency());
   int32_t sizes_[16] = {};
   float *weights_ = zeros(forerun_weights), *arena_ = zeros(forerun_arena);
   float *state_ = zeros(kBlocks * forerun_record), *request_ = zeros(forerun_request);
@@ -117,6 +115,8 @@ class Model {
   Tensor t_indices_{arena_, kDLInt, 32, forerun_arena}, t_state_{state_, kDLFloat, 32, kBlocks * forerun_record};
   Tensor t_request_{request_, kDLFloat, 32, std::max<int64_t>(1, forerun_request)};
   Tensor t_inputs_{inputs_, kDLInt, 32, forerun_inputs};
+  Tensor t_team_{zeros(2 * (threads_ + 2) * FORERUN_LINE), kDLInt, 64, threads_ + 2, FORERUN_LINE};
+  std::vector<std::future<tvm::ffi::Any>> helpers_;
 };
 
 struct Tree {  // row 0 is the root; a row comes after its parent

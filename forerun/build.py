@@ -43,7 +43,7 @@ MAX_ROWS = 256
 """The rows of the largest step: a chunk of a prompt."""
 MAX_OUTPUTS = 64
 """The most rows whose logits a step can give: the largest tree."""
-TEXTLESS = ("source", "dump_dir", "progress")
+TEXTLESS = ("source", "dump_dir", "progress", "threads")
 """Arguments of `build` that do not affect the text: a kept model is found by the others and its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
@@ -105,6 +105,7 @@ def build(
     progress: Progress,
     opening: Opening = OPENING,
     arithmetic: str = AUTO,
+    threads: int | None = None,
 ) -> Built:
     """Runs the front half and the back half; the result for a path is cached on disk and reused."""
     arithmetic = resolve_arithmetic(arithmetic, target, dtype)
@@ -115,13 +116,13 @@ def build(
     folder = None if kept is None or path is None else prebuilt.folder_for(path, options, kept)
     if kept is not None and folder is not None:
         with progress.stage("read compiled model"):
-            found = prebuilt.load(folder, kept)
+            found = prebuilt.load(folder, kept, threads)
         if found is not None:
             return found
     backend = BACKENDS[target]
     in_memory, fused = backend.cache_in_memory, backend.fused
     lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, in_memory, fused, arithmetic)
-    executable = generate_code(lowered, target, dump_dir, progress, dtype)
+    executable = generate_code(lowered, target, dump_dir, progress, dtype, threads)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
         with progress.stage("keep compiled model"):
@@ -170,12 +171,18 @@ def lower(
 
 
 def generate_code(
-    lowered: Lowered, target: str, dump_dir: str | os.PathLike[str] | None, progress: Progress, dtype: str = "float32"
+    lowered: Lowered,
+    target: str,
+    dump_dir: str | os.PathLike[str] | None,
+    progress: Progress,
+    dtype: str = "float32",
+    threads: int | None = None,
 ) -> Executable:
     """The back half: generates a program with the back end's code generator and binds it to this machine."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
-        executable = named(BACKENDS[target].bind)(program)
+        bind = named(BACKENDS[target].bind)
+        executable = bind(program, threads) if BACKENDS[target].threads else bind(program)
     if dump_dir is not None:
         write_texts(program, target, dump_dir)
     return executable

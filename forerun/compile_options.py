@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.codegen.backends import BACKENDS, FLOAT32, WEIGHT_DTYPES
+from forerun.cores import MOST_THREADS
 from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
 from forerun.storage import expanded, is_bundle
@@ -80,6 +81,15 @@ def resolve_arithmetic(arithmetic: object, target: str, dtype: str) -> str:
             f"arithmetic={arithmetic!r} multiplies the quantized blocks of a GGUF file: give dtype={NATIVE!r} with it."
         )
     return arithmetic
+
+
+def require_threads(target: str, threads: object) -> int | None:
+    """Returns the number of threads as a Python int; None is left to the machine. Raises `InvalidOptionError`."""
+    if threads is None:
+        return None
+    if not BACKENDS[target].threads:
+        raise InvalidOptionError(f"The {target} target takes no threads: leave threads out.")
+    return require_integer("threads", threads, least=1, most=MOST_THREADS)
 
 
 def require_length(max_length: object) -> int | None:

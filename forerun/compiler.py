@@ -12,7 +12,13 @@ from forerun.artifacts.schedule import described
 from forerun.artifacts.written import Exportable
 from forerun.build import OPENING, Opening, build, emit, lower, warn_of_length
 from forerun.codegen.backends import BACKENDS
-from forerun.compile_options import check_options, require_folder, resolve_arithmetic, resolve_target
+from forerun.compile_options import (
+    check_options,
+    require_folder,
+    require_threads,
+    resolve_arithmetic,
+    resolve_target,
+)
 from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.progress import Progress, open_progress
@@ -34,6 +40,7 @@ def compile(
     generation_config: Given = "model",
     trust_remote_code: bool = False,
     arithmetic: str = "auto",
+    threads: int | None = None,
 ) -> CompiledModel:
     """Compiles a decoder for speculative decoding.
 
@@ -58,6 +65,8 @@ def compile(
     trust_remote_code   whether code in a model directory may run
     arithmetic  how rows multiply the quantized matrices of "native": "int8", rows as integers of 8 bits in blocks of 32
                 features (the default on the CPU), or "float32"
+    threads     how many threads share a step on the CPU; by default `$FORERUN_THREADS`, or one for each physical core
+                that the process's affinity and quota leave it
 
     Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
@@ -65,12 +74,13 @@ def compile(
     target = resolve_target(target, dtype)
     resolve_arithmetic(arithmetic, target, dtype)
     BACKENDS[target].require_usable()
+    threads = require_threads(target, threads)
     check_options([source, *draft_sources(chosen.drafters)], dtype, target, max_length)
     if dump_dir is not None:
         dump_dir = require_folder("dump_dir", dump_dir)
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
-    built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic)
+    built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic, threads)
     warn_of_length(built.capped)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress) if chosen.needs_cost else None

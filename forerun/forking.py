@@ -1,6 +1,6 @@
 """Threads and forked processes: work that only one thread may do at a time, and the state that a fork leaves behind.
 
-A forked child has one thread, the one that forked. The thread pools that this thread used before (TVM's, and OpenMP's
+A forked child has one thread, the one that forked. The thread pools that this thread used before (such as OpenMP's
 under torch) belong to it alone and have lost their threads, so it would wait for them forever. Any other thread makes
 its own pools, so the child hands such work to a thread that it starts. Work that another thread was doing when the
 process forked stays unfinished: the child raises an error instead of waiting.
@@ -55,6 +55,7 @@ class Turn:
 _turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
 BUILDING = Turn("compiling a model")
 """Held while a model is built: torch.export and transformers' patches during loading serve one thread at a time."""
+_forks = 0
 _forker: int | None = None
 _thread: ThreadPoolExecutor | None = None
 
@@ -69,6 +70,11 @@ def with_live_threads(work: Callable[Parameters, Result]) -> Callable[Parameters
         return _helper().submit(contextvars.copy_context().run, work, *arguments, **options).result()
 
     return handed_on
+
+
+def forks() -> int:
+    """Returns how many forks lie between this process and the first one that imported forerun."""
+    return _forks
 
 
 def one_at_a_time(work: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -103,7 +109,8 @@ def _helper() -> ThreadPoolExecutor:
 
 
 def _in_child() -> None:
-    global _forker, _thread
+    global _forks, _forker, _thread
+    _forks += 1
     _forker, _thread = threading.get_ident(), None
     for each in list(_turns):
         each.forked()

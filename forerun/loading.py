@@ -9,13 +9,13 @@ from forerun.artifacts.manifest import Manifest
 from forerun.artifacts.schedule import strategy_of
 from forerun.artifacts.tokenizer import read_tokenizer
 from forerun.codegen.backends import named
+from forerun.compile_options import require_threads
 from forerun.errors import CorruptFileError, InvalidOptionError
 from forerun.exporting import formats
 from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin
-from forerun.runtime.options import require_integer
 from forerun.schedules import estimate_cost, model_of
 from forerun.storage import expanded
 from forerun.strategies import Strategy, Target, resolve_strategy
@@ -30,15 +30,13 @@ def load(
     """Loads a bundle that `CompiledModel.export` or `forerun export` wrote.
 
     strategy    by default the one that the bundle was exported with
-    threads     how many threads share a step; by default, the machine's cores
+    threads     how many threads share a step on the CPU; by default `$FORERUN_THREADS`, or one for each core
 
     Raises `SourceNotFoundError`, `CorruptFileError` if anything differs from what was written, and a `ForerunError` if
     the library that runs the bundle is missing. Nothing of the bundle runs before it has been checked,
     but digests find accidents, not malice: a bundle is a program, so load only those of people you trust.
     """
     progress = progress or open_progress()
-    if threads is not None:
-        threads = require_integer("threads", threads, least=1)
     with progress.stage("read bundle"):
         bundle = Bundle(expanded(folder))
         manifest = bundle.manifest
@@ -48,6 +46,7 @@ def load(
                 f"{bundle.folder} is a bundle of format {manifest.format!r}, which this version of forerun does not "
                 "read: load it with the version that wrote it."
             )
+        threads = require_threads(backend.name, threads)
         chosen = strategy_of(manifest.strategy) if strategy is None else resolve_strategy(strategy)
         known = _cost(manifest)
         tokenizer = read_tokenizer(bundle, manifest.tokenizer)

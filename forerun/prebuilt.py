@@ -41,7 +41,7 @@ LIBRARIES = (
 """forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
-HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
+HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_THREADS", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
 TOKENIZER, MODEL = "tokenizer", "model.json"
 
 
@@ -75,7 +75,7 @@ def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | 
     return directory / "models" / digest.hexdigest()[:32]
 
 
-def load(folder: Path, kept: Kept) -> Built | None:
+def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
     """Returns the model kept in a folder; None if it is missing or damaged."""
     try:
         entry = Entry(folder)
@@ -83,7 +83,7 @@ def load(folder: Path, kept: Kept) -> Built | None:
         ends, capped = tuple(read["eos_token_ids"]), read["capped"]
         with ThreadPoolExecutor(1) as pool:  # meanwhile the executable waits for the disk and for LLVM
             reading = pool.submit(_tokenizer, entry)
-            executable = named(kept.load)(entry)
+            executable = named(kept.load)(entry, threads)
             tokenizer = reading.result()
     except (CorruptFileError, KeyError, TypeError, ValueError):
         return None

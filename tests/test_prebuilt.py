@@ -266,7 +266,7 @@ def test_every_argument_that_shapes_the_text_is_in_the_key(monkeypatch: pytest.M
     asked: list[Mapping[str, object]] = []
     monkeypatch.setattr(prebuilt, "folder_for", lambda path, options, kept: asked.append(options))
     compiled(source)
-    assert {*asked[0]} == {*inspect.signature(build).parameters} - {"source", "dump_dir", "progress"}
+    assert {*asked[0]} == {*inspect.signature(build).parameters} - {"source", "dump_dir", "progress", "threads"}
 
 
 def test_a_model_that_changes_while_it_is_compiled_is_not_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

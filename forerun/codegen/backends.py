@@ -26,7 +26,7 @@ class Kept:
     machine: str  # () -> what the code depends on besides the model; its `str` tells machines apart
     size: str  # (executable) -> its bytes on disk
     save: str  # (folder, executable) -> None
-    load: str  # (entry) -> executable; `CorruptFileError` if it differs from what was written
+    load: str  # (entry, threads) -> executable; `CorruptFileError` if it differs from what was written
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class Backend:
     name: str
     weight_dtypes: tuple[str, ...]
     emit: str  # (`PlannedStep`) -> a program: plain data, and functions of tensors
-    bind: str  # (program) -> `runtime.executable.Executable`
+    bind: str  # (program, and threads if it takes them) -> `runtime.executable.Executable`
     probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
     texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
     arithmetics: tuple[str, ...] = (FLOAT32,)  # of products with quantized matrices, the default first
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
     fused: bool = True  # whether it compiles fused kernels; else the operations of `@step`
+    threads: bool = False  # whether `bind` and what loads its models take a number of threads
     exact: bool = True  # whether a row's bits do not depend on the rows that share its step
     kept: Kept | None = None  # None: compiled anew at every start
     bundled: Bundled | None = None  # None: cannot be exported
@@ -119,6 +120,7 @@ BACKENDS: dict[str, Backend] = {
             emit="forerun.codegen.tvm.lowering:emit",
             bind="forerun.execute.tvm.executable:bind",
             texts="forerun.codegen.tvm.lowering:texts",
+            threads=True,
             kept=Kept(
                 machine="forerun.execute.tvm.processor:this_processor",
                 size="forerun.execute.tvm.artifact:size",
@@ -147,6 +149,7 @@ BACKENDS: dict[str, Backend] = {
             bind="forerun.execute.onnx.executable:bind",
             probe="forerun.execute.onnx.library:require_onnxruntime",
             fused=False,
+            threads=True,
             exact=False,
             bundled=Bundled(
                 format="onnx",

@@ -49,7 +49,7 @@ print(json.dumps([found, absent]))
 
 def alone(program: str, *arguments: str, **variables: str) -> str:
     """Runs a program in a process of its own and returns what it prints."""
-    environment = os.environ | {"TVM_NUM_THREADS": "2"} | variables
+    environment = os.environ | {"FORERUN_THREADS": "2"} | variables
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False
     )

@@ -52,7 +52,7 @@ print(json.dumps([seconds, cpu, memory("VmHWM"), absent, text.token_ids, text.lo
 def measured(program: str, *arguments: str) -> list[Any]:
     run = subprocess.run(
         [sys.executable, "-c", START + program, *arguments],
-        capture_output=True, text=True, check=False, env=os.environ | {"TVM_NUM_THREADS": "2"},
+        capture_output=True, text=True, check=False, env=os.environ | {"FORERUN_THREADS": "2"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

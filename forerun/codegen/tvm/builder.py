@@ -1,8 +1,8 @@
 """A thin layer over TVM's IR builder: vectors, loops, local accumulators, and the signature that all kernels share.
 
-A kernel's function is called once for each part of the work:
+A kernel's function is called for some of the equal pieces of its work, `first` to `last - 1` of `pieces`:
 
-    kernel(part, parts, sizes, slots, weights, tables, numbers, indices, state, requests, inputs)
+    kernel(first, last, pieces, sizes, slots, weights, tables, numbers, indices, state, requests, inputs)
 
 `sizes` are the values of the dimension names, `slots` the offsets of the kernel's operands and results (its row of the
 step's program), `weights` and `tables` the packed weights as float32 and as int32, `numbers` and `indices` the arena
@@ -122,7 +122,7 @@ class Frame:
     """The arguments of the kernel under construction."""
 
     def __init__(self, arguments: Sequence[Expr], sizes: Sequence[str]) -> None:
-        self.part, self.parts, sizes_pointer, slots_pointer, *pointers = arguments
+        self._first, self._last, self._pieces, sizes_pointer, slots_pointer, *pointers = arguments
         values = T.decl_buffer((max(1, len(sizes)),), "int32", data=sizes_pointer)
         self._slots = T.decl_buffer((UNBOUNDED,), "int64", data=slots_pointer)
         self.memories: dict[str, Buffer] = {
@@ -141,18 +141,24 @@ class Frame:
 
     @contextmanager
     def divided(self, count: Expr | int) -> Generator[Expr]:
-        """Loops over this part's share of 0 .. count - 1: consecutive; shares differ by at most one."""
+        """Loops over this call's share of 0 .. count - 1: consecutive; pieces differ by at most one."""
         total = integer(count) if isinstance(count, int) else count
-        start = let(tirx.truncdiv(self.part * total, self.parts))
-        stop = let(tirx.truncdiv((self.part + 1) * total, self.parts))
+        start = let(tirx.truncdiv(self._first * total, self._pieces))
+        stop = let(tirx.truncdiv(self._last * total, self._pieces))
         with T.serial(start, stop) as variable:
             yield variable
+
+    @contextmanager
+    def undivided(self) -> Generator[None]:
+        """Work that is done once, with the first piece."""
+        with when(tirx.EQ(self._first, integer(0))):
+            yield
 
 
 def function(sizes: Sequence[str], body: Callable[[Frame], None]) -> Any:
     """Builds a kernel's function."""
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True), ExitStack():
-        arguments = [T.arg("part", T.int32()), T.arg("parts", T.int32())]
+        arguments = [T.arg(name, T.int32()) for name in ("first", "last", "pieces")]
         arguments.append(T.arg("sizes", T.handle("int32")))
         arguments.append(T.arg("slots", T.handle("int64")))
         arguments.extend(T.arg(name, T.handle(dtype)) for name, dtype in MEMORIES.items())

@@ -22,8 +22,11 @@ SPARE = 1 << 14
 
 Float32 = NDArray[np.float32]
 
-ENTRY = "run"
-"""The function of the compiled code that executes calls."""
+ENTRY, HELP, DISMISS = "run", "help", "dismiss"
+"""The functions of the compiled code: one executes calls, one is a helper's work, and one sends helpers away."""
+
+LINE = 16
+"""int64 words of a line of a team's memory: two cache lines, as processors fetch pairs."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def zeros(count: int) -> Float32:
     whole = np.zeros(count + ALIGNMENT, np.float32)
     first = -whole.ctypes.data // NUMBER % ALIGNMENT
     return whole[first : first + count]
+
+
+def team_memory(threads: int) -> NDArray[np.int64]:
+    """Returns the memory that threads share to divide a step (`codegen.tvm.team`)."""
+    return zeros((threads + 2) * LINE * 2).view(np.int64).reshape(-1, LINE)
 
 
 def weight_places(program: Program) -> tuple[dict[str, int], int]:

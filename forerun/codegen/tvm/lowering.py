@@ -166,7 +166,8 @@ class Lowering:
     def compile(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled:
         """Compiles the kernels (`layout.Compile`). Raises `InvalidOptionError` for names that LLVM does not know."""
         machine = Machine.of(mtriple, mcpu) if mtriple or mcpu else self.machine
-        return Compiled(build(step_module(self.kernel_functions(machine)), machine.target), machine.processor)
+        module = step_module(self.kernel_functions(machine), machine.triple, self.step.step.sizes)
+        return Compiled(build(module, machine.target), machine.processor)
 
     def kernel_texts(self) -> dict[str, str]:
         """Returns the TIR script of every distinct kernel, by name."""

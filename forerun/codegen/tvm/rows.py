@@ -20,7 +20,7 @@ UNROLLED = 8
 def emit_rows(code: Code, nest: RowNest, machine: Machine) -> None:
     """Writes the stores of each row, one after another."""
     if nest.rows == 1:
-        with when(tirx.EQ(code.frame.part, integer(0))):
+        with code.frame.undivided():
             for each in nest.stores:
                 with code.scope():
                     _loops(code, each, list(each.axes))
@@ -45,7 +45,7 @@ def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
             _nested(code, value, axes, [], lambda: _write(code, nest.stores), begin)
 
     if axis is None:
-        with when(tirx.EQ(code.frame.part, integer(0))):
+        with code.frame.undivided():
             steps(axes)
         return
     if axis is not axes[-1]:

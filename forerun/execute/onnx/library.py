@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from forerun.cores import thread_count
 from forerun.errors import DeviceError
 
 REMEDY = "pip install 'forerun[onnx]'"
@@ -34,8 +35,7 @@ def session(path: str, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # errors: warnings of the optimizer are about speed
     # Blocks of weights are widened once, when the session opens, and not in every step.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count(threads)
     try:
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no class of their own

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from forerun.artifacts.bundle import Bundle
 from forerun.artifacts.written import Exportable, Written
 from forerun.codegen.program import Program
-from forerun.codegen.tvm.layout import Processor, TvmProgram
+from forerun.codegen.tvm.layout import HELP, Processor, TvmProgram
 from forerun.errors import CorruptFileError
 from forerun.execute.soundness import require_sound
 from forerun.execute.tvm.artifact import STEP, WEIGHTS, read_step, write_step
@@ -76,6 +76,8 @@ def load(bundle: Bundle, threads: int | None = None) -> TvmExecutable:
             code = Module.load(library)
         except TvmError as error:
             raise CorruptFileError(f"{path} cannot be loaded ({error}): export the model again.") from error
+    if not code.has(HELP):
+        raise CorruptFileError(f"{bundle.folder} was written by an older version of forerun: export the model again.")
     return TvmExecutable(step, code, weights, threads)
 
 

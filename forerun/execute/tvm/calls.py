@@ -1,9 +1,9 @@
 """The program that the compiled code walks, and its parts when residual branches are left out.
 
-A call is a row of int64: the number of a kernel's function, then where its operands lie, in numbers; a state takes two
-places, its own in a record and the size of a whole record. The stream's values alternate between two buffers: if a
-branch is left out, later kernels find the stream in the other buffer, so a part is a selection of the rows with some of
-their places exchanged.
+A call is a row of int64: the number of a kernel's function, how many numbers of weights it reads whole, then where its
+operands lie, in numbers; a state takes two places, its own in a record and the size of a whole record. The stream's
+values alternate between two buffers: if a branch is left out, later kernels find the stream in the other buffer, so a
+part is a selection of the rows with some of their places exchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.codegen.program import Entry, Launch, Operand, Program
+from forerun.codegen.program import NUMBER, Entry, Launch, Operand, Program
 from forerun.codegen.tvm.layout import StatePlaces
 from forerun.execute.branches import remaining, turn
 from forerun.runtime.executable import Part
@@ -55,7 +55,8 @@ class Calls:
         return (spans[0][0], spans[-1][1]) if spans else (0, 0)
 
     def _row(self, entry: Entry, launch: Launch) -> list[int]:
-        row, streams = [self._functions[launch.source]], list[tuple[int, int]]()
+        weights = sum(self.program.weights[each].bytes for each in launch.matrices) // NUMBER
+        row, streams = [self._functions[launch.source], weights], list[tuple[int, int]]()
         for operand in launch.operands:
             if operand.stream is not None:
                 streams.append((len(row), operand.stream))

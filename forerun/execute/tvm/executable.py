@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from forerun.available import require_memory
 from forerun.codegen.program import NUMBER, Program
 from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places, zeros
-from forerun.errors import InvalidOptionError
+from forerun.cores import thread_count
 from forerun.execute.branches import check_hidden, read_bytes
 from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.execute.tvm.calls import Calls, PartCalls
 from forerun.execute.tvm.code import compiled_code
-from forerun.execute.tvm.library import Arguments, Module, Tensor, function
+from forerun.execute.tvm.library import Arguments, Module, Tensor
+from forerun.execute.tvm.team import Team
 from forerun.execute.tvm.timing import KernelTime, value_bytes
-from forerun.forking import with_live_threads
 from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.signature import Signature
 
 PARTS_KEPT = 1024
 """The most programs of parts that are cached."""
 
-INPUTS, FIRST, LAST = 8, 9, 10
+INPUTS, FIRST, LAST, TEAM = 8, 9, 10, 11
 """Places among the arguments of the compiled code (`codegen.tvm.program`)."""
 
 
@@ -50,7 +50,7 @@ class TvmExecutable(EntryRunner[State]):
     step        what was compiled
     code        the module of its kernels
     weights     packed as `Lowering.pack` writes them; read in place
-    threads     how many threads share a step; by default, the machine's cores
+    threads     how many threads share a step; by default, one for each core (`cores.thread_count`)
     """
 
     draws = False
@@ -65,7 +65,7 @@ class TvmExecutable(EntryRunner[State]):
         self.code = code  # the entry lives as long as its module
         self._run = code.entry(ENTRY)
         self.weights = weights
-        self._threads = _set_threads(threads)
+        self.team = Team(code, thread_count(threads))
         self._arena = zeros(max(1, step.arena))
         self.memory = HostMemory(step, self._arena)
         self._states = state_places(step)
@@ -82,13 +82,12 @@ class TvmExecutable(EntryRunner[State]):
         """The bytes of the packed weights."""
         return self.weights.nbytes
 
-    @with_live_threads
     def make_state(self, blocks: int, requests: int) -> State:
         count, more = blocks * self._states.record, max(1, requests * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = zeros(count), zeros(more)
         state = (Tensor(numbers), Tensor(constants))
-        given = Arguments(self._program, *self._memories, *state, self._inputs, 0, 0, self._threads)
+        given = Arguments(self._program, *self._memories, *state, self._inputs, 0, 0, 0)
         return State(numbers, constants, given)
 
     def run_entry(
@@ -182,29 +181,19 @@ class TvmExecutable(EntryRunner[State]):
         whole = np.asarray(slots).astype(np.int64)
         return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
-    @with_live_threads
     def _call(self, state: State, first: int, last: int, program: Tensor | None = None) -> None:
         if self._inputs.array is not self.memory.inputs:  # an entry's arguments needed a larger array
             self._inputs = Tensor(self.memory.inputs)
-        for index, argument in ((0, program or self._program), (INPUTS, self._inputs), (FIRST, first), (LAST, last)):
+        chosen = program or self._program, self._inputs, first, last, self.team.memory()
+        for index, argument in zip((0, INPUTS, FIRST, LAST, TEAM), chosen, strict=True):
             state.arguments.set(index, argument)
         self._run.call(state.arguments)
-
-
-def _set_threads(threads: int | None) -> int:
-    """Returns the number of parts into which each kernel is divided, at most the threads of the pool."""
-    pool = function("runtime.NumThreads")()
-    if threads is None:
-        return pool
-    if threads < 1:
-        raise InvalidOptionError(f"threads is {threads}; give at least 1.")
-    return min(threads, pool)
 
 
 def bind(program: TvmProgram, threads: int | None = None, cache: bool = True) -> TvmExecutable:
     """Makes a program ready to run. Raises DeviceMemoryError, before packing, if there is not enough memory.
 
-    threads     how many threads share a step; by default, the machine's cores
+    threads     how many threads share a step; by default, one for each core
     cache       whether to cache compiled code on disk
     """
     require_memory(needed_bytes(program.program))

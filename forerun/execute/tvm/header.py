@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forerun.codegen.program import Entry, Program
-from forerun.codegen.tvm.layout import state_places, weight_places
+from forerun.codegen.tvm.layout import LINE, state_places, weight_places
 from forerun.execute.tvm.calls import Calls, Span
 
 TYPES = """
@@ -134,7 +134,7 @@ def header(step: Program, layout: Layout, eos_token_ids: Sequence[int]) -> str:
     limits = {
         "block": step.block, "max_rows": step.max_rows, "max_outputs": step.max_outputs, "max_path": step.max_path,
         "max_length": step.max_length, "vocabulary": step.vocabulary, "candidates": step.candidates,
-        "table": layout.table,
+        "table": layout.table, "line": LINE,
     }  # fmt: skip
     sizes = {name: getattr(layout, name) for name in ("weights", "arena", "inputs", "record", "request")}
     lines = ["/* What a caller of step.so needs to know; docs/bundle.md of forerun describes it. */", TYPES]

@@ -15,7 +15,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from forerun.errors import ForerunError
-from forerun.execute.tvm.cores import size_pool
 
 NONE, INTEGER, DL_TENSOR, RAW_STRING, SMALL_STRING, STRING, FUNCTION = 0, 1, 7, 8, 11, 65, 68
 """Kinds of a value: `TVMFFITypeIndex`."""
@@ -165,7 +164,6 @@ def _raised(library: ctypes.CDLL) -> TvmError:
 @cache
 def libraries() -> ctypes.CDLL:
     """Loads TVM's libraries, once, and returns the one with the C interface. Raises `ForerunError` without them."""
-    size_pool()
     loaded = [
         ctypes.CDLL(str(_library(package, name)), ctypes.RTLD_GLOBAL if shared else ctypes.RTLD_LOCAL)
         for package, name, shared in PACKAGES
@@ -222,6 +220,10 @@ class Module:
     def entry(self, name: str) -> Function:
         """Returns a function of the code. The module must outlive it."""
         return function("ffi.ModuleGetFunction")(self._module, name, 0)
+
+    def has(self, name: str) -> bool:
+        """Whether the code has a function."""
+        return function("ffi.ModuleGetFunction")(self._module, name, 0) is not None
 
     def text(self, form: str) -> str:
         """Returns the code as LLVM IR ("ll") or assembly ("s")."""
