@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import forerun
 from benchmarks.common import Prompt, arguments, model_path, progress, read_prompts, report
 from benchmarks.peers import LlamaCpp
-from forerun.frontends.gguf import is_gguf
+from forerun.frontends.gguf_place import is_gguf
 from forerun.runtime.tree import chain
 
 MEASURES = ("top_1_agreement", "largest_logit_difference", "mean_logit_difference", "mean_divergence")

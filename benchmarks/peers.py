@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import transformers_model
 from forerun.errors import ForerunError
-from forerun.frontends.gguf import is_gguf
+from forerun.frontends.gguf_place import is_gguf
 from forerun.runtime.model import CompiledModel
 from forerun.storage import cache_directory
 

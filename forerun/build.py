@@ -25,6 +25,7 @@ from forerun.compile_options import (
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
+from forerun.frontends.gguf_place import is_gguf
 from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
 from forerun.runtime.executable import Branch, Executable, Part
@@ -87,8 +88,6 @@ class Lowered:
 
 def own_dtype(source: Any) -> str:
     """Returns the weight dtype of a source's own file: "native" for GGUF where the best back end has it."""
-    from forerun.frontends.gguf import is_gguf
-
     path = located(source)
     native = "native" in BACKENDS[resolve_target(AUTO)].weight_dtypes
     return "native" if native and isinstance(path, Path) and path.is_file() and is_gguf(path) else "float32"

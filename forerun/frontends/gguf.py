@@ -17,7 +17,7 @@ from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.forking import BUILDING
 from forerun.frontends.gguf_cache import Conversion, cached_conversion
 from forerun.frontends.gguf_config import configuration
-from forerun.frontends.gguf_header import MAGIC, GgufHeader
+from forerun.frontends.gguf_header import GgufHeader
 from forerun.frontends.gguf_parts import read_model
 from forerun.frontends.gguf_rotary import FREQUENCY_FACTORS
 from forerun.frontends.gguf_tensors import StoredTensor, numbers, stored_tensors
@@ -25,12 +25,6 @@ from forerun.frontends.gguf_tokenizer import read_tokenizer
 from forerun.frontends.huggingface import LOADING, check_complete
 from forerun.frontends.quiet import quiet_libraries
 from forerun.frontends.weights import without_values
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file is a GGUF by its first bytes, or is named as one."""
-    with path.open("rb") as file:
-        return file.read(4) == MAGIC or path.suffix == ".gguf"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from forerun.errors import CorruptFileError, UnsupportedOperationError
+from forerun.frontends.gguf_place import MAGIC
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 BOOL, STRING, ARRAY = 7, 8, 9

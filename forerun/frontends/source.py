@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from forerun.errors import InvalidOptionError, NotAModelError
 from forerun.frontends.directory import MLIR, existing
 from forerun.frontends.generation_config import Given, require_applied
-from forerun.frontends.gguf import is_gguf, open_gguf
+from forerun.frontends.gguf import open_gguf
 from forerun.frontends.gguf_native import NativeWeights, native_weights
+from forerun.frontends.gguf_place import is_gguf
 from forerun.frontends.huggingface import (
     eos_token_ids,
     first_ends,

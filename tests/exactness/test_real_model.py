@@ -91,7 +91,7 @@ def test_native_is_certified(kind: str, request: pytest.FixtureRequest) -> None:
 def test_products_of_integers_keep_the_contract_and_are_close(
     model: forerun.CompiledModel, integers: forerun.CompiledModel, prompts: list[list[int]]
 ) -> None:
-    plain = integers.with_strategy("autoregressive")
+    plain = forerun.with_strategy(integers, "autoregressive")
     for prompt in prompts:
         fast, slow = (each.generate(prompt, 32, return_logits=True) for each in (integers, plain))
         assert fast.token_ids == slow.token_ids
