@@ -87,12 +87,10 @@ def main() -> int:
     given = parser.parse_args()
     pin_threads(given.threads)
     path, names = model_path(given.model), given.strategies.split(",")
+    # This comes first, while the process is small and its threads are idle.
+    startup = None if given.no_startup else measure_startup(path, given.dtype, names[-1], given.threads)
     if given.draft is not None:
         names.append(f"draft_model:{given.draft}")
-    # This comes first, while the process is small and its threads are idle.
-    startup = (
-        None if given.no_startup else measure_startup(path, given.dtype, given.strategies.split(",")[-1], given.threads)
-    )
     model = forerun.compile(path, strategy=names[0], dtype=given.dtype)
     contestants: list[Contestant] = [Forerun(name, forerun.with_strategy(model, name)) for name in names]
     for name in filter(None, given.peers.split(",")):

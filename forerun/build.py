@@ -16,6 +16,7 @@ from forerun.codegen.program import DraftPart
 from forerun.compile_options import (
     AUTO,
     DEFAULT_LENGTH,
+    NATIVE,
     located,
     require_length,
     require_target,
@@ -89,8 +90,8 @@ class Lowered:
 def own_dtype(source: Any) -> str:
     """Returns the weight dtype of a source's own file: "native" for GGUF where the best back end has it."""
     path = located(source)
-    native = "native" in BACKENDS[resolve_target(AUTO)].weight_dtypes
-    return "native" if native and isinstance(path, Path) and path.is_file() and is_gguf(path) else "float32"
+    native = NATIVE in BACKENDS[resolve_target(AUTO)].weight_dtypes
+    return NATIVE if native and isinstance(path, Path) and path.is_file() and is_gguf(path) else "float32"
 
 
 @with_live_threads
@@ -155,7 +156,7 @@ def lower(
     require_target(AUTO, dtype)
     max_length = require_length(max_length)
     opened = open_source(
-        located(source), "float32", progress, dtype == "native", opening.generation_config, opening.trust_remote_code
+        located(source), "float32", progress, dtype == NATIVE, opening.generation_config, opening.trust_remote_code
     )
     capped = length_capped(opened.limit, max_length)
     max_length = length_within(opened.limit, max_length)

@@ -68,6 +68,10 @@ class Encoding:
         return sum(self.fields.values())
 
     @property
+    def has_minimum(self) -> bool:
+        return not self.fields.keys().isdisjoint({"minimum", "subtracted"})
+
+    @property
     def bits(self) -> int:
         """The bits of a number."""
         return 8 if self.codebook else max(each.shift + each.bits for each in self.planes)

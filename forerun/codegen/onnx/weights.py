@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import StringStringEntryProto, TensorProto, numpy_helper
@@ -21,10 +20,6 @@ from forerun import ir
 from forerun.codegen.onnx.graph import ELEMENTS, Graph
 from forerun.codegen.onnx.program import ALIGNMENT, WEIGHTS, StoredTensor
 
-SPAN = 32
-"""Features of a block that share a scale."""
-SCALE = 2
-"""Bytes of a block's scale, a float16."""
 BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "i64": 64, "i32": 32, "i16": 16, "i8": 8, "i1": 8, "i4": 4}
 BLOCKS = {"q8_0": "i8", "q4_0": "i4"}
 """The element types of the quantized blocks that are kept."""
@@ -47,7 +42,7 @@ class WeightFile:
         dims = [int(dim) for dim in weight.type.dims]
         storage = weight.storage
         if storage in BLOCKS and name in self.blocks:
-            return self._dequantized(graph, name, dims, BLOCKS[storage])
+            return self._dequantized(graph, name, dims, storage)
         if storage in ("bf16", "f16"):
             held = self._stored(graph, name, storage, dims, lambda: _half(self.values(name), storage))
             return graph.node("Cast", held, to=ELEMENTS[weight.dtype], hint=f"{name}.wide")
@@ -58,13 +53,16 @@ class WeightFile:
             self.expanded.setdefault(storage, []).append(name)
         return self._stored(graph, name, weight.dtype, dims, lambda: _plain(self.values(name), weight.dtype))
 
-    def _dequantized(self, graph: Graph, name: str, dims: list[int], element: str) -> str:
-        """Numbers [out, in] times scales [out, in / 32]."""
-        numbers = self._stored(graph, name, element, dims, lambda: _numbers(self.blocks[name], element))
-        spans = [dims[0], dims[1] // SPAN]
-        scales = self._stored(graph, f"{name}.scales", "f16", spans, lambda: _scales(self.blocks[name]))
+    def _dequantized(self, graph: Graph, name: str, dims: list[int], storage: str) -> str:
+        """Numbers [out, in] times scales [out, blocks]."""
+        encoding, element = ir.ENCODINGS[storage], BLOCKS[storage]
+        numbers = self._stored(graph, name, element, dims, lambda: _numbers(encoding, self.blocks[name], element))
+        spans = [dims[0], dims[1] // encoding.features]
+        scales = self._stored(
+            graph, f"{name}.scales", "f16", spans, lambda: encoding.read(self.blocks[name]).scale.contiguous().numpy()
+        )
         wide = graph.node("Cast", scales, to=ELEMENTS["f32"], hint=f"{name}.wide_scales")
-        return graph.node("DequantizeLinear", numbers, wide, axis=1, block_size=SPAN, hint=f"{name}.wide")
+        return graph.node("DequantizeLinear", numbers, wide, axis=1, block_size=encoding.features, hint=f"{name}.wide")
 
     def _stored(self, graph: Graph, name: str, dtype: str, dims: list[int], make: Callable[[], NDArray[Any]]) -> str:
         """Returns an initializer whose bytes lie in the weight file."""
@@ -96,15 +94,9 @@ def _half(tensor: torch.Tensor, storage: str) -> NDArray[Any]:
     return tensor.detach().to(ir.torch_dtype(storage)).contiguous().view(torch.int16).numpy().reshape(-1)
 
 
-def _scales(blocks: torch.Tensor) -> NDArray[Any]:
-    return blocks[..., :SCALE].contiguous().numpy()
-
-
-def _numbers(blocks: torch.Tensor, element: str) -> NDArray[Any]:
-    """The integers of blocks [out, in / 32, bytes] in the order of the features; two of four bits to a byte."""
-    held = blocks[..., SCALE:]
-    if element == "i8":
-        return held.contiguous().numpy().reshape(-1)
-    # A block's lower halves are its first 16 numbers; they are stored as 0 to 15, with 8 for zero.
-    numbers = torch.cat((held & 15, held >> 4), -1) ^ 8
-    return (numbers[..., 0::2] | (numbers[..., 1::2] << 4)).contiguous().numpy().reshape(-1).astype(np.uint8)
+def _numbers(encoding: ir.Encoding, blocks: torch.Tensor, element: str) -> NDArray[Any]:
+    """The integers of blocks in the order of the features, in two's complement; two of four bits to a byte."""
+    numbers = encoding.read(blocks).numbers ^ encoding.offset  # the offset is the sign's bit
+    if element == "i4":
+        numbers = numbers[..., 0::2] | numbers[..., 1::2] << 4
+    return numbers.contiguous().numpy().reshape(-1)

@@ -9,6 +9,7 @@ each with one fma. So a row's bits depend neither on other rows nor on the machi
 """
 
 from collections.abc import Sequence
+from operator import add
 
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Load
@@ -18,9 +19,10 @@ from forerun.codegen.tvm.builder import Buffer as Memory
 from forerun.codegen.tvm.builder import across, fma, integer, let, like, load, local, multiply, number, splat, store
 from forerun.codegen.tvm.code import Code, Term
 from forerun.codegen.tvm.dots import DOT
-from forerun.codegen.tvm.quantized import CHUNK, QUARTETS, Blocks, Words
+from forerun.codegen.tvm.quantized import QUARTETS, Blocks, Words
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import T, tirx
+from forerun.ir import CHUNK
 
 FIGURES = 4
 """Numbers of a row's chunk: its scale, and the scale times the sum of its first half, its second, and both."""
@@ -45,17 +47,16 @@ def emit_quantized(code: Code, nest: ProductNest, machine: Machine) -> None:
         store(lanes, tirx.max(*(tirx.abs(each) for each in parts)), 0)
         largest = across(lanes, tirx.max)
         store(lanes, (parts[0] + parts[1]) * splat(0.0), 0)
-        poison = across(lanes, lambda a, b: a + b)  # NaN if any number is, or is infinite
+        poison = across(lanes, add)  # NaN if any number is, or is infinite
         scale = let(multiply(largest, number(1 / 127)) + poison)
-        inverse = tirx.Select(largest > number(0.0), number(127.0) / largest, number(0.0))
-        inverse = let(inverse)
+        inverse = let(tirx.Select(largest > number(0.0), number(127.0) / largest, number(0.0)))
         sums: list[Term] = []
         for half, each in enumerate(parts):
             rounded = let(tirx.nearbyint(multiply(each, splat(inverse))).astype(f"int32x{LANES}"))
             _store_bytes(words, chunk * integer(QUARTETS) + integer(half * QUARTETS // HALVES), rounded)
             held = local(LANES, "int32")
             store(held, rounded, 0)
-            sums.append(across(held, lambda a, b: a + b))
+            sums.append(across(held, add))
         for place, total in enumerate((None, *sums, sums[0] + sums[1])):
             value = scale if total is None else multiply(scale, total.astype("float32"))
             store(figures, value, chunk * integer(FIGURES) + integer(place), 1)

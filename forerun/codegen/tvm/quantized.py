@@ -36,10 +36,10 @@ from forerun.codegen.tvm.formats import (
 )
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import tirx
+from forerun.ir import CHUNK
 
-CHUNK = 32
-"""Features whose bits lie together."""
 QUARTETS = CHUNK // 4
+"""Quartets of a chunk, the features whose bits lie together: those that share a row's scale in a product."""
 FACTORS = 4
 """Vectors of factors."""
 
@@ -63,7 +63,7 @@ class Blocks(WeightFormat):
     @property
     def paired(self) -> bool:
         """Whether a span is two blocks."""
-        return self.encoding.features == CHUNK and self.encoding.fields.keys().isdisjoint({"minimum", "subtracted"})
+        return self.encoding.features == CHUNK and not self.encoding.has_minimum
 
     @property
     def planes(self) -> list[tuple[int, int]]:
@@ -124,8 +124,7 @@ class Blocks(WeightFormat):
     @property
     def factor_bits(self) -> int:
         """The bits of a factor, of the 16 bytes that the factors of a block have: 8, or 4 if there are too many."""
-        each = 2 if "subtracted" in self.encoding.fields else 1
-        return 8 * 4 * FACTORS // (each * self._groups)
+        return 8 * 4 * FACTORS // ((1 + self.encoding.has_minimum) * self._groups)
 
     def _factors(self, read: ir.Numbers) -> torch.Tensor:
         """The factors' bytes, uint8 [out, 16 for each block]."""
@@ -162,18 +161,17 @@ class Blocks(WeightFormat):
         if self.paired:
             lower = _right(held, self._chunk(tirx.truncdiv(feature, integer(CHUNK))) * integer(16))
         scale = let(half_to_float(lower))
-        minimum = None if self.paired else half_to_float(shifted(held, 16))
+        minimum = half_to_float(shifted(held, 16)) if encoding.has_minimum else None
         if encoding.factors is not None:
             group = tirx.truncmod(tirx.truncdiv(feature, integer(encoding.group)), integer(self._groups))
             each = FACTORS * 4 // self._groups  # bytes
             place = start + integer(LANES) + tirx.truncdiv(group * integer(each), integer(4)) * integer(LANES)
             held = let(_right(words(place), tirx.truncmod(group * integer(each), integer(4)) * integer(8)))
             scale = let(multiply(scale, _factor(held, 0, self.factor_bits)))
-            if minimum is not None and "subtracted" in encoding.fields:
-                return scale, let(multiply(minimum, _factor(held, 1, self.factor_bits)))
-        if encoding.offset:
-            return scale, let(multiply(scale, like(-float(encoding.offset), scale)))
-        assert minimum is not None
+            if minimum is not None:
+                minimum = multiply(minimum, _factor(held, 1, self.factor_bits))
+        if minimum is None:
+            minimum = multiply(scale, like(-float(encoding.offset), scale))
         return scale, let(minimum)
 
     @property
