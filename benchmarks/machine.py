@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from forerun.codegen.tvm.builder import Expr, each, integer, load, local, splat, store
+from forerun.codegen.tvm.builder import Expr, each, integer, load, local, prefetch, splat, store
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import IRBuilder, T, tvm
 from forerun.execute.tvm.library import Module, Tensor
@@ -69,6 +69,7 @@ def _read_function(count: int, threads: int) -> Any:
             with T.serial(0, turns) as step:
                 start = (part * integer(turns) + step) * integer(turn)
                 for stream, vector in enumerate(parts):
+                    prefetch(array, start + integer(stream * LANES), 2)
                     store(vector, load(vector, 0) + load(array, start + integer(stream * LANES)), 0)
             store(sums, each([load(vector, 0) for vector in parts], _add), part * integer(LANES))
     return builder.get()

@@ -46,7 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser for the options of all commands, with their defaults."""
     from forerun import __version__
-    from forerun.codegen.backends import FLOAT32, INT8
+    from forerun.codegen.backends import BFLOAT16, FLOAT32, INT8
     from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
     from forerun.exporting import formats
     from forerun.strategies import DESCRIPTIONS, strategy_names
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
         if command is not export:
             command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
-        arithmetic = f"how rows multiply quantized matrices: {FLOAT32} or {INT8} (default: what the target has)"
+        arithmetic = f"the narrowest numbers in products: {FLOAT32}, {BFLOAT16} or {INT8} (default: the weights')"
         command.add_argument("--arithmetic", default=AUTO, help=arithmetic)
         positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
         command.add_argument("--max-length", type=int, help=positions)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.backends import BACKENDS, FLOAT32, WEIGHT_DTYPES
+from forerun.codegen.backends import BACKENDS, FLOAT32, NARROWEST, WEIGHT_DTYPES
 from forerun.cores import MOST_THREADS
 from forerun.errors import InvalidOptionError, NotAModelError, SourceNotFoundError, UnknownTargetError
 from forerun.runtime.options import require_integer
@@ -66,19 +66,21 @@ def resolve_target(target: str, dtype: str = "float32") -> str:
 
 
 def resolve_arithmetic(arithmetic: object, target: str, dtype: str) -> str:
-    """Returns the arithmetic of products with quantized matrices; "auto" is the back end's default.
+    """Returns the narrowest arithmetic that products may have; "auto" is the narrowest that weights of the dtype can.
 
     Raises `InvalidOptionError`.
     """
     known = BACKENDS[target].arithmetics
+    narrowest = NARROWEST.get(dtype, FLOAT32)
     if arithmetic == AUTO:
-        return known[0] if dtype == NATIVE else FLOAT32
+        return narrowest if narrowest in known else FLOAT32
     if not isinstance(arithmetic, str) or arithmetic not in known:
         have = ", ".join((AUTO, *known))
         raise InvalidOptionError(f"The {target} target has no arithmetic {arithmetic!r}; use one of {have}.")
-    if arithmetic != FLOAT32 and dtype != NATIVE:
+    if known.index(arithmetic) > known.index(narrowest):
+        fitting = next(each for each, its in NARROWEST.items() if its == arithmetic)
         raise InvalidOptionError(
-            f"arithmetic={arithmetic!r} multiplies the quantized blocks of a GGUF file: give dtype={NATIVE!r} with it."
+            f"arithmetic={arithmetic!r} needs weights as narrow: give dtype={fitting!r} with it, not {dtype!r}."
         )
     return arithmetic
 

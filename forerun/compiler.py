@@ -63,8 +63,9 @@ def compile(
                 `generate`, and anything else that changes a text (such as a repetition penalty) is refused; None
                 ignores the configuration
     trust_remote_code   whether code in a model directory may run
-    arithmetic  how rows multiply the quantized matrices of "native": "int8", rows as integers of 8 bits in blocks of 32
-                features (the default on the CPU), or "float32"
+    arithmetic  the narrowest numbers in products: "int8" multiplies the quantized matrices of "native" by rows as
+                integers of 8 bits in blocks of 32 features, "bfloat16" multiplies bfloat16 matrices by rows rounded to
+                it, "float32" rounds no rows; by default as narrow as the weights on the CPU
     threads     how many threads share a step on the CPU; by default `$FORERUN_THREADS`, or one for each physical core
                 that the process's affinity and quota leave it
 

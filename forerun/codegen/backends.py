@@ -15,8 +15,10 @@ from forerun.errors import ForerunError
 
 WEIGHT_DTYPES: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "native": "native"}
 """The weight dtypes, and their names in the IR."""
-FLOAT32, INT8 = "float32", "int8"
-"""The arithmetics of products with quantized matrices."""
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
+"""The arithmetics of products."""
+NARROWEST: Mapping[str, str] = {"native": INT8, "bfloat16": BFLOAT16}
+"""The narrowest arithmetic that a matrix of a weight dtype can have besides float32."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Backend:
     bind: str  # (program, and threads if it takes them) -> `runtime.executable.Executable`
     probe: str | None = None  # () -> None; raises a `ForerunError` if this machine cannot run its programs
     texts: str | None = None  # (program) -> the loop nest and the text of every kernel, by the name of a file
-    arithmetics: tuple[str, ...] = (FLOAT32,)  # of products with quantized matrices, the default first
+    arithmetics: tuple[str, ...] = (FLOAT32,)  # of products, from the widest to the narrowest
     cache_in_memory: bool = True  # whether states lie in the machine's own memory: passes refuse what does not fit
     fused: bool = True  # whether it compiles fused kernels; else the operations of `@step`
     threads: bool = False  # whether `bind` and what loads its models take a number of threads
@@ -116,7 +118,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="cpu",
             weight_dtypes=("float32", "bfloat16", "native"),
-            arithmetics=(INT8, FLOAT32),
+            arithmetics=(FLOAT32, BFLOAT16, INT8),
             emit="forerun.codegen.tvm.lowering:emit",
             bind="forerun.execute.tvm.executable:bind",
             texts="forerun.codegen.tvm.lowering:texts",
@@ -137,7 +139,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="reference",
             weight_dtypes=("float32", "bfloat16", "native"),
-            arithmetics=(INT8, FLOAT32),
+            arithmetics=(FLOAT32, BFLOAT16, INT8),
             emit="forerun.codegen.reference:emit",
             bind="forerun.execute.reference:ReferenceExecutable",
             exact=False,

@@ -26,7 +26,7 @@ from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperati
 from forerun.ir.foreign import Resource, foreign_attributes, foreign_line, foreign_name, foreign_type, parse_foreign
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
-from forerun.ir.products import CHUNK, INT8, LayerNorm, Linear, MatMul, RMSNorm
+from forerun.ir.products import BFLOAT16, CHUNK, INT8, LayerNorm, Linear, MatMul, RMSNorm
 from forerun.ir.properties import Symbol, encode
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
 from forerun.ir.states import Recurrence, StateRead, StateWrite
@@ -52,6 +52,7 @@ from forerun.ir.verify import neighbourhood, verify
 from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlong, Transpose
 
 __all__ = [
+    "BFLOAT16",
     "BLOCK_STORAGES",
     "CHUNK",
     "COMPARISONS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -14,8 +15,8 @@ from forerun.ir.operation import Environment, Types, ValueOperation, operation, 
 from forerun.ir.properties import NUMBER, TEXT, optional, parameter
 from forerun.ir.types import TensorType
 
-INT8 = "int8"
-"""The arithmetic of products of integers."""
+BFLOAT16, INT8 = "bfloat16", "int8"
+"""Arithmetics of products besides that of float32."""
 CHUNK = 32
 """Features of a row that share a scale in integer arithmetic."""
 
@@ -24,7 +25,7 @@ CHUNK = 32
 class Linear(Computation, ValueOperation):
     """x w^T + b: x [..., in], w [out, in], b [out].
 
-    With the arithmetic "int8", the products are of x as 8-bit integers (`quantized`).
+    With the arithmetic "bfloat16", x is rounded to bfloat16; with "int8", to 8-bit integers (`quantized`).
     """
 
     name = "spec.linear"
@@ -38,8 +39,8 @@ class Linear(Computation, ValueOperation):
     def infer(
         cls, x: TensorType, weight: TensorType, bias: TensorType | None = None, *, arithmetic: str | None = None
     ) -> Types:
-        require(arithmetic in (None, INT8), f"has an unknown arithmetic {arithmetic!r}")
-        require(arithmetic is None or has_chunks(x), f"cannot divide the features of {x} into chunks of {CHUNK}")
+        require(arithmetic is None or arithmetic in ROUNDED, f"has an unknown arithmetic {arithmetic!r}")
+        require(arithmetic != INT8 or has_chunks(x), f"cannot divide the features of {x} into chunks of {CHUNK}")
         require(weight.rank == 2 and x.dims[-1:] == weight.dims[1:], f"cannot multiply {x} by {weight}")
         require(x.dtype == weight.dtype, f"mixes {x.dtype} and {weight.dtype}")
         require(bias is None or bias.dims == weight.dims[:1], "needs a bias of one number per output")
@@ -48,7 +49,8 @@ class Linear(Computation, ValueOperation):
     def evaluate(
         self, environment: Environment, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        return functional.linear(quantized(x) if self.arithmetic == INT8 else x, weight, bias)
+        rounded = x if self.arithmetic is None else ROUNDED[self.arithmetic](x)
+        return functional.linear(rounded, weight, bias)
 
 
 def has_chunks(x: TensorType) -> bool:
@@ -64,6 +66,14 @@ def quantized(x: torch.Tensor) -> torch.Tensor:
     inverse = torch.full_like(largest, 127).div(largest)  # a number divided by a tensor would round twice
     numbers = torch.round(chunks * torch.where(largest > 0, inverse, largest))
     return (numbers * (largest / 127)).flatten(-2)
+
+
+def rounded_to_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().to(x.dtype)
+
+
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {BFLOAT16: rounded_to_bfloat16, INT8: quantized}
+"""What rows are in each arithmetic."""
 
 
 @operation

@@ -26,8 +26,8 @@ from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
 from forerun.passes.insert_kv_cache import InsertKVCache
+from forerun.passes.narrow_products import FLOAT32, NarrowProducts
 from forerun.passes.plan_memory import PlanMemory
-from forerun.passes.quantize_products import FLOAT32, QuantizeProducts
 from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
@@ -55,7 +55,7 @@ def step_pipeline(
 ) -> list[Pass]:
     """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
 
-    `arithmetic` is that of products with quantized matrices.
+    `arithmetic` is the narrowest that products may have.
 
     `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them. Without
     `fused`, the step is left as operations, for back ends that have no kernels of their own.
@@ -79,7 +79,7 @@ def step_pipeline(
         Canonicalize(),  # transposes meet across the new attention
         *draft,  # before kernels hide the graph's structure
         StoreWeights(storage=storage),  # before kernels hide which operation reads a weight
-        QuantizeProducts(arithmetic=arithmetic),  # once it is known which matrices are quantized
+        NarrowProducts(arithmetic=arithmetic),  # once it is known how matrices are stored
         *(kernels if fused else ()),
     ]
 
@@ -102,7 +102,7 @@ PASSES: dict[str, type[Pass]] = {
         EarlyExit,
         ReuseKVCache,
         StoreWeights,
-        QuantizeProducts,
+        NarrowProducts,
         FuseKernels,
         PlanMemory,
     )

@@ -327,11 +327,11 @@ class Lowering:
             case "value":
                 return Operand("value", memory.values[buffer.key], buffer.element, memory.stream.get(buffer.key))
             case "scratch":
-                if buffer.key not in memory.scratch:
-                    memory.scratch[buffer.key] = memory.place(
-                        (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
-                    )
-                return Operand("scratch", memory.scratch[buffer.key], buffer.element)
+                dims = (*buffer.dims, 2) if buffer.element == "f64" else buffer.dims
+                key = buffer.key, memory.volume(dims)  # nests of one kernel use a name for memory of several sizes
+                if key not in memory.scratch:
+                    memory.scratch[key] = memory.place(dims)
+                return Operand("scratch", memory.scratch[key], buffer.element)
             case "sampled":
                 self._samples = True
                 return Operand("sampled", memory.sampled, buffer.element)

@@ -72,6 +72,16 @@ def load(buffer: Buffer, index: Expr | int, lanes: int = LANES) -> Expr:
     return buffer[tirx.Ramp(_index(index), 1, lanes)] if lanes > 1 else buffer[index]
 
 
+AHEAD = 2048
+"""Words between a prefetch and its use: 8 KiB, as measured."""
+
+
+def prefetch(buffer: Buffer, place: Expr, level: int) -> None:
+    """Fetches a cache line that is read soon after this place into the first-level or second-level cache."""
+    ahead = tirx.address_of(buffer[place + integer(AHEAD)])
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, 4 - level, 1))  # LLVM's locality: 3 is the first
+
+
 def store(buffer: Buffer, value: Expr, index: Expr | int, lanes: int = LANES) -> None:
     T.buffer_store(buffer, value, [tirx.Ramp(_index(index), 1, lanes) if lanes > 1 else index])
 

@@ -19,9 +19,6 @@ VECTORS = OUTPUTS // LANES
 STEP = 4
 """Features per iteration of the linear's inner loop."""
 
-LINE = 16
-"""Words of a cache line."""
-
 Column = Callable[[Expr, int], list[Expr]]
 """(turn, part) -> the 32 weights of feature `turn * STEP + part`, counted from where the format was opened, as vectors
 of 16 float32. The parts of a `turn` are requested in order."""
@@ -78,28 +75,27 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
     return weight.view(-1, VECTORS, LANES, *weight.shape[1:])
 
 
-@dataclass(frozen=True)
-class Plain(WeightFormat):
-    """Numbers with no scales, [out / 32, in, words]."""
-
-    words: ClassVar[int]
-    """Words of one feature of a block of outputs."""
-
-    def block_words(self, features: int) -> int:
-        return features * self.words
-
-    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
-        words = range(part * self.words, (part + 1) * self.words)
-        return [turn * integer(STEP * self.words) + integer(word) for word in words if word % LINE == 0]
+def pairs(features: int) -> int:
+    """The words that hold the features of an output, two each."""
+    return -(-features // 2)
 
 
 @dataclass(frozen=True)
-class Float32(Plain):
+class Float32(WeightFormat):
     """float32 [out / 32, in, 32]."""
 
     region: ClassVar[str] = "weights"
-    words: ClassVar[int] = OUTPUTS
     prefetched: ClassVar[int] = 9
+
+    def block_words(self, features: int) -> int:
+        return features * OUTPUTS
+
+    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
+        return self._lines(turn, part)
+
+    def _lines(self, turn: Expr, part: int) -> list[Expr]:
+        start = (turn * integer(STEP) + integer(part)) * integer(OUTPUTS)
+        return [start + integer(vector * LANES) for vector in range(VECTORS)]
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
         blocks = in_blocks(weight)
@@ -108,42 +104,59 @@ class Float32(Plain):
 
     def opened(self, block: Buffer, features: int, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
-            start = (turn * integer(STEP) + integer(part)) * integer(self.words)
-            return [let(load(block, start + integer(vector * LANES))) for vector in range(VECTORS)]
+            return [let(load(block, place)) for place in self._lines(turn, part)]
 
         return column
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
-        return read((block * integer(features) + feature) * integer(self.words) + lane)
+        return read((block * integer(features) + feature) * integer(OUTPUTS) + lane)
 
 
 @dataclass(frozen=True)
-class Half(Plain):
-    """Numbers of 16 bits, two to a word: word l has output l in its lower half and output 16 + l above it."""
+class Half(WeightFormat):
+    """Numbers of 16 bits, two consecutive features to a word, the first in its upper half.
+
+    A matrix whose features are an odd number ends in a zero.
+    """
 
     region: ClassVar[str] = "tables"
-    words: ClassVar[int] = LANES
 
     dtype: torch.dtype
     lower: Callable[[Expr], Expr]
     """(word) -> the float32 of the lower half."""
     upper: Callable[[Expr], Expr]
 
+    def block_words(self, features: int) -> int:
+        return pairs(features) * OUTPUTS
+
+    def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
+        return self._lines(turn, part) if part % 2 == 0 else []
+
+    def _lines(self, turn: Expr, part: int) -> list[Expr]:
+        start = (turn * integer(STEP // 2) + integer(part // 2)) * integer(OUTPUTS)
+        return [start + integer(vector * LANES) for vector in range(VECTORS)]
+
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
-        blocks = in_blocks(weight.to(self.dtype).view(torch.int16))
-        halves = target[: len(blocks) * self.block_words(weight.shape[1])].view(torch.int16)
-        halves.view(-1, weight.shape[1], LANES, VECTORS).copy_(blocks.permute(0, 3, 2, 1))  # the lower half comes first
+        count = pairs(weight.shape[1])
+        whole = torch.nn.functional.pad(weight.to(self.dtype).view(torch.int16), (0, 2 * count - weight.shape[1]))
+        blocks = in_blocks(whole.view(-1, count, 2).flip(-1))  # the lower half comes first in memory
+        halves = target[: len(blocks) * count * OUTPUTS].view(torch.int16)
+        halves.view(-1, count, VECTORS, LANES, 2).copy_(blocks.permute(0, 3, 1, 2, 4))
 
     def opened(self, block: Buffer, features: int, span: Expr) -> Column:
+        held: list[Expr] = []
+
         def column(turn: Expr, part: int) -> list[Expr]:
-            word = let(load(block, (turn * integer(STEP) + integer(part)) * integer(self.words)))
-            return [let(self.lower(word)), let(self.upper(word))]
+            if part % 2 == 0:
+                held[:] = [let(load(block, place)) for place in self._lines(turn, part)]
+            return [let((self.lower if part % 2 else self.upper)(word)) for word in held]
 
         return column
 
     def element(self, read: Read, features: int, block: Expr, lane: Expr, feature: Expr) -> Expr:
-        word = read((block * integer(features) + feature) * integer(self.words) + tirx.truncmod(lane, integer(LANES)))
-        return self.lower(tirx.shift_right(word, tirx.truncdiv(lane, integer(LANES)) * integer(16)))
+        pair = tirx.truncdiv(feature, integer(2))
+        word = read((block * integer(pairs(features)) + pair) * integer(OUTPUTS) + lane)
+        return self.lower(tirx.shift_right(word, (integer(1) - tirx.truncmod(feature, integer(2))) * integer(16)))
 
 
 def shifted(word: Expr, right: int) -> Expr:

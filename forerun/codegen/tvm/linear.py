@@ -1,9 +1,6 @@
 """The skinny linear: weights are streamed once in blocks of 32 outputs, rows are in register tiles.
 
-Each output is one chain of fma over the input features in order, in every tile, so a row's bits do not depend on how
-many rows there are. Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows
-to the next. If a tile has many rows for the bytes it reads, so that hardware prefetching falls behind the arithmetic,
-software prefetches run 6 KiB ahead.
+Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows to the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +11,23 @@ from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.expr import Load, loads
 from forerun.codegen.loops.index import Index, Lane, unflat, volume
 from forerun.codegen.loops.nest import Matrix, ProductNest, Segment
+from forerun.codegen.tvm.bfloat16_products import Bfloat16Products
 from forerun.codegen.tvm.builder import Buffer as Memory
-from forerun.codegen.tvm.builder import fma, integer, let, load, local, splat, store, when
+from forerun.codegen.tvm.builder import integer, let, local, splat, store, when
 from forerun.codegen.tvm.code import Code, Term
-from forerun.codegen.tvm.dots import dots
-from forerun.codegen.tvm.formats import STEP, VECTORS, Column, WeightFormat
-from forerun.codegen.tvm.integer_products import IntegerInput
-from forerun.codegen.tvm.quantized import Blocks
+from forerun.codegen.tvm.float_products import FloatProducts
+from forerun.codegen.tvm.formats import VECTORS, WeightFormat
+from forerun.codegen.tvm.integer_products import IntegerProducts
+from forerun.codegen.tvm.products import Products
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.untyped import T, tirx
 
-AHEAD = 1536
-"""Words between a prefetch and its use: 6 KiB."""
-
-NEAREST = 4
-"""LLVM's locality of a prefetch into the first-level cache is 3, into the second 2."""
+PRODUCTS: dict[str | None, type[Products]] = {
+    None: FloatProducts,
+    ir.BFLOAT16: Bfloat16Products,
+    ir.INT8: IntegerProducts,
+}
+"""How products are computed, by their arithmetic."""
 
 
 def held(nest: ProductNest) -> list[Buffer]:
@@ -38,9 +37,15 @@ def held(nest: ProductNest) -> list[Buffer]:
     return [Buffer("scratch", f"product {number}", dims, "f32", "f32") for number in range(most)]
 
 
+def emit_rounded(code: Code, nest: ProductNest, machine: Machine) -> None:
+    """Rounds all rows as the arithmetic of the products requires."""
+    PRODUCTS[nest.arithmetic].emit_rounded(code, nest)
+
+
 def emit_products(code: Code, nest: ProductNest, machine: Machine) -> None:
     """Computes all rows of all segments."""
-    with dots(machine.processor.features) if nest.arithmetic == ir.INT8 else nullcontext():
+    dot = PRODUCTS[nest.arithmetic].dot
+    with nullcontext() if dot is None else dot.known(machine.processor.features):
         for segment in nest.segments:
             with code.scope():
                 emit_segment(code, nest, segment, machine.tile_rows)
@@ -72,11 +77,9 @@ class _Tile:
     """A few rows of one block of outputs."""
 
     def __init__(self, code: Code, nest: ProductNest, segment: Segment) -> None:
-        assert isinstance(nest.x, Load)
         self.code, self.nest, self.segment = code, nest, segment
         self.features, self.outputs, self.held = nest.features, segment.columns, held(nest)
-        self.x = code.window(nest.x.buffer)
-        self.integers = IntegerInput(code, nest) if nest.arithmetic == ir.INT8 else None
+        self.products = PRODUCTS[nest.arithmetic](code, nest)
 
     def form(self, matrix: Matrix) -> WeightFormat:
         """The weight's format in memory."""
@@ -95,43 +98,12 @@ class _Tile:
             self._results(number, self._sums(self.form(matrix), weight, rows), block, rows)
 
     def _sums(self, form: WeightFormat, weight: Memory, rows: Sequence[Term]) -> list[list[Memory]]:
-        """Computes x w^T of the tile: one chain over the features for each row and output."""
+        """Computes x w^T of the tile."""
         sums = [[local(LANES) for _ in range(VECTORS)] for _ in rows]
         for row in sums:
             for vector in row:
                 store(vector, splat(0.0), 0)
-        if self.integers is not None:
-            assert isinstance(form, Blocks)
-            self.integers.sums(form, weight, rows, sums)
-            return sums
-        starts = [let(row * integer(self.features)) for row in rows]
-
-        locality = NEAREST - form.level
-
-        def turn(column: Column, span: Term, step: Term, part: int) -> None:
-            for place in form.touched(span, step, part) if len(rows) >= form.prefetched else ():
-                ahead = tirx.address_of(weight[place + integer(AHEAD)])
-                T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, locality, 1))
-            columns = column(step, part)
-            feature = span * integer(form.span) + step * integer(STEP) + integer(part)
-            for row, start in enumerate(starts):
-                x = splat(self.x[start + feature])
-                for vector in range(VECTORS):
-                    store(sums[row][vector], fma(x, columns[vector], load(sums[row][vector], 0)), 0)
-
-        def features(count: int, span: Term) -> None:
-            column = form.opened(weight, self.features, span)
-            with T.serial(0, count // STEP) as step:
-                for part in range(STEP):
-                    turn(column, span, step, part)
-            for part in range(count % STEP):
-                turn(column, span, integer(count // STEP), part)
-
-        if form.span:
-            with T.serial(0, self.features // form.span) as span:
-                features(form.span, span)
-        else:
-            features(self.features, integer(0))
+        self.products.add(form, weight, rows, sums)
         return sums
 
     def _results(self, number: int, sums: list[list[Memory]], block: Term, rows: Sequence[Term]) -> None:

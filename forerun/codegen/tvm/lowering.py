@@ -22,10 +22,9 @@ from forerun.codegen.program import NUMBER, Program, Weight, nests
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
-from forerun.codegen.tvm.integer_products import emit_quantized, quantized
 from forerun.codegen.tvm.key import key_of
 from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
-from forerun.codegen.tvm.linear import emit_products, held
+from forerun.codegen.tvm.linear import PRODUCTS, emit_products, emit_rounded, held
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.codegen.tvm.rows import emit_recurrence, emit_rows
@@ -48,7 +47,7 @@ Template = Callable[[Code, Any, Machine], None]
 
 TEMPLATES: dict[str, Template] = {
     "rows": emit_rows,
-    "quantized": emit_quantized,
+    "rounded": emit_rounded,
     "products": emit_products,
     "attention": emit_attention,
     "recurrence": emit_recurrence,
@@ -85,7 +84,7 @@ class Made:
 class TvmEmitter(Emitter):
     """Plans the functions of kernels; they are built when code is generated."""
 
-    traits = Traits("cpu", fused_rows=True, inline=False, heavy=HEAVY, arithmetics=frozenset({ir.INT8}))
+    traits = Traits("cpu", fused_rows=True, inline=False, heavy=HEAVY, arithmetics=frozenset({ir.BFLOAT16, ir.INT8}))
     storages = FORMATS
     alignment = ALIGNMENT
 
@@ -114,9 +113,9 @@ class TvmEmitter(Emitter):
         if isinstance(nest, ProductNest):
             buffers.extend(held(nest))
         kinds = OF_NEST[type(nest)]
-        if isinstance(nest, ProductNest) and nest.arithmetic == ir.INT8:
-            buffers.extend(quantized(nest))
-            kinds = ("quantized", *kinds)
+        if isinstance(nest, ProductNest) and (rounded := PRODUCTS[nest.arithmetic].rounded(nest)):
+            buffers.append(rounded)
+            kinds = ("rounded", *kinds)
         made = [Made(kind, nest, buffers, sizes) for kind in kinds]
         return [Emitted(each.kind, text, buffers, self._source(each)) for each in made]
 

@@ -142,6 +142,11 @@ class Blocks(WeightFormat):
             return []
         return [self.place(span * integer(self.span)) + turn * integer(LANES)]
 
+    def lines(self, chunk: Expr) -> list[Expr]:
+        """The places of cache lines of a half, so that those of all chunks are the whole half."""
+        start = tirx.truncdiv(chunk * integer(self.span_words), integer(self.chunks))
+        return [start + integer(word) for word in range(0, -(-self.span_words // self.chunks), LANES)]
+
     def place(self, feature: Expr) -> Expr:
         """The place of a feature's chunk in its half."""
         chunk = tirx.truncdiv(feature, integer(CHUNK))
@@ -153,15 +158,15 @@ class Blocks(WeightFormat):
     def _chunk(self, chunk: Expr) -> Expr:
         return tirx.truncmod(chunk, integer(self.chunks))
 
-    def scales(self, words: Words, feature: Expr) -> tuple[Expr, Expr]:
-        """The scale and the minimum of the group of a feature, as float32."""
+    def scales(self, words: Words, feature: Expr) -> tuple[Expr, Expr | None]:
+        """The scale of the group of a feature, as float32, and the minimum if the encoding has minima."""
         encoding, start = self.encoding, self._span(feature)
         held = let(words(start))
         lower = held
         if self.paired:
             lower = _right(held, self._chunk(tirx.truncdiv(feature, integer(CHUNK))) * integer(16))
         scale = let(half_to_float(lower))
-        minimum = half_to_float(shifted(held, 16)) if encoding.has_minimum else None
+        minimum = let(half_to_float(shifted(held, 16))) if encoding.has_minimum else None
         if encoding.factors is not None:
             group = tirx.truncmod(tirx.truncdiv(feature, integer(encoding.group)), integer(self._groups))
             each = FACTORS * 4 // self._groups  # bytes
@@ -169,10 +174,14 @@ class Blocks(WeightFormat):
             held = let(_right(words(place), tirx.truncmod(group * integer(each), integer(4)) * integer(8)))
             scale = let(multiply(scale, _factor(held, 0, self.factor_bits)))
             if minimum is not None:
-                minimum = multiply(minimum, _factor(held, 1, self.factor_bits))
-        if minimum is None:
-            minimum = multiply(scale, like(-float(encoding.offset), scale))
-        return scale, let(minimum)
+                minimum = let(multiply(minimum, _factor(held, 1, self.factor_bits)))
+        return scale, minimum
+
+    def _weights(self, words: Words, feature: Expr) -> Callable[[Expr], Expr]:
+        """What turns the numbers of the group of a feature, as float32, into weights."""
+        scale, minimum = self.scales(words, feature)
+        lowest = let(multiply(scale, like(-float(self.encoding.offset), scale))) if minimum is None else minimum
+        return lambda numbers: fma(numbers, scale, lowest)
 
     @property
     def _groups(self) -> int:
@@ -198,14 +207,14 @@ class Blocks(WeightFormat):
         inside = let(tirx.truncdiv(tirx.truncmod(feature, integer(CHUNK)), integer(4)))
         chunk = let(self.place(feature))
         halves = [self.half(block, features, half) for half in range(VECTORS)]
-        scales = [self.scales(each, feature) for each in halves]
+        weights = [self._weights(each, feature) for each in halves]
         held: list[Expr] = []
 
         def column(turn: Expr, part: int) -> list[Expr]:
             if part == 0:
                 held[:] = [let(self.quartet(each, chunk, inside + turn)) for each in halves]
             numbers = [masked(shifted(each, 8 * part), 255).astype(f"float32x{LANES}") for each in held]
-            return [let(fma(each, *scaling)) for each, scaling in zip(numbers, scales, strict=True)]
+            return [let(of(each)) for each, of in zip(numbers, weights, strict=True)]
 
         return column
 
@@ -223,7 +232,7 @@ class Blocks(WeightFormat):
         inside = tirx.truncmod(feature, integer(CHUNK))
         quartet = self.quartet(words, self.place(feature), tirx.truncdiv(inside, integer(4)))
         number = masked(_right(quartet, tirx.truncmod(inside, integer(4)) * integer(8)), 255)
-        return fma(number.astype("float32"), *self.scales(words, feature))
+        return self._weights(words, feature)(number.astype("float32"))
 
 
 def _padded(values: torch.Tensor, columns: int) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""The products of a tile's rows with a block of a matrix: what the arithmetics of products have in common.
+
+Each output is one chain over the input features in order, in every tile, so a row's bits do not depend on how many rows
+there are. Rows that an arithmetic rounds are rounded once, before all products, by a function of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.expr import Load
+from forerun.codegen.loops.nest import ProductNest
+from forerun.codegen.tvm.builder import Buffer as Memory
+from forerun.codegen.tvm.builder import Expr
+from forerun.codegen.tvm.code import Code
+from forerun.codegen.tvm.dots import Dot
+
+
+class Products:
+    """An arithmetic of the products of a nest."""
+
+    dot: ClassVar[Dot | None] = None
+    """The function that it calls."""
+
+    def __init__(self, code: Code, nest: ProductNest) -> None:
+        assert isinstance(nest.x, Load)
+        self.features = nest.features
+        self.x = code.window(self.rounded(nest) or nest.x.buffer)
+
+    @classmethod
+    def rounded(cls, nest: ProductNest) -> Buffer | None:
+        """The memory of the rounded rows, if rows are rounded."""
+        return None
+
+    @classmethod
+    def emit_rounded(cls, code: Code, nest: ProductNest) -> None:
+        """Rounds this call's share of the rows."""
+        raise NotImplementedError
+
+    def add(self, form: Any, weight: Memory, rows: Sequence[Expr], sums: Sequence[Sequence[Memory]]) -> None:
+        """Adds x w^T of some rows to their sums, one for each vector of a block of outputs; `form` is the weight's."""
+        raise NotImplementedError
