@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from forerun.codegen.tvm.builder import Expr, each, integer, load, local, prefetch, splat, store
+from forerun.codegen.tvm.builder import Expr, each, integer, load, local, splat, store
+from forerun.codegen.tvm.layout import zeros
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import IRBuilder, T, tvm
 from forerun.execute.tvm.library import Module, Tensor
@@ -34,12 +35,13 @@ class MemoryRead:
 
     def __init__(self, threads: int, size: int = 1 << 30) -> None:
         """`size` is in bytes, far above any processor cache."""
-        self._array = torch.ones(size // 4)
-        self._sums = torch.zeros(threads * LANES)
+        self._array = zeros(size // 4)
+        self._array[:] = 1  # a page of zeros may be one page of memory
+        self._sums = zeros(threads * LANES)
         module = tvm.IRModule({"read": _read_function(size // 4, threads)})
         self._code = Module.of(tvm.compile(module, target=Machine.host().target).mod)
         self._run = self._code.entry("read")
-        self._arguments = [Tensor(tensor.numpy()) for tensor in (self._array, self._sums)]
+        self._arguments = [Tensor(each) for each in (self._array, self._sums)]
         self._run(*self._arguments)
         self.seconds: list[float] = []
 
@@ -69,7 +71,6 @@ def _read_function(count: int, threads: int) -> Any:
             with T.serial(0, turns) as step:
                 start = (part * integer(turns) + step) * integer(turn)
                 for stream, vector in enumerate(parts):
-                    prefetch(array, start + integer(stream * LANES), 2)
                     store(vector, load(vector, 0) + load(array, start + integer(stream * LANES)), 0)
             store(sums, each([load(vector, 0) for vector in parts], _add), part * integer(LANES))
     return builder.get()

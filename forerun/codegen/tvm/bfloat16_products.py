@@ -65,7 +65,7 @@ class Bfloat16Products(Products):
             places = [word * integer(VECTORS * LANES) + integer(vector * LANES) for vector in range(VECTORS)]
             if len(rows) >= form.prefetched:
                 for place in places:
-                    prefetch(weight, place, form.level)
+                    prefetch(weight, place)
             columns = [let(load(weight, place)) for place in places]
             for row, start in enumerate(starts):
                 x = splat(self.x[start + word])

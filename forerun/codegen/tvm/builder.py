@@ -76,10 +76,10 @@ AHEAD = 2048
 """Words between a prefetch and its use: 8 KiB, as measured."""
 
 
-def prefetch(buffer: Buffer, place: Expr, level: int) -> None:
-    """Fetches a cache line that is read soon after this place into the first-level or second-level cache."""
+def prefetch(buffer: Buffer, place: Expr) -> None:
+    """Fetches a cache line that is read soon after this place into the second-level cache; the first holds the rows."""
     ahead = tirx.address_of(buffer[place + integer(AHEAD)])
-    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, 4 - level, 1))  # LLVM's locality: 3 is the first
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, 2, 1))  # LLVM's locality: 3 is the first level
 
 
 def store(buffer: Buffer, value: Expr, index: Expr | int, lanes: int = LANES) -> None:

@@ -22,7 +22,7 @@ class FloatProducts(Products):
         def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
             if len(rows) >= form.prefetched:
                 for place in form.touched(span, step, part):
-                    prefetch(weight, place, form.level)
+                    prefetch(weight, place)
             columns = column(step, part)
             feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):

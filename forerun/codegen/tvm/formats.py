@@ -35,8 +35,6 @@ class WeightFormat:
     """The view of the weights through which the format is read."""
     prefetched: ClassVar[int] = 3
     """The number of rows of a tile from which its reads are prefetched, as measured."""
-    level: ClassVar[int] = 2
-    """The cache that they are prefetched to, as measured: wide weights and the rows do not both fit in the first."""
 
     @property
     def span(self) -> int:

@@ -123,7 +123,7 @@ class IntegerProducts(Products):
             read = form.half(weight, self.features, half)
             with T.serial(0, chunks) as chunk:
                 for place in form.lines(chunk):
-                    prefetch(weight, place + integer(first), form.level)
+                    prefetch(weight, place + integer(first))
                 words = [let(start + chunk * integer(self.chunks.words)) for start in starts]
                 self._chunk(form, read, chunk, words, [each[half] for each in sums])
 

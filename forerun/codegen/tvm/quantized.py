@@ -52,7 +52,6 @@ class Blocks(WeightFormat):
     """An encoding as it lies in memory."""
 
     region: ClassVar[str] = "tables"
-    level: ClassVar[int] = 1
 
     encoding: ir.Encoding
 
