@@ -106,6 +106,7 @@ def build(
     opening: Opening = OPENING,
     arithmetic: str = AUTO,
     threads: int | None = None,
+    tokens: int = 0,
 ) -> Built:
     """Runs the front half and the back half; the result for a path is cached on disk and reused."""
     arithmetic = resolve_arithmetic(arithmetic, target, dtype)
@@ -121,7 +122,7 @@ def build(
             return found
     backend = BACKENDS[target]
     in_memory, fused = backend.cache_in_memory, backend.fused
-    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, in_memory, fused, arithmetic)
+    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, in_memory, fused, arithmetic, tokens)
     executable = generate_code(lowered, target, dump_dir, progress, dtype, threads)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:
@@ -144,6 +145,7 @@ def lower(
     cache_in_memory: bool = True,
     fused: bool = True,
     arithmetic: str = FLOAT32,
+    tokens: int = 0,
 ) -> Lowered:
     """The front half of `compile`: imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor a frontend.
@@ -164,7 +166,8 @@ def lower(
     native = opened.native
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, WEIGHT_DTYPES[dtype], draft, fused, arithmetic)
+    storage = WEIGHT_DTYPES[dtype]
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, storage, draft, fused, arithmetic, tokens)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)

@@ -97,7 +97,9 @@ def compile(
         return emit(lowered, target, dtype, partial(drafting_part, strategy))
 
     exporter = Exporter(origin.source, program).export
-    return model_of(chosen, Target(engine, cost, built.tokenizer, progress), built.eos_token_ids, origin, exporter)
+    return model_of(
+        chosen, Target(engine, cost, built.tokenizer, progress, threads), built.eos_token_ids, origin, exporter
+    )
 
 
 def export(

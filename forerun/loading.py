@@ -54,7 +54,7 @@ def load(
     engine = Engine(executable)
     cost = estimate_cost(engine, progress, known) if chosen.needs_cost else None
     origin = Origin(bundle.folder.name, backend.name, manifest.model.dtype)
-    return model_of(chosen, Target(engine, cost, tokenizer, progress), manifest.model.eos_token_ids, origin)
+    return model_of(chosen, Target(engine, cost, tokenizer, progress, threads), manifest.model.eos_token_ids, origin)
 
 
 def _cost(manifest: Manifest) -> CostModel | None:

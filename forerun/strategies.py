@@ -51,6 +51,7 @@ class Target:
     cost: CostModel | None  # t(n) on this machine, if the strategy needs it
     tokenizer: Any  # None if none is known
     progress: Progress = field(default_factory=open_progress)
+    threads: int | None = None  # of a step, if it was asked for
 
     @property
     def executable(self) -> Executable:
@@ -164,6 +165,10 @@ class DraftModel(Checked):
     vocabulary  how the draft's vocabulary meets the target's: "same"; "intersection", the tokens that both have;
                 "text", the draft's text in the target's tokens (arXiv 2502.05202); "auto", the closest available
     drafter     drafts for the draft (arXiv 2308.04623)
+    tokens      the most tokens that have logits in the draft, the first of its vocabulary, which are the most frequent
+                where a tokenizer numbers its merges in order; 0 for all. A large vocabulary's head is dear (FR-Spec,
+                arXiv 2502.14856). Not for a compiled model, whose head is complete
+    threads     how many threads share a step of the draft; by default those of the target
     dtype       the draft's weight dtype; "auto" is the format of its file: "native" for a GGUF file, where the draft's
                 back end has it, otherwise "float32"
 
@@ -174,12 +179,17 @@ class DraftModel(Checked):
     vocabulary: str = checked(vocabularies.require_way, "auto")
     drafter: DrafterSpec | None = checked(lambda name, value: None if value is None else DRAFTER(name, value), None)
     dtype: str = one_of(("auto", *DTYPES), "auto")
+    tokens: int = integer(49_152, least=0)
+    threads: int | None = integer(None, least=1, optional=True)
     shape: Shape = instance(Shape, Shape())
     confidence: Confidence = checked(CONFIDENCE, Always())
 
     def build(self, target: Target) -> base.Drafter:
         draft = self._draft(target)
-        sizes = target.executable.vocabulary, draft.executable.vocabulary
+        read = draft.executable.vocabulary  # of the tokens that the draft reads; those that it proposes may be fewer
+        if draft.tokenizer is not None:
+            read = max(read, 1 + max(draft.tokenizer.get_vocab().values()))
+        sizes = target.executable.vocabulary, read
         met = vocabularies.vocabulary(self.vocabulary, target.tokenizer, draft.tokenizer, sizes)
         inner = None if self.drafter is None else self.drafter.build(draft)
         cost = None
@@ -196,13 +206,25 @@ class DraftModel(Checked):
             return Target(engine, None, self.source.tokenizer, target.progress)
         # These import torch and transformers, which a strategy by value does not need.
         from forerun.build import build, own_dtype, warn_of_length
+        from forerun.codegen.backends import BACKENDS
         from forerun.compile_options import resolve_target
 
         length = target.executable.max_length
         dtype = own_dtype(self.source) if self.dtype == "auto" else self.dtype
-        built = build(self.source, dtype, resolve_target("auto", dtype), length, None, target.progress)
+        threads = self.threads or target.threads
+        back_end = resolve_target("auto", dtype)
+        built = build(
+            self.source,
+            dtype,
+            back_end,
+            length,
+            None,
+            target.progress,
+            threads=threads if BACKENDS[back_end].threads else None,
+            tokens=self.tokens,
+        )
         warn_of_length(built.capped, "in the draft model, ")
-        return Target(Engine(built.executable), None, built.tokenizer, target.progress)
+        return Target(Engine(built.executable), None, built.tokenizer, target.progress, threads)
 
 
 def draft_sources(drafters: Iterable[DrafterSpec]) -> Iterable[Any]:

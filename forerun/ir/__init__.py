@@ -49,7 +49,7 @@ from forerun.ir.tables import FunctionTable, OperationTable, ReductionTable, eac
 from forerun.ir.text import parse_ir, print_ir
 from forerun.ir.types import INTEGER_DTYPES, TensorType, dtype_name, torch_dtype
 from forerun.ir.verify import neighbourhood, verify
-from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlong, Transpose
+from forerun.ir.views import Broadcast, Concat, Gather, Reshape, Slice, TakeAlong, Transpose, first_of
 
 __all__ = [
     "BFLOAT16",
@@ -141,6 +141,7 @@ __all__ = [
     "encode",
     "entries",
     "evaluate",
+    "first_of",
     "foreign_attributes",
     "foreign_line",
     "foreign_name",

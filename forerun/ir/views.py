@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from xdsl.ir import SSAValue
 from xdsl.irdl import operand_def, var_operand_def
 
 from forerun import dims as dimensions
@@ -101,6 +102,13 @@ class Slice(AlongDim, ValueOperation):
     def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
         start, stop = (dimensions.evaluate(bound, environment.bindings) for bound in (self.start, self.stop))
         return x[(slice(None),) * self.dim + (slice(start, stop, self.step),)]
+
+
+def first_of(value: SSAValue) -> SSAValue:
+    """Returns the value whose first rows these are: a linear may multiply by the first rows of a matrix alone."""
+    while isinstance(view := value.owner, Slice) and view.dim == 0 and view.start == 0 and view.step == 1:
+        value = view.x
+    return value
 
 
 @operation

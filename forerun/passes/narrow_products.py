@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from forerun.errors import InvalidOptionError
-from forerun.ir import BFLOAT16, BLOCK_STORAGES, INT8, Context, Linear, ModuleOp, Parameter, entries, walk, weights
+from forerun.ir import (
+    BFLOAT16,
+    BLOCK_STORAGES,
+    INT8,
+    Context,
+    Linear,
+    ModuleOp,
+    Parameter,
+    entries,
+    first_of,
+    walk,
+    weights,
+)
 from forerun.passes.base import Needs, Pass, pass_context
 
 FLOAT32 = "float32"
@@ -42,7 +54,7 @@ class NarrowProducts(Pass):
         linears = [each for entry in entries(op).values() for each in walk(entry.body) if isinstance(each, Linear)]
         changed: Counter[str] = Counter()
         for linear in linears:
-            matrix = linear.weight.owner
+            matrix = first_of(linear.weight).owner
             storage = declared[matrix.symbol].storage if isinstance(matrix, Parameter) else None
             linear.arithmetic = ARITHMETICS[self.arithmetic].get(storage or "")
             changed[linear.arithmetic or FLOAT32] += 1

@@ -52,10 +52,11 @@ def step_pipeline(
     draft: Sequence[Pass] = (),
     fused: bool = True,
     arithmetic: str = FLOAT32,
+    tokens: int = 0,
 ) -> list[Pass]:
     """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
 
-    `arithmetic` is the narrowest that products may have.
+    `arithmetic` is the narrowest that products may have. Of the vocabulary, the first `tokens` have logits (0: all).
 
     `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them. Without
     `fused`, the step is left as operations, for back ends that have no kernels of their own.
@@ -75,7 +76,7 @@ def step_pipeline(
         Canonicalize(),
         InsertKVCache(block=block),
         TreeMask(),
-        SelectOutputs(candidates=candidates),
+        SelectOutputs(candidates=candidates, tokens=tokens),
         Canonicalize(),  # transposes meet across the new attention
         *draft,  # before kernels hide the graph's structure
         StoreWeights(storage=storage),  # before kernels hide which operation reads a weight

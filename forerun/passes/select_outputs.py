@@ -2,6 +2,10 @@
 
 `@step` gets the argument `outputs[M]` and returns logits [M, V], the ids of the k largest [M, k], and their logits.
 Of a prompt's rows, only the last one's logits are needed.
+
+A draft's head is a large part of what it reads, and need not know every token: with `tokens`, only the first ones of
+the vocabulary have logits. Tokenizers number what byte-pair merges made by its frequency, so these are the most
+frequent (FR-Spec, arXiv 2502.14856, ranks them by counting).
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ from forerun.ir import (
     Return,
     Rewriter,
     RMSNorm,
+    Slice,
     SpecOperation,
     SSAValue,
     TopK,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, option, step_argument
+from forerun.passes.base import Needs, Pass, function_named, option, pass_context, step_argument
 from forerun.passes.canonicalize import clean
 from forerun.passes.matching import symbols, used_once
 from forerun.passes.substitute import clone_with
@@ -39,12 +44,13 @@ ROW_LOCAL = (Cast, Map, Reshape, Linear, RMSNorm, LayerNorm)
 
 @dataclass(frozen=True)
 class SelectOutputs(Pass):
-    """`candidates` is k."""
+    """`candidates` is k; `tokens` the most that have logits, 0 for all."""
 
     name: ClassVar[str] = "select-outputs"
     needs: ClassVar[Needs | None] = Needs("step", results=1, adds_arguments=("outputs",), before_kernels=True)
 
     candidates: int = option(8, least=1, most=2**16)
+    tokens: int = option(0, least=0, most=2**31 - 1)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
@@ -62,9 +68,22 @@ class SelectOutputs(Pass):
         rows = build.reshape(top, [dim for dim in dims if dim != 1])
         selected = build.add(Gather, rows, outputs)
         values = {top: build.reshape(selected, ["M" if dim == "N" else dim for dim in dims])}
+        head = next((each for each in chain if isinstance(each, Linear)), None)
+        after = chain[: chain.index(head)] if head else chain
+        short = 0 < self.tokens < found.dims[1]
+        if short and (head is None or not all(_keeps_columns(each) for each in after)):
+            pass_context(ctx).note(f"{self.name}: all {found.dims[1]} tokens have logits, as no product ends in them")
+            short = False
         for operation in reversed(chain):
             values |= {each: each for each in operation.operands if each not in values}
-            clone_with(operation, values, {"N": "M"}, build)
+            if short and head is not None and operation is head:
+                rows = [each for each in (head.weight, head.bias) if each is not None]
+                values |= {each: build.add(Slice, each, dim=0, start=0, stop=self.tokens) for each in rows}
+            if short and operation in after and isinstance(operation, Reshape):
+                dims = ["M" if dim == "N" else dim for dim in operation.shape]
+                values[operation.result] = build.reshape(values[operation.x], [*dims[:-1], self.tokens])
+            else:
+                clone_with(operation, values, {"N": "M"}, build)
         build.location = last.location
         chosen = build.cast(values[logits], "f32")
         vocabulary = tensor_type(chosen).dims[-1]
@@ -87,6 +106,14 @@ def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
         chain.append(operation)
         value = rows[0]
     return value, chain
+
+
+def _keeps_columns(operation: SpecOperation) -> bool:
+    """Whether each column of the result is computed from that column alone, and from numbers that all share."""
+    if isinstance(operation, Reshape):
+        return tensor_type(operation.x).dims[-1] == operation.shape[-1]
+    others = (each for each in operation.operands if "N" not in symbols(each))
+    return isinstance(operation, Map | Cast) and all(set(tensor_type(each).dims) <= {1} for each in others)
 
 
 def _rows_lead(value: SSAValue) -> bool:

@@ -27,6 +27,7 @@ from forerun.ir import (
     SSAValue,
     backward_slice,
     each_of,
+    first_of,
     refused,
     tensor_type,
     weights,
@@ -86,7 +87,7 @@ def _none(operation: SpecOperation, tokens: SSAValue) -> SSAValue | None:
 
 
 def _linear(operation: Linear, tokens: SSAValue) -> SSAValue | None:
-    return operation.weight
+    return first_of(operation.weight)
 
 
 def _gather(operation: Gather, tokens: SSAValue) -> SSAValue | None:

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass, field
 
-CLIP = 2.0
-"""The most tokens that one iteration counts, gained or lost: neither a burst nor a pause decides for long."""
+LOST, GAINED = 2.0, 8.0
+"""The most tokens that one iteration counts, as neither a pause nor a burst decides for long; gains are rarer."""
+HOPED = 1.0
+"""The gain that is assumed of what has hardly been tried."""
 TIE = 0.02
 """A loss of so many tokens a use is none: times are not known better."""
 SAVED = 4.0
@@ -40,9 +42,18 @@ class Balance:
         """Whether the last trial was promising, or tokens are saved for one, which may then cost more than those."""
         return self._saved > 0 or 0 < self._promising < TRIES
 
+    @property
+    def gain(self) -> float:
+        """The mean gain of recent uses; what has hardly been tried is assumed to gain."""
+        return self._mean if self._uses >= self.patience else max(self._mean, HOPED)
+
     def earn(self) -> None:
         """Called in each iteration."""
         self._saved = min(SAVED, self._saved + self.share)
+
+    def renew(self) -> None:
+        """Forgets what uses have gained: there is a reason to expect something else."""
+        self._mean, self._uses = 0.0, 0
 
     def spend(self, tokens: float) -> None:
         """Called with what trials have cost besides."""
@@ -53,7 +64,7 @@ class Balance:
 
         `promising`: whether there is a sign of better to come; a gain is one.
         """
-        gain = min(max(gain, -CLIP), CLIP)
+        gain = min(max(gain, -LOST), GAINED)
         self._uses += 1
         self._mean += max(1 - self.memory, 1 / self._uses) * (gain - self._mean)
         self._promising = self._promising + 1 if trial and (promising or gain > 0) else 0

@@ -134,9 +134,11 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
                 slots = StepSlots(sequence, engine.cache.spare)
                 depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
                 rows = min(policy.rows, most_rows)
-                costs = policy.price, policy.pace, policy.row
+                costs = policy.price, policy.pace, policy.row, request.max_new_tokens - generated
                 budget = Budget(rows, depth if rows > 1 else 0, *costs, slots, engine.executable)
                 proposal = propose(drafter, context, budget)
+                if proposal.promising:
+                    policy.renew()
                 [tree] = policy.choose([proposal.tree], proposal.share)
                 [result] = engine.step([sequence], [tree], proposal.prefix, [draw])
                 verdict = verify(tree, token_choice(result, request, sequence.length, draw))

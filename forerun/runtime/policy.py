@@ -48,6 +48,10 @@ class Policy(Protocol):
         """Called when an iteration of the loop begins, before drafting."""
         ...
 
+    def renew(self) -> None:
+        """Called when a drafter has a reason to expect more than its last proposals brought."""
+        ...
+
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
         """Returns a part of each tree, at least its root. `share`: the part of a step's bytes not read by drafts."""
         ...
@@ -76,6 +80,9 @@ class Fixed(Checked):
         return 0.0
 
     def begin(self) -> None:
+        pass
+
+    def renew(self) -> None:
         pass
 
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
@@ -147,6 +154,9 @@ class CostAware(Checked):
         self.balance.earn()
         self._rests = self.cost.is_stale or not (self.balance.pays or self.balance.allows)
         self._began = self.clock()
+
+    def renew(self) -> None:
+        self.balance.renew()
 
     def choose(self, trees: Sequence[Tree], share: float = 1.0) -> list[Tree]:
         self._share, self._roots = share, len(trees)

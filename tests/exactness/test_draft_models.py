@@ -5,16 +5,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import forerun
-from forerun.build import own_dtype
+from forerun.build import build, own_dtype
 from forerun.errors import InvalidOptionError, UnknownStrategyError
+from forerun.progress import open_progress
 from forerun.runtime.drafters.vocabulary import SameVocabulary, vocabulary
+from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel
+from forerun.runtime.rows import prompt_rows
 from tests.models import FAMILIES
 
 FIXED = forerun.Fixed(12)
@@ -277,3 +281,43 @@ def test_a_text_that_outgrows_the_draft_goes_on_without_it() -> None:
     found = drafting.generate(prompt, 60)
     assert found.token_ids == target.generate(prompt, 60).token_ids
     assert found.stats.rows > found.stats.steps, "it never drafted"
+
+
+@pytest.mark.parametrize("target", ["cpu", "c", "reference"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_short_head_gives_the_first_tokens_their_logits(family: str, target: str) -> None:
+    """With a matrix of its own, one that embeds tokens as well, and a cap on the logits."""
+    found: list[tuple[Any, Any]] = []
+    for tokens in (0, 70):
+        model = FAMILIES[family](vocab_size=300)
+        executable = build(model, "float32", target, 64, None, open_progress(), tokens=tokens).executable
+        engine = Engine(executable)
+        with engine.sequence(16) as sequence:
+            engine.cache.reserve(sequence, 16)
+            rows = prompt_rows(sequence, np.arange(9, dtype=np.int32) * 30, np.arange(9, dtype=np.int32))
+            result = engine.run(rows)
+            found.append((result.logits.copy(), result.candidates.copy()))
+    (whole, _), (short, candidates) = found
+    assert short.shape == (9, 70)
+    if target == "reference":  # torch multiplies matrices of other sizes in another order
+        np.testing.assert_allclose(short, whole[:, :70], rtol=1e-4, atol=1e-4)
+    else:
+        assert np.array_equal(short, whole[:, :70])
+    assert np.array_equal(candidates[:, 0], whole[:, :70].argmax(1))
+
+
+def test_a_draft_with_a_short_head_proposes_only_tokens_that_it_has(tmp_path: Path) -> None:
+    """It still reads the others."""
+    target = compiled("llama", 300)
+    FAMILIES["gpt2"](vocab_size=300).save_pretrained(tmp_path)
+    tokenizer(300).save_pretrained(tmp_path)
+    drafting = forerun.with_strategy(
+        target, forerun.TreeSpec(drafters=(forerun.DraftModel(str(tmp_path), tokens=120),), policy=FIXED)
+    )
+    met = drafting.drafter.vocabulary  # pyright: ignore
+    assert drafting.drafter.engine.executable.vocabulary == 120  # pyright: ignore
+    assert isinstance(met, SameVocabulary)
+    assert met.follow([5, 250]) == [5, 250]
+    expected = target.generate([5, 250, 9], 40, return_logits=True, **SAMPLED)
+    assert max(expected.token_ids) >= 120
+    assert drafting.generate([5, 250, 9], 40, return_logits=True, **SAMPLED).has_bits_of(expected)

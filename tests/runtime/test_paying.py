@@ -124,6 +124,27 @@ def test_a_draft_at_rest_is_tried_again_and_used_when_it_has_become_good() -> No
     assert model.is_plain(steps)
 
 
+def test_a_draft_that_rests_is_asked_what_it_would_have_guessed() -> None:
+    """In a text that suits it, it is used again within the tokens of a few probes, though trials are far away."""
+    model = Model(0.25, 50.0)
+    model.decode(400)
+    model.draft.noise = 0.0
+    model.draft.known.clear()
+    steps = model.decode(96)
+    late = steps[-8:]
+    assert sum(len(step.tokens) for step in late) / len(late) > 2.5
+    assert model.is_plain(steps)
+
+
+def test_a_prompt_is_read_only_where_drafts_can_bring_as_much() -> None:
+    model = Model(first=0.25, noise=0.0)
+    model.draft.row = 0.5
+    prompt = list(range(12)) * 20
+    request = Request(prompt, 8)
+    assert all(step.rows == 1 for step in list(decode(model.engine, request, model.drafter, model.policy))[1:])
+    assert model.clock.now < len(prompt) * model.draft.row
+
+
 class Slow(Drafter):
     """Takes `seconds` to propose; what it proposes is right if `right` says so, and it is always sure of it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forerun import ir
@@ -110,6 +110,12 @@ class Placing:
     def _weight(self, value: ir.SSAValue, operation: ir.Parameter) -> None:
         symbol, kind = str(operation.symbol), ir.tensor_type(value)
         self.buffers[value] = Buffer("weight", symbol, kind.dims, kind.dtype, self.facts.storage[symbol])
+
+    def first_rows(self, operation: ir.Slice) -> None:
+        """The first rows of a weight lie where it begins."""
+        whole = self.buffers.get(ir.first_of(operation.result))
+        if whole is not None and whole.space == "weight":
+            self.buffers[operation.result] = replace(whole, dims=ir.tensor_type(operation.result).dims)
 
     def _place(self, value: ir.SSAValue) -> Buffer:
         """Returns where a value goes: to memory of the region's own, if it is no result."""

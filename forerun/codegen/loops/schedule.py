@@ -250,6 +250,7 @@ PLANNED: ir.OperationTable[Callable[[Scheduler, Any], None]] = ir.OperationTable
         ir.Parameter: Scheduler.parameter,
         ir.StateWrite: Scheduler.state_write,
         **each_of(Scheduler.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
+        ir.Slice: Scheduler.first_rows,
         **each_of(Scheduler.where_used, ir.Computation, ir.StateRead),
         ir.Attention: refused("attends over a whole sequence; kernels are made of steps"),
         **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),

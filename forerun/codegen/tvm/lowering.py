@@ -135,7 +135,7 @@ def _matrices(module: ir.ModuleOp) -> set[str]:
         if isinstance(operation, ir.Kernel):
             outer.update(zip(operation.region.block.args, operation.operands, strict=True))
         elif isinstance(operation, ir.Linear):
-            weight = operation.weight
+            weight = ir.first_of(operation.weight)
             owner = outer.get(weight, weight).owner
             if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
                 found.add(str(owner.symbol))

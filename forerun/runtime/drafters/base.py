@@ -1,5 +1,6 @@
 """The drafter interface, and how a drafter learns what its proposals are worth."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class Budget:
     price: float = 0.0  # tokens that a second would yield elsewhere; 0 if time does not count
     pace: float = 1.0  # seconds of a plain step now, relative to the calibration's
     row: float = 0.0  # the seconds that a further row adds to the step
+    left: float = math.inf  # tokens that the text may still grow by
     slots: StepSlots | None = None
     """The context's slots in the target's cache, with room for rows that drafts evaluate; None without an engine.
 
@@ -53,6 +55,7 @@ class Proposal:
 
     tree: Tree
     prefix: Prefix | None = None  # the step is entered behind it; None: drafting has computed no part of the step
+    promising: bool = False  # there is a reason to expect more of the next proposals than the last ones brought
 
     def __post_init__(self) -> None:
         _require("the tree of a Proposal", self.tree, Tree, "grow one with TreeBuilder")

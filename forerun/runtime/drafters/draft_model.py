@@ -23,6 +23,8 @@ from forerun.runtime.tree import TreeBuilder, root_only
 from forerun.runtime.verify import verify
 
 LAST = np.zeros(1, np.int32)
+PROBE = 8
+"""Tokens of a text after which a draft that rests is asked what it would have guessed; then after twice as many."""
 CATCHING_UP = 8
 """The most rows that a first launch evaluates besides the root; those before them are evaluated by prefill steps, which
 are not counted against it: the rows of a prompt serve all later launches too."""
@@ -45,6 +47,8 @@ class _Draft:
     proposed: RatedTree | None = None  # in the last iteration, in the draft's tokens
     slots: dict[int, int] = field(default_factory=dict[int, int])  # the slots of its evaluated rows
     late: bool = False  # `own` lacks what was committed since the last draft
+    probe: int = 0  # the context's length at which to look what the draft would have guessed, if it rests
+    wait: int = PROBE  # the tokens from then until the next time
 
 
 class DraftModel(Drafter):
@@ -59,6 +63,7 @@ class DraftModel(Drafter):
         sequence = closing.enter_context(self.engine.cache.sequence(0))
         follower = self.vocabulary.follower()
         draft = _Draft(sequence, follower, closing, Context(follower.follow(context.tokens)))
+        draft.probe = len(context.tokens) + PROBE
         self._drafts[context] = draft
         if self.inner is not None:
             closing.callback(self.inner.end, draft.own)
@@ -68,14 +73,22 @@ class DraftModel(Drafter):
         draft = self._drafts[context]
         draft.proposed = None
         root = root_only(context.tokens[-1])
-        if budget.depth == 0:
+        if budget.left <= 1:
             return Proposal(root)
-        if not self.grower.drafts(budget, ALONE, min(budget.depth, self.grower.shape.deepest)):
+        drafts = budget.depth > 0 and self.grower.drafts(budget, ALONE, min(budget.depth, self.grower.shape.deepest))
+        probes = not drafts and budget.price > 0 and len(context.tokens) >= draft.probe
+        unread = max(0, len(context.tokens) - len(draft.cached) - CATCHING_UP)
+        if not (drafts or probes) or not self.grower.reads(unread, budget):
             self.grower.begin(context.tokens[-1], budget)
             return Proposal(root)
         if draft.late:
             self._follow(draft, draft.follower.follow(context.tokens))
         limits, own = self.engine.executable, draft.own.tokens
+        if probes:
+            draft.wait *= 2
+            draft.probe = len(context.tokens) + draft.wait
+            self.grower.begin(context.tokens[-1], budget)
+            return Proposal(root, promising=1 < len(own) <= limits.max_length and self._probe(draft, budget))
         shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
         outgrown = len(own) + shape.deepest > limits.max_length
         if not own or outgrown:
@@ -152,7 +165,7 @@ class DraftModel(Drafter):
             began = self.grower.clock()
             self.engine.prefill(draft.sequence, np.array(pending, np.int32))
             draft.cached.extend(pending)
-            self.grower.read(self.grower.clock() - began)
+            self.grower.read(len(pending), self.grower.clock() - began)
 
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
         """Evaluates the rest of them, the root last; returns its candidates and logits [1, K]."""
@@ -162,6 +175,22 @@ class DraftModel(Drafter):
         draft.sequence.length += len(pending) - 1  # the root's keys and values are where its tree's rows look for them
         draft.cached = draft.own.tokens[:-1]
         return result.candidates, result.candidate_logits
+
+    def _probe(self, draft: _Draft, budget: Budget) -> bool:
+        """Reads all but the root, and compares what the draft would have proposed last with what came."""
+        with self.engine.serving:
+            self._read(draft)
+            pending = np.array(draft.own.tokens[len(draft.cached) : -1], np.int32)
+            count = min(len(pending), self.engine.executable.max_outputs)
+            if not count:
+                return False
+            self.engine.cache.reserve(draft.sequence, len(draft.own.tokens))
+            outputs = np.arange(len(pending) - count, len(pending), dtype=np.int32)
+            result = self.engine.run(prompt_rows(draft.sequence, pending, outputs))
+            draft.sequence.length += len(pending)
+            draft.cached = draft.own.tokens[:-1]
+            right = int((result.candidates[:, 0] == draft.own.tokens[-count:]).sum())
+        return self.grower.probed(right, count, budget)
 
     def _launches(self, draft: _Draft) -> Launches:
         return Launches(ALONE.share, behind=len(draft.own.tokens) - len(draft.cached) - 1)

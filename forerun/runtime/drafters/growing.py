@@ -26,6 +26,9 @@ RIGHT = 0.6  # how likely one of a row's children is right, before anything is k
 PLAIN_EVERY = 64  # iterations with a draft after which one without is due, for comparison
 DEPTHS = 4  # depths that are distinguished; all deeper ones count as the last
 SLOW = 32  # plain steps that an iteration counts at most: the process may have slept
+DEBT = 2.0  # the most tokens that a trial may cost before the next
+WORTHWHILE = 0.25  # the tokens that an iteration with a draft must gain by the last guesses to begin drafting anew
+SPARED = 0.04  # the share of a text's tokens that reading its prompt may cost a draft that does not pay
 RECENT = 32  # recent launches at a depth by which the next one there is judged
 
 
@@ -146,7 +149,7 @@ class Grower:
     confidence: Confidence = field(default=Always())
     believed: float = BELIEVED
     right: float = RIGHT
-    balance: Balance = field(default_factory=Balance)
+    balance: Balance = field(default_factory=lambda: Balance(debt=DEBT))
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -158,6 +161,8 @@ class Grower:
         self._undrafted = 1.0, self.plain  # recent tokens and seconds of an iteration without a draft
         self._drafts = 0  # iterations since then
         self._reading = 0.0  # seconds
+        self._read_token = self.cost.token  # seconds to read one
+        self._committed = (self.shape.deepest + 1) / 2  # recent tokens of an iteration with a draft
 
     def begin(self, root: int, budget: Budget) -> RatedTreeBuilder:
         """Begins an iteration, with a tree that holds only the root."""
@@ -213,13 +218,33 @@ class Grower:
         pays = self._pays(1.0, 1, range(most), budget, launches)
         return (pays or self.balance.allows) and not self._wants_undrafted(budget)
 
-    def read(self, seconds: float) -> None:
+    def reads(self, tokens: int, budget: Budget) -> bool:
+        """Whether reading so many tokens is worth what drafts may gain in the rest of the text."""
+        share = max(SPARED, self.balance.gain / self._committed)
+        return budget.price * budget.pace * self._read_token * tokens <= share * budget.left
+
+    def probed(self, right: int, count: int, budget: Budget) -> bool:
+        """Learns how many of a draft's `count` guesses at a text's last tokens were right, while drafting rests.
+
+        If paths of so many right tokens would gain more than their launches cost, drafting begins anew. Returns whether
+        they would.
+        """
+        agreement = right / count
+        launch = budget.price * budget.pace * self.cost.seconds(1, 1.0) + budget.price * budget.row
+        gains = np.cumsum(agreement ** np.arange(1, self.shape.deepest + 1) - launch)
+        promising = bool(gains.max() > WORTHWHILE)
+        if promising:
+            self.balance.renew()
+        return promising
+
+    def read(self, tokens: int, seconds: float) -> None:
         """Called before an iteration with the time that the draft has read for.
 
         As that serves all later iterations, it says nothing of what they gain, but is spent from what is saved for
         trials.
         """
         self._reading = seconds
+        self._read_token = seconds / tokens
 
     def _pays(self, likely: float, rows: int, depths: range, budget: Budget, launches: Launches) -> bool:
         """Whether a launch pays, over rows whose probabilities sum to `likely`, alone or with deeper ones.
@@ -269,6 +294,7 @@ class Grower:
         tokens, usual = self._undrafted
         if iteration.drafted:
             self._drafts += 1
+            self._committed += 0.1 * (committed - self._committed)
             gain = committed - tokens - iteration.price * (seconds - usual)
             dear = iteration.budget.price * iteration.budget.row * possible
             self.balance.observe(gain, iteration.trial, promising=gain + possible - committed - dear > 0)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from forerun.runtime.calibration import CostModel
 
+READ = 8
+"""Rows that are read at once at least."""
 SAVED = 4
 """The most time that an allowance holds, in steps."""
 
@@ -28,6 +30,11 @@ class LaunchCost:
         if self.calibrated is None:
             return 0.0
         return self.read(rows, share) + max(0.0, self.overhead)
+
+    @property
+    def token(self) -> float:
+        """The seconds to read a token of a prompt, at most: a chunk has more rows than a step that is timed."""
+        return 0.0 if self.calibrated is None else self.calibrated.seconds(READ) / READ
 
     def read(self, rows: int, share: float) -> float:
         """Returns the time that a step saves if it need not read this share."""

@@ -1,6 +1,7 @@
 """Several drafters as one: their trees are merged by token prefix, their estimates weighed by past outcomes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,9 +46,10 @@ class Merged(Drafter):
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
         proposals = [propose(drafter, context, budget) for drafter in self.drafters]
+        promising = any(proposal.promising for proposal in proposals)
         if budget.depth == 0:
             self._proposed.pop(context, None)
-            return proposals[0]
+            return replace(proposals[0], promising=promising)
         tree, members = merge_members([proposal.tree for proposal in proposals])
         feature = np.searchsorted(RIVALS, _best_rival(tree)).astype(np.int32)
         digit = len(RIVALS) + 1
@@ -62,7 +64,7 @@ class Merged(Drafter):
         self._proposed[context] = proposed = RatedTree(with_edges(tree, edges), feature).likeliest(budget.rows)
         prefixes = [proposal.prefix for proposal in proposals if proposal.prefix is not None]
         # The step can be entered behind only one draft: the one that has computed most, whoever proposed a row.
-        return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None))
+        return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None), promising)
 
     def observe(self, context: Context, observation: Observation) -> None:
         for drafter in self.drafters:
