@@ -51,13 +51,13 @@ def say_once(sentence: str, subject: Hashable = None) -> None:
         log.warning(sentence)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes under a temporary name beside `path`, then renames: readers see the whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".incomplete-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         Path(name).chmod(0o644)
         os.replace(name, path)
     except BaseException as error:

@@ -88,7 +88,7 @@ def calibrate(
 ) -> CostModel:
     """Measures median step times, interleaved over `sizes`, with `context` tokens cached, for about `seconds`.
 
-    Each size is timed 3 to 25 times, by the engine's clock. `progress` is called with the fraction done.
+    Each size is timed 1 to 25 times, by the engine's clock. `progress` is called with the fraction done.
     """
     limits = engine.executable
     sizes = [size for size in sizes if size <= min(limits.max_rows, limits.max_outputs)]
@@ -97,7 +97,7 @@ def calibrate(
         for rows in steps:  # the first run of a size may compile or allocate
             engine.run(rows)
         began = engine.clock()
-        while len(times[0]) < 3 or (len(times[0]) < 25 and engine.clock() - began < seconds):
+        while not times[0] or (len(times[0]) < 25 and engine.clock() - began < seconds):
             for size_times, rows in zip(times, steps, strict=True):
                 start = engine.clock()
                 engine.run(rows)

@@ -224,18 +224,18 @@ def test_unknown_machines_are_refused(
 # --- without a C compiler
 
 
-def test_code_that_is_not_linked_is_linked_when_it_is_loaded(
-    models: dict[str, forerun.CompiledModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_that_is_not_linked_is_linked_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
-    folder = models["llama"].export(tmp_path / "bundle", format="tvm")
+    monkeypatch.setenv("FORERUN_CACHE_DIR", str(tmp_path / "cache"))
+    model = forerun.compile(FAMILIES["llama"](), "autoregressive", max_length=128)
+    folder = model.export(tmp_path / "bundle", format="tvm")
     assert described(folder)["content"]["code"] == "step.o"
     with pytest.raises(ForerunError, match="is not linked yet, and this machine has no C compiler"):
         forerun.load(folder)
     monkeypatch.delenv("CC")
     if shutil.which("cc") is None:
         pytest.skip("this machine has no C compiler")
-    expected = models["llama"].generate(PROMPT, max_new_tokens=8, return_logits=True)
+    expected = model.generate(PROMPT, max_new_tokens=8, return_logits=True)
     assert forerun.load(folder).generate(PROMPT, max_new_tokens=8, return_logits=True).has_bits_of(expected)
 
 

@@ -96,6 +96,9 @@ def _parts(exportable: Exportable) -> tuple[Program, Module, Callable[[BinaryIO]
 
 def _write_code(folder: Path, code: Module, processor: Processor) -> tuple[str, list[str]]:
     """Writes a shared library, or an object file where it cannot be linked; returns its name, and notes."""
+    if code.library is not None:
+        (folder / LIBRARY).write_bytes(code.library)
+        return LIBRARY, []
     code.write(folder / OBJECT, "o")
     if same_system(processor.triple, this_processor().triple) and can_link():
         link(folder / OBJECT, folder / LIBRARY)

@@ -200,15 +200,16 @@ def function(name: str) -> Function:
 
 
 class Module:
-    """Compiled code."""
+    """Compiled code; `library` is the shared library that it was loaded from, if it was."""
 
-    def __init__(self, module: Object) -> None:
-        self._module = module
+    def __init__(self, module: Object, library: bytes | None = None) -> None:
+        self._module, self.library = module, library
 
     @staticmethod
     def load(path: Path) -> Module:
         """Loads a shared library, or LLVM IR, which is compiled now. Raises `TvmError`."""
-        return Module(function("ffi.ModuleLoadFromFile")(str(path)))
+        module = function("ffi.ModuleLoadFromFile")(str(path))
+        return Module(module, path.read_bytes() if path.suffix == ".so" else None)
 
     @staticmethod
     def of(module: Any) -> Module:
