@@ -114,7 +114,7 @@ def main() -> int:
     prefill = measure_prefill(contestants, encoded)
     memory = MemoryRead(given.threads)
     cost = measure_steps(model.engine, memory)
-    weights: int = model.executable.weight_bytes
+    weights = bytes_of_weights(model.engine)
     differences = compare_texts(results)
     _print_rates(results)
     _print_texts(differences, len(prompts), results)
@@ -169,6 +169,14 @@ def measure_prefill(
         for contestant in _rotated(contestants, turn):
             seconds[contestant.name].append(contestant.generate(tokens, 1).first_seconds)
     return {name: PREFILL / median(times) for name, times in seconds.items()}
+
+
+def bytes_of_weights(engine: Engine) -> int:
+    """The bytes of the weights that a step reads: of a table of embeddings it reads a row."""
+    executable: Any = engine.executable
+    with trial_steps(engine, [1]) as [rows]:
+        kernels = executable.time_kernels(engine.state, rows, rounds=1)
+    return sum(each.weight_bytes for each in kernels)
 
 
 def measure_steps(engine: Engine, memory: MemoryRead, rounds: int = 25) -> CostModel:

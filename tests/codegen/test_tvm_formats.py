@@ -14,6 +14,7 @@ from forerun.codegen.tvm.quantized import FORMATS
 from forerun.runtime.certify import certify
 from forerun.runtime.executable import WHOLE
 from tests.compiled import tvm_step
+from tests.quantized import random_blocks
 
 SHAPES = [(70, 50), (32, 64), (33, 16), (5, 97)]
 BLOCKS = {32: [(96, 50), (64, 97)], 256: [(768, 97)]}
@@ -23,19 +24,6 @@ assert set(FORMATS) == {"packed f32", *ir.STORAGES}
 
 def rounded(tensor):
     return tensor.to(torch.bfloat16).float()
-
-
-def random_blocks(outputs, features, storage):
-    """Rows of random blocks, whose scales are such that weights are of the order of 0.1."""
-    encoding = ir.ENCODINGS[storage]
-    blocks = np.random.default_rng(outputs).integers(0, 256, (outputs, features // encoding.features, encoding.bytes))
-    place, largest = 0, 2**encoding.bits * (8 if encoding.factors is None else 512)
-    for field, size in encoding.fields.items():
-        if field in ("scale", "minimum", "subtracted"):
-            halves = np.random.default_rng(place).normal(size=blocks.shape[:2]) / largest
-            blocks[..., place : place + size] = halves.astype(np.float16)[..., None].view(np.uint8)
-        place += size
-    return blocks.astype(np.uint8).reshape(outputs, -1)
 
 
 def quantized(weights, storage):

@@ -14,6 +14,7 @@ from forerun.frontends.gguf import load_gguf
 from forerun.runtime.certify import certify
 from forerun.runtime.tree import chain
 
+pytestmark = pytest.mark.real
 QUESTIONS = (
     "What is the capital of France? Answer in one sentence.",
     "Repeat this list twice: apple, river, stone, apple, river, stone.",
