@@ -185,11 +185,12 @@ def measure_steps(engine: Engine, memory: MemoryRead, rounds: int = 25) -> CostM
     memory.seconds.clear()
     with trial_steps(engine, SIZES) as steps:
         for _ in range(rounds):
+            memory.measure()
+            engine.run(steps[0])  # the threads that read still wait for more for a moment
             for times, rows in zip(seconds, steps, strict=True):
                 start = time.perf_counter()
                 engine.run(rows)
                 times.append(time.perf_counter() - start)
-            memory.measure()
     return CostModel(SIZES, tuple(median(times) for times in seconds))
 
 

@@ -205,6 +205,7 @@ class LlamaLookup:
         return cls(plain._library.Llama(str(kept), draft_model=drafts, logits_all=True, **options))
 
     def generate(self, prompt: list[int], count: int) -> Run:
+        self.model.reset()  # or it would know the prompts that begin alike
         clock, tokens = Clock(), list[int]()
         clock.put(torch.tensor(prompt))
         for token in self.model.generate(prompt, temp=0.0, repeat_penalty=1.0):

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-LOST, GAINED = 2.0, 8.0
-"""The most tokens that one iteration counts, as neither a pause nor a burst decides for long; gains are rarer."""
+CLIP = 2.0
+"""The most tokens that one iteration counts, gained or lost: neither a burst nor a pause decides for long."""
 HOPED = 1.0
 """The gain that is assumed of what has hardly been tried."""
 TIE = 0.02
@@ -27,6 +27,7 @@ class Balance:
     patience: int = 12  # uses before they are judged
     share: float = 0.01  # of the tokens, saved for trials
     debt: float = math.inf  # the most tokens that must be saved before the next trial
+    most: float = CLIP  # the most tokens that one use counts as gained
     _mean: float = field(init=False, default=0.0)
     _uses: int = field(init=False, default=0)
     _saved: float = field(init=False, default=0.0)
@@ -64,7 +65,7 @@ class Balance:
 
         `promising`: whether there is a sign of better to come; a gain is one.
         """
-        gain = min(max(gain, -LOST), GAINED)
+        gain = min(max(gain, -CLIP), self.most)
         self._uses += 1
         self._mean += max(1 - self.memory, 1 / self._uses) * (gain - self._mean)
         self._promising = self._promising + 1 if trial and (promising or gain > 0) else 0

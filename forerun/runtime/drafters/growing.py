@@ -26,6 +26,7 @@ RIGHT = 0.6  # how likely one of a row's children is right, before anything is k
 PLAIN_EVERY = 64  # iterations with a draft after which one without is due, for comparison
 DEPTHS = 4  # depths that are distinguished; all deeper ones count as the last
 SLOW = 32  # plain steps that an iteration counts at most: the process may have slept
+BURST = 8.0  # the most tokens that an iteration with a draft counts as gained: rare, and what a deep draft is for
 DEBT = 2.0  # the most tokens that a trial may cost before the next
 WORTHWHILE = 0.25  # the tokens that an iteration with a draft must gain by the last guesses to begin drafting anew
 SPARED = 0.04  # the share of a text's tokens that reading its prompt may cost a draft that does not pay
@@ -149,7 +150,7 @@ class Grower:
     confidence: Confidence = field(default=Always())
     believed: float = BELIEVED
     right: float = RIGHT
-    balance: Balance = field(default_factory=lambda: Balance(debt=DEBT))
+    balance: Balance = field(default_factory=lambda: Balance(debt=DEBT, most=BURST))
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
