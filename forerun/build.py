@@ -121,8 +121,18 @@ def build(
         if found is not None:
             return found
     backend = BACKENDS[target]
-    in_memory, fused = backend.cache_in_memory, backend.fused
-    lowered = lower(source, dtype, max_length, dump_dir, progress, (), opening, in_memory, fused, arithmetic, tokens)
+    lowered = lower(
+        source,
+        dtype,
+        max_length,
+        dump_dir,
+        progress,
+        opening=opening,
+        cache_in_memory=backend.cache_in_memory,
+        fused=backend.fused,
+        arithmetic=arithmetic,
+        tokens=tokens,
+    )
     executable = generate_code(lowered, target, dump_dir, progress, dtype, threads)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
     if kept is not None and path is not None and folder is not None:

@@ -165,9 +165,9 @@ class DraftModel(Checked):
     vocabulary  how the draft's vocabulary meets the target's: "same"; "intersection", the tokens that both have;
                 "text", the draft's text in the target's tokens (arXiv 2502.05202); "auto", the closest available
     drafter     drafts for the draft (arXiv 2308.04623)
-    tokens      the most tokens that have logits in the draft, the first of its vocabulary, which are the most frequent
-                where a tokenizer numbers its merges in order; 0 for all. A large vocabulary's head is dear (FR-Spec,
-                arXiv 2502.14856). Not for a compiled model, whose head is complete
+    tokens      the most tokens that the draft computes logits for, the first of its vocabulary: the most frequent ones
+                where a tokenizer numbers its merges in order (FR-Spec, arXiv 2502.14856, counts them); 0 for all. A
+                model that is already compiled keeps its whole head
     threads     how many threads share a step of the draft; by default those of the target
     dtype       the draft's weight dtype; "auto" is the format of its file: "native" for a GGUF file, where the draft's
                 back end has it, otherwise "float32"

@@ -4,8 +4,8 @@
 Of a prompt's rows, only the last one's logits are needed.
 
 A draft's head is a large part of what it reads, and need not know every token: with `tokens`, only the first ones of
-the vocabulary have logits. Tokenizers number what byte-pair merges made by its frequency, so these are the most
-frequent (FR-Spec, arXiv 2502.14856, ranks them by counting).
+the vocabulary have logits. Byte-pair tokenizers number tokens in the order of their merges, the most frequent first
+(FR-Spec, arXiv 2502.14856, ranks them by counting).
 """
 
 from __future__ import annotations
@@ -68,18 +68,16 @@ class SelectOutputs(Pass):
         rows = build.reshape(top, [dim for dim in dims if dim != 1])
         selected = build.add(Gather, rows, outputs)
         values = {top: build.reshape(selected, ["M" if dim == "N" else dim for dim in dims])}
-        head = next((each for each in chain if isinstance(each, Linear)), None)
-        after = chain[: chain.index(head)] if head else chain
-        short = 0 < self.tokens < found.dims[1]
-        if short and (head is None or not all(_keeps_columns(each) for each in after)):
+        head = None
+        if 0 < self.tokens < found.dims[1] and (head := _product(chain)) is None:
             pass_context(ctx).note(f"{self.name}: all {found.dims[1]} tokens have logits, as no product ends in them")
-            short = False
+        after = [] if head is None else chain[: chain.index(head)]
         for operation in reversed(chain):
             values |= {each: each for each in operation.operands if each not in values}
-            if short and head is not None and operation is head:
+            if head is not None and operation is head:
                 rows = [each for each in (head.weight, head.bias) if each is not None]
                 values |= {each: build.add(Slice, each, dim=0, start=0, stop=self.tokens) for each in rows}
-            if short and operation in after and isinstance(operation, Reshape):
+            if operation in after and isinstance(operation, Reshape):
                 dims = ["M" if dim == "N" else dim for dim in operation.shape]
                 values[operation.result] = build.reshape(values[operation.x], [*dims[:-1], self.tokens])
             else:
@@ -106,6 +104,14 @@ def _head(logits: SSAValue) -> tuple[SSAValue, list[SpecOperation]]:
         chain.append(operation)
         value = rows[0]
     return value, chain
+
+
+def _product(chain: list[SpecOperation]) -> Linear | None:
+    """The product whose columns the logits are, whatever is computed from each; `chain` ends in it, last first."""
+    head = next((each for each in chain if isinstance(each, Linear)), None)
+    if head is None or not all(_keeps_columns(each) for each in chain[: chain.index(head)]):
+        return None
+    return head
 
 
 def _keeps_columns(operation: SpecOperation) -> bool:

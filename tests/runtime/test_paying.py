@@ -113,11 +113,17 @@ def test_a_draft_that_does_not_pay_rests_within_32_tokens(first: float, noise: f
     assert model.is_plain(steps)
 
 
-def test_a_draft_at_rest_is_tried_again_and_used_when_it_has_become_good() -> None:
+def improved() -> Model:
+    """The draft was wrong for 400 tokens, and is right from now on."""
     model = Model(0.25, 50.0)
     model.decode(400)
     model.draft.noise = 0.0
     model.draft.known.clear()
+    return model
+
+
+def test_a_draft_at_rest_is_tried_again_and_used_when_it_has_become_good() -> None:
+    model = improved()
     steps = model.decode(1200)
     late = steps[-100:]
     assert sum(len(step.tokens) for step in late) / len(late) > 2.5
@@ -126,10 +132,7 @@ def test_a_draft_at_rest_is_tried_again_and_used_when_it_has_become_good() -> No
 
 def test_a_draft_that_rests_is_asked_what_it_would_have_guessed() -> None:
     """In a text that suits it, it is used again within the tokens of a few probes, though trials are far away."""
-    model = Model(0.25, 50.0)
-    model.decode(400)
-    model.draft.noise = 0.0
-    model.draft.known.clear()
+    model = improved()
     steps = model.decode(96)
     late = steps[-8:]
     assert sum(len(step.tokens) for step in late) / len(late) > 2.5

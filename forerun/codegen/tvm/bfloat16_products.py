@@ -7,15 +7,14 @@ features are an odd number ends in a zero.
 from collections.abc import Sequence
 
 from forerun.codegen.loops.buffer import Buffer
-from forerun.codegen.loops.expr import Load
 from forerun.codegen.loops.index import volume
 from forerun.codegen.loops.nest import ProductNest
 from forerun.codegen.tvm.builder import Buffer as Memory
 from forerun.codegen.tvm.builder import Expr, integer, let, like, load, prefetch, splat, store, when
 from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.dots import BFLOAT16_DOT
-from forerun.codegen.tvm.formats import VECTORS, Half, masked, pairs, shifted
-from forerun.codegen.tvm.products import Products
+from forerun.codegen.tvm.formats import INFINITE, Half, bits_of, magnitude_of, masked, pairs, shifted, vectors
+from forerun.codegen.tvm.products import Products, input_of
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -34,8 +33,7 @@ class Bfloat16Products(Products):
 
     @classmethod
     def emit_rounded(cls, code: Code, nest: ProductNest) -> None:
-        assert isinstance(nest.x, Load)
-        x, rounded = code.window(nest.x.buffer), code.window(cls.rounded(nest))
+        x, rounded = code.window(input_of(nest)), code.window(cls.rounded(nest))
         features, whole = nest.features, nest.features // (2 * LANES)
         chunks = -(-features // (2 * LANES))
         with code.frame.divided(code.index(volume(nest.rows)) * integer(chunks)) as piece:
@@ -44,11 +42,9 @@ class Bfloat16Products(Products):
             start = let(row * integer(features) + chunk * integer(2 * LANES))
             place = let(row * integer(pairs(features)) + chunk * integer(LANES))
             with when(chunk < integer(whole)):
-                bits = let(_rounded(load(x, start, 2 * LANES)))
-                both = tirx.reinterpret(f"int64x{LANES}", bits)
-                upper = shifted(both.astype(f"int32x{LANES}"), 0)
-                lower = shifted(both, 32).astype(f"int32x{LANES}")
-                store(rounded, _joined(upper, lower), place)
+                both = let(tirx.reinterpret(f"int64x{LANES}", _rounded(load(x, start, 2 * LANES))))
+                first, second = (shifted(both, bits).astype(f"int32x{LANES}") for bits in (0, 32))
+                store(rounded, _joined(first, second), place)
             if rest := features % (2 * LANES):
                 with when(tirx.EQ(chunk, integer(whole))):
                     numbers = [_rounded(x[start + integer(each)]) for each in range(rest)]
@@ -62,7 +58,7 @@ class Bfloat16Products(Products):
         starts = [let(row * integer(words)) for row in rows]
 
         def turn(word: Expr) -> None:
-            places = [word * integer(VECTORS * LANES) + integer(vector * LANES) for vector in range(VECTORS)]
+            places = vectors(word)
             if len(rows) >= form.prefetched:
                 for place in places:
                     prefetch(weight, place)
@@ -81,8 +77,8 @@ class Bfloat16Products(Products):
 
 def _rounded(x: Expr) -> Expr:
     """The bits of float32 numbers, whose upper halves are the nearest bfloat16; ties go to the even ones."""
-    bits = let(tirx.reinterpret(str(x.ty.dtype).replace("float", "int"), x))
-    nan = masked(bits, 0x7FFFFFFF) > like(integer(0x7F800000), bits)
+    bits = let(bits_of(x))
+    nan = magnitude_of(bits) > like(integer(INFINITE), bits)
     nearest = bits + like(integer(0x7FFF), bits) + masked(shifted(bits, 16), 1)
     return tirx.Select(nan, tirx.bitwise_or(bits, like(integer(1 << 22), bits)), nearest)
 

@@ -16,6 +16,9 @@ from forerun.codegen.tvm.untyped import tirx
 
 VECTORS = OUTPUTS // LANES
 
+INFINITE = 0x7F800000
+"""The bits of a float32's infinity."""
+
 STEP = 4
 """Features per iteration of the linear's inner loop."""
 
@@ -78,6 +81,11 @@ def pairs(features: int) -> int:
     return -(-features // 2)
 
 
+def vectors(index: Expr) -> list[Expr]:
+    """The places of the vectors of a feature, or of a pair, in a block that has a word of it for each output."""
+    return [index * integer(OUTPUTS) + integer(vector * LANES) for vector in range(VECTORS)]
+
+
 @dataclass(frozen=True)
 class Float32(WeightFormat):
     """float32 [out / 32, in, 32]."""
@@ -89,11 +97,7 @@ class Float32(WeightFormat):
         return features * OUTPUTS
 
     def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
-        return self._lines(turn, part)
-
-    def _lines(self, turn: Expr, part: int) -> list[Expr]:
-        start = (turn * integer(STEP) + integer(part)) * integer(OUTPUTS)
-        return [start + integer(vector * LANES) for vector in range(VECTORS)]
+        return vectors(turn * integer(STEP) + integer(part))
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
         blocks = in_blocks(weight)
@@ -102,7 +106,7 @@ class Float32(WeightFormat):
 
     def opened(self, block: Buffer, features: int, span: Expr) -> Column:
         def column(turn: Expr, part: int) -> list[Expr]:
-            return [let(load(block, place)) for place in self._lines(turn, part)]
+            return [let(load(block, place)) for place in self.touched(span, turn, part)]
 
         return column
 
@@ -128,11 +132,7 @@ class Half(WeightFormat):
         return pairs(features) * OUTPUTS
 
     def touched(self, span: Expr, turn: Expr, part: int) -> list[Expr]:
-        return self._lines(turn, part) if part % 2 == 0 else []
-
-    def _lines(self, turn: Expr, part: int) -> list[Expr]:
-        start = (turn * integer(STEP // 2) + integer(part // 2)) * integer(OUTPUTS)
-        return [start + integer(vector * LANES) for vector in range(VECTORS)]
+        return [] if part % 2 else vectors(turn * integer(STEP // 2) + integer(part // 2))
 
     def pack(self, target: torch.Tensor, weight: torch.Tensor) -> None:
         count = pairs(weight.shape[1])
@@ -146,7 +146,7 @@ class Half(WeightFormat):
 
         def column(turn: Expr, part: int) -> list[Expr]:
             if part % 2 == 0:
-                held[:] = [let(load(block, place)) for place in self._lines(turn, part)]
+                held[:] = [let(load(block, place)) for place in self.touched(span, turn, part)]
             return [let((self.lower if part % 2 else self.upper)(word)) for word in held]
 
         return column
@@ -173,12 +173,22 @@ def as_float(word: Expr) -> Expr:
     return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", word)
 
 
+def bits_of(number: Expr) -> Expr:
+    """The int32 with the same bits as a float32."""
+    return tirx.reinterpret(str(number.ty.dtype).replace("float", "int"), number)
+
+
+def magnitude_of(bits: Expr) -> Expr:
+    """The bits of a float32 without its sign: they are in the order of magnitudes, `INFINITE` below all NaN."""
+    return masked(bits, 0x7FFFFFFF)
+
+
 def half_to_float(bits: Expr) -> Expr:
     """The float32 of a float16 in the lower half of an int32, exactly: bits moved into place, then scaled by 2^112."""
     magnitude = as_float(shifted(masked(bits, 0x7FFF), -13))
     sign = shifted(masked(bits, 0x8000), -16)
     scaled = multiply(magnitude, like(2.0**112, magnitude))
-    return as_float(tirx.bitwise_or(tirx.reinterpret(str(bits.ty.dtype), scaled), sign))
+    return as_float(tirx.bitwise_or(bits_of(scaled), sign))
 
 
 FLOAT32 = Float32()

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from forerun.codegen.loops.buffer import Buffer
-from forerun.codegen.loops.expr import Load
 from forerun.codegen.loops.index import volume
 from forerun.codegen.loops.nest import ProductNest
 from forerun.codegen.tvm.builder import Buffer as Memory
@@ -34,8 +33,8 @@ from forerun.codegen.tvm.builder import (
 )
 from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.dots import INT8_DOT
-from forerun.codegen.tvm.formats import as_float, masked
-from forerun.codegen.tvm.products import Products
+from forerun.codegen.tvm.formats import INFINITE, as_float, bits_of, magnitude_of
+from forerun.codegen.tvm.products import Products, input_of
 from forerun.codegen.tvm.quantized import FORMATS, QUARTETS, Blocks, Words
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import T, tirx
@@ -46,7 +45,6 @@ SCALE = QUARTETS
 HALVES = CHUNK // LANES
 VECTOR = 4
 """Chunks begin at a multiple of as many words, so that 16 bytes are stored as an aligned vector."""
-INFINITE = 0x7F800000
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,12 @@ class IntegerProducts(Products):
 
     @classmethod
     def emit_rounded(cls, code: Code, nest: ProductNest) -> None:
-        assert isinstance(nest.x, Load)
         chunks = Chunks.of(nest)
-        x, rounded = code.window(nest.x.buffer), code.window(cls.rounded(nest))
+        x, rounded = code.window(input_of(nest)), code.window(cls.rounded(nest))
         with code.frame.divided(code.index(volume(nest.rows)) * integer(nest.features // CHUNK)) as chunk:
             place = let(chunk * integer(chunks.words))
             parts = [let(load(x, chunk * integer(CHUNK) + integer(half * LANES))) for half in range(HALVES)]
-            bits = [masked(tirx.reinterpret(f"int32x{LANES}", each), 0x7FFFFFFF) for each in parts]
-            largest = let(_across("smax", tirx.max(*bits)))  # of bits, as of magnitudes; infinity and NaN are above all
+            largest = let(_across("smax", tirx.max(*(magnitude_of(bits_of(each)) for each in parts))))
             finite = largest < integer(INFINITE)
             scale = let(tirx.Select(finite, multiply(as_float(largest), number(1 / 127)), number(float("nan"))))
             inverse = let(tirx.Select(largest > integer(0), number(127.0) / as_float(largest), number(0.0)))
@@ -109,10 +105,10 @@ class IntegerProducts(Products):
                 numbers = let(tirx.nearbyint(multiply(each, splat(inverse))).astype(f"int32x{LANES}"))
                 _store_bytes(rounded, place + integer(half * QUARTETS // HALVES), numbers)
                 sums.append(let(_across("add", numbers)))
-            T.buffer_store(rounded, tirx.reinterpret("int32", scale), [place + integer(SCALE)])
+            T.buffer_store(rounded, bits_of(scale), [place + integer(SCALE)])
             for (span, offset), first in chunks.kinds.items():
                 for group, total in enumerate(sums if span < CHUNK else [sums[0] + sums[1]], first):
-                    scaled = tirx.reinterpret("int32", multiply(scale, total.astype("float32")))
+                    scaled = bits_of(multiply(scale, total.astype("float32")))
                     value = scaled if offset is None else total * integer(-offset)
                     T.buffer_store(rounded, value, [place + integer(group)])
 

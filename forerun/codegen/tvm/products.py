@@ -16,6 +16,12 @@ from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.dots import Dot
 
 
+def input_of(nest: ProductNest) -> Buffer:
+    """The memory of the rows that a nest multiplies."""
+    assert isinstance(nest.x, Load)
+    return nest.x.buffer
+
+
 class Products:
     """An arithmetic of the products of a nest."""
 
@@ -23,9 +29,8 @@ class Products:
     """The function that it calls."""
 
     def __init__(self, code: Code, nest: ProductNest) -> None:
-        assert isinstance(nest.x, Load)
         self.features = nest.features
-        self.x = code.window(self.rounded(nest) or nest.x.buffer)
+        self.x = code.window(self.rounded(nest) or input_of(nest))
 
     @classmethod
     def rounded(cls, nest: ProductNest) -> Buffer | None:

@@ -12,7 +12,7 @@ from forerun.codegen.tvm.layout import TvmProgram
 from forerun.entries import remove
 from forerun.errors import ForerunError
 from forerun.execute.tvm.library import Module, TvmError
-from forerun.execute.tvm.linking import can_link, link
+from forerun.execute.tvm.linking import can_link, linked
 from forerun.storage import cache_directory, keeping, write_atomically
 
 LIBRARY, IR = ".so", ".ll"
@@ -91,11 +91,11 @@ def _library(module: Module) -> bytes | None:
     if module.library is not None or not can_link():
         return module.library
     with tempfile.TemporaryDirectory(prefix="forerun-tvm-") as folder:
-        compiled, library = Path(folder) / "step.o", Path(folder) / "step.so"
+        compiled = Path(folder) / "step.o"
         module.write(compiled, "o")
         try:
-            link(compiled, library)
+            with linked(compiled) as library:
+                return library.read_bytes()
         except ForerunError as error:
             log.debug("keeping LLVM IR: %s", error)
             return None
-        return library.read_bytes()

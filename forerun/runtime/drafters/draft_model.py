@@ -43,12 +43,12 @@ class _Draft:
     follower: Follower
     closing: ExitStack
     own: Context  # in the draft's tokens
+    probe: int  # the context's length at which to look what the draft would have guessed, if it rests
+    wait: int = PROBE  # the tokens from then until the next time
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
     proposed: RatedTree | None = None  # in the last iteration, in the draft's tokens
     slots: dict[int, int] = field(default_factory=dict[int, int])  # the slots of its evaluated rows
     late: bool = False  # `own` lacks what was committed since the last draft
-    probe: int = 0  # the context's length at which to look what the draft would have guessed, if it rests
-    wait: int = PROBE  # the tokens from then until the next time
 
 
 class DraftModel(Drafter):
@@ -62,8 +62,8 @@ class DraftModel(Drafter):
         closing = ExitStack()
         sequence = closing.enter_context(self.engine.cache.sequence(0))
         follower = self.vocabulary.follower()
-        draft = _Draft(sequence, follower, closing, Context(follower.follow(context.tokens)))
-        draft.probe = len(context.tokens) + PROBE
+        own, probe = Context(follower.follow(context.tokens)), len(context.tokens) + PROBE
+        draft = _Draft(sequence, follower, closing, own, probe)
         self._drafts[context] = draft
         if self.inner is not None:
             closing.callback(self.inner.end, draft.own)
@@ -76,7 +76,8 @@ class DraftModel(Drafter):
         if budget.left <= 1:
             return Proposal(root)
         drafts = budget.depth > 0 and self.grower.drafts(budget, ALONE, min(budget.depth, self.grower.shape.deepest))
-        probes = not drafts and budget.price > 0 and len(context.tokens) >= draft.probe
+        rests = not drafts and (budget.depth == 0 or not self.grower.balance.pays)
+        probes = rests and budget.price > 0 and len(context.tokens) >= draft.probe
         unread = max(0, len(context.tokens) - len(draft.cached) - CATCHING_UP)
         if not (drafts or probes) or not self.grower.reads(unread, budget):
             self.grower.begin(context.tokens[-1], budget)
@@ -94,7 +95,7 @@ class DraftModel(Drafter):
         if not own or outgrown:
             return Proposal(root)
         with self.engine.serving:
-            self._read(draft)
+            self._read(draft, budget)
             grown = (self._grow if self.inner is None else self._stage)(draft, budget, shape)
         if not grown.evaluated:
             return Proposal(root)
@@ -157,7 +158,7 @@ class DraftModel(Drafter):
         del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
         draft.sequence.cut(len(draft.cached))
 
-    def _read(self, draft: _Draft) -> None:
+    def _read(self, draft: _Draft, budget: Budget) -> None:
         """Evaluates the uncached tokens of the context, except the last ones and the root."""
         last = 1 + min(CATCHING_UP, self.engine.executable.max_rows - 1)
         pending = draft.own.tokens[len(draft.cached) : -last]
@@ -165,7 +166,7 @@ class DraftModel(Drafter):
             began = self.grower.clock()
             self.engine.prefill(draft.sequence, np.array(pending, np.int32))
             draft.cached.extend(pending)
-            self.grower.read(len(pending), self.grower.clock() - began)
+            self.grower.read(len(pending), self.grower.clock() - began, budget)
 
     def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
         """Evaluates the rest of them, the root last; returns its candidates and logits [1, K]."""
@@ -179,7 +180,7 @@ class DraftModel(Drafter):
     def _probe(self, draft: _Draft, budget: Budget) -> bool:
         """Reads all but the root, and compares what the draft would have proposed last with what came."""
         with self.engine.serving:
-            self._read(draft)
+            self._read(draft, budget)
             pending = np.array(draft.own.tokens[len(draft.cached) : -1], np.int32)
             count = min(len(pending), self.engine.executable.max_outputs)
             if not count:

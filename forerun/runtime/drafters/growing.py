@@ -162,7 +162,7 @@ class Grower:
         self._undrafted = 1.0, self.plain  # recent tokens and seconds of an iteration without a draft
         self._drafts = 0  # iterations since then
         self._reading = 0.0  # seconds
-        self._read_token = self.cost.token  # seconds to read one
+        self._read_token = self.cost.token  # seconds to read one, on the calibration's clock
         self._committed = (self.shape.deepest + 1) / 2  # recent tokens of an iteration with a draft
 
     def begin(self, root: int, budget: Budget) -> RatedTreeBuilder:
@@ -238,14 +238,14 @@ class Grower:
             self.balance.renew()
         return promising
 
-    def read(self, tokens: int, seconds: float) -> None:
-        """Called before an iteration with the time that the draft has read for.
+    def read(self, tokens: int, seconds: float, budget: Budget) -> None:
+        """Called before an iteration with the time that the draft has read so many tokens for.
 
         As that serves all later iterations, it says nothing of what they gain, but is spent from what is saved for
         trials.
         """
         self._reading = seconds
-        self._read_token = seconds / tokens
+        self._read_token = seconds / tokens / budget.pace
 
     def _pays(self, likely: float, rows: int, depths: range, budget: Budget, launches: Launches) -> bool:
         """Whether a launch pays, over rows whose probabilities sum to `likely`, alone or with deeper ones.
