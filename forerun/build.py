@@ -134,7 +134,8 @@ def build(
         tokens=tokens,
     )
     executable = generate_code(lowered, target, dump_dir, progress, dtype, threads)
-    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped)
+    times = None if folder is None else prebuilt.times_file(folder, threads)
+    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped, times)
     if kept is not None and path is not None and folder is not None:
         with progress.stage("keep compiled model"):
             if folder == prebuilt.folder_for(path, options, kept):  # the files have not changed since they were read

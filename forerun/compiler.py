@@ -84,7 +84,7 @@ def compile(
     built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic, threads)
     warn_of_length(built.capped)
     engine = Engine(built.executable)
-    cost = measure_cost(engine, progress) if chosen.needs_cost else None
+    cost = measure_cost(engine, progress, built.times) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)
 
     def program(target: str, strategy: Strategy, progress: Progress) -> Any:

@@ -53,6 +53,7 @@ class Built:
     tokenizer: PreTrainedTokenizerBase | None
     eos_token_ids: tuple[int, ...]
     capped: str | None = None  # why it has fewer positions than requested
+    times: Path | None = None  # the file that remembers how long steps take here, if the model is kept
 
 
 def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | None:
@@ -75,6 +76,11 @@ def folder_for(path: Path, options: Mapping[str, object], kept: Kept) -> Path | 
     return directory / "models" / digest.hexdigest()[:32]
 
 
+def times_file(folder: Path, threads: int | None) -> Path:
+    """Returns the file that remembers the step times of the model kept in a folder, for a number of threads."""
+    return folder.with_name(f"{folder.name}-{threads or 'default'}.json")
+
+
 def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
     """Returns the model kept in a folder; None if it is missing or damaged."""
     try:
@@ -89,7 +95,7 @@ def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
         return None
     with contextlib.suppress(OSError):  # a read-only folder keeps its time
         os.utime(folder)
-    return Built(executable, tokenizer, ends, capped)
+    return Built(executable, tokenizer, ends, capped, times_file(folder, threads))
 
 
 def _tokenizer(entry: Entry) -> PreTrainedTokenizerBase | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
+from forerun.errors import InvalidOptionError
 from forerun.progress import Progress, open_progress
-from forerun.runtime.calibration import CostModel, calibrate, estimated
+from forerun.runtime.calibration import CostModel, calibrate, estimated, scaled
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Export, Origin
+from forerun.storage import keeping, write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
 
 
@@ -45,13 +49,34 @@ def model_of(
     )
 
 
-def measure_cost(engine: Engine, progress: Progress) -> CostModel:
-    """Measures how long steps of all sizes take here, in about a second."""
+def measure_cost(engine: Engine, progress: Progress, kept: Path | None = None) -> CostModel:
+    """Measures how long steps of all sizes take here, in seconds.
+
+    `kept`: the file in which that is remembered. A few sizes then suffice, in a fraction of a second, unless the times
+    have changed in another way than by a factor.
+    """
+    known = None if kept is None else read_cost(kept)
     with progress.stage("calibrate"), engine.serving:
-        return calibrate(engine)
+        found = None if known is None else scaled(known, estimated(engine))
+        if found is not None:
+            return found
+        cost = calibrate(engine)
+    if kept is not None:
+        with keeping("step times"):
+            write_atomically(kept, json.dumps(cost.to_dict()))
+    return cost
+
+
+def read_cost(kept: Path) -> CostModel | None:
+    """Returns the times in a file; None if there are none, or if it is damaged."""
+    try:
+        return CostModel.from_dict(json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, InvalidOptionError):
+        return None
 
 
 def estimate_cost(engine: Engine, progress: Progress, known: CostModel | None = None) -> CostModel:
     """Measures a few sizes of steps, in a fraction of a second; `known` says how long they all took elsewhere."""
     with progress.stage("calibrate"), engine.serving:
-        return estimated(engine, known)
+        few = estimated(engine)
+    return few if known is None else scaled(known, few) or few

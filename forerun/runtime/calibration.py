@@ -107,18 +107,19 @@ def calibrate(
     return CostModel(tuple(sizes), tuple(median(size_times) for size_times in times))
 
 
-def estimated(engine: Engine, known: CostModel | None = None) -> CostModel:
-    """Returns a cost model from the times of a few sizes here, in a fraction of a second.
+def estimated(engine: Engine) -> CostModel:
+    """Returns a cost model from the times of a few sizes, in a fraction of a second; others are interpolated."""
+    return calibrate(engine, context=16, seconds=0.0, sizes=FEW)
 
-    A model that is `known` from elsewhere is scaled to them, unless small and large steps have not become slower or
-    faster alike; the sizes between are then interpolated.
+
+def scaled(known: CostModel, few: CostModel) -> CostModel | None:
+    """Returns what was known elsewhere or earlier, scaled to a few times from here and now.
+
+    None if small and large steps have not become slower or faster alike.
     """
-    few = calibrate(engine, context=16, seconds=0.0, sizes=FEW)
-    if known is None:
-        return few
     ratios = [here / known.seconds(rows) for rows, here in zip(few.rows, few.measured, strict=True)]
     if max(ratios) > ALIKE * min(ratios):
-        return few
+        return None
     return CostModel(known.rows, tuple(median(ratios) * each for each in known.measured))
 
 

@@ -45,16 +45,17 @@ def test_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
     assert report.exact, str(report)
 
 
-def test_the_interpreter_rounds_the_same_weights(family: tuple[Any, forerun.CompiledModel]) -> None:
+def test_the_interpreter_rounds_the_same_weights_and_rows(family: tuple[Any, forerun.CompiledModel]) -> None:
     model, compiled = family
-    lowered = lower(model, "bfloat16", 256, progress=SilentProgress())
+    lowered = lower(model, "bfloat16", 256, progress=SilentProgress(), arithmetic="bfloat16")
     stored = [each for each in ir.weights(lowered.module).values() if each.storage == "bf16"]
     assert stored
     limits = {"max_rows": 64, "max_outputs": 64, "max_path": 64, "max_length": 256}
     reference = CompiledModel(reference_step(lowered.module, lowered.weights, **limits))
     tree = chain(PROMPT[-1], [5, 99, 31, 7])
     (meaning,), (result,) = (each.evaluate_trees([PROMPT], [tree]) for each in (reference, compiled))
-    assert np.abs(result - meaning).max() < 1e-4 * max(1.0, np.abs(meaning).max())
+    # A last bit of float32 may round a row's number to its other neighbour; rows not rounded differ by 4e-3 or more.
+    assert np.abs(result - meaning).max() < 1e-3 * np.abs(meaning).max()
     with torch.inference_mode():
         full = model(torch.tensor([[*PROMPT, 5, 99, 31, 7]])).logits[0, len(PROMPT) - 1 :].numpy()
     assert np.abs(result - full).max() > 1e-3, "nothing was rounded"

@@ -21,7 +21,7 @@ from tests.models import FAMILIES
 
 def split_sums(self: Any, form: Any, weight: Any, rows: Sequence[Any]) -> list[list[Any]]:
     """x w^T as fast libraries do it: one chain over the features for one row, two chains (even, odd) for several."""
-    chains = 1 if len(rows) == 1 else 2
+    x, chains = self.products.x, 1 if len(rows) == 1 else 2
     sums = [[[local(linear.LANES) for _ in range(chains)] for _ in range(linear.VECTORS)] for _ in rows]
     for chain in (chain for row in sums for vector in row for chain in vector):
         store(chain, splat(0.0), 0)
@@ -33,7 +33,7 @@ def split_sums(self: Any, form: Any, weight: Any, rows: Sequence[Any]) -> list[l
                 column = let(load(weight, place))
                 for row, chain in zip(rows, sums, strict=True):
                     held = chain[vector][part]
-                    store(held, fma(splat(self.x[row * integer(self.features) + feature]), column, load(held, 0)), 0)
+                    store(held, fma(splat(x[row * integer(self.features) + feature]), column, load(held, 0)), 0)
     for vector in (vector for row in sums for vector in row if chains == 2):
         store(vector[0], load(vector[0], 0) + load(vector[1], 0), 0)
     return [[vector[0] for vector in row] for row in sums]

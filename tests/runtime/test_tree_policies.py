@@ -2,6 +2,7 @@
 
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from oracle import Oracle
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.calibration import SIZES, CostModel, calibrate, estimated, isotonic
+from forerun.progress import SilentProgress
+from forerun.runtime.calibration import SIZES, CostModel, calibrate, isotonic, scaled
 from forerun.runtime.current_cost import CurrentCost
 from forerun.runtime.engine import Engine
 from forerun.runtime.policy import CostAware, Fixed
 from forerun.runtime.tree import Tree, TreeBuilder, check
+from forerun.schedules import measure_cost, read_cost
 
 
 def fan(edges: list[float]) -> Tree:
@@ -199,16 +202,28 @@ def test_calibration_measures():
     assert engine.cache.free_positions >= oracle.max_length
 
 
-def test_a_known_cost_is_scaled_unless_sizes_have_changed_differently(monkeypatch: pytest.MonkeyPatch):
-    engine = Engine(Oracle(max_rows=16, max_path=6, max_length=100))
+def test_a_known_cost_is_scaled_unless_sizes_have_changed_differently():
     known = CostModel((1, 4, 8, 16), (1.0, 1.5, 2.0, 3.0))
     alike, unlike = CostModel((1, 8), (2.0, 4.2)), CostModel((1, 8), (1.0, 4.0))
-    measured: list[CostModel] = [alike, unlike, unlike]
-    monkeypatch.setattr("forerun.runtime.calibration.calibrate", lambda *_, **__: measured.pop(0))
-    found = estimated(engine, known)
+    found = scaled(known, alike)
+    assert found is not None
     assert np.allclose(np.array(found.measured) / known.measured, 2.05)
-    assert estimated(engine, known) == unlike
-    assert estimated(engine) == unlike
+    assert scaled(known, unlike) is None
+
+
+def test_step_times_are_kept_and_scaled_until_they_change_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    engine, kept = Engine(Oracle(max_rows=16, max_path=6, max_length=100)), tmp_path / "models" / "one-2.json"
+    first, few = CostModel((1, 4, 16), (1.0, 1.5, 3.0)), CostModel((1, 16), (2.0, 6.2))
+    monkeypatch.setattr("forerun.schedules.calibrate", lambda engine: first)
+    monkeypatch.setattr("forerun.schedules.estimated", lambda engine: few)
+    assert measure_cost(engine, SilentProgress(), kept) == first
+    again = measure_cost(engine, SilentProgress(), kept)
+    assert np.allclose(np.array(again.measured) / first.measured, 2.0, rtol=0.05)
+    few = CostModel((1, 16), (1.0, 9.0))
+    assert measure_cost(engine, SilentProgress(), kept) == first
+    kept.write_text("{damaged")
+    assert measure_cost(engine, SilentProgress(), kept) == first
+    assert read_cost(kept) == first
 
 
 @pytest.mark.parametrize(("max_path", "max_length"), [(1, 8), (3, 16), (64, 100)])
