@@ -30,7 +30,7 @@ from forerun.runtime.certify_loop import certify_loop
 from forerun.runtime.device_loop import Drafting, OnDevice
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import WHOLE, Rows
-from forerun.runtime.generation import Request
+from forerun.runtime.request import Request
 from forerun.runtime.round_size import SameSize
 from forerun.schedules import with_strategy
 

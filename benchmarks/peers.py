@@ -86,6 +86,7 @@ class Forerun:
     model: CompiledModel
 
     def generate(self, prompt: list[int], count: int) -> Run:
+        self.model.engine.cache.forget_ended()  # or it would know the prompts that begin alike
         clock = Clock()
         out = self.model.generate(prompt, max_new_tokens=count, eos_token_id=[], streamer=clock)
         return Run.of(clock, out.token_ids, out.stats.accepted_length)
@@ -226,7 +227,7 @@ def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:
     if kept.exists():
         return kept
     folder.mkdir(parents=True, exist_ok=True)
-    library.llama_log_set(_silence(library), ctypes.c_void_p(0))
+    library.llama_log_set(silence(library), ctypes.c_void_p(0))
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = getattr(library, FILE_TYPES[dtype])
     parameters.allow_requantize = True  # from 4 bits up: nothing is lost
@@ -244,7 +245,7 @@ def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:
 
 
 @cache
-def _silence(library: Any) -> Any:
+def silence(library: Any) -> Any:
     """A log function that drops everything; llama.cpp keeps a pointer to it, so it must outlive the call."""
     return library.llama_log_callback(lambda level, text, data: None)
 

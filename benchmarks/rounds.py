@@ -24,7 +24,7 @@ from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, Drafting, OnDevice
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Rows
-from forerun.runtime.generation import Request
+from forerun.runtime.request import Request
 from forerun.runtime.round_size import SameSize
 from forerun.schedules import with_strategy
 from forerun.storage import write_atomically

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from forerun.runtime.drafters.parts.skip_decode import SkipDecode
     from forerun.runtime.drafters.parts.swift import Swift
     from forerun.runtime.drafters.parts.uniform import Uniform
-    from forerun.runtime.generation import Generation, Stats
     from forerun.runtime.model import CompiledModel
+    from forerun.runtime.request import Generation, Stats
     from forerun.schedules import with_strategy
     from forerun.strategies import (
         Autoregressive,
@@ -82,7 +82,7 @@ _MODULES = {
     f"{_PARTS}.skip_decode": ("SkipDecode",),
     f"{_PARTS}.swift": ("Swift",),
     f"{_PARTS}.uniform": ("Uniform",),
-    "forerun.runtime.generation": ("Generation", "Stats"),
+    "forerun.runtime.request": ("Generation", "Stats"),
     "forerun.runtime.model": ("CompiledModel",),
     "forerun.schedules": ("with_strategy",),
     "forerun.strategies": (

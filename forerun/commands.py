@@ -100,6 +100,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from forerun.progress import open_progress
     from forerun.runtime.certify import certify, require_cases
     from forerun.runtime.certify_loop import certify_loop
+    from forerun.runtime.certify_sessions import certify_sessions
 
     _check(arguments, takes_bundles=True)
     cases, seed = require_cases(arguments.cases, arguments.seed)
@@ -115,15 +116,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     with progress.counted("verify") as counted:
         report = certify(model.executable, cases, seed, counted)
-    loop = None
+    texts = max(1, cases // 8)
+    with progress.counted("verify sessions") as counted:
+        reports = {"sessions": certify_sessions(model.engine, model.drafter, model.policy, texts, seed, counted)}
     if model.on_device is not None:
         with progress.counted("verify the loop on the device") as counted:
-            loop = certify_loop(model.executable, max(1, cases // 10), seed, counted)
+            loop = certify_loop(model.executable, texts, seed, counted)
+        reports |= {} if loop is None else {"loop": loop}
     if arguments.json:
-        print(json.dumps(report.to_dict() | ({} if loop is None else {"loop": loop.to_dict()})))
+        print(json.dumps(report.to_dict() | {name: each.to_dict() for name, each in reports.items()}))
     else:
-        print(report if loop is None else f"{report}\n{loop}")
-    return 0 if report.exact and (loop is None or loop.exact) else 1
+        print(report, *reports.values(), sep="\n")
+    return 0 if report.exact and all(each.exact for each in reports.values()) else 1
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
@@ -219,8 +223,8 @@ def _check(arguments: argparse.Namespace, takes_bundles: bool = False) -> None:
 
 def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
     """Returns the generation request, checked as far as possible before the prompt is encoded."""
-    from forerun.runtime.generation import Request
     from forerun.runtime.options import require_room
+    from forerun.runtime.request import Request
     from forerun.runtime.sampling import SamplingSettings
 
     names = ("do_sample", "temperature", "top_k", "top_p", "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from forerun.runtime.generation import Stats
+from forerun.runtime.request import Stats
 
 WORTH_IT = 1.05
 """The multiple of plain decoding's tokens per second from which speculation counts as faster."""

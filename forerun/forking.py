@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from forerun.errors import ForkError
 
@@ -31,7 +31,7 @@ class Turn:
         self._work = work
         self._lock = threading.RLock()
         self._lost = False
-        _turns.add(self)
+        survive_forks(self)
 
     def __enter__(self) -> None:
         if self._lost:
@@ -52,7 +52,20 @@ class Turn:
             self._lost = True
 
 
-_turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
+class Survivor(Protocol):
+    """An object that must know that its process was forked."""
+
+    def forked(self) -> None:
+        """Called in the child, by its only thread."""
+        ...
+
+
+def survive_forks(survivor: Survivor) -> None:
+    """Lets an object know of forks for as long as it exists."""
+    _survivors.add(survivor)
+
+
+_survivors: "weakref.WeakSet[Survivor]" = weakref.WeakSet()
 BUILDING = Turn("compiling a model")
 """Held while a model is built: torch.export and transformers' patches during loading serve one thread at a time."""
 _forks = 0
@@ -112,7 +125,7 @@ def _in_child() -> None:
     global _forks, _forker, _thread
     _forks += 1
     _forker, _thread = threading.get_ident(), None
-    for each in list(_turns):
+    for each in list(_survivors):
         each.forked()
 
 

@@ -11,7 +11,7 @@ import forerun
 from forerun import cli, commands, compile_options
 from forerun.comparison import Comparison
 from forerun.frontends import demo
-from forerun.runtime.generation import Stats
+from forerun.runtime.request import Stats
 from tests.models import FAMILIES
 
 PLAIN = Stats(steps=100, rows=100, tokens=100, prefill_seconds=1.0, decode_seconds=10.0)

@@ -35,6 +35,7 @@ class EntryRunner(ABC, Generic[S]):
     block: int
     max_length: int
     enters = True
+    slot_bytes = 0
 
     def new_state(self, blocks: int, requests: int = 1) -> S:
         """Returns a zeroed state with room for `blocks * P` slots and `requests` requests.

@@ -1,16 +1,12 @@
-"""Slots for states: sequences own blocks of P positions, and a step's tree rows borrow spare slots."""
+"""Slots for states: sequences hold blocks of P positions, and a step's tree rows borrow spare slots."""
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Int32
-
-REQUESTS = 64
-"""The number of sequences that a cache has room for by default."""
 
 
 @dataclass(eq=False)
@@ -21,6 +17,13 @@ class CachedSequence:
     blocks: Int32  # [B] block b holds positions [b * P, (b + 1) * P)
     length: int = 0
     request: int = -1  # the slot of its request's constant state; -1 before the sequence has room
+    fixed: int = 0  # the first of its blocks, which others may read, so that it must not write there
+    numbers: list[int] = field(default_factory=list[int])  # of its published blocks (`BlockCache.publish`)
+
+    @classmethod
+    def empty(cls, block: int) -> "CachedSequence":
+        """Returns a sequence that has no room yet, for blocks of so many positions."""
+        return cls(block, np.empty(0, np.int32))
 
     @property
     def requests(self) -> Int32:
@@ -38,6 +41,16 @@ class CachedSequence:
                 f"a sequence of {self.length} committed positions cannot be cut back to {length}: give an earlier one"
             )
         self.length = length
+
+    def forget(self) -> None:
+        """Have no blocks, no place for a request and no committed positions."""
+        self.blocks, self.length, self.request = np.empty(0, np.int32), 0, -1
+        self.fixed, self.numbers = 0, []
+
+    @property
+    def next_slot(self) -> int:
+        """The slot of the next position."""
+        return int(self.blocks[self.length // self.block]) * self.block + self.length % self.block
 
     def home(self, positions: Int32) -> Int32:
         """Returns the slots of these positions after a commit."""
@@ -78,67 +91,3 @@ class StepSlots:
     def borrow(self, count: int) -> Int32:
         """Returns at most `count` free slots [n], for a run whose keys and values are not read afterwards."""
         return self._spare[self._used :][::-1][:count].copy()
-
-
-class BlockCache:
-    """Hands out blocks and spare slots; no slot has two owners.
-
-    The spare slots are in blocks of their own, enough for every row of one step, and belong to one step at a time.
-    """
-
-    def __init__(
-        self, blocks: int, block: int, spare: int, order: Sequence[int] | None = None, requests: int = REQUESTS
-    ) -> None:
-        """`order`: a permutation of the blocks, in which they are handed out. `requests`: sequences at one time."""
-        order = range(blocks) if order is None else order
-        if sorted(order) != list(range(blocks)):
-            raise InvalidOptionError(f"order must hold each of the {blocks} blocks once")
-        reserved = -(-spare // block)
-        if reserved >= blocks:
-            raise TooLongError(
-                f"a cache of {blocks} blocks of {block} has no room besides {spare} spare slots: add blocks"
-            )
-        self.block = block
-        self._free = list(reversed(order[reserved:]))
-        self._free_requests = list(reversed(range(requests)))
-        starts = np.array(order[:reserved], np.int32) * block
-        self.spare = (starts[:, None] + np.arange(block, dtype=np.int32)).reshape(-1)[:spare]
-
-    @property
-    def free_positions(self) -> int:
-        return len(self._free) * self.block
-
-    def reserve(self, sequence: CachedSequence, positions: int) -> None:
-        """Give `sequence` room for this many positions in all, or raise `TooLongError` and change nothing."""
-        missing = -(-positions // self.block) - len(sequence.blocks)
-        if missing <= 0:
-            return
-        if missing > len(self._free):
-            raise TooLongError(
-                f"{positions} positions need {missing * self.block} more in the cache, but {self.free_positions} are "
-                "free: shorten the prompt or max_new_tokens, or compile with a larger max_length"
-            )
-        if sequence.request < 0:
-            if not self._free_requests:
-                raise TooLongError(
-                    "all places for sequences are taken: end a sequence, or give the cache more requests"
-                )
-            sequence.request = self._free_requests.pop()
-        taken = [self._free.pop() for _ in range(missing)]
-        sequence.blocks = np.concatenate([sequence.blocks, np.array(taken, np.int32)])
-
-    def release(self, sequence: CachedSequence) -> None:
-        self._free.extend(reversed(sequence.blocks.tolist()))
-        if sequence.request >= 0:
-            self._free_requests.append(sequence.request)
-        sequence.blocks, sequence.length, sequence.request = np.empty(0, np.int32), 0, -1
-
-    @contextmanager
-    def sequence(self, positions: int) -> Generator[CachedSequence]:
-        """Yields a sequence with room for `positions`; its blocks are freed on exit, also after an error."""
-        sequence = CachedSequence(self.block, np.empty(0, np.int32))
-        try:
-            self.reserve(sequence, positions)
-            yield sequence
-        finally:
-            self.release(sequence)

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.random import Generator
 
-from forerun.runtime.cache import REQUESTS, BlockCache, CachedSequence
+from forerun.runtime.blocks import REQUESTS, BlockCache
+from forerun.runtime.cache import CachedSequence
 from forerun.runtime.cases import (
     SEQUENCES,
     Limits,

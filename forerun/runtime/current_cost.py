@@ -13,7 +13,7 @@ LARGEST = 64
 BELIEVED = 2.0
 """The weight of the calibration before the first step; each step halves it."""
 CHANGED = 1.5
-"""The factor by which the estimate for one row must have moved to need a step of one row."""
+"""The factor by which the estimate for a plain step must have moved to need one."""
 CLIP = 3.0
 """The factor by which a step may differ from the estimate: a pause of the process counts as no more than that."""
 
@@ -39,12 +39,12 @@ class CurrentCost(Checked):
     _prior: float = field(init=False, default=BELIEVED)
     _last: float = field(init=False, default=1.0)  # the ratio of the largest size
     _table: Float64 = field(init=False)
-    _plain: float = field(init=False)  # the estimate for one row when a step of one ran last
+    _plain: tuple[int, float] = field(init=False)  # the last plain step: its rows, and the estimate when it ran
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._table = self.calibrated.table(LARGEST)
-        self._plain = self.seconds(1)
+        self._plain = 1, self.seconds(1)
 
     def table(self, rows: int) -> Float64:
         """Returns the seconds [rows] of steps of 1 to `rows` rows; they do not decrease."""
@@ -58,11 +58,12 @@ class CurrentCost(Checked):
 
     @property
     def is_stale(self) -> bool:
-        """Whether larger steps have become slower or faster since a step of one row ran, which then may have, too."""
-        return not 1 / CHANGED < self.seconds(1) / self._plain < CHANGED
+        """Whether larger steps have become slower or faster since a plain one ran, which then may have, too."""
+        rows, seconds = self._plain
+        return not 1 / CHANGED < self.seconds(rows) / seconds < CHANGED
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Called with the time of a step of `rows` rows."""
+    def observe(self, rows: int, seconds: float, plain: int = 1) -> None:
+        """Called with the time of a step of `rows` rows; a plain one has `plain` rows."""
         size = min(rows, LARGEST) - 1
         calibrated, weight = self.calibrated.seconds(rows), float(self._weights[size])
         known = float(self._ratios[size]) if weight > 0 else self.seconds(rows) / calibrated
@@ -75,5 +76,5 @@ class CurrentCost(Checked):
         ratios = (_NEAR @ (self._weights * self._ratios) + self._prior) / (_NEAR @ self._weights + self._prior)
         self._last = float(ratios[-1])
         self._table = np.maximum.accumulate(ratios * self.calibrated.table(LARGEST))
-        if rows == 1:
-            self._plain = self.seconds(1)
+        if rows == plain:
+            self._plain = rows, self.seconds(rows)

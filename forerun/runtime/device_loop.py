@@ -18,7 +18,8 @@ from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
-from forerun.runtime.generation import Request, Step, drawn_by
+from forerun.runtime.generation import drawn_by
+from forerun.runtime.request import Request, Step
 from forerun.runtime.round_size import Round, RoundSize
 from forerun.runtime.tree import Float64
 from forerun.signature import ENCODE, STEP

@@ -4,18 +4,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from forerun.errors import InvalidOptionError, TooLongError
 from forerun.forking import Turn
-from forerun.runtime.cache import REQUESTS, BlockCache, CachedSequence
+from forerun.runtime.blocks import REQUESTS, BlockCache
+from forerun.runtime.cache import CachedSequence
 from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Inputs, Int32, Part, Rows, StepResult
 from forerun.runtime.prefix import Prefix
-from forerun.runtime.rows import join, pick, prompt_rows, tree_rows, tree_slots
+from forerun.runtime.rows import join, pick, prompt_rows, root_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
 from forerun.signature import ENCODE
+
+CACHE = 512 * 2**20
+"""The bytes of a cache, unless one sequence needs more. On the CPU, what is not used takes no memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,32 @@ class TreeResult:
         return self.step.drawn[self.first : self.first + len(self.tree)]
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of a sequence's prompt, to be read in a step."""
+
+    sequence: CachedSequence
+    tokens: Int32  # [n]
+    observed: bool = False  # whether the candidates of all rows are wanted
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """A step's candidates for the rows of an observed chunk; valid until the next step."""
+
+    candidates: Int32  # [n, K]
+    candidate_logits: Float32  # [n, K]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a step gives: a result for each tree, and one for each observed chunk."""
+
+    trees: list[TreeResult]
+    chunks: list[ChunkResult | None]
+    seconds: float
+
+
 PromptObserver = Callable[[Int32, StepResult], None]
 
 
@@ -62,17 +93,20 @@ class Engine:
     def __init__(
         self, executable: Executable, blocks: int | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """`blocks`: room in the cache; by default for one sequence of `max_length` and a step's spare slots.
+        """`blocks`: room in the cache, spare slots included (`blocks_for`).
 
         `clock`: times the steps.
         """
         self.executable, self.clock = executable, clock
         if blocks is None:
-            blocks = -(-executable.max_length // executable.block) + -(-executable.max_rows // executable.block)
+            blocks = blocks_for(executable)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
         self.state = executable.new_state(blocks, REQUESTS)
+        self.shares_prefixes = ENCODE not in executable.entries
+        """Whether equal prefixes have equal states: not if those depend on a request's other inputs."""
         self.serving = Turn("generating")
-        """Held by a request while it runs, as all steps share buffers."""
+        """Held while a step runs, as all steps share buffers."""
+        self.runs = 0  # steps and parts of steps so far
 
     def sequence(self, positions: int) -> AbstractContextManager[CachedSequence]:
         """Returns the context of a new sequence with room for `positions`, freed on exit."""
@@ -104,7 +138,7 @@ class Engine:
         """
         most = self.executable.max_outputs if observer else self.executable.max_rows
         chunk = min(chunk or most, most)
-        self.cache.reserve(sequence, sequence.length + len(tokens))
+        self.make_room(sequence, sequence.length + len(tokens))
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
             outputs = np.arange(0 if observer else len(part) - 1, len(part), dtype=np.int32)
@@ -112,6 +146,15 @@ class Engine:
             sequence.length += len(part)
             if observer:
                 observer(part, result)
+
+    def make_room(self, sequence: CachedSequence, positions: int) -> None:
+        """Let a sequence write its positions from the next one on, up to `positions` in all.
+
+        If another sequence reads the block of the next one, that block is copied. Raises `TooLongError`.
+        """
+        if (copied := self.cache.own(sequence)) is not None and len(copied[0]):
+            self.executable.copy_slots(self.state, *copied)
+        self.cache.reserve(sequence, positions)
 
     def step(
         self,
@@ -125,15 +168,54 @@ class Engine:
         `prefix`: what drafts have computed for the rows of the only sequence. The step is entered after it.
         `draws`: how each sequence's tokens are sampled, if the executable samples.
         """
-        began = self.clock()
-        self._check_room(trees)
         for sequence, tree in zip(sequences, trees, strict=True):
-            self.cache.reserve(sequence, sequence.length + tree.height + 1)
+            self.make_room(sequence, sequence.length + tree.height + 1)
+        return self.evaluate(sequences, trees, (), prefix, draws).trees
+
+    def evaluate(
+        self,
+        sequences: Sequence[CachedSequence],
+        trees: Sequence[Tree],
+        chunks: Sequence[Chunk],
+        prefix: Prefix | None = None,
+        draws: Sequence[Draw | None] | None = None,
+    ) -> Evaluated:
+        """Like `step`, with chunks of the prompts of other sequences beside the trees; all have room already.
+
+        The chunks are committed.
+        """
+        began = self.clock()
+        self._check_room(trees, chunks)
         # A draft's root may be away from home; it then takes an entry of the longest path too.
-        if prefix is not None and trees[0].height < self.executable.max_path:
+        if prefix is not None and not chunks and trees[0].height < self.executable.max_path:
             [sequence], [tree] = sequences, trees
             found, result = self._step_behind(prefix, sequence, tree, draws)
-            return [TreeResult(tree, found, result, 0, self.clock() - began)]
+            seconds = self.clock() - began
+            return Evaluated([TreeResult(tree, found, result, 0, seconds)], [], seconds)
+        parts, slots = self._tree_parts(sequences, trees)
+        for chunk in chunks:
+            rows = len(chunk.tokens)
+            first = 0 if chunk.observed else rows - (not parts)  # a step has at least one output
+            parts.append(prompt_rows(chunk.sequence, chunk.tokens, np.arange(first, rows, dtype=np.int32)))
+        all_draws = None if draws is None else [*draws, *(None for _ in chunks)]
+        result = self.run(join(parts), draws=all_draws)
+        outputs = [len(tree) for tree in trees] + [len(part.outputs) for part in parts[len(parts) - len(chunks) :]]
+        starts = list(accumulate(outputs, initial=0))
+        seconds = self.clock() - began
+        found_trees = [TreeResult(tree, slots[i], result, starts[i], seconds) for i, tree in enumerate(trees)]
+        found_chunks: list[ChunkResult | None] = []
+        for chunk, first in zip(chunks, starts[len(trees) :], strict=False):
+            chunk.sequence.length += len(chunk.tokens)
+            seen = slice(first, first + len(chunk.tokens))
+            observed = ChunkResult(result.candidates[seen], result.candidate_logits[seen])
+            found_chunks.append(observed if chunk.observed else None)
+        return Evaluated(found_trees, found_chunks, seconds)
+
+    def _tree_parts(self, sequences: Sequence[CachedSequence], trees: Sequence[Tree]) -> tuple[list[Rows], list[Int32]]:
+        """Returns the rows of trees, in one part or more, and the slots of each tree."""
+        if trees and all(len(tree) == 1 for tree in trees):
+            rows = root_rows(sequences, [int(tree.token[0]) for tree in trees])
+            return [rows], [rows.slots[at : at + 1] for at in range(len(trees))]
         parts: list[Rows] = []
         slots: list[Int32] = []
         spare = self.cache.spare
@@ -142,10 +224,7 @@ class Engine:
             spare = spare[used:]
             slots.append(tree_slot)
             parts.append(tree_rows(sequence, tree, tree_slot))
-        result = self.run(join(parts), draws=draws)
-        first = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
-        seconds = self.clock() - began
-        return [TreeResult(tree, slots[i], result, first[i], seconds) for i, tree in enumerate(trees)]
+        return parts, slots
 
     def _step_behind(
         self, prefix: Prefix, sequence: CachedSequence, tree: Tree, draws: Sequence[Draw | None] | None
@@ -176,6 +255,9 @@ class Engine:
         source: list[Int32] = []
         destination: list[Int32] = []
         for sequence, slots in zip(sequences, rows, strict=True):
+            if len(slots) == 1 and int(slots[0]) == sequence.next_slot:
+                sequence.length += 1
+                continue
             home = sequence.home(np.arange(sequence.length, sequence.length + len(slots), dtype=np.int32))
             moved = slots != home
             source.append(slots[moved])
@@ -191,18 +273,30 @@ class Engine:
         hidden: Float32 | None = None,
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:
+        self.runs += 1
         return self.executable.run(part, self.state, rows, hidden, draws)
 
-    def _check_room(self, trees: Sequence[Tree]) -> None:
+    def _check_room(self, trees: Sequence[Tree], chunks: Sequence[Chunk]) -> None:
+        read = sum(len(chunk.tokens) for chunk in chunks)
         rows = sum(len(tree) for tree in trees)
-        most = min(self.executable.max_rows, self.executable.max_outputs)
+        most = min(self.executable.max_rows - read, self.executable.max_outputs)
         if rows > most:
             raise TooLongError(f"{rows} rows of trees exceed the limit of {most} per step: propose smaller trees")
-        height = max(tree.height for tree in trees)
+        height = max((tree.height for tree in trees), default=0)
         if height > self.executable.max_path:
             raise TooLongError(
                 f"a tree of depth {height} exceeds the limit of {self.executable.max_path}: propose shallower trees"
             )
+
+
+def blocks_for(executable: Executable) -> int:
+    """Returns the blocks of a cache for `REQUESTS` sequences of `max_length`, or as many as fit `CACHE`, at least one.
+
+    A step's spare slots come on top.
+    """
+    one, spare = (-(-positions // executable.block) for positions in (executable.max_length, executable.max_rows))
+    several = 0 if executable.slot_bytes == 0 else CACHE // (executable.slot_bytes * executable.block)
+    return max(one, min(several, REQUESTS * one)) + spare
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:

@@ -155,6 +155,7 @@ class Executable(Protocol):
     width: int  # D, the features of the stream; 0 if there is none
     draws: bool  # whether a step can sample tokens
     enters: bool  # whether a part of it may begin after branch 0
+    slot_bytes: int  # of a slot's states; 0 if a larger state makes steps slower
 
     def new_state(self, blocks: int, requests: int = 1) -> Any:
         """Returns a state with room for `blocks * P` slots and the constants of `requests` requests."""

@@ -1,165 +1,163 @@
-"""The loop of speculative decoding, and what it returns. Plain decoding is the same loop with trees of one row."""
+"""The loop of speculative decoding, over the sessions that share a step. Plain decoding has trees of one row."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from forerun.errors import InvalidOptionError, NotANumberError
+from forerun.errors import NotANumberError
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, propose
-from forerun.runtime.engine import Engine, PromptObserver, TreeResult
-from forerun.runtime.executable import Draw, Executable, Float32, Inputs
-from forerun.runtime.options import require_flag, require_integer
+from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, proposals
+from forerun.runtime.engine import Chunk, Engine, TreeResult
+from forerun.runtime.executable import Draw, Executable
 from forerun.runtime.policy import Policy
-from forerun.runtime.sampling import SamplingSettings, choose_token, without
-from forerun.runtime.verify import verify
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate: the text depends on this and the target model only."""
-
-    prompt: list[int]
-    max_new_tokens: int
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stop: frozenset[int] = frozenset()  # the text ends with the first of these tokens
-    identifier: int = 0  # separates the random numbers of sequences with one seed
-    keep_logits: bool = False
-    min_new_tokens: int = 0  # this many tokens come before any of `stop`
-    allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails at a token's row with NaN
-    inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
-    """The model's inputs besides the prompt, by the names of its entry `encode`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
-        object.__setattr__(self, "min_new_tokens", require_integer("min_new_tokens", self.min_new_tokens, least=0))
-        object.__setattr__(self, "allow_nan", require_flag("allow_nan", self.allow_nan))
-        if not isinstance(cast(object, self.inputs), Mapping):
-            raise InvalidOptionError(
-                f"inputs must be a dictionary of arrays by name, not {type(self.inputs).__name__}: leave it out for a "
-                "model that takes only a prompt"
-            )
-
-    def forbidden(self, generated: int) -> frozenset[int]:
-        """Returns the tokens that cannot follow `generated` new ones."""
-        return self.stop if generated < self.min_new_tokens else frozenset()
-
-    def keep(self, tokens: list[int], generated: int) -> int:
-        """Returns how many of a step's tokens belong to the text, after `generated` others."""
-        room = self.max_new_tokens - generated
-        return next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.stop), min(len(tokens), room))
-
-
-@dataclass(frozen=True)
-class Step:
-    """One iteration of the loop. The first one has no rows and says that the prompt is in the cache."""
-
-    tokens: list[int]  # the tokens that this step committed
-    rows: int  # the rows that it evaluated
-    logits: Float32 | None  # [len(tokens), V] on demand: row i chose token i
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Stats:
-    """The cost of a generation."""
-
-    steps: int  # evaluations of the target model after the prefill
-    rows: int  # rows of these steps
-    tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-
-    @property
-    def accepted_length(self) -> float:
-        """Tokens committed per step, the bonus token included."""
-        return self.tokens / self.steps
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoding speed without the prefill."""
-        return self.tokens / self.decode_seconds
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generated text: new tokens only."""
-
-    token_ids: list[int]
-    logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless requested
-    text: str | None  # None without a tokenizer
-    stats: Stats
-    prompt_ids: list[int] = field(default_factory=list[int], repr=False)
-    scores: Float32 | None = field(default=None, repr=False)
-    """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
-
-    @property
-    def sequences(self) -> Any:
-        """The prompt and the new tokens as transformers returns them, a tensor [1, T + n] of int64."""
-        import torch  # nothing else here needs it
-
-        return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
-
-    def has_bits_of(self, other: "Generation") -> bool:
-        """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.
-
-        Raises `InvalidOptionError` if one was generated without `return_logits=True`.
-        """
-        if self.logits is None or other.logits is None:
-            raise InvalidOptionError("a text has no logits to compare: generate it with return_logits=True")
-        same = np.array_equal(self.logits.view(np.uint32), other.logits.view(np.uint32))
-        return self.token_ids == other.token_ids and same
+from forerun.runtime.request import Request, Step
+from forerun.runtime.sampling import choose_token, without
+from forerun.runtime.scheduler import Scheduler, StepPlan
+from forerun.runtime.session import Session
+from forerun.runtime.tree import likeliest_of, root_only
+from forerun.runtime.verify import Verdict, verify
 
 
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
-    """Speculative decoding: propose, step, verify, commit, observe. Closing the iterator frees the cache."""
-    most_rows = min(engine.executable.max_rows, engine.executable.max_outputs)
-    draw = drawn_by(engine.executable, request)
-    generated = 0
-    with engine.sequence(len(request.prompt) + request.max_new_tokens - 1) as sequence:
-        engine.begin(sequence, request.inputs)
-        context = Context(list(request.prompt))
+    """Decodes one request alone. Closing the iterator frees the cache."""
+    session, scheduler = Session(request), Scheduler(engine, drafter)
+    try:
+        while not session.finished:
+            plan = scheduler.schedule([session])
+            if plan.is_empty:
+                raise scheduler.stuck(session)
+            iterate(engine, plan, scheduler, policy)
+            yield from session.take()
+    finally:
+        scheduler.leave(session)
+
+
+def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy) -> None:
+    """Speculative decoding, for all sessions of a plan: propose, step, verify, commit, observe.
+
+    An error that concerns one session ends that session; an error of the step is raised.
+    """
+    drafter = scheduler.drafter
+    scheduler.enter(plan)
+    chunks = [
+        (session, Chunk(session.cached, session.next_of_prompt(count), drafter.wants_prompt_rows))
+        for session, count in plan.chunks
+        if not session.finished
+    ]
+    turns = [Turn(seat.session, seat.depth) for seat in plan.seats]
+    if turns:
+        policy.begin()
+    turns = _propose(engine, drafter, policy, turns, plan.rows)
+    if any(turn.proposal.promising for turn in turns):
+        policy.renew()
+    prefix, share = None, 1.0
+    if len(turns) == 1 and not chunks:  # a step over several sessions cannot be entered late
+        prefix, share = turns[0].proposal.prefix, turns[0].proposal.share
+    trees = likeliest_of(policy.choose([turn.proposal.tree for turn in turns], share), plan.rows) if turns else []
+
+    if turns or chunks:
+        sequences = [turn.session.cached for turn in turns]
+        draws = [drawn_by(engine.executable, turn.session.request) for turn in turns]
+        evaluated = engine.evaluate(sequences, trees, [chunk for _, chunk in chunks], prefix, draws)
+        for (session, chunk), result in zip(chunks, evaluated.chunks, strict=True):
+            if result is not None:
+                drafter.observe_prompt(chunk.tokens, result.candidates, result.candidate_logits)
+            scheduler.committed(session)
+        for turn, result in zip(turns, evaluated.trees, strict=True):
+            turn.result = result
+        turns = _surviving(turns, lambda turn: turn.verify(engine.executable))
+        engine.commit(
+            [turn.session.cached for turn in turns],
+            [turn.result for turn in turns],
+            [turn.verdict.path for turn in turns],
+        )
+        for turn in turns:
+            turn.accept()
+            scheduler.committed(turn.session)
+        turns = _observe(drafter, turns)
+        if turns and not chunks:  # a step that also reads prompts says nothing of what rows cost
+            tokens = sum(len(turn.verdict.tokens) for turn in turns)
+            policy.observe(sum(map(len, trees)), tokens, evaluated.seconds)
+    for session in plan.sessions:
+        if session.finished:
+            scheduler.leave(session)
+
+
+@dataclass(eq=False)
+class Turn:
+    """A session's part in an iteration."""
+
+    session: Session
+    depth: int  # of the deepest row that it has room for
+    proposal: Proposal = field(init=False)
+    result: TreeResult = field(init=False)
+    verdict: Verdict = field(init=False)
+
+    def verify(self, executable: Executable) -> None:
+        session, tree, request = self.session, self.result.tree, self.session.request
+        root = session.cached.length
+        verdict = verify(tree, token_choice(self.result, request, root, drawn_by(executable, request)))
+        kept = verdict.cut(request.keep(verdict.tokens, session.generated))
+        if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
+            row, token = broken
+            if row == 0:
+                raise NotANumberError(root, token)
+            kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
+        self.verdict = kept
+
+    def accept(self) -> None:
+        keeps = self.session.request.keep_logits
+        logits = np.stack([self.result.logits(row) for row in self.verdict.path]) if keeps else None
+        self.session.accept(self.verdict.tokens, len(self.result.tree), logits)
+
+    @property
+    def observation(self) -> Observation:
+        result, verdict = self.result, self.verdict
+        return Observation(result.tree, verdict.path, verdict.tokens, result.candidates, result.candidate_logits)
+
+
+def _propose(engine: Engine, drafter: Drafter, policy: Policy, turns: list[Turn], most_rows: int) -> list[Turn]:
+    """Lets the drafter propose for all turns. Returns those that have a proposal; an error ends the session.
+
+    The time of a step is shared: a second costs each session its share of the tokens that all of them would yield.
+    """
+    count, budgets = len(turns), list[Budget]()
+    if drafter.may_rest and (policy.rows == 1 or not any(turn.depth for turn in turns)):
+        for turn in turns:
+            turn.proposal = Proposal(root_only(turn.session.context.tokens[-1]))
+        return turns
+    for number, turn in enumerate(turns):
+        rows = min(policy.rows, most_rows - count + 1)
+        costs = policy.price / count, policy.pace, policy.row * count, turn.session.left
+        slots = StepSlots(turn.session.cached, engine.cache.spare[number::count])
+        budgets.append(Budget(rows, turn.depth if rows > 1 else 0, *costs, slots, engine.executable))
+    found = proposals(drafter, [turn.session.context for turn in turns], budgets)
+    for turn, proposal in zip(turns, found, strict=True):
+        if isinstance(proposal, Exception):
+            turn.session.fail(proposal)
+        else:
+            turn.proposal = proposal
+    return [turn for turn in turns if turn.session.error is None]
+
+
+def _observe(drafter: Drafter, turns: list[Turn]) -> list[Turn]:
+    """Tells the drafter what came of its proposals. Returns the turns for which it raises no error."""
+    errors = drafter.observe_all([turn.session.context for turn in turns], [turn.observation for turn in turns])
+    for turn, error in zip(turns, errors, strict=True):
+        if error is not None:
+            turn.session.fail(error)
+    return [turn for turn in turns if turn.session.error is None]
+
+
+def _surviving(turns: list[Turn], work: Callable[[Turn], None]) -> list[Turn]:
+    """Returns the turns for which `work` raises no error; an error ends the session."""
+    for turn in turns:
         try:
-            drafter.begin(context)
-            # All of the prompt but its last token, which is the root of the first tree.
-            observer = _prompt_observer(drafter)
-            engine.prefill(sequence, np.array(request.prompt[:-1], np.int32), observer=observer)
-            yield Step([], 0, None, finished=False)
-            finished = False
-            while not finished:
-                policy.begin()
-                slots = StepSlots(sequence, engine.cache.spare)
-                depth = min(engine.executable.max_path, request.max_new_tokens - generated - 1)
-                rows = min(policy.rows, most_rows)
-                costs = policy.price, policy.pace, policy.row, request.max_new_tokens - generated
-                budget = Budget(rows, depth if rows > 1 else 0, *costs, slots, engine.executable)
-                proposal = propose(drafter, context, budget)
-                if proposal.promising:
-                    policy.renew()
-                [tree] = policy.choose([proposal.tree], proposal.share)
-                [result] = engine.step([sequence], [tree], proposal.prefix, [draw])
-                verdict = verify(tree, token_choice(result, request, sequence.length, draw))
-                kept = verdict.cut(request.keep(verdict.tokens, generated))
-                if not request.allow_nan and (broken := result.first_nan(kept.path)) is not None:
-                    row, token = broken
-                    if row == 0:
-                        raise NotANumberError(sequence.length, token)
-                    kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
-                engine.commit([sequence], [result], [kept.path])
-                logits = np.stack([result.logits(row) for row in kept.path]) if request.keep_logits else None
-                context.tokens.extend(kept.tokens)
-                generated += len(kept.tokens)
-                finished = generated == request.max_new_tokens or kept.tokens[-1] in request.stop
-                drafter.observe(
-                    context, Observation(tree, kept.path, kept.tokens, result.candidates, result.candidate_logits)
-                )
-                policy.observe(len(tree), len(kept.tokens), result.seconds)
-                yield Step(kept.tokens, len(tree), logits, finished)
-        finally:
-            drafter.end(context)
+            work(turn)
+        except Exception as error:
+            turn.session.fail(error)
+    return [turn for turn in turns if turn.session.error is None]
 
 
 def drawn_by(executable: Executable, request: Request) -> Draw | None:
@@ -194,9 +192,3 @@ def token_choice(result: TreeResult, request: Request, root: int, draw: Draw | N
         return choose_token(without(result.logits(row), forbidden), sampling, request.identifier, position)
 
     return choose
-
-
-def _prompt_observer(drafter: Drafter) -> PromptObserver | None:
-    if not drafter.wants_prompt_rows:
-        return None
-    return lambda tokens, result: drafter.observe_prompt(tokens, result.candidates, result.candidate_logits)

@@ -7,7 +7,7 @@ and is rejected by name.
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any, TypedDict, cast
@@ -16,9 +16,10 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.executable import Float32
-from forerun.runtime.generation import Request
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
+from forerun.runtime.prompts import Encode, prompts_of
+from forerun.runtime.request import Request
 from forerun.runtime.sampling import SamplingSettings, scores_of
 from forerun.runtime.stopping import Criterion, criteria_of
 
@@ -50,6 +51,7 @@ class Keywords(TypedDict, total=False):
     return_dict_in_generate True or False: a `Generation` is returned in either case
     output_logits           whether the logits are kept, like return_logits
     output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
+    num_return_sequences    sampled texts of each prompt, each with random numbers of its own
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
     """
 
@@ -90,7 +92,6 @@ NO_EFFECT = frozenset(
 """Caching, drafting and padding change only the schedule; beams, which alone use some of these, are rejected."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
-    "num_return_sequences": (1,),
     "num_beam_groups": (1,),
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -116,20 +117,41 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call of `generate` requests."""
+    """What a call of `generate` requests for one text."""
 
     request: Request
     criteria: list[Criterion]
     scores: Callable[[Float32, int], Float32] | None  # of a row of logits and the number of its token, if kept
+    copies: int = 1  # texts of the same prompt
+
+
+def understood_all(
+    input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int], encode: Encode | None
+) -> tuple[list[Asked], bool]:
+    """Returns what a call requests for each of its texts, and whether it returns a list of them.
+
+    The texts of one prompt follow each other; each has random numbers of its own.
+    """
+    if given.get("inputs") is not None:
+        if input_ids is not None:
+            raise PromptError("the prompt is given twice, as input_ids and as inputs: give one of them")
+        input_ids = given["inputs"]
+    shared = {name: value for name, value in given.items() if name not in ("inputs", *NEUTRAL)}
+    prompts, several = prompts_of(input_ids, given, encode)
+    found: list[Asked] = []
+    for ids, companions in prompts:
+        asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
+        for number in range(asked.copies):
+            found.append(replace(asked, request=replace(asked.request, identifier=number)))
+    several = several or len(found) > 1
+    if several and given.get("streamer") is not None:
+        raise InvalidOptionError("a streamer takes one text: give one prompt, or use model.sessions")
+    return found, several
 
 
 def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int]) -> Asked:
     """Returns what a call requests. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
     keywords = {name: value for name, value in given.items() if value is not UNSET}
-    if keywords.get("inputs") is not None:
-        if input_ids is not None:
-            raise PromptError("the prompt is given twice, as input_ids and as inputs: give one of them")
-        input_ids = keywords["inputs"]
     ids, entries = opened_encoding(input_ids)
     keywords = _collected(entries | {name: value for name, value in keywords.items() if value is not None})
     prompt = prompt_tokens(ids, vocabulary)
@@ -158,7 +180,12 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
     def scores(logits: Float32, number: int) -> Float32:
         return scores_of(logits, request.sampling, request.forbidden(number))
 
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), scores if scored else None)
+    copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
+    if copies > 1 and not request.sampling.do_sample:
+        raise InvalidOptionError(
+            f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
+        )
+    return Asked(request, criteria_of(keywords.get("stopping_criteria")), scores if scored else None, copies)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:

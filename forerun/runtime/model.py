@@ -1,13 +1,13 @@
 """The compiled model: what `forerun.compile` returns."""
 
+import asyncio
 import os
 import sys
-import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, Unpack, overload
 
 import numpy as np
 
@@ -17,19 +17,14 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
-from forerun.runtime.generation import Generation, Request, Stats, Step, decode
-from forerun.runtime.keywords import UNSET, Keywords, Unset, understood
+from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
-from forerun.runtime.stopping import until
+from forerun.runtime.request import Generation, Request, Step
+from forerun.runtime.serving import Serving
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
 from forerun.runtime.tree import Tree, check
-
-
-class Tokenizer(Protocol):
-    """The part of transformers' and tokenizers' interface that is used."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
 
 
 class Streamer(Protocol):
@@ -71,7 +66,7 @@ def source_name(source: Any) -> str:
 
 
 class CompiledModel:
-    """A model that generates. Requests are served one at a time; one that fails leaves the model unchanged."""
+    """A model that generates, for any number of threads. Requests share steps; one that fails ends alone."""
 
     def __init__(
         self,
@@ -105,6 +100,7 @@ class CompiledModel:
         self.strategy = strategy
         self.origin = origin
         self.exporter = exporter
+        self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
     def max_length(self) -> int:
@@ -131,6 +127,12 @@ class CompiledModel:
         told += [f"vocabulary={self.executable.vocabulary}", f"max_length={self.max_length}"]
         return f"CompiledModel({', '.join(told)})"
 
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, input_ids: list[str] | list[list[int]], *arguments: Any, **keywords: Any
+    ) -> list[Generation]: ...
+    @overload
+    def generate(self, input_ids: Any = None, *arguments: Any, **keywords: Any) -> Generation: ...
     def generate(
         self,
         input_ids: Any = None,
@@ -144,8 +146,12 @@ class CompiledModel:
         return_logits: bool = False,
         streamer: Streamer | None = None,
         **keywords: Unpack[Keywords],
-    ) -> Generation:
-        """Continue a prompt: token ids as a list, an array or a tensor, [T] or [1, T], or a tokenizer's encoding.
+    ) -> Generation | list[Generation]:
+        """Continue a prompt, or several together: texts, token ids, or what a tokenizer returns.
+
+        One prompt, which gives one `Generation`, is a text, or token ids as a list, an array or a tensor, [T] or, as an
+        array, [1, T]. Several, which give a list, are a list of those, an array [B, T], or a tokenizer's encoding of
+        several texts, padded on either side. What a prompt gives does not depend on the others.
 
         The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The only defaults are those of
         the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
@@ -156,29 +162,67 @@ class CompiledModel:
             "top_p": top_p, "seed": seed, "eos_token_id": eos_token_id, "return_logits": return_logits,
             "streamer": streamer,
         }  # fmt: skip
-        asked = understood(input_ids, named | dict(keywords), self.executable.vocabulary, self.eos_token_ids)
-        request = asked.request
-        tokens: list[int] = []
-        logits: list[Float32] = []
-        with self.engine.serving, closing(self.steps(request)) as steps:
+        asked, several = self._asked(input_ids, named | dict(keywords))
+        if several:
+            return Sessions(self.serving, asked, self.tokenizer, self._room).generations()
+        with closing(self._steps(asked[0].request)) as steps:
             if streamer:
-                streamer.put(_tensor([request.prompt]))
-            meter = _Meter()
-            for step in until(steps, request, asked.criteria, asked.scores):
-                meter.observe(step)
-                tokens.extend(step.tokens)
-                if step.logits is not None:
-                    logits.append(step.logits)
-                if streamer and step.tokens:
-                    streamer.put(_tensor(step.tokens))
+                streamer.put(_tensor([asked[0].request.prompt]))
+            reader = TextReader(asked[0], self.tokenizer)
+            for step in steps:
+                tokens = reader.take(step)
+                if streamer and tokens:
+                    streamer.put(_tensor(tokens))
+                if reader.finished:
+                    break
             if streamer:
                 streamer.end()
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True) if self.tokenizer else None
-        kept = np.concatenate(logits) if request.keep_logits else None
-        scores = None
-        if kept is not None and asked.scores is not None:
-            scores = np.stack([asked.scores(row, number) for number, row in enumerate(kept)])
-        return Generation(tokens, kept, text, meter.stats(), request.prompt, scores)
+        return reader.generation()
+
+    def stream(self, input_ids: Any = None, **keywords: Any) -> Stream:
+        """Continues one prompt piece by piece; takes the keywords of `generate`, except `streamer`.
+
+        Close the stream to end the text early.
+        """
+        asked, several = self._asked(input_ids, keywords)
+        if several:
+            raise InvalidOptionError("a stream has one text: give one prompt, or use model.sessions")
+        reader, request = TextReader(asked[0], self.tokenizer), asked[0].request
+        if self.on_device is not None and self.on_device.serves(self.executable, request):
+            steps = self._decode_on_device(self.on_device, request)
+            return Stream(steps, reader, steps.close)
+        [session] = self.serving.begin([request])
+        return Stream(self.serving.steps(session), reader, lambda: self.serving.cancel([session]))
+
+    def sessions(self, input_ids: Any, **keywords: Any) -> Sessions:
+        """Continues prompts together, step by step; takes the keywords of `generate`, except `streamer`.
+
+            for session in model.sessions(prompts, max_new_tokens=64):
+                print(session.index, session.new_tokens, session.finished)
+
+        Each iteration yields a session that has new tokens or has ended. A session can be cancelled and forked.
+        """
+        asked, _ = self._asked(input_ids, keywords)
+        return Sessions(self.serving, asked, self.tokenizer, self._room)
+
+    async def generate_async(self, input_ids: Any = None, **keywords: Any) -> Any:
+        """Like `generate`, without blocking the event loop. A cancelled task ends its texts."""
+        asked, several = self._asked(input_ids, keywords)
+        sessions = Sessions(self.serving, asked, self.tokenizer, self._room)
+        try:
+            found = await asyncio.to_thread(sessions.generations)
+        finally:
+            sessions.close()
+        return found if several else found[0]
+
+    async def stream_async(self, input_ids: Any = None, **keywords: Any) -> AsyncGenerator[Piece]:
+        """Like `stream`, without blocking the event loop. A cancelled task ends its text."""
+        stream = self.stream(input_ids, **keywords)
+        try:
+            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+                yield piece
+        finally:
+            stream.close()
 
     def export(
         self,
@@ -205,20 +249,43 @@ class CompiledModel:
         return self.exporter(self, folder, format, force, mcpu, mtriple)
 
     def steps(self, request: Request) -> Generator[Step]:
-        """Iterates over the loop's steps, in one thread. Close the iterator to free the cache before the text's end.
+        """Iterates over a session's steps. Close the iterator to free the cache before the text's end.
 
         Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
-        request = replace(request, prompt=prompt_tokens(request.prompt, self.executable.vocabulary))
-        require_room(len(request.prompt), request.max_new_tokens, self.executable.max_length)
-        return self._steps(request)
+        return self._steps(replace(request, prompt=self._room(request.prompt, request.max_new_tokens)))
 
     def _steps(self, request: Request) -> Generator[Step]:
         """Decodes on the device if, at the first step, it is free and serves such a request; otherwise on the host."""
-        if self.on_device is not None and self.on_device.serves(self.executable, request):
-            yield from self.on_device.decode(self.engine, request)
+        if self.on_device is not None and self.serving.is_idle and self.on_device.serves(self.executable, request):
+            yield from self._decode_on_device(self.on_device, request)
         else:
-            yield from decode(self.engine, request, self.drafter, self.policy)
+            [session] = self.serving.begin([request])
+            yield from self.serving.steps(session)
+
+    def _decode_on_device(self, on_device: OnDevice, request: Request) -> Generator[Step]:
+        """The device decodes one text at a time; sessions may run steps on the host between its reports."""
+        with closing(on_device.decode(self.engine, request)) as steps:
+            while True:
+                with self.engine.serving:
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+    def _asked(self, input_ids: Any, keywords: Mapping[str, Any]) -> tuple[list[Asked], bool]:
+        """Returns what a call requests for each text, checked, and whether it returns a list."""
+        encode: Any = getattr(self.tokenizer, "encode", None)
+        asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        for each in asked:
+            self._room(each.request.prompt, each.request.max_new_tokens)
+        return asked, several
+
+    def _room(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Returns a checked prompt, if there is room for so many tokens after it."""
+        tokens = prompt_tokens(prompt, self.executable.vocabulary)
+        require_room(len(tokens), max_new_tokens, self.executable.max_length)
+        return tokens
 
     def evaluate_trees(self, prompts: Sequence[Any], trees: Sequence[Tree]) -> list[Float32]:
         """Returns the logits [n, V] of each tree's rows; all trees are evaluated in one step.
@@ -245,27 +312,6 @@ class CompiledModel:
                 self.engine.prefill(sequence, np.array(prompt[:-1], np.int32))
             results = self.engine.step(sequences, trees)
             return [np.stack([result.logits(row) for row in range(len(result.tree))]) for result in results]
-
-
-class _Meter:
-    """Counts and times the steps of a generation."""
-
-    def __init__(self) -> None:
-        self._steps = self._rows = self._tokens = 0
-        self._prefilled = self._ended = self._began = time.perf_counter()
-
-    def observe(self, step: Step) -> None:
-        self._ended = time.perf_counter()
-        if step.rows == 0:
-            self._prefilled = self._ended
-            return
-        self._steps += 1
-        self._rows += step.rows
-        self._tokens += len(step.tokens)
-
-    def stats(self) -> Stats:
-        prefill, decoding = self._prefilled - self._began, self._ended - self._prefilled
-        return Stats(self._steps, self._rows, self._tokens, prefill, decoding)
 
 
 def _tensor(token_ids: Any) -> Any:

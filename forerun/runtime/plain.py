@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from forerun.runtime.cache import BlockCache, CachedSequence
+from forerun.runtime.blocks import BlockCache
+from forerun.runtime.cache import CachedSequence
 from forerun.runtime.engine import encode
 from forerun.runtime.executable import WHOLE, Executable, Float32, Inputs, Int32, Rows
 from forerun.runtime.rows import prompt_rows

@@ -9,9 +9,9 @@ import numpy as np
 
 from forerun.runtime.balance import Balance
 from forerun.runtime.calibration import CostModel
-from forerun.runtime.current_cost import CurrentCost
+from forerun.runtime.current_cost import LARGEST, CurrentCost
 from forerun.runtime.fields import Checked, integer, number
-from forerun.runtime.tree import Tree
+from forerun.runtime.tree import Tree, rows_of_each
 
 LEAST_ROOM = 8
 """Rows that drafters may propose unless speculation rests."""
@@ -106,13 +106,13 @@ class CostAware(Checked):
     """
 
     calibrated: CostModel
-    most: int = integer(64, least=1)  # rows of a step
+    most: int = integer(64, least=1)  # rows of a tree
     memory: float = number(0.98, above=0, below=1)  # the weight of a step's evidence of the rate one step later
     clock: Callable[[], float] = time.perf_counter
     cost: CurrentCost = field(init=False)
     balance: Balance = field(init=False, default_factory=lambda: Balance(debt=DEBT))
-    _tokens: float = field(init=False, default=10.0)  # initially as after ten steps of plain decoding
-    _seconds: float = field(init=False)
+    _tokens: float = field(init=False, default=10.0)  # of each session, initially as after ten plain steps
+    _steps: float = field(init=False, default=10.0)  # the time that they took, in calibrated plain steps
     _room: int = field(init=False)
     _began: float | None = field(init=False, default=None)  # when the iteration began
     _share: float = field(init=False, default=1.0)
@@ -123,23 +123,22 @@ class CostAware(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.cost = CurrentCost(self.calibrated)
-        self._seconds = 10 * self.cost.seconds(1)
         self._room = self.most
 
     @property
     def rows(self) -> int:
-        """Twice the rows selected last: more would cost time to propose, and fewer could not grow. At rest only one."""
+        """Twice the rows of a tree selected last: more take time to propose, fewer could not grow. At rest only one."""
         return 1 if self._rests else self._room
 
     @property
     def rate(self) -> float:
-        """The recent tokens per second, drafting time included."""
-        return self._tokens / self._seconds
+        """The recent tokens per second, drafting time included, at the present number of sessions."""
+        return self._tokens / self._steps * self._roots / self.calibrated.seconds(self._roots)
 
     @property
     def price(self) -> float:
         """The value of time elsewhere: the recent rate, or that of plain decoding, which is always possible."""
-        return max(self.rate, 1.0 / self.cost.seconds(1))
+        return max(self.rate, self._roots / self.cost.seconds(self._roots))
 
     @property
     def pace(self) -> float:
@@ -162,19 +161,19 @@ class CostAware(Checked):
         self._share, self._roots = share, len(trees)
         roots = self._roots
         if all(len(tree) == 1 for tree in trees):
-            self._room = min(self.most, max(LEAST_ROOM, 2 * roots))
+            self._room = min(self.most, LEAST_ROOM)
             return list(trees)
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
-        best = np.sort(drafted)[::-1][: max(0, self.most - roots)]
+        best = np.sort(drafted)[::-1][: max(self.most, LARGEST) - roots if roots > 1 else self.most - 1]
         expected = np.concatenate([[0.0], np.cumsum(best)])
         worth = expected - self.price * share * self.cost.table(roots + len(best))[roots - 1 :]
         taken = int(worth.argmax())  # ties go to the fewest rows
-        self._room = min(self.most, max(LEAST_ROOM, 2 * (roots + taken)))
+        self._room = min(self.most, max(LEAST_ROOM, 2 * (1 + -(-taken // roots))))
         if taken == 0:
             return [tree.select(np.zeros(1, np.intp)) for tree in trees]
         if roots == 1:
             return [trees[0].likeliest(taken + 1)]
-        counts = _shares(trees, taken)
+        counts = rows_of_each(trees, taken)
         return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
@@ -186,20 +185,13 @@ class CostAware(Checked):
         if self._share < 1.0:
             seconds = min(seconds, 4 * self.cost.seconds(rows))  # includes evaluating further rows up to the entry
         else:
-            self.cost.observe(rows, seconds)
+            self.cost.observe(rows, seconds, self._roots)
             seconds = min(seconds, 2 * self.cost.seconds(rows))
+        plain = self.cost.seconds(self._roots)
         if self._rests:
             self._around += 0.1 * (around - self._around)
         else:
-            steps = (seconds + around) / (self.cost.seconds(self._roots) + self._around)
+            steps = (seconds + around) / (plain + self._around)
             self.balance.observe(tokens / self._roots - steps, trial=not self.balance.pays)
-        self._tokens = self._tokens * self.memory + tokens
-        self._seconds = self._seconds * self.memory + seconds + around
-
-
-def _shares(trees: Sequence[Tree], drafted: int) -> list[int]:
-    """Returns how many rows each tree gets if the `drafted` likeliest of all are selected besides the roots."""
-    owner = np.repeat(np.arange(len(trees)), [len(tree) - 1 for tree in trees])
-    probability = np.concatenate([tree.probability[1:] for tree in trees])
-    taken = owner[np.argsort(-probability, kind="stable")[:drafted]]
-    return (1 + np.bincount(taken, minlength=len(trees))).tolist()
+        self._tokens = self._tokens * self.memory + tokens / self._roots
+        self._steps = self._steps * self.memory + (seconds + around) / self.calibrated.seconds(self._roots)

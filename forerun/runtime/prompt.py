@@ -33,10 +33,10 @@ def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
         ids = as_array(input_ids)
     except ValueError as error:
         raise PromptError(
-            "input_ids must be one list of token ids: give prompts of several lengths one at a time"
+            "input_ids must be one list of token ids, or a list of such lists for several prompts"
         ) from error
     if ids.ndim == 2 and len(ids) > 1:
-        raise PromptError(f"input_ids holds {len(ids)} prompts: call generate once for each of them")
+        raise PromptError(f"input_ids holds {len(ids)} prompts, where one is expected")
     if ids.dtype == object or ids.dtype.kind in "US":
         raise PromptError(f"input_ids must be a list of token ids: {ENCODE}")
     if ids.ndim > 2 or ids.ndim == 0:

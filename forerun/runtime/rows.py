@@ -65,6 +65,24 @@ def tree_rows(sequence: CachedSequence, tree: Tree, slots: Int32) -> Rows:
     )
 
 
+def root_rows(sequences: Sequence[CachedSequence], tokens: Sequence[int]) -> Rows:
+    """Returns the next row of each sequence, all at home: the `tree_rows` of trees of one row, joined."""
+    count = len(sequences)
+    positions = np.array([sequence.length for sequence in sequences], np.int32)
+    numbers = np.arange(count, dtype=np.int32)
+    return Rows(
+        tokens=np.array(tokens, np.int32),
+        positions=positions,
+        sequences=numbers,
+        slots=np.array([sequence.next_slot for sequence in sequences], np.int32),
+        bases=positions + 1,
+        paths=np.zeros((count, 1), np.int32),
+        block_tables=_stack([sequence.blocks[None] for sequence in sequences]),
+        outputs=numbers,
+        requests=np.array([sequence.request for sequence in sequences], np.int32),
+    )
+
+
 def replayed_rows(sequence: CachedSequence, tokens: Int32, slots: Int32) -> Rows:
     """Returns rows that repeat the last committed tokens [n] at other slots [n]; what they wrote stays.
 

@@ -1,6 +1,6 @@
 """Stopping criteria: callables of transformers' form, called after each token of the text whatever the strategy."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
-from forerun.runtime.generation import Request, Step
+from forerun.runtime.request import Request, Step
 
 Criterion = Callable[[Any, Any], Any]
 """(input_ids [1, n] of prompt and text so far, scores) -> whether the text ends here: a bool, or a tensor of one.
@@ -29,33 +29,34 @@ def criteria_of(given: Any) -> list[Criterion]:
     return found
 
 
-def until(
-    steps: Iterable[Step],
-    request: Request,
-    criteria: list[Criterion],
-    scores: Callable[[Float32, int], Float32] | None = None,
-) -> Generator[Step]:
-    """Yields the steps up to the first token after which a criterion holds; that step is cut after this token.
+class Stopping:
+    """Cuts a text after the first token for which a criterion holds.
 
     Criteria see one more token each time, in order. `scores`: of a row of logits and the number of its new token.
     """
-    if not criteria:
-        yield from steps
-        return
-    import torch  # criteria written for transformers expect its tensors
 
-    text = list(request.prompt)
-    kept: list[Any] = []
-    for step in steps:
+    def __init__(
+        self, request: Request, criteria: list[Criterion], scores: Callable[[Float32, int], Float32] | None = None
+    ) -> None:
+        self.criteria, self.scores = criteria, scores
+        self._text = list(request.prompt)
+        self._prompt = len(request.prompt)
+        self._kept: list[Any] = []
+
+    def cut(self, step: Step) -> Step:
+        """Returns the part of a step that belongs to the text, which is finished if it is cut."""
+        if not self.criteria:
+            return step
+        import torch  # criteria written for transformers expect its tensors
+
         for number, token in enumerate(step.tokens):
-            if scores is not None and step.logits is not None:
-                row = scores(step.logits[number], len(text) - len(request.prompt))
-                kept.append(torch.from_numpy(row.copy())[None])
-            text.append(token)
-            told = None if scores is None else tuple(kept)
-            answers = [each(torch.tensor([text], dtype=torch.int64), told) for each in criteria]
+            if self.scores is not None and step.logits is not None:
+                row = self.scores(step.logits[number], len(self._text) - self._prompt)
+                self._kept.append(torch.from_numpy(row.copy())[None])
+            self._text.append(token)
+            told = None if self.scores is None else tuple(self._kept)
+            answers = [each(torch.tensor([self._text], dtype=torch.int64), told) for each in self.criteria]
             if any(bool(np.all(np.asarray(answer))) for answer in answers):
                 logits = None if step.logits is None else step.logits[: number + 1]
-                yield replace(step, tokens=step.tokens[: number + 1], logits=logits, finished=True)
-                return
-        yield step
+                return replace(step, tokens=step.tokens[: number + 1], logits=logits, finished=True)
+        return step

@@ -29,7 +29,7 @@ class Tree:
     @cached_property
     def height(self) -> int:
         """The depth of the deepest row."""
-        return int(self.depth.max())
+        return int(self.depth.max()) if len(self.depth) > 1 else 0
 
     @cached_property
     def ancestors(self) -> Int32:
@@ -121,9 +121,14 @@ class TreeBuilder:
         )
 
 
+NO_PARENT, NO_DEPTH, CERTAIN = np.full(1, -1, np.int32), np.zeros(1, np.int32), np.ones(1)
+for _shared in (NO_PARENT, NO_DEPTH, CERTAIN):
+    _shared.flags.writeable = False
+
+
 def root_only(token: int) -> Tree:
     """Returns the tree of plain decoding, without speculation."""
-    return TreeBuilder(token).build()
+    return Tree(np.array([token], np.int32), NO_PARENT, NO_DEPTH, CERTAIN)
 
 
 def chain(root: int, tokens: Sequence[int]) -> Tree:
@@ -144,6 +149,22 @@ def best_rows(tree: Tree, count: int) -> NDArray[np.intp]:
     unlikely[0] = -np.inf
     order = np.argsort(unlikely, kind="stable")  # stable: on ties the parent stays before its child
     return np.sort(order[:count])
+
+
+def likeliest_of(trees: Sequence[Tree], most: int) -> list[Tree]:
+    """Returns the likeliest rows of several trees, at most `most` in all, each tree's root among them."""
+    if sum(map(len, trees)) <= most:
+        return list(trees)
+    counts = rows_of_each(trees, max(0, most - len(trees)))
+    return [tree.likeliest(count) for tree, count in zip(trees, counts, strict=True)]
+
+
+def rows_of_each(trees: Sequence[Tree], drafted: int) -> list[int]:
+    """Returns how many rows each tree has if the `drafted` likeliest of all are selected besides the roots."""
+    owner = np.repeat(np.arange(len(trees)), [len(tree) - 1 for tree in trees])
+    probability = np.concatenate([tree.probability[1:] for tree in trees])
+    taken = owner[np.argsort(-probability, kind="stable")[:drafted]]
+    return (1 + np.bincount(taken, minlength=len(trees))).tolist()
 
 
 def merge_members(trees: Sequence[Tree]) -> tuple[Tree, Int32]:

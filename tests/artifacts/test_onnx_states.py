@@ -14,9 +14,9 @@ from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
-from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
+from forerun.runtime.request import Request
 from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.tree import chain
 from tests.state_models import LIMITS, MEMORY, MODELS, SUMS, memory, planned, source, weights

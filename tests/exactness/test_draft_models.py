@@ -284,7 +284,14 @@ def test_a_text_that_outgrows_the_draft_goes_on_without_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "target"), [("llama", "cpu"), ("gpt2", "cpu"), ("gemma2", "cpu"), ("gpt2", "c"), ("gemma2", "reference")]
+    ("family", "target"),
+    [
+        ("llama", "cpu"),
+        pytest.param("gpt2", "cpu", marks=pytest.mark.slow),
+        pytest.param("gemma2", "cpu", marks=pytest.mark.slow),
+        ("gpt2", "c"),
+        ("gemma2", "reference"),
+    ],
 )
 def test_a_short_head_gives_the_first_tokens_their_logits(family: str, target: str) -> None:
     """With a matrix of its own, one that embeds tokens as well, and a cap on the logits."""

@@ -21,7 +21,7 @@ PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
 NEW_TOKENS = 48
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gemma2", marks=pytest.mark.slow), "gpt2"])
 def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
     model = FAMILIES[request.param]()
     strategy = forerun.TreeSpec(policy=forerun.Fixed(12))

@@ -7,6 +7,7 @@ import torch
 
 import forerun
 from forerun.runtime.certify import certify
+from forerun.runtime.certify_sessions import certify_sessions
 from tests.models import FAMILIES
 
 COMPILED = (
@@ -39,6 +40,13 @@ def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledMod
     assert slow.logits is not None
     assert fast.has_bits_of(slow)
     assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+
+
+def test_sessions_are_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
+    model = family[1]
+    report = certify_sessions(model.engine, model.drafter, model.policy, texts=6, seed=3)
+    assert report.exact, str(report)
+    assert report.rounds < report.tokens, "steps were shared"
 
 
 def test_certified(family: tuple[Any, forerun.CompiledModel]) -> None:

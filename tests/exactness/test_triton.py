@@ -87,7 +87,12 @@ def plain(family: str, dtype: str = "float32", seed: int = 0) -> np.ndarray[Any,
 
 PLAIN = [*range(6), *range(58, LENGTH)]
 """The positions that `plain` has."""
-CASES = [("llama", "float32"), ("gpt2", "float32"), ("gemma2", "float32"), ("llama", "bfloat16")]
+CASES = [
+    ("llama", "float32"),
+    pytest.param("gpt2", "float32", marks=pytest.mark.slow),
+    ("gemma2", "float32"),
+    ("llama", "bfloat16"),
+]
 
 
 @pytest.mark.parametrize(("family", "dtype"), CASES)

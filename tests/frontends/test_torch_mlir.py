@@ -121,7 +121,7 @@ def test_families_arrive_as_torch_mlir_exports_them(family: str, form: str) -> N
 
 
 @pytest.mark.usefixtures("torch_mlir")
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("qwen3", marks=pytest.mark.slow), "gpt2"])
 def test_exported_families_keep_the_contract(family: str) -> None:
     module = torch_dialect(export(Logits(FAMILIES[family]())))
     compiled = forerun.compile(module, forerun.TreeSpec(policy=forerun.Fixed(12)), target="cpu", max_length=64)

@@ -49,6 +49,7 @@ class Oracle:
     enters: bool = True
     width: int = 0
     draws: bool = False
+    slot_bytes: int = 0
     entries: dict[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -15,9 +15,9 @@ from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
-from forerun.runtime.generation import Request
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
+from forerun.runtime.request import Request
 from forerun.runtime.tree import chain, merge_members, root_only
 from tests.models import FAMILIES
 
@@ -62,7 +62,6 @@ def test_prompts_of_every_kind(model: CompiledModel):
     expected = model.generate([1, 2, 3], 5).token_ids
     for prompt in (
         (1, 2, 3),
-        [[1, 2, 3]],
         np.array([1, 2, 3]),
         np.array([[1, 2, 3]], np.uint8),
         torch.tensor([1, 2, 3]),
@@ -81,12 +80,13 @@ def test_prompts_of_every_kind(model: CompiledModel):
         (torch.empty(1, 0, dtype=torch.int64), "empty"),
         ([1, 24], "token id 24 is outside the vocabulary of 24"),
         ([1, -2], "token id -2"),
-        ([[1], [2]], "2 prompts"),
-        ([[1], [2, 3]], "one at a time"),
+        ([[1], []], "empty"),
+        ([[1], [2, 99]], "token id 99"),
+        ([[1], 2], "one list of token ids"),
         ([[[1]]], "shape"),
         (5, "shape"),
         ([1.5], "float64"),
-        ("text", "encode the text"),
+        ("text", "has no tokenizer"),
         (["text"], "tokenizer"),
     ],
 )

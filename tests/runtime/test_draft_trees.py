@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forerun.errors import InvalidOptionError, TooLongError
-from forerun.runtime.cache import BlockCache, CachedSequence
+from forerun.runtime.blocks import BlockCache
+from forerun.runtime.cache import CachedSequence
 from forerun.runtime.rows import tree_slots
 from forerun.runtime.tree import Tree, TreeBuilder, best_rows, chain, check, merge_members, root_only
 from forerun.runtime.verify import verify

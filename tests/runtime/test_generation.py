@@ -18,8 +18,9 @@ from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Draw
-from forerun.runtime.generation import Request, Step, decode
+from forerun.runtime.generation import decode
 from forerun.runtime.policy import CostAware, Fixed, Policy
+from forerun.runtime.request import Request, Step
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.runtime.tree import TreeBuilder, chain
 

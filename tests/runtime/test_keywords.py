@@ -156,7 +156,6 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"penalty_alpha": 0.6}, "penalty_alpha"),
         ({"num_beams": 4}, "takes only num_beams=1, not 4"),
         ({"num_beams": True}, "takes only num_beams=1, not True"),
-        ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"logits_processor": [len]}, "logits_processor"),
         ({"bad_words_ids": [[1]]}, "bad_words_ids"),

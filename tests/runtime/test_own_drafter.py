@@ -23,10 +23,11 @@ from forerun.runtime.drafters.base import (
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.engine import Engine
-from forerun.runtime.generation import Request, decode
+from forerun.runtime.generation import decode
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.prefix import ROOT, Prefix
+from forerun.runtime.request import Request
 from forerun.runtime.tree import Tree, TreeBuilder, root_only
 from forerun.strategies import Target
 from tests.models import FAMILIES

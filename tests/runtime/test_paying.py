@@ -17,8 +17,9 @@ from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.drafters.vocabulary import SameVocabulary
 from forerun.runtime.engine import Engine
-from forerun.runtime.generation import Request, Step, decode
+from forerun.runtime.generation import decode
 from forerun.runtime.policy import CostAware, Fixed
+from forerun.runtime.request import Request, Step
 from forerun.runtime.tree import TreeBuilder
 
 ROWS = (1, 2, 4, 8, 16)

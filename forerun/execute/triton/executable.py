@@ -20,7 +20,7 @@ from forerun.execute.branches import check_hidden, read_bytes, remaining
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
 from forerun.execute.triton.loop import TritonLoop
-from forerun.execute.triton.memory import InputLayout, State, new_state
+from forerun.execute.triton.memory import TORCH, InputLayout, State, new_state
 from forerun.execute.triton.result import DeviceStepResult, Ran
 from forerun.forking import with_live_threads
 from forerun.runtime.device_loop import Drafting
@@ -61,6 +61,8 @@ class TritonExecutable(EntryRunner[State]):
             for each, dtype in zip(self._answers, types, strict=True)
         ]
         self.branches, self.head_bytes = read_bytes(step)
+        kept = [each for each in step.states.values() if each.per != "request"]
+        self.slot_bytes = sum(each.numbers * TORCH[each.element].itemsize for each in kept) if pinned else 0
 
     @property
     def weight_bytes(self) -> int:

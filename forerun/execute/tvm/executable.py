@@ -69,6 +69,7 @@ class TvmExecutable(EntryRunner[State]):
         self._arena = zeros(max(1, step.arena))
         self.memory = HostMemory(step, self._arena)
         self._states = state_places(step)
+        self.slot_bytes = -(-self._states.record * NUMBER // step.block)
         self.calls = Calls(step, weight_places(step)[0], self._states)
         self._parts: dict[Part, tuple[PartCalls, Tensor]] = {}
         self.branches, self.head_bytes = read_bytes(step)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,12 @@ class Drafter:
     """
 
     wants_prompt_rows: bool = False  # whether `observe_prompt` is worth the prompt rows' logits
+    rests: bool = False  # whether `propose` need not be called where only the root may be proposed
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether `propose` is not called where only the root may be proposed: nor if it never proposes more."""
+        return self.rests or type(self) is Drafter
 
     def begin(self, context: Context) -> None:
         """A request begins; its prompt is in the context."""
@@ -94,8 +100,29 @@ class Drafter:
         """Returns a tree under the last committed token, within the budget. Its probabilities are honest estimates."""
         return Proposal(root_only(context.tokens[-1]))
 
+    def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
+        """Returns what it proposes for all sessions of a step; an error in place of a proposal ends its session."""
+        found: list[Proposal | Exception] = []
+        for context, budget in zip(contexts, budgets, strict=True):
+            try:
+                found.append(self.propose(context, budget))
+            except Exception as error:
+                found.append(error)
+        return found
+
     def observe(self, context: Context, observation: Observation) -> None:
         """Receives the outcome of the last proposal. The context already holds the committed tokens."""
+
+    def observe_all(self, contexts: Sequence[Context], observations: Sequence[Observation]) -> list[Exception | None]:
+        """Receives the outcomes of all sessions of a step; returns for each the error that ends its session, if any."""
+        found: list[Exception | None] = []
+        for context, observation in zip(contexts, observations, strict=True):
+            try:
+                self.observe(context, observation)
+                found.append(None)
+            except Exception as error:
+                found.append(error)
+        return found
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         """Receives prompt rows [n] with the target's likeliest next tokens [n, K]."""
@@ -108,13 +135,41 @@ class Drafter:
 
 
 def propose(drafter: Drafter, context: Context, budget: Budget) -> Proposal:
-    """Returns what `drafter` proposes; raises `InvalidOptionError` if that is not a proposal for this context.
+    """Returns what `drafter` proposes; raises `InvalidOptionError` if that is not a proposal for this context."""
+    return only(proposals(drafter, [context], [budget]))
+
+
+def only(found: Sequence[Proposal | Exception]) -> Proposal:
+    """Returns the proposal of the only session, or raises the error in its place."""
+    [proposal] = found
+    if isinstance(proposal, Exception):
+        raise proposal
+    return proposal
+
+
+def proposals(drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
+    """Returns what `drafter` proposes for each context, or an error if that is not a proposal for it.
 
     The check takes microseconds. Behind it, a tree can be trusted, so that no proposal changes a text.
     """
-    length, last = len(context.tokens), context.tokens[-1]
-    proposal = drafter.propose(context, budget)
-    name = type(drafter).__name__
+    before = [(len(context.tokens), context.tokens[-1]) for context in contexts]
+    found = drafter.propose_all(contexts, budgets)
+    return [
+        each if isinstance(each, Exception) else _checked(type(drafter).__name__, each, context, budget, known)
+        for each, context, budget, known in zip(found, contexts, budgets, before, strict=True)
+    ]
+
+
+def _checked(
+    name: str, proposal: Proposal, context: Context, budget: Budget, before: tuple[int, int]
+) -> Proposal | Exception:
+    try:
+        return _check(name, proposal, context, budget, *before)
+    except InvalidOptionError as error:
+        return error
+
+
+def _check(name: str, proposal: Proposal, context: Context, budget: Budget, length: int, last: int) -> Proposal:
     _require(f"what {name}.propose returns", proposal, Proposal, "write `return Proposal(tree)`")
     if len(context.tokens) != length or context.tokens[-1] != last:
         raise InvalidOptionError(f"{name}.propose changed the tokens of its context: copy them before changing them")
@@ -132,7 +187,7 @@ def propose(drafter: Drafter, context: Context, budget: Budget) -> Proposal:
             proposal.prefix.check(budget.slots, budget.executable)
         except InvalidOptionError as error:
             raise InvalidOptionError(f"the prefix that {name} proposed does not fit the step: {error}") from error
-    return proposal if tree is proposal.tree else Proposal(tree, proposal.prefix)
+    return proposal if tree is proposal.tree else replace(proposal, tree=tree)
 
 
 def _require(what: str, value: object, kind: type, remedy: str) -> None:

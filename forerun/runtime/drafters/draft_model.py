@@ -13,8 +13,9 @@ import numpy as np
 
 from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.draft_rows import DraftRows
-from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, propose
+from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, only, propose
 from forerun.runtime.drafters.growing import Grower, Grown, Launches, Shape
+from forerun.runtime.drafters.launching import Drafting, Launch, levels, together
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32
@@ -70,6 +71,18 @@ class DraftModel(Drafter):
             self.inner.begin(draft.own)
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
+        return only(self.propose_all([context], [budget]))
+
+    def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
+        count, spare = len(contexts), self.engine.cache.spare
+        drafts = (
+            self._propose(context, budget, spare[number::count])
+            for number, (context, budget) in enumerate(zip(contexts, budgets, strict=True))
+        )
+        return together(self.engine, list(drafts))
+
+    def _propose(self, context: Context, budget: Budget, spare: Int32) -> Drafting[Proposal]:
+        """`spare`: slots of the draft's cache for rows away from home."""
         draft = self._drafts[context]
         draft.proposed = None
         root = root_only(context.tokens[-1])
@@ -80,7 +93,7 @@ class DraftModel(Drafter):
         probes = rests and budget.price > 0 and len(context.tokens) >= draft.probe
         unread = max(0, len(context.tokens) - len(draft.cached) - CATCHING_UP)
         if not (drafts or probes) or not self.grower.reads(unread, budget):
-            self.grower.begin(context.tokens[-1], budget)
+            self.grower.begin(context.tokens[-1], budget, context)
             return Proposal(root)
         if draft.late:
             self._follow(draft, draft.follower.follow(context.tokens))
@@ -88,15 +101,17 @@ class DraftModel(Drafter):
         if probes:
             draft.wait *= 2
             draft.probe = len(context.tokens) + draft.wait
-            self.grower.begin(context.tokens[-1], budget)
+            self.grower.begin(context.tokens[-1], budget, context)
             return Proposal(root, promising=1 < len(own) <= limits.max_length and self._probe(draft, budget))
-        shape = self.grower.shape.within(budget.depth, len(self.engine.cache.spare), limits)
+        shape = self.grower.shape.within(budget.depth, len(spare), limits)
         outgrown = len(own) + shape.deepest > limits.max_length
         if not own or outgrown:
             return Proposal(root)
         with self.engine.serving:
             self._read(draft, budget)
-            grown = (self._grow if self.inner is None else self._stage)(draft, budget, shape)
+            grown = None if self.inner is None else self._stage(context, draft, budget, shape)
+        if grown is None:
+            grown = yield from self._grow(context, draft, budget, shape, spare)
         if not grown.evaluated:
             return Proposal(root)
         draft.proposed = grown.proposed
@@ -107,12 +122,12 @@ class DraftModel(Drafter):
     def observe(self, context: Context, observation: Observation) -> None:
         draft = self._drafts[context]
         if draft.proposed is None:
-            self.grower.observe(None, (), len(observation.tokens))
+            self.grower.observe(None, (), len(observation.tokens), context)
             draft.late = True  # until the next draft
             return
         before, after = draft.own.tokens, draft.follower.follow(context.tokens)
         proposed = draft.proposed if after[: len(before)] == before else None
-        self.grower.observe(proposed, after[len(before) :], len(observation.tokens))
+        self.grower.observe(proposed, after[len(before) :], len(observation.tokens), context)
         self._follow(draft, after)
 
     def rewind(self, context: Context, length: int) -> None:
@@ -121,6 +136,7 @@ class DraftModel(Drafter):
         self._follow(draft, draft.follower.follow(context.tokens[:length]))
 
     def end(self, context: Context) -> None:
+        self.grower.forget(context)
         draft = self._drafts.pop(context, None)
         if draft is not None:
             draft.closing.close()
@@ -168,11 +184,10 @@ class DraftModel(Drafter):
             draft.cached.extend(pending)
             self.grower.read(len(pending), self.grower.clock() - began, budget)
 
-    def _catch_up(self, draft: _Draft) -> tuple[Int32, Float32]:
+    def _catch_up(self, draft: _Draft) -> Drafting[tuple[Int32, Float32]]:
         """Evaluates the rest of them, the root last; returns its candidates and logits [1, K]."""
         pending = np.array(draft.own.tokens[len(draft.cached) :], np.int32)
-        rows = prompt_rows(draft.sequence, pending, LAST + len(pending) - 1)
-        result = self.engine.run(rows)
+        result = yield Launch(prompt_rows(draft.sequence, pending, LAST + len(pending) - 1))
         draft.sequence.length += len(pending) - 1  # the root's keys and values are where its tree's rows look for them
         draft.cached = draft.own.tokens[:-1]
         return result.candidates, result.candidate_logits
@@ -196,34 +211,35 @@ class DraftModel(Drafter):
     def _launches(self, draft: _Draft) -> Launches:
         return Launches(ALONE.share, behind=len(draft.own.tokens) - len(draft.cached) - 1)
 
-    def _grow(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
+    def _grow(self, context: Context, draft: _Draft, budget: Budget, shape: Shape, spare: Int32) -> Drafting[Grown]:
         """Grows a tree level by level, with one launch per level."""
         self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + shape.deepest)
         below: DraftRows | None = None
 
-        def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
+        def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> Drafting[tuple[Int32, Float32]]:
             nonlocal below
             if below is None:
-                candidates, logits = self._catch_up(draft)
-                below = DraftRows(draft.sequence, StepSlots(draft.sequence, self.engine.cache.spare))
+                candidates, logits = yield from self._catch_up(draft)
+                below = DraftRows(draft.sequence, StepSlots(draft.sequence, spare))
                 below.batch(builder, rows)  # the root, which lies at home
             else:
-                result = self.engine.run(below.batch(builder, rows))
+                result = yield Launch(below.batch(builder, rows))
                 candidates, logits = result.candidates, result.candidate_logits
             return self.vocabulary.candidates(candidates), logits
 
-        grown = self.grower.grow(draft.own.tokens[-1], budget, self._launches(draft), evaluate, shape)
+        growing = self.grower.growing(draft.own.tokens[-1], budget, self._launches(draft), shape, context)
+        grown = yield from levels(growing, evaluate)
         draft.slots = {} if below is None else below.slots
         return grown
 
-    def _stage(self, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
+    def _stage(self, context: Context, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
         """Grows the draft's greedy path, proposed by `inner` and verified by the draft, with its rivals as leaves."""
         assert self.inner is not None
-        builder = self.grower.begin(draft.own.tokens[-1], budget)
+        builder = self.grower.begin(draft.own.tokens[-1], budget, context)
         kept, evaluated = len(draft.own.tokens), list[int]()
         row, depth, most, launches = 0, 0, shape.deepest, self._launches(draft)
         while depth < most:
-            with self.grower.launch(builder, [row], depth, most, launches) as worthwhile:
+            with self.grower.launch(builder, [row], depth, most, launches, context) as worthwhile:
                 if not worthwhile:
                     break
                 found = self._inner_step(draft, most - depth, shape)

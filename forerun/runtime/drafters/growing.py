@@ -97,6 +97,10 @@ Evaluate = Callable[[TreeBuilder, Sequence[int]], tuple[Int32, Float32]]
 logits [n, K], largest first."""
 
 
+Level = tuple[TreeBuilder, Sequence[int]]
+"""The rows of one depth of a growing tree."""
+
+
 @dataclass(frozen=True)
 class Launches:
     """What the launches of an iteration read, as shares of what a step of the target reads."""
@@ -158,49 +162,67 @@ class Grower:
         self.rates = AcceptanceRates((bounds[:-1] + bounds[1:]) / 2 * self.believed)
         # By depth: how likely one of an evaluated row's children was right, by the draft's corrected estimates.
         self.brought = [deque([self.right] * 4, maxlen=RECENT) for _ in range(DEPTHS)]
-        self._iteration: _Iteration | None = None
+        self._iterations: dict[object, _Iteration] = {}  # that have begun, by the text
         self._undrafted = 1.0, self.plain  # recent tokens and seconds of an iteration without a draft
         self._drafts = 0  # iterations since then
         self._reading = 0.0  # seconds
         self._read_token = self.cost.token  # seconds to read one, on the calibration's clock
         self._committed = (self.shape.deepest + 1) / 2  # recent tokens of an iteration with a draft
 
-    def begin(self, root: int, budget: Budget) -> RatedTreeBuilder:
-        """Begins an iteration, with a tree that holds only the root."""
+    def begin(self, root: int, budget: Budget, text: object = None) -> RatedTreeBuilder:
+        """Begins an iteration of a text, with a tree that holds only the root."""
         self.balance.earn()
-        self._iteration = _Iteration(self.clock(), budget)
+        self._iterations[text] = _Iteration(self.clock(), budget)
         return RatedTreeBuilder(root)
 
     def grow(
         self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate, shape: Shape | None = None
     ) -> Grown:
         """Grows a tree under `root`: as many levels as pay at the budget's price, possibly none."""
+        growing = self.growing(root, budget, launches, shape)
+        try:
+            builder, level = next(growing)
+            while True:
+                builder, level = growing.send(evaluate(builder, level))
+        except StopIteration as end:
+            return end.value
+
+    def growing(
+        self, root: int, budget: Budget, launches: Launches, shape: Shape | None = None, text: object = None
+    ) -> Generator[Level, tuple[Int32, Float32], Grown]:
+        """Grows a tree like `grow`; whoever drives it evaluates the levels that it yields."""
         shape = shape or self.shape
-        builder = self.begin(root, budget)
+        builder = self.begin(root, budget, text)
         evaluated: list[int] = []
         level = [0]
         most = min(budget.depth, shape.deepest)
         for depth in range(most):
-            with self.launch(builder, level, depth, most, launches) as worthwhile:
+            with self.launch(builder, level, depth, most, launches, text) as worthwhile:
                 if not worthwhile:
                     break
                 evaluated.extend(level)
-                level = self.add_children(builder, level, depth, shape, *evaluate(builder, level))
+                candidates, logits = yield builder, level
+                level = self.add_children(builder, level, depth, shape, candidates, logits)
             if not level:
                 break
         return Grown(builder.build_rated(), evaluated)
 
     @contextmanager
     def launch(
-        self, builder: TreeBuilder, level: Sequence[int], depth: int, most: int, launches: Launches
+        self,
+        builder: TreeBuilder,
+        level: Sequence[int],
+        depth: int,
+        most: int,
+        launches: Launches,
+        text: object = None,
     ) -> Generator[bool]:
         """Yields whether evaluating a level's rows is worth it, or worth a trial; if so, times the evaluation.
 
         Without the launch, the level's rows are verified as they are if bringing them to the step's entry pays. With
         it they are already there, and the same choice arises for their children, whose worth varies.
         """
-        iteration = self._iteration
-        assert iteration is not None
+        iteration = self._iterations[text]
         budget = iteration.budget
         likely = sum(builder.probabilities[row] for row in level)
         pays = self._pays(likely, len(level), range(depth, most), budget, launches)
@@ -274,9 +296,13 @@ class Grower:
         """Whether an iteration without a draft is due: other drafters' proposals and iteration times change."""
         return budget.price > 0 and self._drafts >= PLAIN_EVERY
 
-    def observe(self, proposed: RatedTree | None, tokens: Sequence[int], committed: int) -> None:
+    def forget(self, text: object) -> None:
+        """A text has ended, perhaps in the middle of an iteration."""
+        self._iterations.pop(text, None)
+
+    def observe(self, proposed: RatedTree | None, tokens: Sequence[int], committed: int, text: object = None) -> None:
         """Observes the draft's `tokens`, `committed` target tokens, in place of `proposed` (None: no proposal)."""
-        iteration, self._iteration = self._iteration, None
+        iteration = self._iterations.pop(text, None)
         if iteration is not None and iteration.price > 0:
             right = proposed is not None and proposed.tree.child(0, tokens[0]) is not None
             self._weigh(iteration, committed, 1 + proposed.tree.height if proposed is not None and right else 0)

@@ -13,7 +13,8 @@ from forerun.runtime.drafters.base import (
     Observation,
     Proposal,
     RatedTree,
-    propose,
+    only,
+    proposals,
 )
 from forerun.runtime.executable import Float32, Int32
 from forerun.runtime.tree import Float64, Tree, merge_members, with_edges
@@ -36,6 +37,7 @@ class Merged(Drafter):
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = list(drafters)
         self.wants_prompt_rows = any(drafter.wants_prompt_rows for drafter in drafters)
+        self.rests = all(drafter.rests for drafter in drafters)
         self.classes = _classes(len(drafters))
         self.rates = AcceptanceRates(_prior(len(drafters), self.classes))
         self._proposed: dict[Context, RatedTree] = {}
@@ -45,7 +47,17 @@ class Merged(Drafter):
             drafter.begin(context)
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
-        proposals = [propose(drafter, context, budget) for drafter in self.drafters]
+        return only(self.propose_all([context], [budget]))
+
+    def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
+        of_drafters = [proposals(drafter, contexts, budgets) for drafter in self.drafters]
+        return [
+            next((each for each in own if isinstance(each, Exception)), None)
+            or self._merged(context, budget, [each for each in own if isinstance(each, Proposal)])
+            for context, budget, *own in zip(contexts, budgets, *of_drafters, strict=True)
+        ]
+
+    def _merged(self, context: Context, budget: Budget, proposals: Sequence[Proposal]) -> Proposal:
         promising = any(proposal.promising for proposal in proposals)
         if budget.depth == 0:
             self._proposed.pop(context, None)
@@ -67,9 +79,15 @@ class Merged(Drafter):
         return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None), promising)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        for drafter in self.drafters:
-            drafter.observe(context, observation)
-        self.rates.learn(self._proposed.get(context), observation.tokens)
+        [error] = self.observe_all([context], [observation])
+        if error is not None:
+            raise error
+
+    def observe_all(self, contexts: Sequence[Context], observations: Sequence[Observation]) -> list[Exception | None]:
+        of_drafters = [drafter.observe_all(contexts, observations) for drafter in self.drafters]
+        for context, observation in zip(contexts, observations, strict=True):
+            self.rates.learn(self._proposed.pop(context, None), observation.tokens)
+        return [next((each for each in own if each is not None), None) for own in zip(*of_drafters, strict=True)]
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         for drafter in self.drafters:

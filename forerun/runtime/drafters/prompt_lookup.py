@@ -56,6 +56,8 @@ class SuffixIndex:
 class PromptLookup(Drafter):
     """Continues the context as it continued before. Its rates depend on match length and rank among siblings."""
 
+    rests = True
+
     def __init__(self, longest: int = 4, places: int = 8) -> None:
         """`longest`: the length of the longest indexed n-gram; `places`: the occurrences that one tree merges."""
         self.longest = longest
@@ -84,7 +86,7 @@ class PromptLookup(Drafter):
         return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.rates.learn(self._proposed.get(context), observation.tokens)
+        self.rates.learn(self._proposed.pop(context, None), observation.tokens)
 
     def rewind(self, context: Context, length: int) -> None:
         if self._indices[context].indexed >= length:

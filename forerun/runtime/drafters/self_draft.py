@@ -21,8 +21,10 @@ from forerun.runtime.drafters.base import (
     Proposal,
     RatedTree,
     RatedTreeBuilder,
+    only,
 )
 from forerun.runtime.drafters.growing import Grower, Grown, Launches
+from forerun.runtime.drafters.launching import Drafting, Launch, levels, together
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32, Int32, Part
 from forerun.runtime.prefix import ROOT, Prefix
@@ -96,30 +98,39 @@ class SelfDraft(Drafter):
         self.method.begin(context)
 
     def propose(self, context: Context, budget: Budget) -> Proposal:
+        return only(self.propose_all([context], [budget]))
+
+    def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
+        return together(self.engine, [self._propose(*each) for each in zip(contexts, budgets, strict=True)])
+
+    def _propose(self, context: Context, budget: Budget) -> Drafting[Proposal]:
         assert budget.slots is not None
         self.method.prepare(context, budget.slots, budget.price)
-        proposed, prefix = self._draft(context.tokens[-1], budget, budget.slots)
+        proposed, prefix = yield from self._draft(context, budget, budget.slots)
         self._proposed[context] = proposed = proposed.likeliest(budget.rows)
         return Proposal(proposed.tree, prefix)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.grower.observe(self._proposed[context], observation.tokens, len(observation.tokens))
+        self.grower.observe(self._proposed[context], observation.tokens, len(observation.tokens), context)
 
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
+        self.grower.forget(context)
 
-    def _draft(self, root: int, budget: Budget, slots: StepSlots) -> tuple[RatedTree, Prefix | None]:
-        """Returns a tree under `root`, and what the part has computed of it as the target does."""
+    def _draft(self, context: Context, budget: Budget, slots: StepSlots) -> Drafting[tuple[RatedTree, Prefix | None]]:
+        """Returns a tree under the last token, and what the part has computed of it as the target does."""
+        root = context.tokens[-1]
         room = slots.left - budget.rows  # the step needs slots too
         if budget.depth == 0 or room < self.grower.shape.beam:
             return RatedTreeBuilder(root).build_rated(), None
         shape = self.grower.shape.within(self.method.deepest or budget.depth, room, self.engine.executable)
         plan = self._plan(min(budget.depth, shape.deepest))
         if not self.grower.drafts(budget, plan.launches, len(plan.parts)):
-            return self.grower.begin(root, budget).build_rated(), None
+            return self.grower.begin(root, budget, context).build_rated(), None
         evaluation = _Evaluation(self.engine, plan, slots)
         own = replace(budget, depth=len(plan.parts))
-        grown = self.grower.grow(root, own, plan.launches, evaluation, shape)
+        growing = self.grower.growing(root, own, plan.launches, shape, context)
+        grown = yield from levels(growing, evaluation)
         if evaluation.prefix is None or not grown.evaluated:
             return grown.proposed, None
         kept = self._without_dear_leaves(grown, budget.price * budget.pace, plan.launches.catch_up)
@@ -152,20 +163,20 @@ class _Evaluation:
         self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared else None
         self._known = {-1: ROOT}  # by evaluated row, its number in the prefix
 
-    def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> tuple[Int32, Float32]:
+    def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> Drafting[tuple[Int32, Float32]]:
         """Evaluates rows of one depth."""
         batch, part = self.rows.batch(builder, rows), self.plan.parts[builder.depths[rows[0]]]
         if self.prefix is None:
-            result = self.engine.run(batch, part)
+            result = yield Launch(batch, part)
         elif part == Part(leave=self.prefix.leave):
-            result = self.engine.run(batch, part)
+            result = yield Launch(batch, part)
             self._keep(self.prefix, builder, rows, result.hidden.copy())
         else:
             enter = self.prefix.leave
-            first = self.engine.run(replace(batch, outputs=batch.outputs[:0]), Part(leave=enter))
+            first = yield Launch(replace(batch, outputs=batch.outputs[:0]), Part(leave=enter))
             hidden = first.hidden.copy()  # the next run reuses the memory
             self._keep(self.prefix, builder, rows, hidden)
-            result = self.engine.run(batch, Part(enter, part.leave, part.skipped), hidden)
+            result = yield Launch(batch, Part(enter, part.leave, part.skipped), hidden)
         return result.candidates, result.candidate_logits
 
     def _keep(self, prefix: Prefix, builder: TreeBuilder, rows: Sequence[int], hidden: Float32) -> None:

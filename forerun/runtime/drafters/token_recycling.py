@@ -5,6 +5,8 @@ every row the target evaluates, accepted or not. The paper's tree has a fixed sh
 from the target's own logits at the time, and the tree grows where the product of the estimates is largest.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from forerun.runtime.drafters.base import AcceptanceRates, Budget, Context, Drafter, Observation, Proposal, RatedTree
@@ -21,6 +23,8 @@ class TokenRecycling(Drafter):
 
     Its rates depend on a candidate's share of probability among its row's candidates when it was seen, and on depth.
     """
+
+    rests = True
 
     def __init__(self, vocabulary: int, candidates: int = 8, deepest: int = 8, wants_prompt_rows: bool = False) -> None:
         """`candidates`: K; an executable with fewer candidates fills fewer. `deepest`: the depth limit of a tree."""
@@ -41,19 +45,34 @@ class TokenRecycling(Drafter):
         return Proposal(proposed.tree)
 
     def observe(self, context: Context, observation: Observation) -> None:
-        self.rates.learn(self._proposed.get(context), observation.tokens)
-        self._record(observation.tree.token, observation.candidates, observation.candidate_logits)
-        path = observation.path
-        if len(path) == len(observation.tree):
-            return
+        self.observe_all([context], [observation])
+
+    def observe_all(self, contexts: Sequence[Context], observations: Sequence[Observation]) -> list[Exception | None]:
+        for context, seen in zip(contexts, observations, strict=True):
+            self.rates.learn(self._proposed.pop(context, None), seen.tokens)
+        self._record_all([(each.tree.token, each.candidates, each.candidate_logits) for each in observations])
         # A token in several rows keeps what the committed row showed.
-        self._record(observation.tree.token[path], observation.candidates[path], observation.candidate_logits[path])
+        partial = [each for each in observations if len(each.path) < len(each.tree)]
+        self._record_all(
+            [
+                (each.tree.token[each.path], each.candidates[each.path], each.candidate_logits[each.path])
+                for each in partial
+            ]
+        )
+        return [None] * len(contexts)
 
     def observe_prompt(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         self._record(tokens, candidates, candidate_logits)
 
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
+
+    def _record_all(self, rows: Sequence[tuple[Int32, Int32, Float32]]) -> None:
+        if len(rows) == 1:
+            self._record(*rows[0])
+        elif rows:
+            tokens, candidates, logits = zip(*rows, strict=True)
+            self._record(np.concatenate(tokens), np.concatenate(candidates), np.concatenate(logits))
 
     def _record(self, tokens: Int32, candidates: Int32, candidate_logits: Float32) -> None:
         """tokens: [n]; candidates and candidate_logits: [n, as many as the executable gives]."""

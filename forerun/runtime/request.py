@@ -1,0 +1,109 @@
+"""What a request asks for, and what decoding it gives: plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Float32, Inputs
+from forerun.runtime.options import require_flag, require_integer
+from forerun.runtime.sampling import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate: the text depends on this and the target model only."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop: frozenset[int] = frozenset()  # the text ends with the first of these tokens
+    identifier: int = 0  # separates the random numbers of sequences with one seed
+    keep_logits: bool = False
+    min_new_tokens: int = 0  # this many tokens come before any of `stop`
+    allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails at a token's row with NaN
+    inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
+    """The model's inputs besides the prompt, by the names of its entry `encode`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
+        object.__setattr__(self, "min_new_tokens", require_integer("min_new_tokens", self.min_new_tokens, least=0))
+        object.__setattr__(self, "allow_nan", require_flag("allow_nan", self.allow_nan))
+        if not isinstance(cast(object, self.inputs), Mapping):
+            raise InvalidOptionError(
+                f"inputs must be a dictionary of arrays by name, not {type(self.inputs).__name__}: leave it out for a "
+                "model that takes only a prompt"
+            )
+
+    def forbidden(self, generated: int) -> frozenset[int]:
+        """Returns the tokens that cannot follow `generated` new ones."""
+        return self.stop if generated < self.min_new_tokens else frozenset()
+
+    def keep(self, tokens: list[int], generated: int) -> int:
+        """Returns how many of a step's tokens belong to the text, after `generated` others."""
+        room = self.max_new_tokens - generated
+        return next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.stop), min(len(tokens), room))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration of the loop. The first one has no rows and says that the prompt is in the cache."""
+
+    tokens: list[int]  # the tokens that this step committed
+    rows: int  # the rows that it evaluated
+    logits: Float32 | None  # [len(tokens), V] on demand: row i chose token i
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The cost of a generation."""
+
+    steps: int  # evaluations of the target model after the prefill
+    rows: int  # rows of these steps
+    tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens committed per step, the bonus token included."""
+        return self.tokens / self.steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed without the prefill."""
+        return self.tokens / self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated text: new tokens only."""
+
+    token_ids: list[int]
+    logits: Float32 | None  # [len(token_ids), V], row i chose token i; None unless requested
+    text: str | None  # None without a tokenizer
+    stats: Stats
+    prompt_ids: list[int] = field(default_factory=list[int], repr=False)
+    scores: Float32 | None = field(default=None, repr=False)
+    """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
+
+    @property
+    def sequences(self) -> Any:
+        """The prompt and the new tokens as transformers returns them, a tensor [1, T + n] of int64."""
+        import torch  # nothing else here needs it
+
+        return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
+
+    def has_bits_of(self, other: "Generation") -> bool:
+        """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.
+
+        Raises `InvalidOptionError` if one was generated without `return_logits=True`.
+        """
+        if self.logits is None or other.logits is None:
+            raise InvalidOptionError("a text has no logits to compare: generate it with return_logits=True")
+        same = np.array_equal(self.logits.view(np.uint32), other.logits.view(np.uint32))
+        return self.token_ids == other.token_ids and same

@@ -1,0 +1,331 @@
+"""Texts as their callers read them: whole, in pieces, or several at a time."""
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from forerun.errors import InvalidOptionError
+from forerun.runtime.executable import Float32
+from forerun.runtime.keywords import Asked
+from forerun.runtime.options import require_integer
+from forerun.runtime.request import Generation, Stats, Step
+from forerun.runtime.serving import Serving
+from forerun.runtime.session import Session
+from forerun.runtime.stopping import Stopping
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer writes for a character whose last bytes are in tokens to come."""
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' and tokenizers' interface that is used."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
+
+
+class TextReader:
+    """Collects one text from its steps."""
+
+    def __init__(self, asked: Asked, tokenizer: Tokenizer | None) -> None:
+        self.asked, self.tokenizer = asked, tokenizer
+        self.token_ids: list[int] = []
+        self.finished = False
+        self._logits: list[Float32] = []
+        self._stopping = Stopping(asked.request, asked.criteria, asked.scores)
+        self._meter = _Meter()
+
+    def take(self, step: Step) -> list[int]:
+        """Returns the tokens of a step that belong to the text."""
+        step = self._stopping.cut(step)
+        self._meter.observe(step)
+        self.token_ids.extend(step.tokens)
+        if step.logits is not None:
+            self._logits.append(step.logits)
+        self.finished = step.finished
+        return step.tokens
+
+    @property
+    def text(self) -> str | None:
+        """The text so far; None without a tokenizer."""
+        return None if self.tokenizer is None else self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
+
+    def generation(self) -> Generation:
+        """Returns the text so far with its cost."""
+        request, scored = self.asked.request, self.asked.scores
+        none = np.zeros((0, 0), np.float32)
+        kept = (np.concatenate(self._logits) if self._logits else none) if request.keep_logits else None
+        scores = None
+        if kept is not None and scored is not None:
+            scores = np.stack([scored(row, number) for number, row in enumerate(kept)]) if len(kept) else none
+        return Generation(self.token_ids, kept, self.text, self._meter.stats(), request.prompt, scores)
+
+
+class TextSession:
+    """A session as its caller sees it: what `CompiledModel.sessions` yields."""
+
+    def __init__(self, owner: "Sessions", index: int, session: Session, reader: TextReader) -> None:
+        self.index = index  # of the prompt and its copies; forks are numbered after them
+        self.new_tokens: list[int] = []  # since it was last yielded
+        self.error: BaseException | None = None  # why it ended before its text did
+        self._owner, self._session, self._reader = owner, session, reader
+
+    def __repr__(self) -> str:
+        state = "failed" if self.error else "finished" if self.finished else "decoding"
+        return f"TextSession({self.index}, {len(self.token_ids)} new tokens, {state})"
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The new tokens so far."""
+        return self._reader.token_ids
+
+    @property
+    def text(self) -> str | None:
+        """The same as text; None without a tokenizer."""
+        return self._reader.text
+
+    @property
+    def finished(self) -> bool:
+        """Whether it gets no more tokens."""
+        return self._reader.finished or (self._session.finished and not self._session.has_steps)
+
+    def generation(self) -> Generation:
+        """Returns the text so far with its cost. Raises the error if the session failed."""
+        if self.error is not None:
+            raise self.error
+        return self._reader.generation()
+
+    def cancel(self) -> None:
+        """Ends the session now; what it has stays."""
+        self._owner.serving.cancel([self._session])
+        self._reader.finished = True
+
+    def fork(
+        self,
+        tokens: Sequence[int] = (),
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        identifier: int | None = None,
+    ) -> "TextSession":
+        """Returns another session that goes on from here, and is yielded like this one from now on.
+
+        It is decoded like a prompt of the text so far and `tokens`, of which it computes only the latter.
+
+        max_new_tokens      by default as many as this one may still have
+        seed, identifier    by default this session's, with which a fork without `tokens` samples the same text
+
+        Raises `InvalidOptionError` for tokens outside the vocabulary, and if there is no room for a new token.
+        """
+        return self._owner.fork(self, tokens, max_new_tokens, seed, identifier)
+
+    def take(self) -> bool:
+        """Takes what the session has decoded; returns whether that is anything."""
+        self.new_tokens = []
+        try:
+            for step in self._session.take():
+                self.new_tokens.extend(self._reader.take(step))
+                if self._reader.finished:
+                    self._owner.serving.cancel([self._session])
+                    break
+        except Exception as error:
+            self.error, self._reader.finished = error, True
+        return bool(self.new_tokens) or self.finished
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
+    def asked(self) -> Asked:
+        return self._reader.asked
+
+
+class Sessions:
+    """Iterates over sessions: yields one each time that it has new tokens or has ended, until all have ended.
+
+    All decode together, and beside those of other callers. Leaving the loop early, closing the iterator or leaving its
+    `with` block ends those that are left. A session that fails is yielded with its `error`; the others go on.
+    """
+
+    def __init__(self, serving: Serving, asked: Iterable[Asked], tokenizer: Tokenizer | None, room: Any) -> None:
+        self.serving, self._tokenizer, self._room = serving, tokenizer, room
+        given = list(asked)
+        sessions = serving.begin([each.request for each in given])
+        self.all = [
+            TextSession(self, index, session, TextReader(each, tokenizer))
+            for index, (session, each) in enumerate(zip(sessions, given, strict=True))
+        ]
+        self._ready: deque[TextSession] = deque()
+        self._ended: set[TextSession] = set()
+
+    def __iter__(self) -> "Sessions":
+        return self
+
+    def __next__(self) -> TextSession:
+        while not self._ready:
+            live = [each for each in self.all if each not in self._ended]
+            if not live:
+                raise StopIteration
+            pending = [each for each in live if not each.finished]
+            if len(pending) == len(live):
+                self.serving.wait([each.session for each in pending])
+            for each in live:
+                if (each.session.has_news or each.finished) and each.take():
+                    self._ready.append(each)
+                    if each.finished:
+                        self._ended.add(each)
+        return self._ready.popleft()
+
+    def __enter__(self) -> "Sessions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def generations(self) -> list[Generation]:
+        """Decodes all texts. Raises the first error of a session; the others then end, too."""
+        with self:
+            for session in self:
+                if session.error is not None:
+                    raise session.error
+            return [each.generation() for each in self.all]
+
+    def close(self) -> None:
+        """Ends all sessions that are left."""
+        self.serving.cancel([each.session for each in self.all if not each.session.finished])
+
+    def fork(
+        self,
+        source: TextSession,
+        tokens: Sequence[int],
+        max_new_tokens: int | None,
+        seed: int | None,
+        identifier: int | None,
+    ) -> TextSession:
+        """Returns `TextSession.fork`'s session."""
+        request, done = source.asked.request, len(source.token_ids)
+        if max_new_tokens is None:
+            max_new_tokens = request.max_new_tokens - done - len(tokens)
+            if max_new_tokens < 1:
+                raise InvalidOptionError(
+                    f"a fork after {done} of {request.max_new_tokens} new tokens has no room for its own: give "
+                    "max_new_tokens"
+                )
+        sampling = request.sampling if seed is None else replace(request.sampling, seed=seed)
+        forked = replace(
+            request,
+            prompt=self._room([*request.prompt, *source.token_ids, *tokens], max_new_tokens),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=max(0, request.min_new_tokens - done - len(tokens)),
+            sampling=sampling,
+            identifier=request.identifier if identifier is None else require_integer("identifier", identifier, least=0),
+        )
+        session = self.serving.fork(source.session, forked, len(request.prompt) + done)
+        reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
+        self.all.append(TextSession(self, len(self.all), session, reader))
+        return self.all[-1]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step adds to a text."""
+
+    token_ids: list[int]
+    text: str | None
+    """Whole characters only: one whose last bytes are still to come is part of a later piece. None without a tokenizer.
+    """
+
+
+class Stream:
+    """Iterates over the pieces of a text. Closing it ends the text; any thread may do that."""
+
+    def __init__(self, steps: Generator[Step], reader: TextReader, close: Any) -> None:
+        self._steps, self._reader, self._close = steps, reader, close
+        self._spelling = Spelling(reader.tokenizer)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Piece:
+        while not self._reader.finished:
+            step = next(self._steps, None)
+            if step is None:
+                break
+            tokens = self._reader.take(step)
+            if self._reader.finished:
+                self.close()
+            if tokens:
+                return Piece(tokens, self._spelling.add(tokens, last=self._reader.finished))
+        raise StopIteration
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the text."""
+        self._reader.finished = True
+        with suppress(ValueError):  # another thread is waiting for the device's next step, and will find it finished
+            self._close()
+
+    def generation(self) -> Generation:
+        """Returns the text so far with its cost."""
+        return self._reader.generation()
+
+
+class Spelling:
+    """Turns tokens into text as they come. Decodes only the last tokens, as a text's beginning does not change."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._from = 0  # the first token that is decoded
+        self._told = 0  # the tokens whose text has been returned
+
+    def add(self, tokens: Sequence[int], last: bool = False) -> str | None:
+        """Returns the text that has become certain; at the `last` tokens, all that is left."""
+        if self.tokenizer is None:
+            return None
+        self._tokens.extend(tokens)
+        before, now = self._decoded(self._told), self._decoded(len(self._tokens))
+        if now.endswith(UNFINISHED) and not last:
+            return ""
+        self._from, self._told = self._told, len(self._tokens)
+        return now[len(before) :]
+
+    def _decoded(self, end: int) -> str:
+        assert self.tokenizer is not None
+        return self.tokenizer.decode(self._tokens[self._from : end], skip_special_tokens=True)
+
+
+class _Meter:
+    """Counts and times the steps of a generation."""
+
+    def __init__(self) -> None:
+        self._steps = self._rows = self._tokens = 0
+        self._prefilled = self._ended = self._began = time.perf_counter()
+
+    def observe(self, step: Step) -> None:
+        self._ended = time.perf_counter()
+        if step.rows == 0:
+            self._prefilled = self._ended
+            return
+        self._steps += 1
+        self._rows += step.rows
+        self._tokens += len(step.tokens)
+
+    def stats(self) -> Stats:
+        prefill, decoding = self._prefilled - self._began, self._ended - self._prefilled
+        return Stats(self._steps, self._rows, self._tokens, prefill, decoding)
