@@ -188,8 +188,8 @@ class CompiledModel:
         if several:
             raise InvalidOptionError("a stream has one text: give one prompt, or use model.sessions")
         reader, request = TextReader(asked[0], self.tokenizer), asked[0].request
-        if self.on_device is not None and self.on_device.serves(self.executable, request):
-            steps = self._decode_on_device(self.on_device, request)
+        if (on_device := self._device_for(request)) is not None:
+            steps = self._decode_on_device(on_device, request)
             return Stream(steps, reader, steps.close)
         [session] = self.serving.begin([request])
         return Stream(self.serving.steps(session), reader, lambda: self.serving.cancel([session]))
@@ -257,11 +257,17 @@ class CompiledModel:
 
     def _steps(self, request: Request) -> Generator[Step]:
         """Decodes on the device if, at the first step, it is free and serves such a request; otherwise on the host."""
-        if self.on_device is not None and self.serving.is_idle and self.on_device.serves(self.executable, request):
-            yield from self._decode_on_device(self.on_device, request)
+        if (on_device := self._device_for(request)) is not None:
+            yield from self._decode_on_device(on_device, request)
         else:
             [session] = self.serving.begin([request])
             yield from self.serving.steps(session)
+
+    def _device_for(self, request: Request) -> OnDevice | None:
+        """Returns the loop on the device if it serves such a request, and no session would wait for it."""
+        if self.on_device is None or not self.serving.is_idle:
+            return None
+        return self.on_device if self.on_device.serves(self.executable, request) else None
 
     def _decode_on_device(self, on_device: OnDevice, request: Request) -> Generator[Step]:
         """The device decodes one text at a time; sessions may run steps on the host between its reports."""

@@ -72,9 +72,11 @@ class Scheduler:
         admitted: list[Session] = []
         for session in () if preempted else waiting:
             known = session.context.tokens[:-1]
+            if (known and not room) or len(admitted) == cache.free_requests:
+                break
             needed = cache.needed(known, len(known) + 1)
             others = len(present) + len(admitted)  # each should be able to go on for a while
-            if needed + others > free or len(admitted) == cache.free_requests or (known and not room):
+            if needed + others > free:
                 break
             if self._awaits(known, [*reading, *admitted]):
                 continue

@@ -161,11 +161,12 @@ class Serving:
 
     def _sweep(self) -> None:
         """Lets the sessions go that have ended."""
-        for session in [session for session in self.sessions if session.finished]:
+        ended = [session for session in self.sessions if session.finished]
+        self.sessions = [session for session in self.sessions if not session.finished]
+        for session in ended:
+            del self._threads[session]
             with self.engine.serving:
                 self.scheduler.leave(session)
-            self.sessions.remove(session)
-            del self._threads[session]
 
     def forked(self) -> None:
         """Called in a forked child: the threads that wait for other sessions are not there."""

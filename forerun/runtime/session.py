@@ -81,7 +81,8 @@ class Session:
         self.generated += len(tokens)
         finished = self.left == 0 or tokens[-1] in self.request.stop
         self._steps.append(Step(tokens, rows, logits, finished))
-        self.finished = self.finished or finished  # it may have been cancelled meanwhile
+        if finished:  # it may have been cancelled meanwhile
+            self.finished = True
 
     def fail(self, error: BaseException) -> None:
         """Ends it with an error, which its caller gets, unless it has ended already."""

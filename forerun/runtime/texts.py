@@ -153,9 +153,10 @@ class Sessions:
 
     def __init__(self, serving: Serving, asked: Iterable[Asked], tokenizer: Tokenizer | None, room: Any) -> None:
         self.serving, self._tokenizer, self._room = serving, tokenizer, room
+        self.all: list[TextSession] = []
         given = list(asked)
         sessions = serving.begin([each.request for each in given])
-        self.all = [
+        self.all += [
             TextSession(self, index, session, TextReader(each, tokenizer))
             for index, (session, each) in enumerate(zip(sessions, given, strict=True))
         ]
