@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -157,9 +158,12 @@ class BlockCache:
         return found
 
     def needed(self, tokens: Sequence[int], positions: int) -> int:
-        """Returns how many free blocks a new sequence of these tokens takes; blocks that none holds are free."""
-        held = sum(self._counts[block] > 0 for block in self.matching(tokens))
-        return -(-positions // self.block) - held
+        """Returns how many free blocks a new sequence of these tokens takes; blocks that none holds are free.
+
+        Blocks behind one that none holds do not count as held: that one may be given away before.
+        """
+        held = takewhile(lambda block: self._counts[block] > 0, self.matching(tokens))
+        return -(-positions // self.block) - sum(1 for _ in held)
 
     def adopt(self, sequence: CachedSequence, tokens: Sequence[int]) -> None:
         """Gives an empty sequence the published blocks of its first tokens, which are then committed."""
@@ -170,22 +174,23 @@ class BlockCache:
         for block in blocks:
             self._hold(block)
         sequence.blocks = np.array(blocks, np.int32)
-        sequence.numbers = [self._published.blocks[self._published.prefixes[block]][1] for block in blocks]
+        sequence.published = [self._published.blocks[self._published.prefixes[block]][1] for block in blocks]
         sequence.fixed, sequence.length = len(blocks), len(blocks) * self.block
 
     def publish(self, sequence: CachedSequence, tokens: Sequence[int]) -> None:
         """Publishes the blocks that a sequence has filled with these tokens, of which those committed count."""
-        for number in range(len(sequence.numbers), sequence.length // self.block):
-            before = sequence.numbers[-1] if sequence.numbers else 0
+        for number in range(len(sequence.published), sequence.length // self.block):
+            before = sequence.published[-1] if sequence.published else 0
             held = tuple(tokens[number * self.block : (number + 1) * self.block])
-            sequence.numbers.append(self._published.add((before, held), int(sequence.blocks[number])))
-        sequence.fixed = max(sequence.fixed, len(sequence.numbers))
+            sequence.published.append(self._published.add((before, held), int(sequence.blocks[number])))
+        sequence.fixed = max(sequence.fixed, len(sequence.published))
 
-    def fork(self, sequence: CachedSequence) -> CachedSequence:
-        """Returns a sequence with the same committed positions, in the same blocks."""
-        blocks = sequence.blocks[: -(-sequence.length // self.block)].copy()
-        forked = CachedSequence(self.block, blocks, sequence.length, sequence.request, len(blocks))
-        forked.numbers = list(sequence.numbers)
+    def fork(self, sequence: CachedSequence, length: int) -> CachedSequence:
+        """Returns a sequence with the first `length` committed positions of another, in the same blocks."""
+        length = min(length, sequence.length)
+        blocks = sequence.blocks[: -(-length // self.block)].copy()
+        forked = CachedSequence(self.block, blocks, length, sequence.request, len(blocks))
+        forked.published = sequence.published[: length // self.block]
         for block in blocks.tolist():
             self._hold(block)
         if sequence.request >= 0:
@@ -206,7 +211,7 @@ class BlockCache:
         for later in sequence.blocks[place + 1 :].tolist():
             self._drop(later)
         sequence.blocks, sequence.fixed = sequence.blocks[: place + 1].copy(), place
-        del sequence.numbers[place:]  # a sequence that was cut writes what it had published
+        del sequence.published[place:]
         if not len(sequence.blocks[place:]):
             return None
         block = int(sequence.blocks[place])

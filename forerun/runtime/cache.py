@@ -18,7 +18,7 @@ class CachedSequence:
     length: int = 0
     request: int = -1  # the slot of its request's constant state; -1 before the sequence has room
     fixed: int = 0  # the first of its blocks, which others may read, so that it must not write there
-    numbers: list[int] = field(default_factory=list[int])  # of its published blocks (`BlockCache.publish`)
+    published: list[int] = field(default_factory=list[int])  # the numbers of its first blocks (`BlockCache.publish`)
 
     @classmethod
     def empty(cls, block: int) -> "CachedSequence":
@@ -41,11 +41,12 @@ class CachedSequence:
                 f"a sequence of {self.length} committed positions cannot be cut back to {length}: give an earlier one"
             )
         self.length = length
+        del self.published[length // self.block :]
 
     def forget(self) -> None:
         """Have no blocks, no place for a request and no committed positions."""
         self.blocks, self.length, self.request = np.empty(0, np.int32), 0, -1
-        self.fixed, self.numbers = 0, []
+        self.fixed, self.published = 0, []
 
     @property
     def next_slot(self) -> int:

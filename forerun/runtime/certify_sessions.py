@@ -27,6 +27,7 @@ class _Text:
     number: int
     session: Session
     steps: list[Step] = field(default_factory=list[Step])
+    cancelled: bool = False
 
 
 def certify_sessions(
@@ -77,6 +78,7 @@ class _Batch:
             elif self.random.random() < FORKED:
                 live.append(self._fork(text))
             elif self.random.random() < CANCELLED:
+                text.cancelled = True
                 self.serving.cancel([text.session])
         self.rounds += self.serving.scheduler.iteration - began
         for text in ended:
@@ -105,9 +107,7 @@ class _Batch:
             raise session.error
         self.engine.cache.forget_ended()  # so that the text alone is computed anew
         expected = steps_of(decode(self.engine, session.request, Drafter(), Fixed(1)))
-        count = session.generated
-        whole = session.left == 0 or session.error is not None
-        parted = parts_at(expected if whole else _first(expected, count), found)
+        parted = parts_at(_first(expected, session.generated) if text.cancelled else expected, found)
         self.texts += 1
         self.tokens += len(tokens_of(found))
         if parted is not None:

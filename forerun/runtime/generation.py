@@ -8,7 +8,7 @@ import numpy as np
 from forerun.errors import NotANumberError
 from forerun.runtime.cache import StepSlots
 from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, proposals
-from forerun.runtime.engine import Chunk, Engine, TreeResult
+from forerun.runtime.engine import Chunk, ChunkResult, Engine, TreeResult
 from forerun.runtime.executable import Draw, Executable
 from forerun.runtime.policy import Policy
 from forerun.runtime.request import Request, Step
@@ -39,11 +39,10 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
     An error that concerns one session ends that session; an error of the step is raised.
     """
     drafter = scheduler.drafter
-    scheduler.enter(plan)
+    plan = scheduler.enter(plan)
     chunks = [
         (session, Chunk(session.cached, session.next_of_prompt(count), drafter.wants_prompt_rows))
         for session, count in plan.chunks
-        if not session.finished
     ]
     turns = [Turn(seat.session, seat.depth) for seat in plan.seats]
     if turns:
@@ -61,9 +60,9 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
         draws = [drawn_by(engine.executable, turn.session.request) for turn in turns]
         evaluated = engine.evaluate(sequences, trees, [chunk for _, chunk in chunks], prefix, draws)
         for (session, chunk), result in zip(chunks, evaluated.chunks, strict=True):
-            if result is not None:
-                drafter.observe_prompt(chunk.tokens, result.candidates, result.candidate_logits)
             scheduler.committed(session)
+            if result is not None:
+                _tell_of_prompt(drafter, session, chunk, result)
         for turn, result in zip(turns, evaluated.trees, strict=True):
             turn.result = result
         turns = _surviving(turns, lambda turn: turn.verify(engine.executable))
@@ -129,16 +128,25 @@ def _propose(engine: Engine, drafter: Drafter, policy: Policy, turns: list[Turn]
         return turns
     for number, turn in enumerate(turns):
         rows = min(policy.rows, most_rows - count + 1)
-        costs = policy.price / count, policy.pace, policy.row * count, turn.session.left
+        costs = policy.price, policy.pace, policy.row * count, turn.session.left
         slots = StepSlots(turn.session.cached, engine.cache.spare[number::count])
-        budgets.append(Budget(rows, turn.depth if rows > 1 else 0, *costs, slots, engine.executable))
+        budgets.append(Budget(rows, turn.depth if rows > 1 else 0, *costs, slots, engine.executable, count == 1))
     found = proposals(drafter, [turn.session.context for turn in turns], budgets)
+    proposing: list[Turn] = []
     for turn, proposal in zip(turns, found, strict=True):
         if isinstance(proposal, Exception):
             turn.session.fail(proposal)
         else:
             turn.proposal = proposal
-    return [turn for turn in turns if turn.session.error is None]
+            proposing.append(turn)
+    return proposing
+
+
+def _tell_of_prompt(drafter: Drafter, session: Session, chunk: Chunk, result: ChunkResult) -> None:
+    try:
+        drafter.observe_prompt(chunk.tokens, result.candidates, result.candidate_logits)
+    except Exception as error:
+        session.fail(error)
 
 
 def _observe(drafter: Drafter, turns: list[Turn]) -> list[Turn]:
@@ -147,17 +155,19 @@ def _observe(drafter: Drafter, turns: list[Turn]) -> list[Turn]:
     for turn, error in zip(turns, errors, strict=True):
         if error is not None:
             turn.session.fail(error)
-    return [turn for turn in turns if turn.session.error is None]
+    return [turn for turn, error in zip(turns, errors, strict=True) if error is None]
 
 
 def _surviving(turns: list[Turn], work: Callable[[Turn], None]) -> list[Turn]:
     """Returns the turns for which `work` raises no error; an error ends the session."""
+    surviving: list[Turn] = []
     for turn in turns:
         try:
             work(turn)
+            surviving.append(turn)
         except Exception as error:
             turn.session.fail(error)
-    return [turn for turn in turns if turn.session.error is None]
+    return surviving
 
 
 def drawn_by(executable: Executable, request: Request) -> Draw | None:

@@ -188,11 +188,13 @@ class CompiledModel:
         if several:
             raise InvalidOptionError("a stream has one text: give one prompt, or use model.sessions")
         reader, request = TextReader(asked[0], self.tokenizer), asked[0].request
-        if (on_device := self._device_for(request)) is not None:
-            steps = self._decode_on_device(on_device, request)
-            return Stream(steps, reader, steps.close)
-        [session] = self.serving.begin([request])
-        return Stream(self.serving.steps(session), reader, lambda: self.serving.cancel([session]))
+        if self.on_device is not None and self.on_device.serves(self.executable, request):
+            steps = self._steps(request)  # the device serves it if it is free at the first step
+            return Stream(steps, reader, steps.close, lambda: None)
+        serving, sessions = self.serving, self.serving.begin([request])
+        return Stream(
+            serving.steps(sessions[0]), reader, lambda: serving.cancel(sessions), lambda: serving.abandon(sessions)
+        )
 
     def sessions(self, input_ids: Any, **keywords: Any) -> Sessions:
         """Continues prompts together, step by step; takes the keywords of `generate`, except `streamer`.
@@ -256,28 +258,30 @@ class CompiledModel:
         return self._steps(replace(request, prompt=self._room(request.prompt, request.max_new_tokens)))
 
     def _steps(self, request: Request) -> Generator[Step]:
-        """Decodes on the device if, at the first step, it is free and serves such a request; otherwise on the host."""
-        if (on_device := self._device_for(request)) is not None:
-            yield from self._decode_on_device(on_device, request)
-        else:
+        """Decodes on the device if, at the first step, it is free and serves such a request; otherwise on the host.
+
+        The device decodes one text at a time; sessions may run steps on the host between its reports.
+        """
+        steps: Generator[Step] | None = None
+        step: Step | None = None
+        if self.on_device is not None and self.serving.is_idle:
+            with self.engine.serving:
+                if self.on_device.serves(self.executable, request):
+                    steps = self.on_device.decode(self.engine, request)
+                    step = next(steps, None)  # from now on it is busy
+        if steps is None:
             [session] = self.serving.begin([request])
             yield from self.serving.steps(session)
-
-    def _device_for(self, request: Request) -> OnDevice | None:
-        """Returns the loop on the device if it serves such a request, and no session would wait for it."""
-        if self.on_device is None or not self.serving.is_idle:
-            return None
-        return self.on_device if self.on_device.serves(self.executable, request) else None
-
-    def _decode_on_device(self, on_device: OnDevice, request: Request) -> Generator[Step]:
-        """The device decodes one text at a time; sessions may run steps on the host between its reports."""
-        with closing(on_device.decode(self.engine, request)) as steps:
-            while True:
+            return
+        try:
+            while step is not None:
+                yield step
                 with self.engine.serving:
                     step = next(steps, None)
-                if step is None:
-                    return
-                yield step
+                    self.engine.runs += 1
+        finally:
+            with self.engine.serving:
+                steps.close()
 
     def _asked(self, input_ids: Any, keywords: Mapping[str, Any]) -> tuple[list[Asked], bool]:
         """Returns what a call requests for each text, checked, and whether it returns a list."""

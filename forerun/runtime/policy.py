@@ -31,7 +31,7 @@ class Policy(Protocol):
 
     @property
     def price(self) -> float:
-        """The tokens that a second of drafting must be worth; 0 if time does not count."""
+        """The tokens that a second of drafting must be worth to each session; 0 if time does not count."""
         ...
 
     @property
@@ -132,13 +132,13 @@ class CostAware(Checked):
 
     @property
     def rate(self) -> float:
-        """The recent tokens per second, drafting time included, at the present number of sessions."""
-        return self._tokens / self._steps * self._roots / self.calibrated.seconds(self._roots)
+        """The recent tokens per second of each session, drafting time included."""
+        return self._tokens / self._steps / self.calibrated.seconds(self._roots)
 
     @property
     def price(self) -> float:
         """The value of time elsewhere: the recent rate, or that of plain decoding, which is always possible."""
-        return max(self.rate, self._roots / self.cost.seconds(self._roots))
+        return max(self.rate, 1.0 / self.cost.seconds(self._roots))
 
     @property
     def pace(self) -> float:
@@ -164,9 +164,9 @@ class CostAware(Checked):
             self._room = min(self.most, LEAST_ROOM)
             return list(trees)
         drafted = np.concatenate([tree.probability[1:] for tree in trees])
-        best = np.sort(drafted)[::-1][: max(self.most, LARGEST) - roots if roots > 1 else self.most - 1]
+        best = np.sort(drafted)[::-1][: max(0, max(self.most, LARGEST) - roots) if roots > 1 else self.most - 1]
         expected = np.concatenate([[0.0], np.cumsum(best)])
-        worth = expected - self.price * share * self.cost.table(roots + len(best))[roots - 1 :]
+        worth = expected - self.price * roots * share * self.cost.table(roots + len(best))[roots - 1 :]
         taken = int(worth.argmax())  # ties go to the fewest rows
         self._room = min(self.most, max(LEAST_ROOM, 2 * (1 + -(-taken // roots))))
         if taken == 0:

@@ -1,7 +1,7 @@
 """Decides which sessions take part in a step, and gives them their places in the cache."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from forerun.errors import TooLongError
 from forerun.runtime.cache import CachedSequence
@@ -93,6 +93,7 @@ class Scheduler:
         for session in decoding[:rows]:
             depth = min(limits.max_path, session.left - 1)
             has = len(session.cached.blocks) * cache.block - session.cached.length - 1
+            has += cache.block if has < 0 else 0  # the next row's block, which is counted already
             given = 0 if waiting else min(free, max(0, -(-(depth - has) // cache.block)))
             free -= given
             seats.append(Seat(session, max(0, min(depth, has + given * cache.block))))
@@ -136,36 +137,56 @@ class Scheduler:
 
     # --- carrying out
 
-    def enter(self, plan: StepPlan) -> None:
-        """Takes and gives places as planned. A session whose request does not fit the model fails alone."""
-        engine, cache = self.engine, self.engine.cache
+    def enter(self, plan: StepPlan) -> StepPlan:
+        """Takes and gives places as planned. Returns the plan without sessions that have failed or found no room."""
         self.iteration += 1
         for session in plan.preempted:
             self._give_up(session)
+            self.drafter.pause(session.context)
         for session in plan.admitted:
-            session.sequence = CachedSequence.empty(cache.block)
-            known = session.context.tokens[:-1]
-            try:
-                if engine.shares_prefixes:
-                    cache.adopt(session.sequence, known)
-                cache.reserve(session.sequence, len(known) + 1)
-                engine.begin(session.sequence, session.request.inputs)
-                if not session.begun:
-                    session.begun = True
-                    self.drafter.begin(session.context)
-            except Exception as error:
+            session.sequence = CachedSequence.empty(self.engine.cache.block)
+            if self.engine.shares_prefixes:
+                self.engine.cache.adopt(session.sequence, session.context.tokens[:-1])
+        alone = len(plan.admitted) == 1 and not plan.seats and len(plan.chunks) <= 1
+        for session in plan.admitted:
+            self._attempt(session, self._admit, alone)
+        chunks = [(session, count) for session, count in plan.chunks if session.sequence is not None]
+        chunks = [each for each in chunks if self._attempt(each[0], self._make_room, alone)]
+        seats = [seat for seat in plan.seats if self._attempt(seat.session, self._seat(seat.depth), alone)]
+        return replace(plan, chunks=tuple(chunks), seats=tuple(seats))
+
+    def _attempt(self, session: Session, work: Callable[[Session], None], alone: bool) -> bool:
+        """Whether `work` succeeds. Without room, a session waits unless it is alone; any other error ends it."""
+        try:
+            work(session)
+        except TooLongError as error:
+            if alone:
                 session.fail(error)
-                self.leave(session)
-                continue
-            if not session.reads:
-                session.announce()
-        for session, _ in plan.chunks:
-            if not session.finished:
-                engine.make_room(session.cached, self._next(session))
-        for seat in plan.seats:
-            seat.session.last = self.iteration
-            seat.session.announce()
-            engine.make_room(seat.session.cached, seat.session.cached.length + seat.depth + 1)
+            self._give_up(session)
+        except Exception as error:
+            session.fail(error)
+            self.leave(session)
+        return session.sequence is not None
+
+    def _admit(self, session: Session) -> None:
+        self.engine.cache.reserve(session.cached, len(session.context.tokens))
+        self.engine.begin(session.cached, session.request.inputs)
+        if not session.begun:
+            session.begun = True
+            self.drafter.begin(session.context)
+        if not session.reads:
+            session.announce()
+
+    def _make_room(self, session: Session) -> None:
+        self.engine.make_room(session.cached, self._next(session))
+
+    def _seat(self, depth: int) -> Callable[[Session], None]:
+        def sit(session: Session) -> None:
+            session.last = self.iteration
+            session.announce()
+            self.engine.make_room(session.cached, session.cached.length + depth + 1)
+
+        return sit
 
     def committed(self, session: Session) -> None:
         """Called when a step has committed tokens of a session: others may now adopt its full blocks."""
@@ -175,21 +196,28 @@ class Scheduler:
             session.announce()
 
     def leave(self, session: Session) -> None:
-        """Ends a session's part in steps. Its text stays as it is."""
+        """Ends a session's part in steps. Its text stays as it is; an error of the drafter's reaches its caller."""
         session.finished = True
+        self._give_up(session)
         if session.begun:
             session.begun = False
-            self.drafter.end(session.context)
-        self._give_up(session)
+            try:
+                self.drafter.end(session.context)
+            except Exception as error:
+                session.error = session.error or error
 
     def fork(self, session: Session, forked: Session, shared: int) -> None:
         """Gives a session whose text begins with `shared` tokens of another's what that one has cached of them."""
         if session.sequence is None:
             return
-        forked.sequence = self.engine.cache.fork(session.sequence)
-        forked.sequence.cut(min(shared, forked.sequence.length, len(forked.context.tokens) - 1))
+        length = min(shared, len(forked.context.tokens) - 1)
+        forked.sequence = self.engine.cache.fork(session.sequence, length)
         forked.begun = True
-        self.drafter.begin(forked.context)
+        try:
+            self.drafter.begin(forked.context)
+        except Exception as error:
+            forked.fail(error)
+            self.leave(forked)
 
     def stuck(self, session: Session) -> TooLongError:
         """Returns why a session cannot get room although no other one holds any."""

@@ -1,8 +1,8 @@
 """Many callers, one model: their sessions share steps, which the callers' own threads run.
 
 Whoever waits for news runs the next step for all sessions, unless another thread already does. There is no thread in
-the background, and a single caller pays for nothing. Only Python's main thread can be interrupted in the middle of a
-step (by Ctrl-C), so it runs steps of its own sessions alone, and leaves those of others to threads that wait for them.
+the background, and a single caller pays for nothing. Ctrl-C waits for the step to end, so it ends only the sessions of
+the thread that it interrupts.
 """
 
 import threading
@@ -10,7 +10,9 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
+from forerun.errors import InvalidOptionError
 from forerun.forking import survive_forks
+from forerun.interrupts import uninterrupted
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.generation import iterate
@@ -26,16 +28,20 @@ PATIENCE = 10.0
 
 
 class Serving:
-    """The sessions of one model, and the threads that wait for them."""
+    """The sessions of one model, and the threads that wait for them.
+
+    One thread at a time leads: it alone changes sessions and the cache, and holds `engine.serving`. `_changed` guards
+    the list of sessions and who leads, for moments only; nobody waits for `engine.serving` while holding it.
+    """
 
     def __init__(self, engine: Engine, drafter: Drafter, policy: Policy) -> None:
         self.engine, self.policy = engine, policy
         self.scheduler = Scheduler(engine, drafter)
         self.sessions: list[Session] = []  # that have not ended, the oldest first
-        self._threads: dict[Session, int] = {}  # that began them
         self._changed = threading.Condition()
-        self._leader: int | None = None  # the thread that runs a step
-        self._waiting = 0  # threads that wait for it
+        self._leader: int | None = None  # the thread that leads
+        self._asking = 0  # threads that want to lead for something else than a step, and come first
+        self._stuck: tuple[tuple[int, int], float] | None = None  # what was seen when nothing could go on, and when
         survive_forks(self)
 
     @property
@@ -44,9 +50,10 @@ class Serving:
 
     def begin(self, requests: Iterable[Request]) -> list[Session]:
         """Returns a session for each request; they decode whenever somebody waits for any of them."""
+        self._refuse_within_a_step()
         sessions = [Session(request) for request in requests]
         with self._changed:
-            self._add(sessions)
+            self.sessions += sessions
         return sessions
 
     def fork(self, session: Session, request: Request, shared: int) -> Session:
@@ -54,19 +61,29 @@ class Serving:
 
         What both share is neither computed nor stored twice.
         """
+        self._refuse_within_a_step()
         forked = Session(request)
         with self._stopped():
             self.scheduler.fork(session, forked, shared)
-            self._add([forked])
+            with self._changed:
+                self.sessions.append(forked)
         return forked
 
     def cancel(self, sessions: Iterable[Session]) -> None:
         """Ends sessions, wherever they are. Their blocks are free at the latest after the step that runs now."""
-        with self._changed:
-            for session in sessions:
-                session.finished = True
-            if self._leader is None:
-                self._sweep()
+        self.abandon(sessions)
+        with uninterrupted():
+            if self._claims():
+                try:
+                    with self.engine.serving:
+                        self._sweep()
+                finally:
+                    self._step_down()
+
+    def abandon(self, sessions: Iterable[Session]) -> None:
+        """Ends sessions without waiting for any lock; the next step or `cancel` lets them go."""
+        for session in sessions:
+            session.finished = True
 
     def steps(self, session: Session) -> Generator[Step]:
         """Iterates over a session's steps. Close the iterator to end the session before its text does."""
@@ -81,39 +98,69 @@ class Serving:
 
     def wait(self, sessions: Sequence[Session]) -> None:
         """Returns when one of the sessions has news; runs steps until then, or lets another thread."""
-        main = threading.current_thread() is threading.main_thread()
-        while True:
+        self._refuse_within_a_step()
+        while not self._have_news(sessions):
+            with uninterrupted():
+                if self._claims():
+                    self._lead()
+
+    def _have_news(self, sessions: Sequence[Session]) -> bool:
+        """Returns whether one of the sessions has news; if not, nobody leads."""
+        with self._changed:
+            while not (found := any(session.has_news for session in sessions)):
+                if self._leader is None and not self._asking:
+                    break
+                self._changed.wait()
+            return found
+
+    # --- leading
+
+    def _claims(self) -> bool:
+        """Lets this thread lead, unless another one does or is about to."""
+        with self._changed:
+            if self._leader is not None or self._asking:
+                return False
+            self._leader = threading.get_ident()
+            return True
+
+    def _step_down(self) -> None:
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+
+    @contextmanager
+    def _stopped(self) -> Generator[None]:
+        """Leads while the body runs, so that no step does."""
+        with uninterrupted():
             with self._changed:
-                while not any(session.has_news for session in sessions):
-                    if self._leader is None and not (main and self._waiting):
-                        break
-                    self._waiting += 1
-                    try:
-                        self._changed.wait()
-                    finally:
-                        self._waiting -= 1
-                else:
-                    self._changed.notify_all()  # another thread has to run the next step
-                    return
+                self._asking += 1
+                while self._leader is not None:
+                    self._changed.wait()
+                self._asking -= 1
                 self._leader = threading.get_ident()
-                ours = [each for each in self.sessions if not main or self._threads[each] == self._leader]
-            self._lead(ours)
+            try:
+                with self.engine.serving:
+                    yield
+            finally:
+                self._step_down()
 
-    # --- with the leader's rights
-
-    def _lead(self, sessions: list[Session]) -> None:
-        """Runs one step."""
-        stuck = False
+    def _lead(self) -> None:
+        """Runs one step, and lets the sessions go that have ended."""
+        waits = False
         try:
             with self.engine.serving:
-                plan = self.scheduler.schedule(sessions)
-                stuck = plan.is_empty
-                if not stuck:
+                self._sweep()
+                plan = self.scheduler.schedule(list(self.sessions))
+                if plan.is_empty:
+                    waits = self._waits_for_room()
+                else:
+                    self._stuck = None
                     self._run(plan)
+                self._sweep()
         finally:
             self._step_down()
-        if stuck:
-            self._wait_for_room(sessions)
+        if waits:
+            time.sleep(PAUSE)
 
     def _run(self, plan: StepPlan) -> None:
         try:
@@ -124,52 +171,33 @@ class Serving:
             if not isinstance(error, Exception):
                 raise
 
-    @contextmanager
-    def _stopped(self) -> Generator[None]:
-        """No step runs while the body does."""
-        with self._changed:
-            while self._leader is not None:
-                self._changed.wait()
-            self._leader = threading.get_ident()
-        try:
-            with self.engine.serving:
-                yield
-        finally:
-            self._step_down()
-
-    def _step_down(self) -> None:
-        with self._changed:
-            self._leader = None
-            self._sweep()
-            self._changed.notify_all()
-
-    def _wait_for_room(self, sessions: list[Session]) -> None:
-        """Waits for other users of the cache, unless there are none or they do nothing either."""
-        ran, until = self.engine.runs, time.monotonic() + PATIENCE
-        while self.engine.cache.is_used and self.engine.runs == ran and time.monotonic() < until:
-            time.sleep(PAUSE)
-        if self.engine.runs == ran:
-            for session in [session for session in sessions if not session.finished][:1]:
-                session.fail(self.scheduler.stuck(session))
-
-    # --- with the lock
-
-    def _add(self, sessions: Iterable[Session]) -> None:
-        for session in sessions:
-            self._threads[session] = threading.get_ident()
-            self.sessions.append(session)
-
     def _sweep(self) -> None:
         """Lets the sessions go that have ended."""
-        ended = [session for session in self.sessions if session.finished]
-        self.sessions = [session for session in self.sessions if not session.finished]
+        with self._changed:
+            ended = [session for session in self.sessions if session.finished]
+            if ended:
+                self.sessions = [session for session in self.sessions if not session.finished]
         for session in ended:
-            del self._threads[session]
-            with self.engine.serving:
-                self.scheduler.leave(session)
+            self.scheduler.leave(session)
+
+    def _waits_for_room(self) -> bool:
+        """Whether other users of the cache may yet give some back; if not, the oldest session fails."""
+        seen, now = (self.engine.runs, self.engine.cache.free), time.monotonic()
+        if self._stuck is None or self._stuck[0] != seen:
+            self._stuck = seen, now
+        waits = self.engine.cache.is_used and now - self._stuck[1] < PATIENCE
+        if not waits and self.sessions:
+            self.sessions[0].fail(self.scheduler.stuck(self.sessions[0]))
+            self._stuck = None
+        return waits
+
+    def _refuse_within_a_step(self) -> None:
+        if self._leader == threading.get_ident():
+            raise InvalidOptionError(
+                "a drafter or policy cannot generate with the model that it serves: compile another one for it"
+            )
 
     def forked(self) -> None:
         """Called in a forked child: the threads that wait for other sessions are not there."""
-        self._changed, self._leader, self._waiting = threading.Condition(), None, 0
-        for session, thread in self._threads.items():
-            session.finished = session.finished or thread != threading.get_ident()
+        self._changed, self._leader, self._asking = threading.Condition(), None, 0
+        self.abandon(session for session in self.sessions if session.thread != threading.get_ident())

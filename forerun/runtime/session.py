@@ -1,5 +1,6 @@
 """A session: one request that is being decoded."""
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 
@@ -26,6 +27,7 @@ class Session:
         self.finished = False
         self.error: BaseException | None = None  # why it ended before its text did
         self.begun = False  # whether the drafter knows the context
+        self.thread = threading.get_ident()  # that began it
         self.last = -1  # the iteration in which it last decoded
         self._steps: deque[Step] = deque()
         self._announced = False  # whether the caller has been told that the prompt is in the cache

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -132,7 +132,8 @@ class TextSession:
                     self._owner.serving.cancel([self._session])
                     break
         except Exception as error:
-            self.error, self._reader.finished = error, True
+            self.error = error
+            self.cancel()
         return bool(self.new_tokens) or self.finished
 
     @property
@@ -187,8 +188,8 @@ class Sessions:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self) -> None:  # in any thread, whatever locks it holds
+        self.serving.abandon(each.session for each in self.all)
 
     def generations(self) -> list[Generation]:
         """Decodes all texts. Raises the first error of a session; the others then end, too."""
@@ -228,8 +229,8 @@ class Sessions:
             sampling=sampling,
             identifier=request.identifier if identifier is None else require_integer("identifier", identifier, least=0),
         )
-        session = self.serving.fork(source.session, forked, len(request.prompt) + done)
         reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
+        session = self.serving.fork(source.session, forked, len(request.prompt) + done)
         self.all.append(TextSession(self, len(self.all), session, reader))
         return self.all[-1]
 
@@ -247,8 +248,11 @@ class Piece:
 class Stream:
     """Iterates over the pieces of a text. Closing it ends the text; any thread may do that."""
 
-    def __init__(self, steps: Generator[Step], reader: TextReader, close: Any) -> None:
-        self._steps, self._reader, self._close = steps, reader, close
+    def __init__(
+        self, steps: Generator[Step], reader: TextReader, close: Callable[[], None], abandon: Callable[[], None]
+    ) -> None:
+        """`close` ends the text, and `abandon` does so later, without waiting for a lock."""
+        self._steps, self._reader, self._close, self._abandon = steps, reader, close, abandon
         self._spelling = Spelling(reader.tokenizer)
 
     def __iter__(self) -> "Stream":
@@ -272,8 +276,8 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self) -> None:  # in any thread, whatever locks it holds
+        self._abandon()
 
     def close(self) -> None:
         """Ends the text."""

@@ -44,6 +44,8 @@ class Budget:
     """
     executable: Executable | None = None
     """The target, whose step a proposal must fit; None without an engine."""
+    enters: bool = True
+    """Whether the step may be entered behind what drafting has computed: not if it has other sessions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,9 @@ class Drafter:
 
     def rewind(self, context: Context, length: int) -> None:
         """The context, a draft's own, is cut back to `length` tokens because its end was not committed."""
+
+    def pause(self, context: Context) -> None:
+        """The request waits for room: what takes room and can be computed again may be given up."""
 
     def end(self, context: Context) -> None:
         """The request has ended or failed."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forerun.errors import TooLongError
 from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, only, propose
@@ -76,10 +77,22 @@ class DraftModel(Drafter):
     def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
         count, spare = len(contexts), self.engine.cache.spare
         drafts = (
-            self._propose(context, budget, spare[number::count])
+            self._with_room(context, budget, spare[number::count])
             for number, (context, budget) in enumerate(zip(contexts, budgets, strict=True))
         )
         return together(self.engine, list(drafts))
+
+    def _with_room(self, context: Context, budget: Budget, spare: Int32) -> Drafting[Proposal]:
+        """Proposes only the root if the draft's cache has no room, and gives up its own part of it."""
+        try:
+            return (yield from self._propose(context, budget, spare))
+        except TooLongError:
+            self._give_up(self._drafts[context])
+            return Proposal(root_only(context.tokens[-1]))
+
+    def _give_up(self, draft: _Draft) -> None:
+        draft.proposed, draft.slots, draft.cached = None, {}, []
+        self.engine.cache.release(draft.sequence)
 
     def _propose(self, context: Context, budget: Budget, spare: Int32) -> Drafting[Proposal]:
         """`spare`: slots of the draft's cache for rows away from home."""
@@ -134,6 +147,10 @@ class DraftModel(Drafter):
         draft = self._drafts[context]
         draft.proposed = None
         self._follow(draft, draft.follower.follow(context.tokens[:length]))
+
+    def pause(self, context: Context) -> None:
+        if (draft := self._drafts.get(context)) is not None:
+            self._give_up(draft)
 
     def end(self, context: Context) -> None:
         self.grower.forget(context)

@@ -97,6 +97,10 @@ class Merged(Drafter):
         for drafter in self.drafters:
             drafter.rewind(context, length)
 
+    def pause(self, context: Context) -> None:
+        for drafter in self.drafters:
+            drafter.pause(context)
+
     def end(self, context: Context) -> None:
         self._proposed.pop(context, None)
         for drafter in self.drafters:

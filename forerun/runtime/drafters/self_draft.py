@@ -120,14 +120,14 @@ class SelfDraft(Drafter):
     def _draft(self, context: Context, budget: Budget, slots: StepSlots) -> Drafting[tuple[RatedTree, Prefix | None]]:
         """Returns a tree under the last token, and what the part has computed of it as the target does."""
         root = context.tokens[-1]
-        room = slots.left - budget.rows  # the step needs slots too
+        room = slots.left - (budget.rows if budget.enters else 0)  # a step that enters late needs slots of its own
         if budget.depth == 0 or room < self.grower.shape.beam:
             return RatedTreeBuilder(root).build_rated(), None
         shape = self.grower.shape.within(self.method.deepest or budget.depth, room, self.engine.executable)
         plan = self._plan(min(budget.depth, shape.deepest))
         if not self.grower.drafts(budget, plan.launches, len(plan.parts)):
             return self.grower.begin(root, budget, context).build_rated(), None
-        evaluation = _Evaluation(self.engine, plan, slots)
+        evaluation = _Evaluation(self.engine, plan, slots, budget.enters)
         own = replace(budget, depth=len(plan.parts))
         growing = self.grower.growing(root, own, plan.launches, shape, context)
         grown = yield from levels(growing, evaluation)
@@ -156,11 +156,11 @@ class SelfDraft(Drafter):
 class _Evaluation:
     """One proposal's launches, over the rows of one sequence."""
 
-    def __init__(self, engine: Engine, plan: _Plan, slots: StepSlots) -> None:
+    def __init__(self, engine: Engine, plan: _Plan, slots: StepSlots, enters: bool) -> None:
         self.engine, self.plan = engine, plan
         engine.cache.reserve(slots.sequence, slots.sequence.length + len(plan.parts) + 1)
         self.rows = DraftRows(slots.sequence, slots)
-        self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared else None
+        self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared and enters else None
         self._known = {-1: ROOT}  # by evaluated row, its number in the prefix
 
     def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> Drafting[tuple[Int32, Float32]]:
