@@ -35,10 +35,7 @@ class Turn:
 
     def __enter__(self) -> None:
         if self._lost:
-            raise ForkError(
-                f"This process was forked while another thread was {self._work}, and its memory holds half of "
-                f"that work: start processes with multiprocessing.get_context('spawn'), or fork before or after it."
-            )
+            raise lost(self._work)
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -50,6 +47,14 @@ class Turn:
             self._lock.release()
         else:
             self._lost = True
+
+
+def lost(work: str) -> ForkError:
+    """Returns the error of work that another thread of the parent was doing."""
+    return ForkError(
+        f"This process was forked while another thread was {work}, and its memory holds half of that work: start "
+        "processes with multiprocessing.get_context('spawn'), or fork before or after it."
+    )
 
 
 class Survivor(Protocol):

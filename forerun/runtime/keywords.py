@@ -121,8 +121,16 @@ class Asked:
 
     request: Request
     criteria: list[Criterion]
-    scores: Callable[[Float32, int], Float32] | None  # of a row of logits and the number of its token, if kept
+    scored: bool  # whether the scores are kept
     copies: int = 1  # texts of the same prompt
+
+    @property
+    def scores(self) -> Callable[[Float32, int], Float32] | None:
+        """The scores of a row of logits and the number of its token, if they are kept."""
+        request = self.request
+        if not self.scored:
+            return None
+        return lambda logits, number: scores_of(logits, request.sampling, request.forbidden(number))
 
 
 def understood_all(
@@ -139,10 +147,13 @@ def understood_all(
     shared = {name: value for name, value in given.items() if name not in ("inputs", *NEUTRAL)}
     prompts, several = prompts_of(input_ids, given, encode)
     found: list[Asked] = []
-    for ids, companions in prompts:
-        asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
-        for number in range(asked.copies):
-            found.append(replace(asked, request=replace(asked.request, identifier=number)))
+    for number, (ids, companions) in enumerate(prompts):
+        try:
+            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
+        except PromptError as error:
+            raise error if not several else PromptError(f"prompt {number}: {error}") from error
+        copies = (replace(asked.request, identifier=copy) for copy in range(asked.copies))
+        found.extend(replace(asked, request=request) for request in copies)
     several = several or len(found) > 1
     if several and given.get("streamer") is not None:
         raise InvalidOptionError("a streamer takes one text: give one prompt, or use model.sessions")
@@ -176,22 +187,21 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         min_new_tokens=_least(keywords, len(prompt)),
         allow_nan=keywords.get("allow_nan", False),
     )
-
-    def scores(logits: Float32, number: int) -> Float32:
-        return scores_of(logits, request.sampling, request.forbidden(number))
-
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
     if copies > 1 and not request.sampling.do_sample:
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), scores if scored else None, copies)
+    return Asked(request, criteria_of(keywords.get("stopping_criteria")), scored, copies)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keywords, those of a `generation_config` included. Raises `InvalidOptionError` for others."""
     keywords = dict(given)
     config = _config(keywords.pop("generation_config", None))
+    for name in ("input_ids", "inputs", "streamer", *NEUTRAL):
+        if name in config:
+            raise InvalidOptionError(f"generation_config does not take {name!r}: give it to generate")
     for owner, each in (("generate", keywords), ("generation_config", config)):
         for name, value in each.items():
             _check_known(name, value, owner)

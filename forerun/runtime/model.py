@@ -184,7 +184,7 @@ class CompiledModel:
 
         Close the stream to end the text early.
         """
-        asked, several = self._asked(input_ids, keywords)
+        asked, several = self._asked(input_ids, keywords, streams=True)
         if several:
             raise InvalidOptionError("a stream has one text: give one prompt, or use model.sessions")
         reader, request = TextReader(asked[0], self.tokenizer), asked[0].request
@@ -196,7 +196,7 @@ class CompiledModel:
             serving.steps(sessions[0]), reader, lambda: serving.cancel(sessions), lambda: serving.abandon(sessions)
         )
 
-    def sessions(self, input_ids: Any, **keywords: Any) -> Sessions:
+    def sessions(self, input_ids: Any = None, **keywords: Any) -> Sessions:
         """Continues prompts together, step by step; takes the keywords of `generate`, except `streamer`.
 
             for session in model.sessions(prompts, max_new_tokens=64):
@@ -204,12 +204,12 @@ class CompiledModel:
 
         Each iteration yields a session that has new tokens or has ended. A session can be cancelled and forked.
         """
-        asked, _ = self._asked(input_ids, keywords)
+        asked, _ = self._asked(input_ids, keywords, streams=True)
         return Sessions(self.serving, asked, self.tokenizer, self._room)
 
     async def generate_async(self, input_ids: Any = None, **keywords: Any) -> Any:
         """Like `generate`, without blocking the event loop. A cancelled task ends its texts."""
-        asked, several = self._asked(input_ids, keywords)
+        asked, several = self._asked(input_ids, keywords, streams=True)
         sessions = Sessions(self.serving, asked, self.tokenizer, self._room)
         try:
             found = await asyncio.to_thread(sessions.generations)
@@ -283,8 +283,13 @@ class CompiledModel:
             with self.engine.serving:
                 steps.close()
 
-    def _asked(self, input_ids: Any, keywords: Mapping[str, Any]) -> tuple[list[Asked], bool]:
-        """Returns what a call requests for each text, checked, and whether it returns a list."""
+    def _asked(self, input_ids: Any, keywords: Mapping[str, Any], streams: bool = False) -> tuple[list[Asked], bool]:
+        """Returns what a call requests for each text, checked, and whether it returns a list.
+
+        `streams`: it hands out tokens itself.
+        """
+        if streams and keywords.get("streamer") is not None:
+            raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         encode: Any = getattr(self.tokenizer, "encode", None)
         asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
         for each in asked:

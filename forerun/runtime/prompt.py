@@ -19,8 +19,9 @@ def opened_encoding(input_ids: Any) -> tuple[Any, dict[str, Any]]:
         if "input_ids" not in entries:
             raise PromptError(f"a prompt given as a mapping needs input_ids, and this one has none: {ENCODE}")
         return entries.pop("input_ids"), entries
-    # tokenizers' Encoding
-    return (input_ids.ids if type(input_ids).__name__ == "Encoding" else input_ids), {}
+    if type(input_ids).__name__ == "Encoding":  # of tokenizers
+        return input_ids.ids, {"attention_mask": input_ids.attention_mask}
+    return input_ids, {}
 
 
 def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
@@ -76,5 +77,8 @@ def check_companion(name: str, value: Any, length: int) -> None:
 
 
 def as_array(value: Any) -> Any:
-    """Returns any array, tensor or nested list as a numpy array."""
-    return np.asarray(value.detach().cpu().tolist() if hasattr(value, "detach") else value)
+    """Returns any array, tensor or nested list as a numpy array. Raises `ValueError` if it is none."""
+    try:
+        return np.asarray(value.detach().cpu().tolist() if hasattr(value, "detach") else value)
+    except (NotImplementedError, RuntimeError, TypeError) as error:  # tensors without numbers
+        raise ValueError(str(error)) from error

@@ -71,12 +71,12 @@ class Stats:
     @property
     def accepted_length(self) -> float:
         """Tokens committed per step, the bonus token included."""
-        return self.tokens / self.steps
+        return self.tokens / self.steps if self.steps else 0.0
 
     @property
     def tokens_per_second(self) -> float:
         """Decoding speed without the prefill."""
-        return self.tokens / self.decode_seconds
+        return self.tokens / self.decode_seconds if self.tokens else 0.0
 
 
 @dataclass(frozen=True)

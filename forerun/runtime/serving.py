@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from forerun.errors import InvalidOptionError
-from forerun.forking import survive_forks
+from forerun.forking import lost, survive_forks
 from forerun.interrupts import uninterrupted
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
@@ -200,4 +200,6 @@ class Serving:
     def forked(self) -> None:
         """Called in a forked child: the threads that wait for other sessions are not there."""
         self._changed, self._leader, self._asking = threading.Condition(), None, 0
-        self.abandon(session for session in self.sessions if session.thread != threading.get_ident())
+        for session in self.sessions:
+            if session.thread != threading.get_ident():
+                session.fail(lost("decoding"))

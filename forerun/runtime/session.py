@@ -91,9 +91,13 @@ class Session:
         if not self.finished:
             self.error, self.finished = error, True
 
-    def take(self) -> Iterable[Step]:
-        """Yields the steps that the caller has not seen, and then raises the error if it failed."""
+    def pending(self) -> Iterable[Step]:
+        """Yields the steps that the caller has not seen."""
         while self._steps:
             yield self._steps.popleft()
+
+    def take(self) -> Iterable[Step]:
+        """Yields the steps that the caller has not seen, and then raises the error if it failed."""
+        yield from self.pending()
         if self.error is not None:
             raise self.error

@@ -1,5 +1,6 @@
 """Texts as their callers read them: whole, in pieces, or several at a time."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -13,6 +14,7 @@ from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
 from forerun.runtime.keywords import Asked
 from forerun.runtime.options import require_integer
+from forerun.runtime.prompts import flat_tokens
 from forerun.runtime.request import Generation, Stats, Step
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
@@ -125,15 +127,21 @@ class TextSession:
     def take(self) -> bool:
         """Takes what the session has decoded; returns whether that is anything."""
         self.new_tokens = []
+        if self._reader.finished:  # what it decoded after it was cancelled is not wanted
+            return True
         try:
-            for step in self._session.take():
+            for step in self._session.pending():
                 self.new_tokens.extend(self._reader.take(step))
                 if self._reader.finished:
-                    self._owner.serving.cancel([self._session])
                     break
-        except Exception as error:
+        except Exception as error:  # of a stopping criterion
             self.error = error
             self.cancel()
+        if self._session.error is not None:
+            self.error = self.error or self._session.error
+            self._reader.finished = True
+        if self._reader.finished:
+            self._owner.serving.cancel([self._session])
         return bool(self.new_tokens) or self.finished
 
     @property
@@ -161,6 +169,7 @@ class Sessions:
             TextSession(self, index, session, TextReader(each, tokenizer))
             for index, (session, each) in enumerate(zip(sessions, given, strict=True))
         ]
+        self._reading = threading.Lock()
         self._ready: deque[TextSession] = deque()
         self._ended: set[TextSession] = set()
 
@@ -168,6 +177,10 @@ class Sessions:
         return self
 
     def __next__(self) -> TextSession:
+        with self._reading:  # one thread at a time
+            return self._next()
+
+    def _next(self) -> TextSession:
         while not self._ready:
             live = [each for each in self.all if each not in self._ended]
             if not live:
@@ -213,7 +226,10 @@ class Sessions:
     ) -> TextSession:
         """Returns `TextSession.fork`'s session."""
         request, done = source.asked.request, len(source.token_ids)
-        if max_new_tokens is None:
+        tokens = flat_tokens(tokens)
+        if max_new_tokens is not None:
+            max_new_tokens = require_integer("max_new_tokens", max_new_tokens, least=1)
+        else:
             max_new_tokens = request.max_new_tokens - done - len(tokens)
             if max_new_tokens < 1:
                 raise InvalidOptionError(
@@ -227,12 +243,15 @@ class Sessions:
             max_new_tokens=max_new_tokens,
             min_new_tokens=max(0, request.min_new_tokens - done - len(tokens)),
             sampling=sampling,
-            identifier=request.identifier if identifier is None else require_integer("identifier", identifier, least=0),
+            identifier=request.identifier
+            if identifier is None
+            else require_integer("identifier", identifier, 0, 2**64 - 1),
         )
         reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
         session = self.serving.fork(source.session, forked, len(request.prompt) + done)
-        self.all.append(TextSession(self, len(self.all), session, reader))
-        return self.all[-1]
+        found = TextSession(self, len(self.all), session, reader)
+        self.all.append(found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -254,15 +273,21 @@ class Stream:
         """`close` ends the text, and `abandon` does so later, without waiting for a lock."""
         self._steps, self._reader, self._close, self._abandon = steps, reader, close, abandon
         self._spelling = Spelling(reader.tokenizer)
+        self._reading = threading.Lock()
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Piece:
-        while not self._reader.finished:
-            step = next(self._steps, None)
-            if step is None:
-                break
+        with self._reading:  # one thread at a time
+            try:
+                return self._next()
+            except BaseException:
+                self.close()
+                raise
+
+    def _next(self) -> Piece:
+        while not self._reader.finished and (step := next(self._steps, None)) is not None:
             tokens = self._reader.take(step)
             if self._reader.finished:
                 self.close()

@@ -83,7 +83,7 @@ def test_prompts_of_every_kind(model: CompiledModel):
         ([[1], []], "empty"),
         ([[1], [2, 99]], "token id 99"),
         ([[1], 2], "one list of token ids"),
-        ([[[1]]], "shape"),
+        ([[[1], [2]]], "shape"),
         (5, "shape"),
         ([1.5], "float64"),
         ("text", "has no tokenizer"),

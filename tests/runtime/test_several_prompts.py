@@ -8,7 +8,7 @@ import torch
 from oracle import Oracle
 from several import Words, all_free, alone, model_of
 
-from forerun.errors import InvalidOptionError, PromptError, TooLongError
+from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.request import Request
 from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.texts import Spelling
@@ -44,6 +44,15 @@ def test_lists_give_lists():
         ({"input_ids": [1], "num_return_sequences": 2}, InvalidOptionError, "do_sample=True"),
         ({"input_ids": [1], "num_return_sequences": 0}, InvalidOptionError, "num_return_sequences"),
         ({"input_ids": [[1], [2] * 63], "max_new_tokens": 8}, TooLongError, "max_length"),
+        ({"input_ids": [[1, 2], [3, 4]], "attention_mask": 1}, PromptError, "attention_mask must"),
+        ({"input_ids": [[1, 2], [3, 4]], "attention_mask": object()}, PromptError, "attention_mask must"),
+        ({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[[1], [1, 1]], [1, 1]]}, PromptError, "of prompt 0"),
+        ({"input_ids": [[[1, 2], [3]], [4]]}, PromptError, "prompt 0"),
+        ({"input_ids": [{"input_ids": None, "attention_mask": [1]}]}, PromptError, "prompt 0"),
+        ({"input_ids": [[1], [2, 99]]}, PromptError, "prompt 1: token id 99"),
+        ({"input_ids": ["1", "x"]}, PromptError, "cannot encode 'x'"),
+        ({"input_ids": "1 2", "attention_mask": [1, 1]}, PromptError, "belongs to token ids"),
+        ({"input_ids": [[1], [2]], "generation_config": {"streamer": Words()}}, InvalidOptionError, "'streamer'"),
     ],
 )
 def test_wrong_calls(call: dict, kind: type[Exception], sentence: str):
@@ -51,6 +60,80 @@ def test_wrong_calls(call: dict, kind: type[Exception], sentence: str):
     with pytest.raises(kind, match=sentence):
         model.generate(**call)
     assert model.serving.is_idle
+
+
+class Encoding:
+    """As tokenizers has it."""
+
+    def __init__(self, ids, mask):
+        self.ids, self.attention_mask = ids, mask
+
+
+def test_encodings_are_read_without_their_padding():
+    model = model_of(Oracle(), blocks=100)
+    expected = [alone(Request(prompt, 6))[0] for prompt in ([1, 2, 3], [4])]
+    encodings = [Encoding([1, 2, 3], [1, 1, 1]), Encoding([0, 0, 4], [0, 0, 1])]
+    mappings = [
+        {"input_ids": torch.tensor([each.ids]), "attention_mask": torch.tensor([each.attention_mask])}
+        for each in encodings
+    ]
+    mixed = [mappings[0], np.array([[4]])]
+    for given in (encodings, mappings, mixed, [torch.tensor([[1, 2, 3]]), [4]]):
+        assert [each.token_ids for each in model.generate(given, 6)] == expected
+
+
+def test_a_fork_has_the_scores_of_its_own_request():
+    model = model_of(Oracle(), blocks=100)
+    options = {"min_new_tokens": 10, "eos_token_id": [3, 5], "output_scores": True}
+    with model.sessions([[1]], max_new_tokens=30, **options) as sessions:
+        session = next(each for each in sessions if len(each.token_ids) >= 6)
+        seen = list(session.token_ids)
+        fork = session.fork([5], max_new_tokens=12)
+        list(sessions)
+    options["min_new_tokens"] = 9 - len(seen)
+    whole = model.generate([1, *seen, 5], 12, **options)
+    assert fork.token_ids == whole.token_ids
+    assert np.array_equal(fork.generation().scores, whole.scores)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens": 5}, {"tokens": None}, {"tokens": [0.5]}, {"tokens": [99]}, {"max_new_tokens": "3"},
+        {"identifier": -1}, {"identifier": 2**64}, {"seed": -1}, {"max_new_tokens": 1000},
+    ],
+)  # fmt: skip
+def test_wrong_forks(options: dict):
+    model = model_of(Oracle(), blocks=100)
+    with model.sessions([[1]], max_new_tokens=30) as sessions:
+        session = next(sessions)
+        with pytest.raises(ForerunError):
+            session.fork(**options)
+    assert all_free(model)
+
+
+def test_a_criterion_that_fails_ends_its_text():
+    model = model_of(Oracle(), blocks=100)
+    calls: list[int] = []
+
+    def once(input_ids, scores):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("once")
+        return False
+
+    stream = model.stream([1], max_new_tokens=10, stopping_criteria=once)
+    with pytest.raises(ValueError, match="once"):
+        list(stream)
+    assert list(stream) == []
+    calls.clear()
+    with model.sessions([[1], [2]], max_new_tokens=20, stopping_criteria=once) as sessions:
+        list(sessions)
+    assert [type(each.error) for each in sessions.all].count(ValueError) == 1
+    assert all_free(model)
+    for call in (model.stream, model.sessions):
+        with pytest.raises(InvalidOptionError, match="streamer"):
+            call([1], streamer=Words())
 
 
 def test_several_texts_of_a_prompt():
