@@ -47,6 +47,7 @@ def main() -> int:
     parser = arguments(__doc__, max_new_tokens=64)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "native"))
     parser.add_argument("--sizes", default="1,4,16,64", help="how many prompts share steps")
+    parser.add_argument("--longest", type=int, default=128, help="tokens of the longest prompts that take part")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=2000, help="requests after which memory is compared; 0: none")
@@ -66,8 +67,8 @@ def main() -> int:
     rows: list[tuple[Any, ...]] = []
     rates: dict[str, Any] = {}
     sizes = [int(size) for size in given.sizes.split(",")]
-    questions = read_prompts(given.prompts, max(sizes))
-    encoded = [question.encode(plain.tokenizer) for question in questions]
+    encoded = [question.encode(plain.tokenizer) for question in read_prompts(given.prompts, None)]
+    encoded = [ids for ids in encoded if len(ids) <= given.longest]
     same = True
     for size in sizes:
         taken = [encoded[index * len(encoded) // size] for index in range(size)]

@@ -93,6 +93,14 @@ class Fixed(Checked):
 
 
 @dataclass
+class _Weighing:
+    """Speculation against plain decoding."""
+
+    balance: Balance = field(default_factory=lambda: Balance(debt=DEBT))
+    around: float = 0.0  # recent seconds around a plain step, while speculation rests
+
+
+@dataclass
 class CostAware(Checked):
     """Selects rows, the likeliest first, as long as they increase tokens per second.
 
@@ -110,7 +118,7 @@ class CostAware(Checked):
     memory: float = number(0.98, above=0, below=1)  # the weight of a step's evidence of the rate one step later
     clock: Callable[[], float] = time.perf_counter
     cost: CurrentCost = field(init=False)
-    balance: Balance = field(init=False, default_factory=lambda: Balance(debt=DEBT))
+    _balances: dict[int, "_Weighing"] = field(init=False, default_factory=dict[int, "_Weighing"])
     _tokens: float = field(init=False, default=10.0)  # of each session, initially as after ten plain steps
     _steps: float = field(init=False, default=10.0)  # the time that they took, in calibrated plain steps
     _room: int = field(init=False)
@@ -118,12 +126,21 @@ class CostAware(Checked):
     _share: float = field(init=False, default=1.0)
     _roots: int = field(init=False, default=1)  # sequences of the step
     _rests: bool = field(init=False, default=False)
-    _around: float = field(init=False, default=0.0)  # recent seconds around a plain step, while speculation rests
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.cost = CurrentCost(self.calibrated)
         self._room = self.most
+
+    @property
+    def _weighing(self) -> "_Weighing":
+        """What is known of speculation for so many sessions: whether it pays depends on how many share a step."""
+        return self._balances.setdefault(self._roots.bit_length(), _Weighing())
+
+    @property
+    def balance(self) -> Balance:
+        """The gain of speculation for as many sessions as the last step had, about."""
+        return self._weighing.balance
 
     @property
     def rows(self) -> int:
@@ -188,10 +205,11 @@ class CostAware(Checked):
             self.cost.observe(rows, seconds, self._roots)
             seconds = min(seconds, 2 * self.cost.seconds(rows))
         plain = self.cost.seconds(self._roots)
+        weighing = self._weighing
         if self._rests:
-            self._around += 0.1 * (around - self._around)
+            weighing.around += 0.1 * (around - weighing.around)
         else:
-            steps = (seconds + around) / (plain + self._around)
+            steps = (seconds + around) / (plain + weighing.around)
             self.balance.observe(tokens / self._roots - steps, trial=not self.balance.pays)
         self._tokens = self._tokens * self.memory + tokens / self._roots
         self._steps = self._steps * self.memory + (seconds + around) / self.calibrated.seconds(self._roots)
