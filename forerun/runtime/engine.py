@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.errors import DeviceMemoryError, InvalidOptionError, TooLongError
 from forerun.forking import Turn
 from forerun.runtime.blocks import REQUESTS, BlockCache
 from forerun.runtime.cache import CachedSequence
@@ -98,10 +98,14 @@ class Engine:
         `clock`: times the steps.
         """
         self.executable, self.clock = executable, clock
-        if blocks is None:
-            blocks = blocks_for(executable)
+        several, one = (blocks, blocks) if blocks is not None else blocks_for(executable)
+        try:
+            blocks, self.state = several, executable.new_state(several, REQUESTS)
+        except DeviceMemoryError:
+            if one == several:
+                raise
+            blocks, self.state = one, executable.new_state(one, REQUESTS)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
-        self.state = executable.new_state(blocks, REQUESTS)
         self.shares_prefixes = ENCODE not in executable.entries
         """Whether equal prefixes have equal states: not if those depend on a request's other inputs."""
         self.serving = Turn("generating")
@@ -289,14 +293,14 @@ class Engine:
             )
 
 
-def blocks_for(executable: Executable) -> int:
-    """Returns the blocks of a cache for `REQUESTS` sequences of `max_length`, or as many as fit `CACHE`, at least one.
+def blocks_for(executable: Executable) -> tuple[int, int]:
+    """Returns the blocks of a cache for `REQUESTS` sequences of `max_length`, or as many as fit `CACHE`; and for one.
 
     A step's spare slots come on top.
     """
     one, spare = (-(-positions // executable.block) for positions in (executable.max_length, executable.max_rows))
     several = 0 if executable.slot_bytes == 0 else CACHE // (executable.slot_bytes * executable.block)
-    return max(one, min(several, REQUESTS * one)) + spare
+    return max(one, min(several, REQUESTS * one)) + spare, one + spare
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:

@@ -9,7 +9,7 @@ import pytest
 from oracle import Oracle
 from several import alone
 
-from forerun.errors import InvalidOptionError, TooLongError
+from forerun.errors import DeviceMemoryError, InvalidOptionError, TooLongError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.drafters.draft_model import DraftModel
@@ -241,3 +241,17 @@ def test_a_drafter_cannot_generate_with_the_model_that_it_serves():
     with pytest.raises(InvalidOptionError, match="compile another one"):
         model.generate([1], 4)
     assert all_free(model.serving)
+
+
+def test_a_machine_with_little_memory_gets_a_cache_for_one_text():
+    class Small(Oracle):
+        def new_state(self, blocks, requests=1):
+            if blocks > 100:
+                raise DeviceMemoryError("no room")
+            return super().new_state(blocks, requests)
+
+    assert Engine(Small()).cache.free_positions == 64
+    assert Engine(Small(slot_bytes=1)).cache.free_positions == 64
+    assert Engine(Oracle(slot_bytes=1)).cache.free_positions == 64 * 64
+    with pytest.raises(DeviceMemoryError):
+        Engine(Small(max_length=1000))
