@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forerun.runtime.drafters.parts.uniform import Uniform
     from forerun.runtime.model import CompiledModel
     from forerun.runtime.request import Generation, Stats
+    from forerun.runtime.texts import Piece, Sessions, Stream, TextSession
     from forerun.schedules import with_strategy
     from forerun.strategies import (
         Autoregressive,
@@ -53,13 +54,17 @@ __all__ = [
     "Generation",
     "LikeliestAbove",
     "MarginAbove",
+    "Piece",
     "PromptLookup",
+    "Sessions",
     "Shape",
     "SkipDecode",
     "SkipLayers",
     "Stats",
     "Strategy",
+    "Stream",
     "Swift",
+    "TextSession",
     "TokenRecycling",
     "TreeSpec",
     "Uniform",
@@ -83,6 +88,7 @@ _MODULES = {
     f"{_PARTS}.swift": ("Swift",),
     f"{_PARTS}.uniform": ("Uniform",),
     "forerun.runtime.request": ("Generation", "Stats"),
+    "forerun.runtime.texts": ("Piece", "Sessions", "Stream", "TextSession"),
     "forerun.runtime.model": ("CompiledModel",),
     "forerun.schedules": ("with_strategy",),
     "forerun.strategies": (

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     generate = known_commands.add_parser("generate", help="generate text", epilog=strategies)
     _add_model(generate)
     source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="the prompt; in the model's chat template, unless --raw is given")
+    source.add_argument("--prompt", action="append", help="the prompt; in the chat template, unless --raw is given")
     source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for standard input")
     source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
     generate.add_argument("--raw", action="store_true", help="do not use the chat template")

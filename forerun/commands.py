@@ -68,10 +68,14 @@ def run_generate(arguments: argparse.Namespace) -> int:
     _check(arguments, takes_bundles=True)
     ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
     request = _request(arguments, ids or ())
-    text = ""
+    text, prompts = "", arguments.prompt or [""]
+    if len(prompts) > 1:
+        raise InvalidOptionError(
+            f"--prompt is given {len(prompts)} times: give one; in Python, model.generate takes several prompts"
+        )
     if ids is None:
         file = arguments.prompt_file
-        given = (arguments.prompt, "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
+        given = (prompts[0], "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
         _require_tokenizer(arguments.model)
     model = _compiled(arguments)

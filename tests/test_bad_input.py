@@ -123,7 +123,7 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "an empty prompt": (errors.PromptError, {"input_ids": []}, "empty"),
     "a token outside": (errors.PromptError, {"input_ids": [3, 999]}, "999"),
     "a negative token": (errors.PromptError, {"input_ids": [-1]}, "-1"),
-    "two prompts": (errors.PromptError, {"input_ids": torch.ones(2, 3, dtype=torch.long)}, "2 prompts"),
+    "two prompts, one of them empty": (errors.PromptError, {"input_ids": [[1], []]}, "prompt 1"),
     "too long": (errors.TooLongError, {"input_ids": PROMPT, "max_new_tokens": 28}, "max_length 32"),
     "no new tokens": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": 0}, "max_new_tokens"),
     "new tokens as text": (errors.InvalidOptionError, {"input_ids": PROMPT, "max_new_tokens": "5"}, "max_new_tokens"),

@@ -40,7 +40,7 @@ class Keywords(TypedDict, total=False):
     """The keywords of `generate` besides its first parameters. None stands for the default.
 
     inputs                  the prompt, by transformers' name
-    attention_mask          all ones; a prompt has no padding
+    attention_mask          ones, with zeros for padding before or after the prompt
     token_type_ids          all zeros
     position_ids            0, 1, 2, ...
     max_length              prompt and new tokens together; max_new_tokens has precedence

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Unpack, overload
@@ -212,7 +213,8 @@ class CompiledModel:
         asked, several = self._asked(input_ids, keywords, streams=True)
         sessions = Sessions(self.serving, asked, self.tokenizer, self._room)
         try:
-            found = await asyncio.to_thread(sessions.generations)
+            with _thread() as run:
+                found = await run(sessions.generations)
         finally:
             sessions.close()
         return found if several else found[0]
@@ -221,8 +223,9 @@ class CompiledModel:
         """Like `stream`, without blocking the event loop. A cancelled task ends its text."""
         stream = self.stream(input_ids, **keywords)
         try:
-            while (piece := await asyncio.to_thread(next, stream, None)) is not None:
-                yield piece
+            with _thread() as run:
+                while (piece := await run(next, stream, None)) is not None:
+                    yield piece
         finally:
             stream.close()
 
@@ -327,6 +330,16 @@ class CompiledModel:
                 self.engine.prefill(sequence, np.array(prompt[:-1], np.int32))
             results = self.engine.step(sequences, trees)
             return [np.stack([result.logits(row) for row in range(len(result.tree))]) for result in results]
+
+
+@contextmanager
+def _thread() -> Generator[Callable[..., Awaitable[Any]]]:
+    """Yields a way to run functions in a thread of their own: those of the event loop are few, and others need them."""
+    pool, loop = ThreadPoolExecutor(1, "forerun"), asyncio.get_running_loop()
+    try:
+        yield lambda work, *arguments: loop.run_in_executor(pool, work, *arguments)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _tensor(token_ids: Any) -> Any:

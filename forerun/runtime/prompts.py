@@ -28,13 +28,21 @@ def prompts_of(input_ids: Any, companions: Mapping[str, Any], encode: Encode | N
     entries = entries | given
     several = _several(ids)
     if several is None:
-        return [(ids, entries)], False
+        return [_one(ids, entries, encode, 0) if _is_padded(entries) else (ids, entries)], False
     rows = {name: _rows(name, value, len(several)) for name, value in entries.items() if name in NEUTRAL}
     rest = {name: value for name, value in entries.items() if name not in NEUTRAL}  # refused where it is understood
     return [
         _one(each, {name: own[number] for name, own in rows.items()} | rest, encode, number)
         for number, each in enumerate(several)
     ], True
+
+
+def _is_padded(entries: Mapping[str, Any]) -> bool:
+    """Whether a single prompt has an attention mask with zeros; any other is checked with the prompt."""
+    try:
+        return 0 in as_array(entries.get("attention_mask", 1))
+    except ValueError:
+        return False
 
 
 def flat_tokens(value: Any) -> list[int]:
@@ -96,7 +104,9 @@ def _refuse_beside_text(rows: Mapping[str, Any]) -> None:
 
 def _encoded(text: str, encode: Encode | None) -> list[int]:
     if encode is None:
-        raise PromptError("this model has no tokenizer, so a prompt must be token ids, not text: encode the text first")
+        raise PromptError(
+            "this model has no tokenizer, so a prompt must be token ids: encode the text with the tokenizer first"
+        )
     try:
         return list(encode(text))
     except Exception as error:  # a tokenizer may raise anything

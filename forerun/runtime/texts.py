@@ -156,8 +156,9 @@ class TextSession:
 class Sessions:
     """Iterates over sessions: yields one each time that it has new tokens or has ended, until all have ended.
 
-    All decode together, and beside those of other callers. Leaving the loop early, closing the iterator or leaving its
-    `with` block ends those that are left. A session that fails is yielded with its `error`; the others go on.
+    All decode together, and beside those of other callers: also while nobody reads them, if anybody else waits for a
+    step. Leaving a `with` block, `close` and dropping the last reference end those that are left. A session that fails
+    is yielded with its `error`; the others go on.
     """
 
     def __init__(self, serving: Serving, asked: Iterable[Asked], tokenizer: Tokenizer | None, room: Any) -> None:

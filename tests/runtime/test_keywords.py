@@ -92,8 +92,8 @@ def test_what_says_nothing_new_of_a_prompt(model: CompiledModel, companions: dic
 @pytest.mark.parametrize(
     ("companions", "sentence"),
     [
-        ({"attention_mask": [0, 1, 1]}, "attention_mask is 0 at position 0"),
-        ({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask is 0 at position 2"),
+        ({"attention_mask": [1, 0, 1]}, "not a run of ones"),
+        ({"attention_mask": torch.tensor([[0, 0, 0]])}, "not a run of ones"),
         ({"attention_mask": [1, 2, 1]}, "attention_mask is 2 at position 1"),
         ({"attention_mask": [1.0, float("nan"), 1]}, "attention_mask is nan at position 1"),
         ({"attention_mask": [1, 1]}, r"attention_mask has the shape \[2\], but the prompt has 3 tokens"),

@@ -78,6 +78,8 @@ def test_encodings_are_read_without_their_padding():
         for each in encodings
     ]
     mixed = [mappings[0], np.array([[4]])]
+    for given, text in zip([*encodings, *mappings], expected * 2, strict=True):
+        assert model.generate(given, 6).token_ids == text
     for given in (encodings, mappings, mixed, [torch.tensor([[1, 2, 3]]), [4]]):
         assert [each.token_ids for each in model.generate(given, 6)] == expected
 
