@@ -70,10 +70,10 @@ def test_an_absurd_cache_is_refused_before_it_is_tried(target: str, length: int)
 def test_the_memory_of_a_real_cache_is_counted(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte less than needed is too little, and then nothing is allocated."""
     model = FAMILIES["llama"]()
-    state = forerun.compile(model, "autoregressive", target=target, max_length=256).engine.state
-    bytes_: Any = state.bytes if target == "cpu" else sum(each.nbytes for each in state.values())
     executable = forerun.compile(model, "autoregressive", target=target, max_length=256).executable
     blocks = -(-256 // 16) + -(-MAX_ROWS // 16)
+    state = executable.new_state(blocks)
+    bytes_: Any = state.bytes if target == "cpu" else sum(each.nbytes for each in state.values())
     monkeypatch.setattr(available, "available_bytes", lambda: bytes_)
     executable.new_state(blocks)
     monkeypatch.setattr(available, "available_bytes", lambda: bytes_ - 1)
