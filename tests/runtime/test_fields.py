@@ -18,7 +18,7 @@ from forerun.runtime.drafters.parts.early_exit import ExitAt
 from forerun.runtime.fields import CHECK, DTYPES, Checked
 from forerun.runtime.options import dtype_name
 
-RESULTS = {"Generation", "Stats"}
+RESULTS = {"Generation", "Piece", "Stats"}
 """Dataclasses that forerun makes, and no caller."""
 PUBLIC = [
     each
