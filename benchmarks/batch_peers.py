@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PeerAbsentError, requantized, silence
-from forerun.frontends.gguf_place import is_gguf
+from benchmarks.peers import llama_cpp, silence
 
 LARGEST = 512  # tokens of a call, its default
 
@@ -26,15 +24,7 @@ class LlamaBatches:
 
     @classmethod
     def open(cls, path: Path, dtype: str, threads: int) -> LlamaBatches:
-        try:
-            library = importlib.import_module("llama_cpp")
-        except ImportError as error:
-            raise PeerAbsentError(
-                "llama.cpp takes no part: run `pip install llama-cpp-python` (it needs a C++ compiler and CMake)."
-            ) from error
-        if not is_gguf(path):
-            raise PeerAbsentError(f"llama.cpp takes no part: it reads GGUF files, and {path} is none.")
-        return cls(library, requantized(library, path, dtype, threads), threads)
+        return cls(*llama_cpp(path, dtype, threads), threads)
 
     def generate(self, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
         """Returns `count` new tokens of each prompt."""

@@ -143,15 +143,7 @@ class LlamaCpp:
 
     @classmethod
     def open(cls, path: Path, dtype: str, threads: int) -> LlamaCpp:
-        try:
-            library = importlib.import_module("llama_cpp")
-        except ImportError as error:
-            raise PeerAbsentError(
-                "llama.cpp takes no part: run `pip install llama-cpp-python` (it needs a C++ compiler and CMake)."
-            ) from error
-        if not is_gguf(path):
-            raise PeerAbsentError(f"llama.cpp takes no part: it reads GGUF files, and {path} is none.")
-        return cls(library, requantized(library, path, dtype, threads), threads)
+        return cls(*llama_cpp(path, dtype, threads), threads)
 
     def generate(self, prompt: list[int], count: int) -> Run:
         library, context, clock = self._library, self._context, Clock()
@@ -216,6 +208,19 @@ class LlamaLookup:
             if len(tokens) == count:
                 break
         return Run.of(clock, tokens)
+
+
+def llama_cpp(path: Path, dtype: str, threads: int) -> tuple[Any, Path]:
+    """The library, and the file at a precision that it reads. Raises `PeerAbsentError`."""
+    try:
+        library = importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise PeerAbsentError(
+            "llama.cpp takes no part: run `pip install llama-cpp-python` (it needs a C++ compiler and CMake)."
+        ) from error
+    if not is_gguf(path):
+        raise PeerAbsentError(f"llama.cpp takes no part: it reads GGUF files, and {path} is none.")
+    return library, requantized(library, path, dtype, threads)
 
 
 def requantized(library: Any, path: Path, dtype: str, threads: int) -> Path:

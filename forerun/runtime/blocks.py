@@ -19,29 +19,29 @@ from forerun.runtime.executable import Int32
 
 REQUESTS = 64
 """The number of sequences that a cache has room for by default."""
-Prefix = tuple[int, tuple[int, ...]]
+BlockKey = tuple[int, tuple[int, ...]]
 """A published block's predecessor, by its number (0: none), and the block's tokens."""
 
 
 @dataclass
 class _Published:
-    """The published blocks by prefix, each with a number that is never used again."""
+    """The published blocks by key, each with a number that is never used again."""
 
-    blocks: dict[Prefix, tuple[int, int]] = field(default_factory=dict[Prefix, tuple[int, int]])  # block, number
-    prefixes: dict[int, Prefix] = field(default_factory=dict[int, Prefix])  # by block
+    blocks: dict[BlockKey, tuple[int, int]] = field(default_factory=dict[BlockKey, tuple[int, int]])  # block, number
+    keys: dict[int, BlockKey] = field(default_factory=dict[int, BlockKey])  # by block
     numbers: int = 0
 
-    def add(self, prefix: Prefix, block: int) -> int:
-        """Publishes a block unless its prefix already is. Returns the number of the published one."""
-        if prefix not in self.blocks:
+    def add(self, key: BlockKey, block: int) -> int:
+        """Publishes a block unless its key already is. Returns the number of the published one."""
+        if key not in self.blocks:
             self.numbers += 1
-            self.blocks[prefix] = block, self.numbers
-            self.prefixes[block] = prefix
-        return self.blocks[prefix][1]
+            self.blocks[key] = block, self.numbers
+            self.keys[block] = key
+        return self.blocks[key][1]
 
     def forget(self, block: int) -> None:
-        if (prefix := self.prefixes.pop(block, None)) is not None:
-            del self.blocks[prefix]
+        if (key := self.keys.pop(block, None)) is not None:
+            del self.blocks[key]
 
 
 class BlockCache:
@@ -174,7 +174,7 @@ class BlockCache:
         for block in blocks:
             self._hold(block)
         sequence.blocks = np.array(blocks, np.int32)
-        sequence.published = [self._published.blocks[self._published.prefixes[block]][1] for block in blocks]
+        sequence.published = [self._published.blocks[self._published.keys[block]][1] for block in blocks]
         sequence.fixed, sequence.length = len(blocks), len(blocks) * self.block
 
     def publish(self, sequence: CachedSequence, tokens: Sequence[int]) -> None:
@@ -246,7 +246,7 @@ class BlockCache:
         self._counts[block] -= 1
         if self._counts[block]:
             return
-        if block in self._published.prefixes:
+        if block in self._published.keys:
             self._idle[block] = None
         else:
             self._free.append(block)

@@ -6,7 +6,7 @@ trace its kernels, the report names the first kernel whose output differs in the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,7 @@ from forerun.runtime.cases import (
     random_scripts,
     random_tree_rows,
 )
+from forerun.runtime.certify_report import Report
 from forerun.runtime.engine import encode
 from forerun.runtime.executable import WHOLE, Executable, Float32, Int32, KernelOutput, Part, Rows, StepResult
 from forerun.runtime.options import require_integer
@@ -67,7 +68,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """The result of the cases."""
 
     cases: int
@@ -77,15 +78,8 @@ class VerifyReport:
     first: Divergence | None
 
     @property
-    def exact(self) -> bool:
-        return self.differences == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "exact": self.exact}
-
-    def __str__(self) -> str:
-        compared = f"{self.rows} rows of {self.steps} steps in {self.cases} cases"
-        return f"{compared}: all bits equal" if self.exact else f"{compared}: {self.differences} differ\n{self.first}"
+    def compared(self) -> str:
+        return f"{self.rows} rows of {self.steps} steps in {self.cases} cases"
 
 
 def certify(

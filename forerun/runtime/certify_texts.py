@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from forerun.errors import NotANumberError
+from forerun.runtime.certify_report import Report
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.request import Request, Step
 from forerun.runtime.sampling import SamplingSettings
@@ -16,26 +16,19 @@ NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
-class TextsReport:
-    """The result of texts that were decoded twice."""
+class TextsReport(Report):
+    """The result of texts that were decoded twice; `differences` counts those in which a token or a bit differs."""
 
     texts: int
     tokens: int
     rounds: int  # iterations that they took
-    differences: int  # texts in which a token or a bit of a logit differs
-    first: str | None  # the first of them, in words
+    differences: int
+    first: str | None
     where: str  # what the iterations were
 
     @property
-    def exact(self) -> bool:
-        return self.differences == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "exact": self.exact}
-
-    def __str__(self) -> str:
-        told = f"{self.tokens} tokens of {self.texts} texts in {self.rounds} {self.where}"
-        return f"{told}: all bits equal" if self.exact else f"{told}: {self.differences} differ\n{self.first}"
+    def compared(self) -> str:
+        return f"{self.tokens} tokens of {self.texts} texts in {self.rounds} {self.where}"
 
 
 def steps_of(decoded: Iterable[Step]) -> list[Step]:

@@ -31,7 +31,6 @@ class TreeResult:
     slots: Int32  # [n]
     step: StepResult
     first: int  # the step's output row of the root
-    seconds: float  # that the step took
 
     def logits(self, row: int) -> Float32:
         """Returns the logits [V] of one tree row."""
@@ -81,10 +80,7 @@ class Evaluated:
 
     trees: list[TreeResult]
     chunks: list[ChunkResult | None]
-    seconds: float
-
-
-PromptObserver = Callable[[Int32, StepResult], None]
+    seconds: float  # that the step took
 
 
 class Engine:
@@ -128,28 +124,13 @@ class Engine:
         """
         encode(self.executable, self.state, sequence, inputs)
 
-    def prefill(
-        self,
-        sequence: CachedSequence,
-        tokens: Int32,
-        chunk: int | None = None,
-        observer: PromptObserver | None = None,
-    ) -> None:
-        """Commit `tokens` to the cache, `chunk` rows per step.
-
-        An `observer` sees the results of all rows, step by step; without one, only a step's last row is evaluated up
-        to the logits.
-        """
-        most = self.executable.max_outputs if observer else self.executable.max_rows
+    def prefill(self, sequence: CachedSequence, tokens: Int32, chunk: int | None = None) -> None:
+        """Commit `tokens` to the cache, `chunk` rows per step. Only a step's last row is evaluated up to the logits."""
+        most = self.executable.max_rows
         chunk = min(chunk or most, most)
         self.make_room(sequence, sequence.length + len(tokens))
         for start in range(0, len(tokens), chunk):
-            part = tokens[start : start + chunk]
-            outputs = np.arange(0 if observer else len(part) - 1, len(part), dtype=np.int32)
-            result = self.run(prompt_rows(sequence, part, outputs))
-            sequence.length += len(part)
-            if observer:
-                observer(part, result)
+            self.evaluate((), (), [Chunk(sequence, tokens[start : start + chunk])])
 
     def make_room(self, sequence: CachedSequence, positions: int) -> None:
         """Let a sequence write its positions from the next one on, up to `positions` in all.
@@ -193,9 +174,8 @@ class Engine:
         # A draft's root may be away from home; it then takes an entry of the longest path too.
         if prefix is not None and not chunks and trees[0].height < self.executable.max_path:
             [sequence], [tree] = sequences, trees
-            found, result = self._step_behind(prefix, sequence, tree, draws)
-            seconds = self.clock() - began
-            return Evaluated([TreeResult(tree, found, result, 0, seconds)], [], seconds)
+            away, result = self._step_behind(prefix, sequence, tree, draws)
+            return Evaluated([TreeResult(tree, away, result, 0)], [], self.clock() - began)
         parts, slots = self._tree_parts(sequences, trees)
         for chunk in chunks:
             rows = len(chunk.tokens)
@@ -203,17 +183,9 @@ class Engine:
             parts.append(prompt_rows(chunk.sequence, chunk.tokens, np.arange(first, rows, dtype=np.int32)))
         all_draws = None if draws is None else [*draws, *(None for _ in chunks)]
         result = self.run(join(parts), draws=all_draws)
-        outputs = [len(tree) for tree in trees] + [len(part.outputs) for part in parts[len(parts) - len(chunks) :]]
-        starts = list(accumulate(outputs, initial=0))
-        seconds = self.clock() - began
-        found_trees = [TreeResult(tree, slots[i], result, starts[i], seconds) for i, tree in enumerate(trees)]
-        found_chunks: list[ChunkResult | None] = []
-        for chunk, first in zip(chunks, starts[len(trees) :], strict=False):
-            chunk.sequence.length += len(chunk.tokens)
-            seen = slice(first, first + len(chunk.tokens))
-            observed = ChunkResult(result.candidates[seen], result.candidate_logits[seen])
-            found_chunks.append(observed if chunk.observed else None)
-        return Evaluated(found_trees, found_chunks, seconds)
+        starts = list(accumulate(map(len, trees), initial=0))
+        found = [TreeResult(tree, own, result, at) for tree, own, at in zip(trees, slots, starts, strict=False)]
+        return Evaluated(found, _committed(chunks, result, starts[-1]), self.clock() - began)
 
     def _tree_parts(self, sequences: Sequence[CachedSequence], trees: Sequence[Tree]) -> tuple[list[Rows], list[Int32]]:
         """Returns the rows of trees, in one part or more, and the slots of each tree."""
@@ -291,6 +263,20 @@ class Engine:
             raise TooLongError(
                 f"a tree of depth {height} exceeds the limit of {self.executable.max_path}: propose shallower trees"
             )
+
+
+def _committed(chunks: Sequence[Chunk], result: StepResult, first: int) -> list[ChunkResult | None]:
+    """Commits the chunks of a step; returns the results of those that are observed, whose outputs begin at `first`."""
+    found: list[ChunkResult | None] = []
+    for chunk in chunks:
+        chunk.sequence.length += len(chunk.tokens)
+        if not chunk.observed:
+            found.append(None)
+            continue
+        seen = slice(first, first + len(chunk.tokens))
+        found.append(ChunkResult(result.candidates[seen], result.candidate_logits[seen]))
+        first = seen.stop
+    return found
 
 
 def blocks_for(executable: Executable) -> tuple[int, int]:

@@ -44,39 +44,43 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
         (session, Chunk(session.cached, session.next_of_prompt(count), drafter.wants_prompt_rows))
         for session, count in plan.chunks
     ]
-    turns = [Turn(seat.session, seat.depth) for seat in plan.seats]
-    if turns:
+    members = [
+        Member(seat.session, seat.depth, drawn_by(engine.executable, seat.session.request)) for seat in plan.seats
+    ]
+    if members:
         policy.begin()
-    turns = _propose(engine, drafter, policy, turns, plan.rows)
-    if any(turn.proposal.promising for turn in turns):
+    members = _propose(engine, drafter, policy, members, plan.rows)
+    if any(member.proposal.promising for member in members):
         policy.renew()
     prefix, share = None, 1.0
-    if len(turns) == 1 and not chunks:  # a step over several sessions cannot be entered late
-        prefix, share = turns[0].proposal.prefix, turns[0].proposal.share
-    trees = likeliest_of(policy.choose([turn.proposal.tree for turn in turns], share), plan.rows) if turns else []
+    if len(members) == 1 and not chunks:  # a step over several sessions cannot be entered late
+        prefix, share = members[0].proposal.prefix, members[0].proposal.share
+    trees = (
+        likeliest_of(policy.choose([member.proposal.tree for member in members], share), plan.rows) if members else []
+    )
 
-    if turns or chunks:
-        sequences = [turn.session.cached for turn in turns]
-        draws = [drawn_by(engine.executable, turn.session.request) for turn in turns]
+    if members or chunks:
+        sequences = [member.session.cached for member in members]
+        draws = [member.draw for member in members]
         evaluated = engine.evaluate(sequences, trees, [chunk for _, chunk in chunks], prefix, draws)
         for (session, chunk), result in zip(chunks, evaluated.chunks, strict=True):
             scheduler.committed(session)
             if result is not None:
                 _tell_of_prompt(drafter, session, chunk, result)
-        for turn, result in zip(turns, evaluated.trees, strict=True):
-            turn.result = result
-        turns = _surviving(turns, lambda turn: turn.verify(engine.executable))
+        for member, result in zip(members, evaluated.trees, strict=True):
+            member.result = result
+        members = _surviving(members, Member.verify)
         engine.commit(
-            [turn.session.cached for turn in turns],
-            [turn.result for turn in turns],
-            [turn.verdict.path for turn in turns],
+            [member.session.cached for member in members],
+            [member.result for member in members],
+            [member.verdict.path for member in members],
         )
-        for turn in turns:
-            turn.accept()
-            scheduler.committed(turn.session)
-        turns = _observe(drafter, turns)
-        if turns and not chunks:  # a step that also reads prompts says nothing of what rows cost
-            tokens = sum(len(turn.verdict.tokens) for turn in turns)
+        for member in members:
+            member.accept()
+            scheduler.committed(member.session)
+        members = _observe(drafter, members)
+        if members and not chunks:  # a step that also reads prompts says nothing of what rows cost
+            tokens = sum(len(member.verdict.tokens) for member in members)
             policy.observe(sum(map(len, trees)), tokens, evaluated.seconds)
     for session in plan.sessions:
         if session.finished:
@@ -84,19 +88,20 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
 
 
 @dataclass(eq=False)
-class Turn:
+class Member:
     """A session's part in an iteration."""
 
     session: Session
     depth: int  # of the deepest row that it has room for
+    draw: Draw | None  # how the executable samples its tokens
     proposal: Proposal = field(init=False)
     result: TreeResult = field(init=False)
     verdict: Verdict = field(init=False)
 
-    def verify(self, executable: Executable) -> None:
+    def verify(self) -> None:
         session, tree, request = self.session, self.result.tree, self.session.request
         root = session.cached.length
-        verdict = verify(tree, token_choice(self.result, request, root, drawn_by(executable, request)))
+        verdict = verify(tree, token_choice(self.result, request, root, self.draw))
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
         if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
             row, token = broken
@@ -116,29 +121,29 @@ class Turn:
         return Observation(result.tree, verdict.path, verdict.tokens, result.candidates, result.candidate_logits)
 
 
-def _propose(engine: Engine, drafter: Drafter, policy: Policy, turns: list[Turn], most_rows: int) -> list[Turn]:
-    """Lets the drafter propose for all turns. Returns those that have a proposal; an error ends the session.
+def _propose(engine: Engine, drafter: Drafter, policy: Policy, members: list[Member], most_rows: int) -> list[Member]:
+    """Lets the drafter propose for all members. Returns those that have a proposal; an error ends the session.
 
     The time of a step is shared: a second costs each session its share of the tokens that all of them would yield.
     """
-    count, budgets = len(turns), list[Budget]()
-    if drafter.may_rest and (policy.rows == 1 or not any(turn.depth for turn in turns)):
-        for turn in turns:
-            turn.proposal = Proposal(root_only(turn.session.context.tokens[-1]))
-        return turns
-    for number, turn in enumerate(turns):
+    count, budgets = len(members), list[Budget]()
+    if drafter.may_rest and (policy.rows == 1 or not any(member.depth for member in members)):
+        for member in members:
+            member.proposal = Proposal(root_only(member.session.context.tokens[-1]))
+        return members
+    for number, member in enumerate(members):
         rows = min(policy.rows, most_rows - count + 1)
-        costs = policy.price, policy.pace, policy.row * count, turn.session.left
-        slots = StepSlots(turn.session.cached, engine.cache.spare[number::count])
-        budgets.append(Budget(rows, turn.depth if rows > 1 else 0, *costs, slots, engine.executable, count == 1))
-    found = proposals(drafter, [turn.session.context for turn in turns], budgets)
-    proposing: list[Turn] = []
-    for turn, proposal in zip(turns, found, strict=True):
+        costs = policy.price, policy.pace, policy.row * count, member.session.left
+        slots = StepSlots(member.session.cached, engine.cache.spare[number::count])
+        budgets.append(Budget(rows, member.depth if rows > 1 else 0, *costs, slots, engine.executable, count == 1))
+    found = proposals(drafter, [member.session.context for member in members], budgets)
+    proposing: list[Member] = []
+    for member, proposal in zip(members, found, strict=True):
         if isinstance(proposal, Exception):
-            turn.session.fail(proposal)
+            member.session.fail(proposal)
         else:
-            turn.proposal = proposal
-            proposing.append(turn)
+            member.proposal = proposal
+            proposing.append(member)
     return proposing
 
 
@@ -149,24 +154,26 @@ def _tell_of_prompt(drafter: Drafter, session: Session, chunk: Chunk, result: Ch
         session.fail(error)
 
 
-def _observe(drafter: Drafter, turns: list[Turn]) -> list[Turn]:
-    """Tells the drafter what came of its proposals. Returns the turns for which it raises no error."""
-    errors = drafter.observe_all([turn.session.context for turn in turns], [turn.observation for turn in turns])
-    for turn, error in zip(turns, errors, strict=True):
+def _observe(drafter: Drafter, members: list[Member]) -> list[Member]:
+    """Tells the drafter what came of its proposals. Returns the members for which it raises no error."""
+    errors = drafter.observe_all(
+        [member.session.context for member in members], [member.observation for member in members]
+    )
+    for member, error in zip(members, errors, strict=True):
         if error is not None:
-            turn.session.fail(error)
-    return [turn for turn, error in zip(turns, errors, strict=True) if error is None]
+            member.session.fail(error)
+    return [member for member, error in zip(members, errors, strict=True) if error is None]
 
 
-def _surviving(turns: list[Turn], work: Callable[[Turn], None]) -> list[Turn]:
-    """Returns the turns for which `work` raises no error; an error ends the session."""
-    surviving: list[Turn] = []
-    for turn in turns:
+def _surviving(members: list[Member], work: Callable[[Member], None]) -> list[Member]:
+    """Returns the members for which `work` raises no error; an error ends the session."""
+    surviving: list[Member] = []
+    for member in members:
         try:
-            work(turn)
-            surviving.append(turn)
+            work(member)
+            surviving.append(member)
         except Exception as error:
-            turn.session.fail(error)
+            member.session.fail(error)
     return surviving
 
 

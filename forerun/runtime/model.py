@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Unpack, overload
@@ -191,7 +191,12 @@ class CompiledModel:
         reader, request = TextReader(asked[0], self.tokenizer), asked[0].request
         if self.on_device is not None and self.on_device.serves(self.executable, request):
             steps = self._steps(request)  # the device serves it if it is free at the first step
-            return Stream(steps, reader, steps.close, lambda: None)
+
+            def close() -> None:
+                with suppress(ValueError):  # another thread waits for the next step, and will find the text finished
+                    steps.close()
+
+            return Stream(steps, reader, close, lambda: None)
         serving, sessions = self.serving, self.serving.begin([request])
         return Stream(
             serving.steps(sessions[0]), reader, lambda: serving.cancel(sessions), lambda: serving.abandon(sessions)
@@ -296,7 +301,7 @@ class CompiledModel:
         encode: Any = getattr(self.tokenizer, "encode", None)
         asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
         for each in asked:
-            self._room(each.request.prompt, each.request.max_new_tokens)
+            require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several
 
     def _room(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:

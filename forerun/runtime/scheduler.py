@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from forerun.errors import TooLongError
 from forerun.runtime.cache import CachedSequence
@@ -152,7 +153,7 @@ class Scheduler:
             self._attempt(session, self._admit, alone)
         chunks = [(session, count) for session, count in plan.chunks if session.sequence is not None]
         chunks = [each for each in chunks if self._attempt(each[0], self._make_room, alone)]
-        seats = [seat for seat in plan.seats if self._attempt(seat.session, self._seat(seat.depth), alone)]
+        seats = [seat for seat in plan.seats if self._attempt(seat.session, partial(self._sit, seat.depth), alone)]
         return replace(plan, chunks=tuple(chunks), seats=tuple(seats))
 
     def _attempt(self, session: Session, work: Callable[[Session], None], alone: bool) -> bool:
@@ -180,13 +181,10 @@ class Scheduler:
     def _make_room(self, session: Session) -> None:
         self.engine.make_room(session.cached, self._next(session))
 
-    def _seat(self, depth: int) -> Callable[[Session], None]:
-        def sit(session: Session) -> None:
-            session.last = self.iteration
-            session.announce()
-            self.engine.make_room(session.cached, session.cached.length + depth + 1)
-
-        return sit
+    def _sit(self, depth: int, session: Session) -> None:
+        session.last = self.iteration
+        session.announce()
+        self.engine.make_room(session.cached, session.cached.length + depth + 1)
 
     def committed(self, session: Session) -> None:
         """Called when a step has committed tokens of a session: others may now adopt its full blocks."""

@@ -74,11 +74,8 @@ class Serving:
         self.abandon(sessions)
         with uninterrupted():
             if self._claims():
-                try:
-                    with self.engine.serving:
-                        self._sweep()
-                finally:
-                    self._step_down()
+                with self._leading():
+                    pass  # ended sessions are let go
 
     def abandon(self, sessions: Iterable[Session]) -> None:
         """Ends sessions without waiting for any lock; the next step or `cancel` lets them go."""
@@ -123,10 +120,19 @@ class Serving:
             self._leader = threading.get_ident()
             return True
 
-    def _step_down(self) -> None:
-        with self._changed:
-            self._leader = None
-            self._changed.notify_all()
+    @contextmanager
+    def _leading(self) -> Generator[None]:
+        """Has the engine for the body, then lets the sessions go that have ended, and leads no longer."""
+        try:
+            with self.engine.serving:
+                try:
+                    yield
+                finally:
+                    self._sweep()
+        finally:
+            with self._changed:
+                self._leader = None
+                self._changed.notify_all()
 
     @contextmanager
     def _stopped(self) -> Generator[None]:
@@ -134,31 +140,26 @@ class Serving:
         with uninterrupted():
             with self._changed:
                 self._asking += 1
-                while self._leader is not None:
-                    self._changed.wait()
-                self._asking -= 1
-                self._leader = threading.get_ident()
-            try:
-                with self.engine.serving:
-                    yield
-            finally:
-                self._step_down()
+                try:
+                    while self._leader is not None:
+                        self._changed.wait()
+                    self._leader = threading.get_ident()
+                finally:
+                    self._asking -= 1
+            with self._leading():
+                yield
 
     def _lead(self) -> None:
-        """Runs one step, and lets the sessions go that have ended."""
+        """Runs one step."""
         waits = False
-        try:
-            with self.engine.serving:
-                self._sweep()
-                plan = self.scheduler.schedule(list(self.sessions))
-                if plan.is_empty:
-                    waits = self._waits_for_room()
-                else:
-                    self._stuck = None
-                    self._run(plan)
-                self._sweep()
-        finally:
-            self._step_down()
+        with self._leading():
+            self._sweep()
+            plan = self.scheduler.schedule(list(self.sessions))
+            if plan.is_empty:
+                waits = self._waits_for_room()
+            else:
+                self._stuck = None
+                self._run(plan)
         if waits:
             time.sleep(PAUSE)
 

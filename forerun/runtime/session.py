@@ -23,7 +23,6 @@ class Session:
         self.request = request
         self.context = Context(list(request.prompt))
         self.sequence: CachedSequence | None = None
-        self.generated = 0
         self.finished = False
         self.error: BaseException | None = None  # why it ended before its text did
         self.begun = False  # whether the drafter knows the context
@@ -35,6 +34,11 @@ class Session:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "waiting" if self.sequence is None else "decoding"
         return f"Session({len(self.request.prompt)} + {self.generated} tokens, {state})"
+
+    @property
+    def generated(self) -> int:
+        """The number of new tokens so far."""
+        return len(self.context.tokens) - len(self.request.prompt)
 
     @property
     def token_ids(self) -> list[int]:
@@ -80,7 +84,6 @@ class Session:
     def accept(self, tokens: list[int], rows: int, logits: Float32 | None) -> None:
         """Appends what a step of `rows` rows has committed."""
         self.context.tokens.extend(tokens)
-        self.generated += len(tokens)
         finished = self.left == 0 or tokens[-1] in self.request.stop
         self._steps.append(Step(tokens, rows, logits, finished))
         if finished:  # it may have been cancelled meanwhile

@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -237,6 +236,8 @@ class Sessions:
                     f"a fork after {done} of {request.max_new_tokens} new tokens has no room for its own: give "
                     "max_new_tokens"
                 )
+        identifier = request.identifier if identifier is None else identifier
+        identifier = require_integer("identifier", identifier, 0, 2**64 - 1)
         sampling = request.sampling if seed is None else replace(request.sampling, seed=seed)
         forked = replace(
             request,
@@ -244,9 +245,7 @@ class Sessions:
             max_new_tokens=max_new_tokens,
             min_new_tokens=max(0, request.min_new_tokens - done - len(tokens)),
             sampling=sampling,
-            identifier=request.identifier
-            if identifier is None
-            else require_integer("identifier", identifier, 0, 2**64 - 1),
+            identifier=identifier,
         )
         reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
         session = self.serving.fork(source.session, forked, len(request.prompt) + done)
@@ -308,8 +307,7 @@ class Stream:
     def close(self) -> None:
         """Ends the text."""
         self._reader.finished = True
-        with suppress(ValueError):  # another thread is waiting for the device's next step, and will find it finished
-            self._close()
+        self._close()
 
     def generation(self) -> Generation:
         """Returns the text so far with its cost."""

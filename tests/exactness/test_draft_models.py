@@ -243,9 +243,9 @@ def test_the_drafts_cache_follows_the_commits() -> None:
     rows: list[int] = []
     run = engine.run
 
-    def counted(batch: Any, *arguments: Any) -> Any:
+    def counted(batch: Any, *arguments: Any, **options: Any) -> Any:
         rows.append(len(batch.tokens))
-        return run(batch, *arguments)
+        return run(batch, *arguments, **options)
 
     engine.run = counted
     found = drafting.generate(target.tokenizer.encode(PROMPT), 40)  # pyright: ignore

@@ -46,9 +46,20 @@ def grower(shape=Shape(), cost=COST, **more) -> Grower:  # noqa: B008
     return Grower(shape, LaunchCost(cost), cost.seconds(1), **more)
 
 
+def grow(own: Grower, root, budget, launches, evaluate):
+    """Grows a tree whose levels `evaluate` evaluates."""
+    growing = own.growing(root, budget, launches)
+    try:
+        level = next(growing)
+        while True:
+            level = growing.send(evaluate(*level))
+    except StopIteration as end:
+        return end.value
+
+
 def test_without_a_price_a_tree_has_its_full_shape() -> None:
     draft = Draft()
-    grown = grower(Shape(deepest=4, beam=2, children=3)).grow(5, Budget(64, 10), FREE, draft)
+    grown = grow(grower(Shape(deepest=4, beam=2, children=3)), 5, Budget(64, 10), FREE, draft)
     assert [len(level) for level in draft.levels] == [1, 2, 2, 2]
     assert grown.tree.height == 4
     assert len(grown.tree) == 1 + 3 * (1 + 2 + 2 + 2)
@@ -60,12 +71,12 @@ def test_without_a_price_a_tree_has_its_full_shape() -> None:
 
 
 def test_the_budgets_depth_is_kept() -> None:
-    assert grower().grow(5, Budget(64, 2), FREE, Draft()).tree.height == 2
-    assert len(grower().grow(5, Budget(64, 0), FREE, Draft()).tree) == 1
+    assert grow(grower(), 5, Budget(64, 2), FREE, Draft()).tree.height == 2
+    assert len(grow(grower(), 5, Budget(64, 0), FREE, Draft()).tree) == 1
 
 
 def test_siblings_share_one_token() -> None:
-    tree = grower().grow(5, Budget(64, 3), FREE, Draft((1.0, 1.0, 1.0))).tree
+    tree = grow(grower(), 5, Budget(64, 3), FREE, Draft((1.0, 1.0, 1.0))).tree
     for row in range(len(tree)):
         children = tree.children(row)
         assert sum(tree.edge_probability[child] for child in children) <= 1 + 1e-9
@@ -74,7 +85,7 @@ def test_siblings_share_one_token() -> None:
 def test_a_draft_dearer_than_what_it_brings_is_not_taken() -> None:
     for share, drafted in ((0.3, True), (0.9, False)):
         draft = Draft()
-        grower().grow(5, Budget(64, 6, price=1.0), Launches(lambda depth, share=share: share), draft)
+        grow(grower(), 5, Budget(64, 6, price=1.0), Launches(lambda depth, share=share: share), draft)
         assert bool(draft.levels) == drafted
 
 
@@ -86,7 +97,7 @@ def test_a_launch_is_judged_by_what_such_launches_brought() -> None:
         launches = Launches(lambda depth: 0.5)
         for _ in range(60):
             draft = Draft((8.0,), clock, 0.5)
-            grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+            grown = grow(own, 5, Budget(64, 6, price=1.0), launches, draft)
             own.observe(grown.proposed, [6, 7, 8, 9, 10, 11, 12] if right else [99], 7 if right else 1)
         assert len(draft.levels) == (6 if right else 0)
 
@@ -98,7 +109,7 @@ def test_trials_lose_no_more_than_their_share() -> None:
     launches, drafts = Launches(lambda depth: 0.5), 0
     for _ in range(1000):  # one second each, without the draft
         draft = Draft((8.0,), clock, 0.5)
-        grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+        grown = grow(own, 5, Budget(64, 6, price=1.0), launches, draft)
         clock.now += 1.0
         own.observe(grown.proposed, [99], 1)
         drafts += len(draft.levels)
@@ -112,7 +123,7 @@ def test_a_draft_that_has_become_good_is_soon_used_again() -> None:
     drafted: list[bool] = []
     for iteration in range(600):
         draft = Draft((8.0,), clock, 0.3)
-        grown = own.grow(5, Budget(64, 6, price=1.0), launches, draft)
+        grown = grow(own, 5, Budget(64, 6, price=1.0), launches, draft)
         clock.now += 1.0
         right = len(grown.tree) if iteration >= 300 else 1
         own.observe(grown.proposed, [6, 7, 8, 9][:right] if iteration >= 300 else [99], right)
@@ -137,7 +148,7 @@ def test_a_child_that_has_to_be_brought_to_the_entry_costs_that(brought: list[fl
     own.brought[0].clear()
     own.brought[0].extend(brought)
     draft = Draft()
-    own.grow(5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.9, catch_up=0.7), draft)
+    grow(own, 5, Budget(64, 6, price=1.0), Launches(lambda depth: 0.9, catch_up=0.7), draft)
     assert bool(draft.levels) == drafted
 
 
@@ -153,7 +164,7 @@ def test_a_child_that_has_to_be_brought_to_the_entry_costs_that(brought: list[fl
 )
 def test_an_uncertain_row_is_not_gone_on_from(confidence, logits, levels) -> None:
     draft = Draft(logits)
-    tree = grower(Shape(deepest=3, beam=1), confidence=confidence).grow(5, Budget(64, 6), FREE, draft).tree
+    tree = grow(grower(Shape(deepest=3, beam=1), confidence=confidence), 5, Budget(64, 6), FREE, draft).tree
     assert len(draft.levels) == levels
     assert tree.height == levels  # the uncertain row's own proposals are kept
 
@@ -162,7 +173,7 @@ def test_candidates_that_cannot_be_offered_are_left_out() -> None:
     def evaluate(builder, rows):
         return np.array([[7, -1, 9]] * len(rows), np.int32), np.zeros((len(rows), 3), np.float32)
 
-    tree = grower(Shape(deepest=1)).grow(5, Budget(64, 6), FREE, evaluate).tree
+    tree = grow(grower(Shape(deepest=1)), 5, Budget(64, 6), FREE, evaluate).tree
     assert tree.token.tolist() == [5, 7, 9]
 
 
@@ -208,7 +219,7 @@ def test_a_draft_pays_by_what_it_adds_to_an_iteration(plain: int, pays: bool) ->
     own = grower(Shape(deepest=2, beam=1, children=1), clock=clock)
     for iteration in range(60):
         drafts = iteration % 2 == 1
-        grown = own.grow(5, Budget(64, 2 if drafts else 0, price=1.0), FREE, Draft((8.0,)))
+        grown = grow(own, 5, Budget(64, 2 if drafts else 0, price=1.0), FREE, Draft((8.0,)))
         clock.now += 1.6 if grown.evaluated else 1.1
         own.observe(grown.proposed, [6, 7, 8], 3 if grown.evaluated else plain)
     assert own.balance.pays == pays

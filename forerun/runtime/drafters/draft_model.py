@@ -16,7 +16,7 @@ from forerun.runtime.cache import CachedSequence, StepSlots
 from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, only, propose
 from forerun.runtime.drafters.growing import Grower, Grown, Launches, Shape
-from forerun.runtime.drafters.launching import Drafting, Launch, levels, together
+from forerun.runtime.drafters.launching import Launch, Launching, levels, together
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32, Int32
@@ -82,7 +82,7 @@ class DraftModel(Drafter):
         )
         return together(self.engine, list(drafts))
 
-    def _with_room(self, context: Context, budget: Budget, spare: Int32) -> Drafting[Proposal]:
+    def _with_room(self, context: Context, budget: Budget, spare: Int32) -> Launching[Proposal]:
         """Proposes only the root if the draft's cache has no room, and gives up its own part of it."""
         try:
             return (yield from self._propose(context, budget, spare))
@@ -94,7 +94,7 @@ class DraftModel(Drafter):
         draft.proposed, draft.slots, draft.cached = None, {}, []
         self.engine.cache.release(draft.sequence)
 
-    def _propose(self, context: Context, budget: Budget, spare: Int32) -> Drafting[Proposal]:
+    def _propose(self, context: Context, budget: Budget, spare: Int32) -> Launching[Proposal]:
         """`spare`: slots of the draft's cache for rows away from home."""
         draft = self._drafts[context]
         draft.proposed = None
@@ -201,7 +201,7 @@ class DraftModel(Drafter):
             draft.cached.extend(pending)
             self.grower.read(len(pending), self.grower.clock() - began, budget)
 
-    def _catch_up(self, draft: _Draft) -> Drafting[tuple[Int32, Float32]]:
+    def _catch_up(self, draft: _Draft) -> Launching[tuple[Int32, Float32]]:
         """Evaluates the rest of them, the root last; returns its candidates and logits [1, K]."""
         pending = np.array(draft.own.tokens[len(draft.cached) :], np.int32)
         result = yield Launch(prompt_rows(draft.sequence, pending, LAST + len(pending) - 1))
@@ -228,12 +228,12 @@ class DraftModel(Drafter):
     def _launches(self, draft: _Draft) -> Launches:
         return Launches(ALONE.share, behind=len(draft.own.tokens) - len(draft.cached) - 1)
 
-    def _grow(self, context: Context, draft: _Draft, budget: Budget, shape: Shape, spare: Int32) -> Drafting[Grown]:
+    def _grow(self, context: Context, draft: _Draft, budget: Budget, shape: Shape, spare: Int32) -> Launching[Grown]:
         """Grows a tree level by level, with one launch per level."""
         self.engine.cache.reserve(draft.sequence, len(draft.own.tokens) + shape.deepest)
         below: DraftRows | None = None
 
-        def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> Drafting[tuple[Int32, Float32]]:
+        def evaluate(builder: TreeBuilder, rows: Sequence[int]) -> Launching[tuple[Int32, Float32]]:
             nonlocal below
             if below is None:
                 candidates, logits = yield from self._catch_up(draft)

@@ -92,11 +92,6 @@ class MarginAbove(Checked):
         return len(shares) < 2 or bool(shares[0] - shares[1] > self.threshold)
 
 
-Evaluate = Callable[[TreeBuilder, Sequence[int]], tuple[Int32, Float32]]
-"""Evaluates rows of a growing tree with the draft; returns candidates [n, K], -1 where there is none, and their
-logits [n, K], largest first."""
-
-
 Level = tuple[TreeBuilder, Sequence[int]]
 """The rows of one depth of a growing tree."""
 
@@ -175,22 +170,14 @@ class Grower:
         self._iterations[text] = _Iteration(self.clock(), budget)
         return RatedTreeBuilder(root)
 
-    def grow(
-        self, root: int, budget: Budget, launches: Launches, evaluate: Evaluate, shape: Shape | None = None
-    ) -> Grown:
-        """Grows a tree under `root`: as many levels as pay at the budget's price, possibly none."""
-        growing = self.growing(root, budget, launches, shape)
-        try:
-            builder, level = next(growing)
-            while True:
-                builder, level = growing.send(evaluate(builder, level))
-        except StopIteration as end:
-            return end.value
-
     def growing(
         self, root: int, budget: Budget, launches: Launches, shape: Shape | None = None, text: object = None
     ) -> Generator[Level, tuple[Int32, Float32], Grown]:
-        """Grows a tree like `grow`; whoever drives it evaluates the levels that it yields."""
+        """Grows a tree under `root`: as many levels as pay at the budget's price, possibly none.
+
+        Whoever drives it evaluates the levels that it yields, and sends the candidates of their rows [n, K], -1 where
+        there is none, and their logits [n, K], largest first (`launching.levels`).
+        """
         shape = shape or self.shape
         builder = self.begin(root, budget, text)
         evaluated: list[int] = []

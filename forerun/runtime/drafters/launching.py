@@ -24,14 +24,14 @@ class Launch:
     hidden: Float32 | None = None  # [n, D] the rows' stream where the part enters
 
 
-Drafting = Generator[Launch, StepResult, T]
+Launching = Generator[Launch, StepResult, T]
 """A draft: yields what it needs evaluated and is sent the result, valid until its next launch; returns its proposal."""
 
 
 def levels(
     growing: Generator[Level, tuple[Int32, Float32], Grown],
-    evaluation: Callable[[TreeBuilder, Sequence[int]], Drafting[tuple[Int32, Float32]]],
-) -> Drafting[Grown]:
+    evaluation: Callable[[TreeBuilder, Sequence[int]], Launching[tuple[Int32, Float32]]],
+) -> Launching[Grown]:
     """Drives a growing tree (`Grower.growing`), whose levels `evaluation` turns into launches."""
     try:
         level = next(growing)
@@ -41,7 +41,7 @@ def levels(
         return end.value
 
 
-def together(engine: Engine, drafts: Sequence[Drafting[T]]) -> list[T | Exception]:
+def together(engine: Engine, drafts: Sequence[Launching[T]]) -> list[T | Exception]:
     """Returns what each draft returns, or the error that it raises.
 
     No other user of the engine runs a step between the launches, as the rows of a growing tree lie at spare slots.
@@ -61,7 +61,7 @@ def together(engine: Engine, drafts: Sequence[Drafting[T]]) -> list[T | Exceptio
 
 
 def _next(
-    drafts: Sequence[Drafting[T]], number: int, found: dict[int, T | Exception], result: StepResult | None = None
+    drafts: Sequence[Launching[T]], number: int, found: dict[int, T | Exception], result: StepResult | None = None
 ) -> Launch | None:
     """Lets a draft go on. Returns its next launch, unless it has ended."""
     try:

@@ -24,7 +24,7 @@ from forerun.runtime.drafters.base import (
     only,
 )
 from forerun.runtime.drafters.growing import Grower, Grown, Launches
-from forerun.runtime.drafters.launching import Drafting, Launch, levels, together
+from forerun.runtime.drafters.launching import Launch, Launching, levels, together
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32, Int32, Part
 from forerun.runtime.prefix import ROOT, Prefix
@@ -103,7 +103,7 @@ class SelfDraft(Drafter):
     def propose_all(self, contexts: Sequence[Context], budgets: Sequence[Budget]) -> list[Proposal | Exception]:
         return together(self.engine, [self._propose(*each) for each in zip(contexts, budgets, strict=True)])
 
-    def _propose(self, context: Context, budget: Budget) -> Drafting[Proposal]:
+    def _propose(self, context: Context, budget: Budget) -> Launching[Proposal]:
         assert budget.slots is not None
         self.method.prepare(context, budget.slots, budget.price)
         proposed, prefix = yield from self._draft(context, budget, budget.slots)
@@ -117,7 +117,7 @@ class SelfDraft(Drafter):
         self._proposed.pop(context, None)
         self.grower.forget(context)
 
-    def _draft(self, context: Context, budget: Budget, slots: StepSlots) -> Drafting[tuple[RatedTree, Prefix | None]]:
+    def _draft(self, context: Context, budget: Budget, slots: StepSlots) -> Launching[tuple[RatedTree, Prefix | None]]:
         """Returns a tree under the last token, and what the part has computed of it as the target does."""
         root = context.tokens[-1]
         room = slots.left - (budget.rows if budget.enters else 0)  # a step that enters late needs slots of its own
@@ -163,7 +163,7 @@ class _Evaluation:
         self.prefix = Prefix(plan.shared, plan.behind, slots) if plan.shared and enters else None
         self._known = {-1: ROOT}  # by evaluated row, its number in the prefix
 
-    def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> Drafting[tuple[Int32, Float32]]:
+    def __call__(self, builder: TreeBuilder, rows: Sequence[int]) -> Launching[tuple[Int32, Float32]]:
         """Evaluates rows of one depth."""
         batch, part = self.rows.batch(builder, rows), self.plan.parts[builder.depths[rows[0]]]
         if self.prefix is None:
