@@ -91,7 +91,7 @@ class Model {
   // Copies what all states hold at slot `from` to slot `to`.
   void move(int from, int to) {
     for (const forerun_state *each = forerun_states; each->name; ++each) {
-      if (each->per_request) continue;
+      if (strcmp(each->per, "position") != 0) continue;
       auto place = [&](int at) { return at / kBlock * forerun_record + each->place + at % kBlock * each->slot_stride; };
       float *source = state_ + place(from), *target = state_ + place(to);
       for (int64_t row = 0; row < each->lead; ++row)

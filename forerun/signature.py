@@ -62,6 +62,8 @@ STEP_ARGUMENTS: Mapping[str, Argument] = {
         Argument("bases", ("N",)),
         Argument("paths", ("N", "D")),
         Argument("outputs", ("M",)),
+        Argument("parents", ("N",)),
+        Argument("records", ("N",)),
         Argument("order", ("N",)),
         Argument("requests", ("S",)),
         Argument("block_tables", ("S", "B")),

@@ -35,6 +35,7 @@ ARGUMENTS = (
     f"%tokens: {ROWS}, %positions: {ROWS}, %sequences: {ROWS}, %slots: {ROWS}, %bases: {ROWS}, "
     "%paths: !spec.tensor<[N, D], i32>, %outputs: !spec.tensor<[M], i32>, "
 )
+RECORDS = f"%parents: {ROWS}, %records: {ROWS}, %order: {ROWS}, "
 HISTORY = "%positions, %sequences, %bases, %paths, %block_tables"
 
 DECLARATIONS = "".join(
@@ -80,13 +81,13 @@ DECODED = f"""
 """
 
 SUMS = f"""{DECLARATIONS}spec.state @sum {{per = "row", shape = [{WIDTH}], dtype = "f32"}}
-spec.func @step({ARGUMENTS}%order: {ROWS}, %block_tables: !spec.tensor<[S, B], i32>) {{{EMBEDDED}
-  %added = spec.recurrence @sum({HISTORY}, %slots, %order, %x) {{block = 16}} {{
+spec.func @step({ARGUMENTS}{RECORDS}%block_tables: !spec.tensor<[S, B], i32>) {{{EMBEDDED}
+  %added = spec.tree_recurrence @sum(%parents, %records, %order, %x) {{}} {{
   ^bb0(%before: {RECORD}, %own: {RECORD}):
     %decay = spec.constant() {{value = {DECAY}, dtype = "f32"}} -> !spec.tensor<[], f32>
     %faded = spec.map(%before, %decay) {{function = "mul"}} -> {RECORD}
     %after = spec.map(%faded, %own) {{function = "add"}} -> {RECORD}
-    spec.yield(%after)
+    spec.yield(%after, %after)
   }} -> {HIDDEN}{DECODED}"""
 
 TURNED = SUMS.replace(

@@ -54,7 +54,7 @@ class Grid:
     """The programs of a launch on a GPU.
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
-             groups, row tiles); combine: (rows, heads); recurrence: (tiles of lanes); chunks: (rows, tiles);
+             groups, row tiles); combine: (rows, heads); recurrence: (shares); chunks: (rows, tiles);
              choice: (rows)
     rows     the dims whose product is the number of rows; several for several stores of one launch
     columns  lanes of each segment, or the sizes of the other axes
@@ -88,7 +88,7 @@ class Grid:
                 own = -(-rows // self.tile[0]) * self.tile[1]
                 return self.columns[0], self.columns[1], own if shared == 1 else own + -(-own // shared)
             case "recurrence":
-                return -(-self.columns[0] // config.block), 1, 1
+                return self.columns[0], 1, 1
             case "combine":
                 return rows, self.columns[0], 1
             case _:
@@ -212,6 +212,10 @@ class State:
         return math.prod(self.dims)
 
 
+EXTRA = ("parents", "records", "order", "requests")
+"""The inputs that a step takes only if its states need them."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A step and the module's other entries, without their weights."""
@@ -265,7 +269,7 @@ class Program:
     def extra(self) -> tuple[str, ...]:
         """The inputs that a step takes only if its states need them."""
         names = [each.name for each in self.step.signature.arguments]
-        return tuple(each for each in ("order", "requests") if each in names)
+        return tuple(each for each in EXTRA if each in names)
 
     @property
     def launches(self) -> int:
@@ -285,6 +289,11 @@ class Program:
     def read(text: str) -> Program:
         """Reads a program from JSON. Raises KeyError, TypeError or ValueError if the text is not a program."""
         return restored(Program, json.loads(text))
+
+
+def has_rows(program: Program) -> bool:
+    """Whether a program has states per row."""
+    return any(each.per == "row" for each in program.states.values())
 
 
 def nests(program: Program) -> dict[str, str]:

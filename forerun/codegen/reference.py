@@ -29,6 +29,7 @@ from forerun.ir import (
     with_derived,
 )
 from forerun.ir import weights as weights_of
+from forerun.ir.structure import PER
 from forerun.signature import STEP
 
 
@@ -81,16 +82,17 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
     streams = [each.results[0] for each in step.body if isinstance(each, Kernel) and each.stream is not None]
     logits, candidates, _ = (tensor_type(each).dims for each in step.returned)
     declared = states(module)
-    sizes = {name: math.prod(each.shape) * NUMBER for name, each in declared.items()}
-    of_requests = frozenset(name for name, each in declared.items() if each.per == "request")
+    record_bytes = {
+        per: sum(math.prod(each.shape) * NUMBER for each in declared.values() if each.per == per) for per in PER
+    }
     return ReferenceProgram(
         entries={name: each.signature for name, each in entries(module).items()},
         new_states=partial(new_states, module),
         step=evaluator.step,
         evaluate=evaluator.entry,
-        slot_bytes=sum(size for name, size in sizes.items() if name not in of_requests),
-        request_bytes=sum(size for name, size in sizes.items() if name in of_requests),
-        of_requests=of_requests,
+        record_bytes=record_bytes,
+        of_positions=frozenset(name for name, each in declared.items() if each.per == "position"),
+        of_rows=frozenset(name for name, each in declared.items() if each.per == "row"),
         branches=tuple((layer, kind, evaluator.weight_bytes(i)) for i, (layer, kind) in enumerate(step.branches)),
         head_bytes=evaluator.weight_bytes(None),
         width=int(tensor_type(streams[0]).dims[-1]) if streams else 0,

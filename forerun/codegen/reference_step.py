@@ -29,12 +29,12 @@ class ReferenceProgram:
     """The result of code generation for a module; its functions own the weights."""
 
     entries: Mapping[str, Signature]
-    new_states: Callable[[int, int], State]  # for a given number of slots and requests
+    new_states: Callable[[int, int, int], State]  # for a given number of slots, requests and rows
     step: EvaluateStep
     evaluate: Callable[[str, Sequence[torch.Tensor], State], Sequence[torch.Tensor]]  # another entry, by name
-    slot_bytes: int  # of the states of a slot
-    request_bytes: int  # of the states of a request
-    of_requests: frozenset[str]  # the states that are constant for a request
+    record_bytes: Mapping[str, int]  # of the states per position, row and request
+    of_positions: frozenset[str]  # the states per position
+    of_rows: frozenset[str]
     branches: tuple[tuple[int, str, int], ...]  # layer, kind and bytes of weights of each residual branch
     head_bytes: int
     width: int

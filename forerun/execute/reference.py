@@ -36,13 +36,14 @@ class ReferenceExecutable(EntryRunner[State]):
         self.vocabulary, self.candidates = program.vocabulary, program.candidates
         self.branches = tuple(Branch(*each) for each in program.branches)
         self.head_bytes, self.width = program.head_bytes, program.width
+        self.row_bytes = program.record_bytes["row"]
 
     @with_live_threads
-    def make_state(self, blocks: int, requests: int) -> State:
-        slots = blocks * self.block
-        needed = slots * self.program.slot_bytes + requests * self.program.request_bytes
-        require_memory({f"a cache of {slots} positions": needed})
-        return State(self.program.new_states(slots, requests))
+    def make_state(self, blocks: int, requests: int, rows: int) -> State:
+        counts = {"position": blocks * self.block, "request": requests, "row": rows}
+        needed = sum(size * counts[per] for per, size in self.program.record_bytes.items())
+        require_memory({f"a cache of {counts['position']} positions": needed})
+        return State(self.program.new_states(counts["position"], requests, rows))
 
     @with_live_threads
     def run_entry(
@@ -72,5 +73,5 @@ class ReferenceExecutable(EntryRunner[State]):
     @with_live_threads
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         for name, records in state.items():
-            if name not in self.program.of_requests:
+            if name in self.program.of_positions or (state.rows_at_slots and name in self.program.of_rows):
                 records[destination] = records[source]

@@ -23,6 +23,7 @@ class EntryState:
 
     owner: object = None  # the executable that made it
     room: Mapping[str, int] = MappingProxyType({})  # how many records an argument can index, by its name
+    rows_at_slots = False  # whether states per row are numbered as slots are, and move with them
 
 
 S = TypeVar("S", bound=EntryState)
@@ -36,14 +37,18 @@ class EntryRunner(ABC, Generic[S]):
     max_length: int
     enters = True
     slot_bytes = 0
+    row_bytes = 0
 
-    def new_state(self, blocks: int, requests: int = 1) -> S:
-        """Returns a zeroed state with room for `blocks * P` slots and `requests` requests.
+    def new_state(self, blocks: int, requests: int = 1, rows: int | None = None) -> S:
+        """Returns a zeroed state with room for `blocks * P` slots, `requests` requests and the states of `rows` rows.
 
         Raises `InvalidOptionError`, and `DeviceMemoryError` if there is not enough memory.
         """
         blocks, requests = require_integer("blocks", blocks, least=1), require_integer("requests", requests, least=1)
-        state = self.make_state(blocks, requests)
+        at_slots = rows is None
+        rows = blocks * self.block if rows is None else require_integer("rows", rows, least=1)
+        state = self.make_state(blocks, requests, rows if self.row_bytes else 1)
+        state.rows_at_slots = at_slots and self.row_bytes > 0
         state.owner, state.room = self, {"slots": blocks * self.block, "requests": requests}
         return state
 
@@ -73,12 +78,16 @@ class EntryRunner(ABC, Generic[S]):
         self._check_state(state)
         if isinstance(entry, Part):
             self._check_rows(inputs)
-            return self.run_part(entry, state, cast(Rows, inputs), hidden, draws)
+            return self.run_part(entry, state, self.placed(cast(Rows, inputs)), hidden, draws)
         given, sizes = self._bound(entry, inputs, state)  # which checks that the entry is a name
         return self.run_entry(entry, state, given, sizes)
 
+    def placed(self, rows: Rows) -> Rows:
+        """Returns the rows with the places of their states per row, if the step has any."""
+        return rows.placed(self.block) if self.row_bytes else rows
+
     @abstractmethod
-    def make_state(self, blocks: int, requests: int) -> S:
+    def make_state(self, blocks: int, requests: int, rows: int) -> S:
         """Returns a zeroed state, as `new_state` does."""
 
     @abstractmethod

@@ -28,8 +28,9 @@ from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_stat
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
 from forerun.ir.products import BFLOAT16, CHUNK, INT8, LayerNorm, Linear, MatMul, RMSNorm
 from forerun.ir.properties import Symbol, encode
+from forerun.ir.recurrences import Recurrence, TreeRecurrence, WithBody
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
-from forerun.ir.states import Recurrence, StateRead, StateWrite
+from forerun.ir.states import StateRead, StateWrite
 from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
     Function,
@@ -128,9 +129,11 @@ __all__ = [
     "TopK",
     "Transpose",
     "TreeAttention",
+    "TreeRecurrence",
     "ValueOperation",
     "VerifyException",
     "Weight",
+    "WithBody",
     "Yield",
     "as_stored",
     "backward_slice",

@@ -14,7 +14,7 @@ from forerun import dims as dimensions
 from forerun.errors import ForerunError, InvalidOptionError
 from forerun.ir.elementwise import Parameter
 from forerun.ir.operation import Environment, SpecOperation, tensor_type
-from forerun.ir.states import Recurrence, parent_slots
+from forerun.ir.recurrences import Recurrence, TreeRecurrence, WithBody
 from forerun.ir.storage import as_stored
 from forerun.ir.structure import Function, Kernel, State, backward_slice, functions, states, weights
 from forerun.ir.types import torch_dtype
@@ -74,6 +74,8 @@ def run_body(
             results = _run_kernel(operation, inputs, environment)
         elif isinstance(operation, Recurrence):
             results = _run_recurrence(operation, inputs, environment)
+        elif isinstance(operation, TreeRecurrence):
+            results = _run_tree_recurrence(operation, inputs, environment)
         else:
             try:
                 results = operation.evaluate(environment, *operation.placed(inputs))
@@ -120,21 +122,54 @@ def _run_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], environment: Env
     return tuple(values[each] for each in yielded)
 
 
-def _run_recurrence(recurrence: Recurrence, inputs: Sequence[torch.Tensor], environment: Environment) -> torch.Tensor:
+def _run_recurrence(
+    recurrence: Recurrence, inputs: Sequence[torch.Tensor], environment: Environment
+) -> tuple[torch.Tensor, ...]:
+    """Position by position."""
+    kind = tensor_type(recurrence.before)
+    record = torch.zeros(kind.sizes({}), dtype=torch_dtype(kind.dtype))
+    size = dimensions.evaluate(recurrence.size, environment.bindings)
+    results = _empty(recurrence, size)
+    for position in range(size):
+        record, *found = _run_position(recurrence, position, record, inputs, environment)
+        for result, value in zip(results, found, strict=True):
+            result[position] = value
+    return results
+
+
+def _run_tree_recurrence(
+    recurrence: TreeRecurrence, inputs: Sequence[torch.Tensor], environment: Environment
+) -> tuple[torch.Tensor, ...]:
     """Row by row, parents first."""
     records = environment.states[recurrence.symbol]
-    positions, sequences, bases, paths, tables, slots, order, *given = inputs
-    parents = parent_slots(positions, sequences, bases, paths, tables, recurrence.block)
-    named = list(zip(recurrence.of_rows().items(), given, strict=True))
-    result = torch.empty(len(positions), *records.shape[1:], dtype=records.dtype)
+    parents, places, order, *given = inputs
+    results = _empty(recurrence, len(parents))
     rows: list[int] = cast(Any, order).tolist()
     for row in rows:
         before = records[parents[row]] if parents[row] >= 0 else torch.zeros_like(records[0])
-        values: Values = {recurrence.before: before}
-        values.update((inner, tensor[row] if by_row else tensor) for (inner, (_, by_row)), tensor in named)
-        run_body(recurrence.body, values, environment, keep={recurrence.after})
-        records[slots[row].long()] = result[row] = values[recurrence.after].to(records.dtype)
-    return result
+        record, *found = _run_position(recurrence, row, before, given, environment)
+        records[places[row].long()] = record.to(records.dtype)
+        for result, value in zip(results, found, strict=True):
+            result[row] = value
+    return results
+
+
+def _empty(recurrence: WithBody, rows: int) -> tuple[torch.Tensor, ...]:
+    """Room for the outputs of so many rows."""
+    kinds = [tensor_type(each) for each in recurrence.read]
+    return tuple(torch.empty(rows, *kind.sizes({}), dtype=torch_dtype(kind.dtype)) for kind in kinds)
+
+
+def _run_position(
+    recurrence: WithBody, row: int, before: torch.Tensor, inputs: Sequence[torch.Tensor], environment: Environment
+) -> list[torch.Tensor]:
+    """Returns what the body yields."""
+    values: Values = {recurrence.before: before}
+    for (inner, (_, by_row)), tensor in zip(recurrence.of_rows().items(), inputs, strict=True):
+        values[inner] = tensor[row] if by_row else tensor
+    wanted = [recurrence.after, *recurrence.read]
+    run_body(recurrence.body, values, environment, keep=set(wanted))
+    return [values[each] for each in wanted]
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
@@ -161,12 +196,12 @@ def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Cal
     return weight
 
 
-def new_states(module: ModuleOp, slots: int, requests: int = 1) -> dict[str, torch.Tensor]:
-    """Records [slots, *shape] of every state, [requests, *shape] of those per request, filled with NaN: a record
-    that is read must have been written before."""
+def new_states(module: ModuleOp, slots: int, requests: int = 1, rows: int = 1) -> dict[str, torch.Tensor]:
+    """Records [slots, *shape] of states per position, [requests, *shape] of those per request and [rows, *shape] of
+    those per row, filled with NaN: a record that is read must have been written before."""
+    counts = {"position": slots, "request": requests, "row": rows}
 
     def records(state: State) -> torch.Tensor:
-        count = requests if state.per == "request" else slots
-        return torch.full((count, *state.shape), torch.nan, dtype=torch_dtype(state.dtype))
+        return torch.full((counts[state.per], *state.shape), torch.nan, dtype=torch_dtype(state.dtype))
 
     return {name: records(each) for name, each in states(module).items()}

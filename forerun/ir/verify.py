@@ -23,7 +23,8 @@ from forerun.ir.elementwise import Parameter
 from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
 from forerun.ir.properties import SYMBOL
-from forerun.ir.states import Recurrence, StateRead, StateWrite
+from forerun.ir.recurrences import TreeRecurrence, WithBody
+from forerun.ir.states import StateRead, StateWrite
 from forerun.ir.storage import STORAGES
 from forerun.ir.structure import (
     Function,
@@ -134,7 +135,7 @@ def _check(operation: Operation, visible: set[SSAValue], names: set[str], declar
             raise _fault(operation, "uses a value before its definition, or one of another function")
     _check_alone(operation)
     owner = operation.parent_op()
-    if isinstance(owner, Recurrence) and (operation.reads or operation.writes or operation.regions):
+    if isinstance(owner, WithBody) and (operation.reads or operation.writes or operation.regions):
         raise _fault(operation, "stands in the body of a recurrence, which may only compute values")
     if isinstance(owner, Kernel) and isinstance(operation, Kernel):
         raise _fault(operation, "stands in another kernel, but is one launch by itself")
@@ -156,7 +157,7 @@ def _check(operation: Operation, visible: set[SSAValue], names: set[str], declar
             raise _fault(operation, f"uses the state @{symbol}, which the module does not declare")
     if wrong := _state_misfit(operation, declared.states):
         raise _fault(operation, wrong)
-    if isinstance(operation, Recurrence):
+    if isinstance(operation, WithBody):
         _check_recurrence(operation, declared)
     if isinstance(operation, Kernel):
         _check_kernel(operation, names, declared)
@@ -176,14 +177,14 @@ def _state_misfit(operation: SpecOperation, declared: dict[str, State]) -> str |
         case StateWrite():
             state, kind = declared[operation.symbol], tensor_type(operation.value)
             if state.per == "row":
-                return f"writes @{state.symbol}, a state per row, which only spec.recurrence writes"
+                return f"writes @{state.symbol}, a state per row, which only spec.tree_recurrence writes"
             return _record_misfit(state, kind.dims[1:], kind.dtype)
         case StateRead():
             state, kind = declared[operation.symbol], tensor_type(operation.result)
             if state.per != "request":
                 return f"reads @{state.symbol}, a state per {state.per}, but needs one per request"
             return _record_misfit(state, kind.dims[1:], kind.dtype)
-        case Recurrence():
+        case TreeRecurrence():
             state, kind = declared[operation.symbol], tensor_type(operation.before)
             if state.per != "row":
                 return f"uses @{state.symbol}, a state per {state.per}, but needs one per row"
@@ -215,12 +216,12 @@ def _attention_misfit(operation: TreeAttention, keys: State, values: State) -> s
     return f"does not fit the states @{keys.symbol} of {keys.type} and @{values.symbol} of {values.type}"
 
 
-def _check_recurrence(recurrence: Recurrence, declared: Declared) -> None:
+def _check_recurrence(recurrence: WithBody, declared: Declared) -> None:
     """The body uses only its own arguments."""
     visible: set[SSAValue] = set(recurrence.region.block.args)
     for operation in recurrence.region.block.ops:
         _check(operation, visible, set(), declared)
-    if recurrence.after not in visible:
+    if not visible.issuperset((recurrence.after, *recurrence.read)):
         raise _fault(recurrence, "yields a value of another body")
 
 
@@ -243,7 +244,7 @@ def _check_order(function: Function) -> None:
     for operation in walk(function.body):
         if isinstance(operation, Kernel) and operation.branch is not None and not 0 <= operation.branch < branches:
             raise _fault(operation, f"belongs to branch {operation.branch}, but @{function.symbol} has {branches}")
-        if isinstance(operation, Recurrence):
+        if isinstance(operation, TreeRecurrence):
             if operation.symbol in written:
                 raise _fault(operation, f"is the second recurrence over @{operation.symbol} in @{function.symbol}")
             written[operation.symbol] = operation

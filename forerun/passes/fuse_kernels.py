@@ -76,9 +76,11 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
         ir.TopK: Role.CHOICE,
         **each_of(Role.NORM, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
         **each_of(Role.ROW_WISE, ir.Elementwise, ir.AlongAxes, ir.Iota, ir.MatMul, ir.StateWrite, ir.StateRead),
-        ir.Recurrence: Role.RECURRENCE,
+        ir.TreeRecurrence: Role.RECURRENCE,
         Return: Role.END,
-        ir.Attention: refused("attends over a whole sequence; run insert-kv-cache before fuse-kernels"),
+        **each_of(
+            refused("runs over a whole sequence; run insert-kv-cache before fuse-kernels"), ir.Attention, ir.Recurrence
+        ),
         **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
         **each_of(refused("cannot stand in a function"), Function, ir.Weight, ir.State),
     },

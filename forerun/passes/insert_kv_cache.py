@@ -24,6 +24,7 @@ from forerun.ir import (
     InsertPoint,
     Iota,
     ModuleOp,
+    Recurrence,
     Return,
     SpecOperation,
     SSAValue,
@@ -31,6 +32,7 @@ from forerun.ir import (
     StateWrite,
     Symbol,
     TreeAttention,
+    TreeRecurrence,
     each_of,
     neighbourhood,
     refused,
@@ -45,6 +47,8 @@ from forerun.signature import STEP
 
 ROWS = "N"
 ARGUMENTS = ("tokens", "positions", "sequences", "slots", "block_tables")
+RECORDS = ("parents", "records", "order")
+"""Further arguments of a step with states per row."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        arguments = [(name, step_argument(name)) for name in ARGUMENTS]
+        recurs = any(isinstance(each, Recurrence) for each in forward.body)
+        names = (*ARGUMENTS[:-1], *(RECORDS if recurs else ()), ARGUMENTS[-1])
+        arguments = [(name, step_argument(name)) for name in names]
         step = Function.of(STEP, arguments)
         op.body.block.add_op(step)
         _Step(op, forward, step, self.block).build_body()
@@ -134,6 +140,16 @@ class _Step:
         )
         self.values[operation.result] = self.sequence_first(attended, operation.result)
 
+    def recurrence(self, operation: Recurrence) -> None:
+        """Each row's record is computed from that of its parent."""
+        self.build.location = operation.location
+        symbol, kind = Symbol(f"recurrence.{self.count}"), tensor_type(operation.before)
+        self.count += 1
+        self.declarations.emit(State.make(symbol=symbol, per="row", shape=kind.dims, dtype=kind.dtype))
+        operands = [*map(self.step.argument, RECORDS), *(self.values[each] for each in operation.inputs)]
+        made = self.build.emit(TreeRecurrence.of(operands, operation.region.clone(), symbol=symbol))
+        self.values.update(zip(operation.results, made.results, strict=True))
+
     def state(self, name: str, value: SSAValue) -> Symbol:
         """A state per position, in which the rows leave a value."""
         symbol, kind = Symbol(f"attention.{self.count}.{name}"), tensor_type(value)
@@ -186,6 +202,7 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
         AlongAxes: _Step.along_axes,
         Iota: _Step.positions,
         Attention: _Step.attention,
+        Recurrence: _Step.recurrence,
         Return: _Step.returns,
         ir.StepOperation: refused("already works on rows, but @forward works on a sequence"),
         **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),

@@ -23,6 +23,7 @@ from forerun.ir import (
     Linear,
     Map,
     MatMul,
+    Recurrence,
     Reduce,
     Reshape,
     RMSNorm,
@@ -198,6 +199,16 @@ def _attention(operation: Attention, inputs: Sequence[Along]) -> str:
     return "" if operation.causal or operation.mask is not None else "attends to later positions"
 
 
+def _recurrence(operation: Recurrence, inputs: Sequence[Along]) -> str:
+    """Inputs are read at the position, where they run along the sequence, or whole."""
+    for value in operation.inputs:
+        dims = tensor_type(value).dims
+        axes = sequence_axes(value)
+        if axes and (axes != [-len(dims)] or dims[0] != operation.size):
+            return "reads a part of the sequence at each position"
+    return "" if operation.size == SEQUENCE else "recurs along a dimension other than the sequence"
+
+
 def _norm(operation: RMSNorm | LayerNorm, inputs: Sequence[Along]) -> str:
     return "normalises over the whole sequence" if -1 in sequence_axes(operation.x) else ""
 
@@ -227,6 +238,7 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         LayerNorm: Transfer(_norm),
         Rotary: Transfer(_aligned),
         Attention: Transfer(_attention, lambda operation, kind: Kind.CAUSAL),
+        Recurrence: Transfer(_recurrence, lambda operation, kind: Kind.CAUSAL),
         ir.Return: Transfer(no_fault),
         ir.StepOperation: refused("works on rows; run this analysis before insert-kv-cache"),
         **each_of(refused("hides its operations; run this analysis before fuse-kernels"), ir.Kernel, ir.Yield),

@@ -33,7 +33,7 @@ class CachedSequence:
     def cut(self, length: int) -> None:
         """Go back to an earlier committed position and forget what follows it.
 
-        All states allow this: the record of every committed position, recurrent states included, stays at its slot.
+        The keys and values of every committed position stay at its slot; recurrent states may not (`Engine.restore`).
         Raises `InvalidOptionError` if the position is not committed.
         """
         if not 0 <= length <= self.length:
@@ -47,6 +47,11 @@ class CachedSequence:
         """Have no blocks, no place for a request and no committed positions."""
         self.blocks, self.length, self.request = np.empty(0, np.int32), 0, -1
         self.fixed, self.published = 0, []
+
+    @property
+    def last_slot(self) -> int:
+        """The slot of the last committed position."""
+        return int(self.blocks[(self.length - 1) // self.block]) * self.block + (self.length - 1) % self.block
 
     @property
     def next_slot(self) -> int:

@@ -15,6 +15,7 @@ from forerun.runtime.blocks import REQUESTS, BlockCache
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.executable import WHOLE, Draw, Executable, Float32, Inputs, Int32, Part, Rows, StepResult
 from forerun.runtime.prefix import Prefix
+from forerun.runtime.records import RecordCache
 from forerun.runtime.rows import join, pick, prompt_rows, root_rows, tree_rows, tree_slots
 from forerun.runtime.tree import Tree
 from forerun.signature import ENCODE
@@ -95,13 +96,17 @@ class Engine:
         """
         self.executable, self.clock = executable, clock
         several, one = (blocks, blocks) if blocks is not None else blocks_for(executable)
+        rows = records_for(executable)
         try:
-            blocks, self.state = several, executable.new_state(several, REQUESTS)
+            blocks, self.state = several, executable.new_state(several, REQUESTS, rows)
         except DeviceMemoryError:
             if one == several:
                 raise
-            blocks, self.state = one, executable.new_state(one, REQUESTS)
+            blocks, self.state = one, executable.new_state(one, REQUESTS, rows)
         self.cache = BlockCache(blocks, executable.block, executable.max_rows)
+        block = executable.block
+        self.records = RecordCache(blocks * block, block, rows) if executable.row_bytes else None
+        """The states per row, if the model has any."""
         self.shares_prefixes = ENCODE not in executable.entries
         """Whether equal prefixes have equal states: not if those depend on a request's other inputs."""
         self.serving = Turn("generating")
@@ -139,7 +144,16 @@ class Engine:
         """
         if (copied := self.cache.own(sequence)) is not None and len(copied[0]):
             self.executable.copy_slots(self.state, *copied)
+            if self.records is not None:
+                self.records.share(*copied)
         self.cache.reserve(sequence, positions)
+
+    def restore(self, sequence: CachedSequence) -> None:
+        """Go back to the last committed position whose states per row are still there, if the model has such states."""
+        if self.records is None or not sequence.length or self.records.has(sequence.last_slot):
+            return
+        slots = sequence.home(np.arange(sequence.length, dtype=np.int32))
+        sequence.cut(next((at + 1 for at in reversed(range(len(slots))) if self.records.has(int(slots[at]))), 0))
 
     def step(
         self,
@@ -240,7 +254,10 @@ class Engine:
             destination.append(home[moved])
             sequence.length += len(slots)
         if any(len(slots) for slots in source):
-            self.executable.copy_slots(self.state, np.concatenate(source), np.concatenate(destination))
+            moved = np.concatenate(source), np.concatenate(destination)
+            self.executable.copy_slots(self.state, *moved)
+            if self.records is not None:
+                self.records.move(*moved)
 
     def run(
         self,
@@ -250,6 +267,8 @@ class Engine:
         draws: Sequence[Draw | None] | None = None,
     ) -> StepResult:
         self.runs += 1
+        if self.records is not None:
+            rows = self.records.placed(rows)
         return self.executable.run(part, self.state, rows, hidden, draws)
 
     def _check_room(self, trees: Sequence[Tree], chunks: Sequence[Chunk]) -> None:
@@ -287,6 +306,13 @@ def blocks_for(executable: Executable) -> tuple[int, int]:
     one, spare = (-(-positions // executable.block) for positions in (executable.max_length, executable.max_rows))
     several = 0 if executable.slot_bytes == 0 else CACHE // (executable.slot_bytes * executable.block)
     return max(one, min(several, REQUESTS * one)) + spare, one + spare
+
+
+def records_for(executable: Executable) -> int:
+    """Returns how many rows' states are kept: of the largest trees, of their sequences, and as many as fit `CACHE`."""
+    least = executable.max_outputs + 4
+    most = REQUESTS + 2 * executable.max_outputs
+    return max(least, min(most, CACHE // max(1, executable.row_bytes)))
 
 
 def encode(executable: Executable, state: Any, sequence: CachedSequence, inputs: Inputs) -> None:

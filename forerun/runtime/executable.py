@@ -11,7 +11,7 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -40,6 +40,35 @@ class Rows:
     outputs: Int32  # [M] the rows whose logits are requested
     requests: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
     """[S] the slot of each sequence's state that is constant for a request; empty for models without such a state"""
+    places: tuple[Int32, Int32] | None = None
+    """[N] the places of the states per row: of each row's parent, negative for none, and of the row's own; None if they
+    are numbered as slots are"""
+
+    @property
+    def parents(self) -> Int32:
+        """[N] where the states per row of each row's parent lie; negative for none."""
+        assert self.places is not None
+        return self.places[0]
+
+    @property
+    def records(self) -> Int32:
+        """[N] where each row leaves its states per row."""
+        assert self.places is not None
+        return self.places[1]
+
+    def placed(self, block: int) -> "Rows":
+        """Returns the rows with states per row numbered as slots are, unless they have places already."""
+        return self if self.places is not None else replace(self, places=(self.parent_slots(block), self.slots))
+
+    def parent_slots(self, block: int) -> Int32:
+        """Returns [N] the slot of each row's parent, the position before its own in its history; -1 for none."""
+        before = self.positions - 1
+        last = np.maximum(before, 0)
+        column = np.minimum(last // block, self.block_tables.shape[1] - 1)
+        found = self.block_tables[self.sequences, column] * block + last % block
+        inside = before >= self.bases
+        found[inside] = self.paths[inside, (before - self.bases)[inside]]
+        return np.where(before < 0, -1, found).astype(np.int32)
 
     @property
     def order(self) -> Int32:
@@ -156,9 +185,11 @@ class Executable(Protocol):
     draws: bool  # whether a step can sample tokens
     enters: bool  # whether a part of it may begin after branch 0
     slot_bytes: int  # of a slot's states; 0 if a larger state makes steps slower
+    row_bytes: int  # of a row's states; 0 if the model has none
 
-    def new_state(self, blocks: int, requests: int = 1) -> Any:
-        """Returns a state with room for `blocks * P` slots and the constants of `requests` requests."""
+    def new_state(self, blocks: int, requests: int = 1, rows: int | None = None) -> Any:
+        """Returns a state with room for `blocks * P` slots, the constants of `requests` requests, and the states of
+        `rows` rows: by default of as many as there are slots."""
         ...
 
     @overload

@@ -44,7 +44,7 @@ class StepPlan:
 
 
 class Scheduler:
-    """Plans steps over the sessions of one drafter. `schedule` changes nothing; a plan is carried out by `enter`.
+    """Plans steps over the sessions of one drafter. `schedule` only decides; a plan is carried out by `enter`.
 
     The room in the cache goes to older sessions first: a session that has none left takes back the blocks of the
     youngest one. Speculation takes only room that no session waits for.
@@ -59,6 +59,9 @@ class Scheduler:
     def schedule(self, sessions: Sequence[Session]) -> StepPlan:
         """Returns the plan of the next step over these sessions, the oldest first."""
         limits, cache = self.engine.executable, self.engine.cache
+        for session in sessions:
+            if session.sequence is not None:
+                self.engine.restore(session.sequence)  # it reads again what has given way
         waiting = [session for session in sessions if session.sequence is None and not session.finished]
         present, preempted, free = self._with_room([each for each in sessions if each.sequence is not None])
         reading = [session for session in present if session.reads]
@@ -90,6 +93,10 @@ class Scheduler:
         read = sum(count for _, count in chunks)
         observed = read if self.drafter.wants_prompt_rows else 0
         rows = min(limits.max_outputs - observed, limits.max_rows - read)
+        if (
+            records := self.engine.records
+        ) is not None:  # each sequence's parent and two of its prompt's, and each row's
+            rows = max(1, min(rows, records.records - 3 * (len(present) + len(admitted))))
         seats: list[Seat] = []
         for session in decoding[:rows]:
             depth = min(limits.max_path, session.left - 1)
@@ -148,6 +155,7 @@ class Scheduler:
             session.sequence = CachedSequence.empty(self.engine.cache.block)
             if self.engine.shares_prefixes:
                 self.engine.cache.adopt(session.sequence, session.context.tokens[:-1])
+                self.engine.restore(session.sequence)
         alone = len(plan.admitted) == 1 and not plan.seats and len(plan.chunks) <= 1
         for session in plan.admitted:
             self._attempt(session, self._admit, alone)
@@ -210,6 +218,7 @@ class Scheduler:
             return
         length = min(shared, len(forked.context.tokens) - 1)
         forked.sequence = self.engine.cache.fork(session.sequence, length)
+        self.engine.restore(forked.sequence)
         forked.begun = True
         try:
             self.drafter.begin(forked.context)

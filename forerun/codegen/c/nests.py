@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from forerun.codegen.c.text import Text
@@ -28,45 +27,44 @@ def emit(text: Text, nest: Nest) -> None:
     match nest:
         case RowNest():
             for store in nest.stores:
-                _loops(text, [store])
+                _loops(text, store)
         case ProductNest():
             _products(text, nest)
         case AttentionNest():
             _attention(text, nest)
         case RecurrenceNest():
             with text.loop(nest.step, text.index(size_of(nest.rows))):
-                _loops(text, nest.stores)
+                for store in nest.stores:
+                    with text.block(""):
+                        _loops(text, store)
         case TopKNest():
             _choose(text, nest.choice, nest.logits)
 
 
-def _loops(text: Text, stores: Sequence[Store]) -> None:
-    """Writes the stores of one value, in loops over its axes."""
-    first = stores[0]
-    value = first.value
+def _loops(text: Text, store: Store) -> None:
+    """Writes a store in loops over its axes."""
+    value = store.value
     prefix = value if isinstance(value, Reduce) and value.order == "prefix" else None
-    axes = list(first.axes)
+    axes = list(store.axes)
     if prefix is not None:
         axes.sort(key=lambda axis: axis.lane == prefix.lane)
-    _nested(text, axes, stores, prefix)
+    _nested(text, axes, store, prefix)
 
 
-def _nested(text: Text, axes: list[Axis], stores: Sequence[Store], prefix: Reduce | None) -> None:
+def _nested(text: Text, axes: list[Axis], store: Store, prefix: Reduce | None) -> None:
     if prefix is not None and len(axes) == 1:
         total = text.open(prefix)
         with text.loop(axes[0].lane, text.index(size_of(axes[0].dim))):
             text.line(f"{total} = {text.render(prefix.step)};")
-            for store in stores:
-                text.line(f"{text.element(store.buffer, store.index)} = {total};")
+            text.line(f"{text.element(store.buffer, store.index)} = {total};")
         return
     if not axes:
-        for store in stores:
-            text.store(store.buffer, store.index, store.value)
+        text.store(store.buffer, store.index, store.value)
         return
     if prefix is None:
-        text.hoist(stores[0].value, {axis.lane for axis in axes})
+        text.hoist(store.value, {axis.lane for axis in axes})
     with text.loop(axes[0].lane, text.index(size_of(axes[0].dim))):
-        _nested(text, axes[1:], stores, prefix)
+        _nested(text, axes[1:], store, prefix)
 
 
 def _products(text: Text, nest: ProductNest) -> None:

@@ -12,8 +12,8 @@ Kind = Literal["number", "integer", "truth"]
 """The kind of a computed value: float32, int32 for integers of any width, or booleans, stored as int32."""
 
 Space = Literal["input", "value", "weight", "state", "request", "scratch", "product", "sampled"]
-"""An input of the entry, a value of its function, a weight, the records of a state per position or row, those of one
-per request, memory private to one kernel, a product that a tile has in registers, or the sampled tokens."""
+"""An input of the entry, a value of its function, a weight, the records of a state per position, those of one per
+row or request, memory private to one kernel, a product that a tile has in registers, or the sampled tokens."""
 
 MANY = 1 << 40
 """Upper bound on the records of a state: above 32 bits, so that places are computed in 64."""

@@ -1,28 +1,28 @@
-"""The nests of attentions and recurrences: operations that read states through the histories of rows."""
+"""The nests of attentions: operations that read states through the histories of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
-from forerun.codegen.loops.elements import Elements, NeedsMemoryError
-from forerun.codegen.loops.expr import Expr, Load, apply, count, loads, where
-from forerun.codegen.loops.index import Computed, Index, Lane
-from forerun.codegen.loops.nest import AttentionNest, History, Nest, RecurrenceNest, Store
+from forerun.codegen.loops.elements import NeedsMemoryError
+from forerun.codegen.loops.index import Index, Lane
+from forerun.codegen.loops.nest import AttentionNest, History, Nest
 from forerun.codegen.loops.placing import require_narrow
-from forerun.codegen.loops.rows import RowSchedule
+from forerun.codegen.loops.recurrences import RecurrenceSchedule
 
 
-class HistorySchedule(RowSchedule):
-    """Plans the nests that read histories."""
+class HistorySchedule(RecurrenceSchedule):
+    """Plans the nests that read what earlier rows have left."""
 
-    def _history_nest(self, operation: ir.TreeAttention | ir.Recurrence, result: Buffer) -> Nest:
-        if isinstance(operation, ir.TreeAttention):
-            return self._attention(operation, result)
-        return self._recurrence(operation, result)
+    def _history_nest(self, operation: ir.TreeAttention | ir.TreeRecurrence, results: Sequence[Buffer]) -> Nest:
+        if isinstance(operation, ir.TreeRecurrence):
+            return self._recurrence(operation, results)
+        (result,) = results
+        return self._attention(operation, result)
 
-    def _history(self, operation: ir.TreeAttention | ir.Recurrence, row: Lane) -> History:
+    def _history(self, operation: ir.TreeAttention, row: Lane) -> History:
         at = [Index.of(row)]
         position, sequence, base = (
             self.context.element(each, at) for each in (operation.positions, operation.sequences, operation.bases)
@@ -63,53 +63,3 @@ class HistorySchedule(RowSchedule):
             operation.softcap,
             result,
         )
-
-    def _recurrence(self, operation: ir.Recurrence, result: Buffer) -> RecurrenceNest:
-        layout = self.facts.states[operation.symbol]
-        for inner in operation.body:
-            if isinstance(inner, ir.Parameter):
-                self._weight(inner.result, inner)
-        step = Lane("step")
-        row = Lane("row", None, Computed(self.context.element(operation.order, [Index.of(step)])))
-        history = self._history(operation, row)
-        parent = Index.computed(_parent(history, row))
-        has_parent = history.position > 0
-        context = Elements(self.buffers, self.constants, self.facts.states, lambda value: False, inline_products=True)
-        shape = [int(dim) for dim in ir.tensor_type(operation.before).dims]
-
-        def before(index: Sequence[Index]) -> Expr:
-            return Load(layout.buffer, tuple(layout.index(parent, index)), has_parent)
-
-        def outer(value: ir.SSAValue, by_row: bool) -> Callable[[Sequence[Index]], Expr]:
-            lead = [Index.of(row)] if by_row else []
-            return lambda index: self.context.element(value, [*lead, *index])
-
-        context.computed[operation.before] = before
-        for inner, (value, by_row) in operation.of_rows().items():
-            context.computed[inner] = outer(value, by_row)
-        axes, index = self._axes(shape)
-        value = context.element(operation.after, index)
-        own = self.context.record(operation.symbol, operation.slots, [Index.of(row), *index])
-        stores = Store(axes, value, result, (Index.of(row), *index)), Store(axes, value, *own)
-        found = [each.index for each in loads(value) if each.buffer == layout.buffer]
-        places = layout.index(parent, index)
-        free = tuple(each for each in axes if _keeps(each.lane, places, found))
-        return RecurrenceNest(ir.tensor_type(operation.order).dims[0], step, stores, free)
-
-
-def _parent(history: History, row: Lane) -> Expr:
-    """Returns the slot of the position before the row's own in its history."""
-    before = apply("max", history.position - 1, 0)
-    block = history.block
-    committed = before < history.base
-    quotient, remainder = Index.computed(before).divided(block)
-    home = Load(history.tables, (Index.computed(history.sequence), quotient), committed)
-    step = Index.computed(before - history.base)
-    path = Load(history.paths, (Index.of(row), step), apply("ge", before, history.base))
-    return where(committed, home * block + count(remainder), path)
-
-
-def _keeps(lane: Lane, own: Sequence[Index], found: Sequence[Sequence[Index]]) -> bool:
-    """Whether all reads of a state are at the record's own index along an axis."""
-    axes = [axis for axis, index in enumerate(own) if lane in index.variables]
-    return all(index[axis] == own[axis] for index in found for axis in axes)

@@ -50,7 +50,7 @@ class Ranges:
             outer, index = operation.parent_op(), operation.args.index(value)
             if isinstance(outer, ir.Kernel):
                 return self.of(outer.operands[index])
-            return self.of(outer.inputs[index - 1]) if isinstance(outer, ir.Recurrence) and index else INPUTS
+            return self.of(outer.inputs[index - 1]) if isinstance(outer, ir.WithBody) and index else INPUTS
         assert isinstance(operation, ir.SpecOperation)
         found = RANGES.of(operation)(self, operation, operation.results.index(value), dtype)
         least, most = BOUNDS[dtype]
@@ -217,7 +217,7 @@ RANGES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.Reduce: lambda ranges, operation, index, dtype: REDUCTIONS[operation.function](ranges, operation),
         ir.Scan: lambda ranges, operation, index, dtype: ranges.sum(operation.x, [operation.dim]),
         **each_of(_of_first, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
-        **each_of(_of_floats, ir.Computation, ir.StepOperation),
+        **each_of(_of_floats, ir.Computation, ir.Recurrence, ir.StepOperation),
         ir.StateWrite: lambda ranges, operation, index, dtype: None,
         **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },

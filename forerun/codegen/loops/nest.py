@@ -231,14 +231,20 @@ class AttentionNest:
 class RecurrenceNest:
     """The rows of a step in topological order; each record is computed from the parent's.
 
-    For each `step`: `row` is the next row; `stores` write its record, to the result and to its own slot. Workers divide
-    the axes in `free`: along those, an element of a record depends on no other element of the parent's.
+    For each `step`: `row` is the next row; `stores` write, one after another, its record and what is read of it.
+    Workers divide one of the dimensions in `free`, each given as an axis of every store: along it, elements of
+    different places do not depend on one another.
     """
 
     rows: ir.Dim
     step: Lane
     stores: tuple[Store, ...]
-    free: tuple[Axis, ...]
+    free: tuple[tuple[Axis, ...], ...]
+
+    @property
+    def divided(self) -> tuple[Axis, ...] | None:
+        """The largest dimension that workers may divide, the first among equals."""
+        return max(self.free, key=lambda axes: int(axes[0].dim), default=None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from forerun.codegen.loops.nest import Nest, depends_across
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.regions import Region
 
-Separate = ir.TreeAttention | ir.Recurrence | ir.TopK
+Separate = ir.TreeAttention | ir.TreeRecurrence | ir.TopK
 """The operations that have their own nests."""
 
 

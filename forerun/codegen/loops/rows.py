@@ -26,12 +26,12 @@ LETTERS = "ijklmn"
 class RowSchedule(Placing):
     """Plans the nests that write rows."""
 
-    def _axes(self, dims: Sequence[ir.Dim]) -> tuple[tuple[Axis, ...], list[Index]]:
-        """A loop for each axis, except those of size 1, and the index of an element in them."""
+    def axes_of(self, value: ir.SSAValue) -> tuple[tuple[Axis, ...], list[Index]]:
+        """Returns a loop for each axis of a value, except those of size 1, and the index of an element in them."""
         self._count += 1
         axes: list[Axis] = []
         index: list[Index] = []
-        for at, dim in enumerate(dims):
+        for at, dim in enumerate(ir.tensor_type(value).dims):
             if dim == 1:
                 index.append(Index())
                 continue
@@ -43,7 +43,7 @@ class RowSchedule(Placing):
     def _store(self, output: Output) -> Store:
         """The loops that write an output."""
         value = output.value
-        axes, index = self._axes(ir.tensor_type(value).dims)
+        axes, index = self.axes_of(value)
         elsewhere = value in self.buffers or value in self.context.computed
         element = self.context.element(value, index) if elsewhere else self.context.definition(value, index)
         buffer, at = output.destination(self.context, index)

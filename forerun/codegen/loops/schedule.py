@@ -39,7 +39,7 @@ class Scheduler(HistorySchedule):
         ranges = Ranges()
         for operation in self.region.operations:
             ranges.check(operation)
-            for each in operation.body if isinstance(operation, ir.Recurrence) else ():
+            for each in operation.body if isinstance(operation, ir.WithBody) else ():
                 ranges.check(each)
         for inner, outer in self.region.arguments.items():
             self._argument(inner, outer)
@@ -232,9 +232,9 @@ class Scheduler(HistorySchedule):
                 self.nests.append(TopKNest(logits, choice))
                 self._done(operation, [choice.values, choice.ids])
             else:
-                result = self._place(operation.result)
-                self.nests.append(self._written(partial(self._history_nest, operation, result)))
-                self._done(operation, [result])
+                results = [self._place(each) for each in operation.results]
+                self.nests.append(self._written(partial(self._history_nest, operation, results)))
+                self._done(operation, results)
             return True
         return False
 
@@ -249,10 +249,10 @@ PLANNED: ir.OperationTable[Callable[[Scheduler, Any], None]] = ir.OperationTable
     {
         ir.Parameter: Scheduler.parameter,
         ir.StateWrite: Scheduler.state_write,
-        **each_of(Scheduler.separate, ir.TreeAttention, ir.Recurrence, ir.TopK),
+        **each_of(Scheduler.separate, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
         ir.Slice: Scheduler.first_rows,
         **each_of(Scheduler.where_used, ir.Computation, ir.StateRead),
-        ir.Attention: refused("attends over a whole sequence; kernels are made of steps"),
+        **each_of(refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence),
         **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

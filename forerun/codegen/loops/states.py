@@ -1,8 +1,8 @@
 """The memory layout of states' records, and the index of a number of a record.
 
-The records of a state per position or per row lie in blocks of P slots, [blocks, *lead, P, last], with a slot's last
+The records of a state per position lie in blocks of P slots, [blocks, *lead, P, last], with a slot's last
 axis innermost, or, if a back end prefers it for keys, [blocks, *lead, last, P], with the slots innermost. The records
-of a state per request lie one after another.
+of a state per row or per request lie one after another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forerun.codegen.loops.index import Index
 
 @dataclass(frozen=True)
 class StateLayout:
-    """The records of one state, all in `buffer`; `block` is P, or 1 for a state per request."""
+    """The records of one state, all in `buffer`; `block` is P, or 1 for a state per row or request."""
 
     buffer: Buffer
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ def state_layout(
 ) -> StateLayout:
     """Returns the layout of a declared state; the last axis is padded to a multiple of `padding` numbers."""
     symbol = str(state.symbol)
-    if state.per == "request":
+    if state.per != "position":
         return StateLayout(Buffer("request", symbol, (MANY, *state.shape), "f32", element), state.shape, 1)
     last = state.shape[-1] if state.shape else 1
     tail = (last, block) if side_by_side else (block, -(-last // padding) * padding)

@@ -48,8 +48,8 @@ class NestText:
             case AttentionNest():
                 self._attention(nest)
             case RecurrenceNest():
-                free = ", ".join(each.lane.name for each in nest.free) or "nothing"
-                title = f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free}"
+                free = ", ".join("=".join(dict.fromkeys(each.lane.name for each in axes)) for axes in nest.free)
+                title = f"recurrence: {nest.step.name} < {nest.rows}, in order; parallel over {free or 'nothing'}"
                 self._stores(title, nest.stores)
             case TopKNest():
                 self.line(f"{self._choice(nest.choice)} of {self.name(nest.logits)}")

@@ -18,7 +18,7 @@ from forerun.codegen.triton.attention_shape import Shape
 from forerun.codegen.triton.layout import ALIGNMENT, LEAST_BLOCK, SIZES, STEP_SIZES, TritonProgram
 from forerun.codegen.triton.products import describe as describe_products
 from forerun.codegen.triton.products import emit_products, tile_lanes
-from forerun.codegen.triton.rows import block_of, emit_recurrence, emit_rows, items, recurrence_lanes
+from forerun.codegen.triton.rows import block_of, division, emit_recurrence, emit_rows, items
 from forerun.codegen.triton.text import Text
 from forerun.codegen.triton.topk import CHUNK, Tiles, emit_choice, emit_chunks
 from forerun.codegen.triton.topk import describe as describe_choice
@@ -93,9 +93,9 @@ class TritonEmitter(Emitter):
 
     def _recurrence(self, nest: RecurrenceNest, sizes: Sequence[str]) -> Emitted:
         text = _written(emit_recurrence, nest)
-        total, block = recurrence_lanes(nest)
-        grid = Grid("recurrence", ((nest.rows,),), (total,))
-        config = Config(block, 1, min(8, max(1, block // 128)), 1)
+        own = division(nest)
+        grid = Grid("recurrence", ((nest.rows,),), (-(-own.size // own.share),))
+        config = Config(own.lanes, 1, min(8, max(1, own.lanes // 128)), 1)
         words = f"a recurrence over records of {[axis.dim for axis in nest.stores[0].axes]}"
         return _emitted("recurrence", {1: text}, sizes, grid, config, words)
 

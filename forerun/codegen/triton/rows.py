@@ -20,6 +20,8 @@ WIDEST = 1024
 """Lanes of one program."""
 LARGEST_RECORD = 1 << 14
 """The most numbers of a record that one program computes, if they depend on one another."""
+LEAST_LANES = 128
+"""A program of a recurrence has as many lanes, if the record has."""
 
 
 def placed(axes: Sequence[Axis], place: Index) -> dict[Lane, Index]:
@@ -80,33 +82,63 @@ def emit_rows(text: Text, nest: RowNest) -> None:
         item.emit(text, number)
 
 
-def recurrence_lanes(nest: RecurrenceNest) -> tuple[int, int]:
-    """The numbers of a record, and how many of them one program computes: all, if they depend on one another."""
-    axes = nest.stores[0].axes
-    total = prod(int(axis.dim) for axis in axes)
-    if len(nest.free) == len(axes):
-        return total, min(WIDEST, 1 << max(0, total - 1).bit_length())
-    if total > LARGEST_RECORD:
+@dataclass(frozen=True)
+class Division:
+    """How programs divide a recurrence: `share` indices of a dimension each, given as an axis of every store.
+
+    numbers   the most numbers of a store for each index, all side by side in one program
+    size      of the dimension; 1 if there is none to divide
+    """
+
+    axes: tuple[Axis | None, ...]
+    size: int
+    numbers: int
+    share: int
+
+    @property
+    def lanes(self) -> int:
+        """The lanes of one program."""
+        return 1 << (self.numbers * self.share - 1).bit_length()
+
+
+def division(nest: RecurrenceNest) -> Division:
+    """Returns how programs divide a recurrence. Raises UnsupportedOperationError if one would have too much to do."""
+    divided = nest.divided
+    axes: tuple[Axis | None, ...] = (None,) * len(nest.stores) if divided is None else divided
+    size = 1 if divided is None else int(divided[0].dim)
+    volumes = (prod(int(axis.dim) for axis in store.axes) for store in nest.stores)
+    numbers = max(volume // size for volume in volumes)
+    if numbers > LARGEST_RECORD:
         raise UnsupportedOperationError(
-            f"the cuda target has no Triton template for a recurrence over records of {total} numbers that depend on "
+            f"the cuda target has no Triton template for a recurrence over records of {numbers} numbers that depend on "
             "one another; compile for the cpu or the reference target."
         )
-    return total, 1 << max(0, total - 1).bit_length()
+    return Division(axes, size, numbers, max(1, min(size, LEAST_LANES // numbers)))
 
 
 def emit_recurrence(text: Text, nest: RecurrenceNest) -> None:
-    """Writes rows in order, the numbers of a record side by side: grid (tiles of lanes); `ROWS` is 1.
+    """Writes rows in order, a program's part of a record side by side: grid (shares of the dimension); `ROWS` is 1.
 
-    A row's stores are visible to the whole program before the next row begins.
+    A store is visible to the whole program before the next one.
     """
-    axes = nest.stores[0].axes
-    total, _ = recurrence_lanes(nest)
-    text.line("lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]")
-    text.line(f"lane_in = lane < {total}")
-    lane = text.bind(Lane("lane", total), "lane", "lane_in", wide=True)
+    own = division(nest)
+    text.line("lane = tl.arange(0, BLOCK)[None, :]")
+    for number, (store, axis) in enumerate(zip(nest.stores, own.axes, strict=True)):
+        lanes = prod(int(each.dim) for each in store.axes if each is not axis)
+        text.line(f"share{number} = tl.program_id(0) * {own.share} + lane // {lanes}")
+        text.line(f"place{number} = lane % {lanes}")
+        text.line(f"in{number} = (lane < {lanes * own.share}) & (share{number} < {own.size})")
     with text.block(f"for step in range(0, {text.index(size_of(nest.rows))}):") as depth:
         text.line("step_at = step + tl.full([1, 1], 0, tl.int32)")
         text.bind(nest.step, "step_at", depth=depth)
-        for store in nest.stores:
-            text.store(store.at(placed(axes, lane)))
-        text.line("tl.debug_barrier()")
+        for number, (store, axis) in enumerate(zip(nest.stores, own.axes, strict=True)):
+            others = [each for each in store.axes if each is not axis]
+            lanes = prod(int(each.dim) for each in others)
+            places: dict[Lane, Index] = {}
+            if axis is not None:
+                at = text.bind(Lane(f"share{number}", own.size), f"share{number}", f"in{number}", wide=True)
+                places[axis.lane] = at
+            here = text.bind(Lane(f"place{number}", lanes), f"place{number}", f"in{number}", wide=True)
+            places |= placed(others, here if lanes > 1 else Index())
+            text.store(store.at(places))
+            text.line("tl.debug_barrier()")

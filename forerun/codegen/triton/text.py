@@ -232,11 +232,9 @@ class Text:
         return self._in_lanes(expr, depth) if expr.order == "lanes" else self._serial(expr, depth)
 
     def _in_lanes(self, expr: Reduce, depth: int) -> str:
-        """Partial results side by side, [ROWS, lanes], then a tree; no wide lane is involved."""
-        if self.is_wide(expr.lanes):
-            raise UnsupportedOperationError("the cuda target has no Triton template for a reduction in each lane.")
+        """Partial results side by side, [ROWS, lanes], then a tree; one after another where lanes are wide already."""
         size = expr.extent.known
-        if size is None:
+        if size is None or self.is_wide(expr.lanes):
             return self._serial(expr, depth)
         lanes = min(SUM_LANES, 1 << max(0, (size - 1).bit_length()))
         partial, at = self.fresh("partial"), self.fresh("at")

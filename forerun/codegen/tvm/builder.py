@@ -6,7 +6,7 @@ A kernel's function is called for some of the equal pieces of its work, `first` 
 
 `sizes` are the values of the dimension names, `slots` the offsets of the kernel's operands and results (its row of the
 step's program), `weights` and `tables` the packed weights as float32 and as int32, `numbers` and `indices` the arena
-likewise, `state` the records of blocks, `requests` those of requests, `inputs` the int32 arguments.
+likewise, `state` the records of blocks, `requests` those of rows and requests, `inputs` the int32 arguments.
 """
 
 from collections.abc import Callable, Generator, Sequence

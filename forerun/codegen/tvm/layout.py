@@ -95,16 +95,17 @@ def weight_places(program: Program) -> tuple[dict[str, int], int]:
 
 @dataclass(frozen=True)
 class StatePlaces:
-    """The layout of all states: one record for each block of slots, and one for each request."""
+    """The layout of all states: one record for each block of slots, and one for each row or request."""
 
     places: dict[str, int]  # offset of each state in its record
     record: int  # size of a block's record
-    request: int  # size of a request's record
+    request: int  # size of the record of a row or a request
     words: NDArray[np.int64]  # [P, w] the places in a block's record of a slot's numbers
+    row_words: NDArray[np.int64]  # [v] those of the states per row in theirs
 
     def size(self, state: State) -> int:
         """Returns the size of the record that a state is part of."""
-        return self.request if state.per == "request" else self.record
+        return self.record if state.per == "position" else self.request
 
 
 def state_places(program: Program) -> StatePlaces:
@@ -112,16 +113,20 @@ def state_places(program: Program) -> StatePlaces:
     places: dict[str, int] = {}
     sizes = {"block": 0, "request": 0}
     words: list[NDArray[np.int64]] = []
+    row_words: list[NDArray[np.int64]] = []
     for name, state in program.states.items():
-        kind = "request" if state.per == "request" else "block"
+        kind = "block" if state.per == "position" else "request"
         places[name] = sizes[kind]
         if kind == "block":
             words.append(places[name] + _words(state, program.block))
+        elif state.per == "row":
+            row_words.append(places[name] + np.arange(state.words))
         sizes[kind] += aligned(state.words)
     # An odd number of cache lines per record: blocks of one layer fall into different cache sets.
     sizes["block"] += ALIGNMENT if (sizes["block"] // ALIGNMENT) % 2 == 0 else 0
     joined = np.concatenate(words, 1) if words else np.zeros((program.block, 0), np.int64)
-    return StatePlaces(places, sizes["block"], sizes["request"], joined)
+    rows = np.concatenate([np.zeros(0, np.int64), *row_words])
+    return StatePlaces(places, sizes["block"], sizes["request"], joined, rows)
 
 
 def _words(state: State, block: int) -> NDArray[np.int64]:

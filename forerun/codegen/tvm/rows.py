@@ -3,15 +3,22 @@
 The last axis is vectorized in 16 lanes, unless a reduction depends on it: then another axis is, or none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeGuard
 
-from forerun.codegen.loops.expr import Expr, Reduce, reductions
+from forerun.codegen.loops.expr import Expr, Partial, Reduce, reductions
 from forerun.codegen.loops.index import Index, Lane, size_of
 from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store
 from forerun.codegen.tvm.builder import integer, when
 from forerun.codegen.tvm.code import Code
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import tirx
+
+Write = Callable[[Index], None]
+"""Writes an element, or a vector of them, at a place of a lane."""
+Spread = Callable[[Write], None]
+"""Opens the loops or vectors that cover a lane."""
 
 UNROLLED = 8
 """Vectors of a row that are unrolled, so that their indices are constants."""
@@ -35,93 +42,127 @@ def emit_rows(code: Code, nest: RowNest, machine: Machine) -> None:
 
 
 def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
-    """Writes the rows of a state, parents first. Threads divide an axis along which elements are independent."""
-    axes, value = nest.stores[0].axes, nest.stores[0].value
-    axis = max((each for each in nest.free if isinstance(each.dim, int)), key=lambda each: int(each.dim), default=None)
-    others = [each for each in axes if each is not axis]
+    """Writes the rows of a state, parents first. Threads divide a dimension along which elements are independent.
 
-    def steps(axes: Sequence[Axis], begin: int = 0) -> None:
+    Where that is the last one of the record, they divide it in vectors.
+    """
+    divided = nest.divided
+    own = {} if divided is None else dict(zip(map(id, nest.stores), divided, strict=True))
+
+    def steps(write: Callable[[Store, list[Axis]], None]) -> None:
+        """Writes the stores of each row, each in loops over the axes that are not divided."""
         with code.serial(nest.step, 0, code.index(size_of(nest.rows))):
-            _nested(code, value, axes, [], lambda: _write(code, nest.stores), begin)
+            for each in nest.stores:
+                with code.scope():
+                    write(each, [axis for axis in each.axes if axis is not own.get(id(each))])
 
-    if axis is None:
+    if divided is None:
         with code.frame.undivided():
-            steps(axes)
+            steps(lambda store, axes: _loops(code, store, axes))
         return
-    if axis is not axes[-1]:
-        with code.frame.divided(int(axis.dim)) as at:
-            code.bound[axis.lane] = at
-            steps(others)
+    record = next(each for each in nest.stores if each.buffer.of_state)
+    if own[id(record)] is not record.axes[-1]:
+        with code.frame.divided(int(divided[0].dim)) as at:
+            code.bound.update((axis.lane, at) for axis in divided)
+            steps(lambda store, axes: _loops(code, store, axes))
         return
-    chunks, rest = divmod(int(axis.dim), LANES)
-    with code.frame.divided(chunks + (rest > 0)) as chunk:
-        lane, vector = Lane("chunk", chunks), Lane("lane", LANES)
-        code.bound[lane] = chunk
-        whole = Index.of(lane).times(LANES).plus(Index.of(vector))
+    chunks, rest = divmod(int(divided[0].dim), LANES)
+    chunk, vector = Lane("chunk", chunks), Lane("lane", LANES)
+    here = Index.of(chunk).times(LANES).plus(Index.of(vector))
 
-        def write() -> None:
-            with code.vectorized(vector):
-                _write(code, nest.stores, {axis.lane: whole})
+    def in_vector(write: Write) -> None:
+        with code.vectorized(vector):
+            write(here)
 
-        with when(chunk < integer(chunks)), code.serial(nest.step, 0, code.index(size_of(nest.rows))):
-            _nested(code, value, others, [axis.lane], write)
+    def one_by_one(store: Store, axes: list[Axis]) -> None:
+        lane = own[id(store)].lane
+        with code.serial(lane, chunks * LANES, chunks * LANES + rest):
+            _loops(code, store, axes)
+
+    with code.frame.divided(chunks + (rest > 0)) as at:
+        code.bound[chunk] = at
+        with when(at < integer(chunks)):
+            steps(lambda store, axes: _side_by_side(code, store, axes, own[id(store)].lane, in_vector))
         if rest:
-            with when(tirx.EQ(chunk, integer(chunks))):
-                steps([*others, axis], chunks * LANES)
+            with when(tirx.EQ(at, integer(chunks))):
+                steps(one_by_one)
 
 
-def _nested(
-    code: Code, value: Expr, axes: Sequence[Axis], inner: Sequence[Lane], write: Callable[[], None], begin: int = 0
-) -> None:
-    """Opens serial loops over axes, the last from `begin` on, around what writes a value in loops over `inner`."""
-    code.hoist(value, [*(each.lane for each in axes), *inner])
-    if not axes:
-        write()
-        return
-    with code.serial(axes[0].lane, begin if len(axes) == 1 else 0, code.index(size_of(axes[0].dim))):
-        _nested(code, value, axes[1:], inner, write, begin)
-
-
-def _write(code: Code, stores: Sequence[Store], places: Mapping[Lane, Index] | None = None) -> None:
-    """Writes one element of each store, or a vector of them, at given places of some lanes."""
-    for each in stores:
-        moved = each.at(places) if places else each
-        code.write(moved.buffer, moved.index, code.render(moved.value))
-
-
-def _loops(code: Code, stored: Store, axes: list[Axis]) -> None:
-    """The loops of one store, except the row loop."""
-    value = stored.value
+def _loops(code: Code, store: Store, axes: list[Axis]) -> None:
+    """The loops of one store over some of its axes."""
+    value = store.value
     if isinstance(value, Reduce) and value.order == "prefix":
-        _prefix(code, stored, value, [each for each in axes if each.lane != value.lane])
+        _prefix(code, store, value, [each for each in axes if each.lane != value.lane])
         return
-    reduced = {lane for each in reductions(value) for lane in each.lanes}
+    inner = [value.init, value.step] if _adds_up(value) else [value]
+    reduced = {lane for part in inner for each in reductions(part) for lane in each.lanes}
     wide = next((axis for axis in reversed(axes) if axis.lane not in reduced), None)
     if wide is None:
-        _nested(code, value, axes, [], lambda: _write(code, [stored]))
+        _nested(code, value, axes, [], lambda: code.write(store.buffer, store.index, code.render(value)))
     else:
         others = [each for each in axes if each is not wide]
-        _nested(code, value, others, [wide.lane], lambda: _vectors(code, stored, wide))
+        _side_by_side(code, store, others, wide.lane, lambda write: _vectors(code, wide, write))
 
 
-def _vectors(code: Code, stored: Store, axis: Axis) -> None:
+def _adds_up(value: Expr) -> TypeGuard[Reduce]:
+    """Whether a value is a chain of numbers, which may be added up where it is stored."""
+    return isinstance(value, Reduce) and value.order == "serial" and value.kind == "number"
+
+
+def _side_by_side(code: Code, store: Store, axes: Sequence[Axis], lane: Lane, spread: Spread) -> None:
+    """The loops of a store over axes, and side by side along a lane; a chain is added up where it is stored."""
+    value = store.value
+
+    def write(expr: Expr, place: Index) -> None:
+        moved = replace(store, value=expr).at({lane: place})
+        code.write(moved.buffer, moved.index, code.render(moved.value))
+
+    if not _adds_up(value) or lane not in value.lanes:
+        _nested(code, value, axes, [lane], lambda: spread(lambda place: write(value, place)))
+        return
+
+    def add(place: Index) -> None:
+        total = store.at({lane: place})
+        code.know(Partial(value.lane, value.kind), code.load(total.buffer, total.index))
+        write(value.step, place)
+
+    def chain() -> None:
+        spread(lambda place: write(value.init, place))
+        with code.serial(value.lane, 0, code.index(value.extent)):
+            code.hoist(value.step, [lane, value.lane])
+            spread(add)
+
+    _nested(code, value, axes, [lane, value.lane], chain)
+
+
+def _vectors(code: Code, axis: Axis, write: Write) -> None:
     """Writes all indices of an axis, 16 lanes at a time and the rest one by one."""
     if not isinstance(axis.dim, int):
         with code.serial(axis.lane, 0, code.index(size_of(axis.dim))):
-            _write(code, [stored])
+            write(Index.of(axis.lane))
         return
     chunks, rest = divmod(axis.dim, LANES)
     vector, chunk, single = Lane("lane", LANES), Lane("chunk", chunks), Lane("rest", rest)
     if chunks <= UNROLLED:
         for number in range(chunks):
             with code.vectorized(vector):
-                _write(code, [stored], {axis.lane: Index.of(vector).plus(number * LANES)})
+                write(Index.of(vector).plus(number * LANES))
     else:
         with code.serial(chunk, 0, chunks), code.vectorized(vector):
-            _write(code, [stored], {axis.lane: Index.of(chunk).times(LANES).plus(Index.of(vector))})
+            write(Index.of(chunk).times(LANES).plus(Index.of(vector)))
     if rest:
         with code.serial(single, 0, rest):
-            _write(code, [stored], {axis.lane: Index.of(single).plus(chunks * LANES)})
+            write(Index.of(single).plus(chunks * LANES))
+
+
+def _nested(code: Code, value: Expr, axes: Sequence[Axis], inner: Sequence[Lane], write: Callable[[], None]) -> None:
+    """Opens serial loops over axes around what writes a value in loops over `inner`."""
+    code.hoist(value, [*(each.lane for each in axes), *inner])
+    if not axes:
+        write()
+        return
+    with code.serial(axes[0].lane, 0, code.index(size_of(axes[0].dim))):
+        _nested(code, value, axes[1:], inner, write)
 
 
 def _prefix(code: Code, stored: Store, value: Reduce, axes: list[Axis]) -> None:

@@ -47,7 +47,7 @@ def require_compiler() -> None:
 
 @dataclass
 class State(EntryState):
-    """The records of each state: float32 [blocks, *dims], or [requests, *shape]."""
+    """The records of each state: float32 [blocks, *dims], or [requests or rows, *shape]."""
 
     records: dict[str, Float32]
 
@@ -72,14 +72,16 @@ class CExecutable(EntryRunner[State]):
         self._weights = dict(weights)
         self.memory = HostMemory(program, np.zeros(max(1, program.arena), np.float32))
         self.branches, self.head_bytes = read_bytes(program)
+        self.row_bytes = sum(each.words * NUMBER for each in program.states.values() if each.per == "row")
 
     @property
     def weight_bytes(self) -> int:
         """The bytes of the weights that a step's products read."""
         return sum(self.program.weight_bytes(each.matrices) for each in self.program.kernels)
 
-    def make_state(self, blocks: int, requests: int) -> State:
-        counts = {name: requests if each.per == "request" else blocks for name, each in self.program.states.items()}
+    def make_state(self, blocks: int, requests: int, rows: int) -> State:
+        room = {"position": blocks, "request": requests, "row": rows}
+        counts = {name: room[each.per] for name, each in self.program.states.items()}
         states = self.program.states
         needed = sum(states[name].words * count for name, count in counts.items()) * NUMBER
         require_memory({f"a cache of {blocks * self.block} positions": needed})
@@ -119,7 +121,7 @@ class CExecutable(EntryRunner[State]):
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
-        self.memory.load(rows)
+        self.memory.load(self.placed(rows))
         found: list[KernelOutput] = []
         every = list(range(len(self.program.branches)))
         for kernel in self.program.kernels:
@@ -130,7 +132,9 @@ class CExecutable(EntryRunner[State]):
     def copy_slots(self, state: State, source: Int32, destination: Int32) -> None:
         """Copies the records of each source slot to its destination; all reads precede all writes."""
         for name, each in self.program.states.items():
-            if each.per == "request":
+            if each.per == "row" and state.rows_at_slots:
+                state.records[name][destination] = state.records[name][source]
+            if each.per != "position":
                 continue
             lanes = np.moveaxis(state.records[name], -1 if each.side_by_side else -2, 1)
             block = self.block

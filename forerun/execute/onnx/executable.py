@@ -55,7 +55,7 @@ class OnnxExecutable(EntryRunner[State]):
         self._inputs = {name: [each.name for each in found.get_inputs()] for name, found in sessions.items()}
 
     @with_live_threads
-    def make_state(self, blocks: int, requests: int) -> State:
+    def make_state(self, blocks: int, requests: int, rows: int) -> State:
         slots = blocks * self.block
         counts = {name: requests if each.per == "request" else slots for name, each in self.program.states.items()}
         shapes = {name: (counts[name], *each.shape) for name, each in self.program.states.items()}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.program import Kernel, Program, Value
+from forerun.codegen.program import NUMBER, Kernel, Program, Value
 from forerun.execute.branches import check_hidden, read_bytes, remaining
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
@@ -61,8 +61,9 @@ class TritonExecutable(EntryRunner[State]):
             for each, dtype in zip(self._answers, types, strict=True)
         ]
         self.branches, self.head_bytes = read_bytes(step)
-        kept = [each for each in step.states.values() if each.per != "request"]
+        kept = [each for each in step.states.values() if each.per == "position"]
         self.slot_bytes = sum(each.numbers * TORCH[each.element].itemsize for each in kept) if pinned else 0
+        self.row_bytes = sum(each.numbers * NUMBER for each in step.states.values() if each.per == "row")
 
     @property
     def weight_bytes(self) -> int:
@@ -70,9 +71,9 @@ class TritonExecutable(EntryRunner[State]):
         return sum(self.step.weight_bytes(each.matrices) for each in self.step.kernels)
 
     @with_live_threads
-    def make_state(self, blocks: int, requests: int) -> State:
+    def make_state(self, blocks: int, requests: int, rows: int) -> State:
         self.launcher.require_process()
-        return new_state(self.step, blocks, self.launcher.device, requests)
+        return new_state(self.step, blocks, self.launcher.device, requests, rows)
 
     def _copied_back(self) -> list[Value]:
         """Returns the values that the host waits for: the candidates' ids and logits and the sampled tokens, if any."""
@@ -152,9 +153,12 @@ class TritonExecutable(EntryRunner[State]):
             return
         both = torch.from_numpy(np.concatenate([source, destination]).astype(np.int64))
         whole = both.to(self.launcher.device, non_blocking=True)
-        for numbers, known in ((state.numbers, state.places), (state.records, state.record_places)):
-            places = known.of(whole, self.block)
-            numbers[places[len(source) :]] = numbers[places[: len(source)]]
+        places, numbers = state.places.of(whole, self.block), state.numbers
+        numbers[places[len(source) :]] = numbers[places[: len(source)]]
+        for name, each in self.step.states.items():
+            if each.per == "row" and state.rows_at_slots:
+                records = state.parts[name][: state.room["slots"] * each.numbers].view(-1, each.numbers)
+                records[whole[len(source) :]] = records[whole[: len(source)]]
 
     def _replay(
         self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int

@@ -59,7 +59,7 @@ class Places:
 
 @dataclass
 class State(EntryState):
-    """States per position and per row, each [blocks, *lead, P, last], one after another; states per request apart."""
+    """States per position, each [blocks, *lead, P, last], one after another; states per row and per request apart."""
 
     numbers: torch.Tensor  # of the states per position
     records: torch.Tensor  # of the states per row, float32
@@ -67,7 +67,6 @@ class State(EntryState):
     blocks: int
     parts: Mapping[str, torch.Tensor]  # the memory that begins with each state
     places: Places  # in `numbers`
-    record_places: Places  # in `records`
     graphs: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     @property
@@ -75,12 +74,12 @@ class State(EntryState):
         return self.numbers.nbytes + self.records.nbytes + self.requests.nbytes
 
 
-def new_state(step: Program, blocks: int, device: torch.device, requests: int = 1) -> State:
-    """Returns zeroed room for `blocks * P` slots and `requests` requests."""
-    counts = {"position": blocks * step.block, "row": blocks * step.block, "request": requests}
+def new_state(step: Program, blocks: int, device: torch.device, requests: int = 1, rows: int = 1) -> State:
+    """Returns zeroed room for `blocks * P` slots, `requests` requests and records of `rows` rows."""
+    counts = {"position": blocks * step.block, "row": rows, "request": requests}
     kept: dict[str, torch.Tensor] = {}
     parts: dict[str, torch.Tensor] = {}
-    columns: dict[str, list[np.ndarray[Any, Any]]] = {per: [] for per in counts}
+    columns: list[np.ndarray[Any, Any]] = []
     for per, slots in counts.items():
         own = {name: each for name, each in step.states.items() if each.per == per}
         total = sum(each.numbers for each in own.values()) * slots
@@ -89,10 +88,10 @@ def new_state(step: Program, blocks: int, device: torch.device, requests: int = 
         start = 0
         for name, shape in own.items():
             parts[name] = kept[per][start:]
-            columns[per].append(_columns(shape, start, step.block))
+            if per == "position":
+                columns.append(_columns(shape, start, step.block))
             start += shape.numbers * slots
-    places, record_places = (_places(columns[per], device) for per in ("position", "row"))
-    return State(kept["position"], kept["row"], kept["request"], blocks, parts, places, record_places)
+    return State(kept["position"], kept["row"], kept["request"], blocks, parts, _places(columns, device))
 
 
 def _columns(shape: plain.State, start: int, block: int) -> np.ndarray[Any, Any]:
@@ -116,7 +115,7 @@ class InputLayout:
     outputs: int
     path: int
     tables: int
-    extra: tuple[str, ...] = ()  # those of `order` and `requests` that the step takes
+    extra: tuple[str, ...] = ()  # those of `codegen.program.EXTRA` that the step takes
 
     @property
     def places(self) -> dict[str, int]:
@@ -174,7 +173,7 @@ def inputs_size(step: Program) -> int:
 
 
 def state_bytes(step: Program, blocks: int) -> int:
-    kept = (each for each in step.states.values() if each.per != "request")
+    kept = (each for each in step.states.values() if each.per == "position")
     return sum(each.numbers * TORCH[each.element].itemsize for each in kept) * blocks * step.block
 
 

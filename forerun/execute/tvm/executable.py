@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.available import require_memory
-from forerun.codegen.program import NUMBER, Program
+from forerun.codegen.program import NUMBER, Program, has_rows
 from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places, zeros
 from forerun.cores import thread_count
 from forerun.execute.branches import check_hidden, read_bytes
@@ -33,10 +33,10 @@ INPUTS, FIRST, LAST, TEAM = 8, 9, 10, 11
 
 @dataclass
 class State(EntryState):
-    """Holds a record of `record` float32 numbers for each block, and one of `request` for each request."""
+    """Holds a record of `record` float32 numbers for each block, and one of `request` for each row and request."""
 
     numbers: Float32  # [blocks * record]
-    requests: Float32  # [requests * request]
+    requests: Float32  # [max(requests, rows) * request]
     arguments: Arguments  # of the compiled code, with this memory among them
 
     @property
@@ -70,6 +70,7 @@ class TvmExecutable(EntryRunner[State]):
         self.memory = HostMemory(step, self._arena)
         self._states = state_places(step)
         self.slot_bytes = -(-self._states.record * NUMBER // step.block)
+        self.row_bytes = self._states.request * NUMBER if has_rows(step) else 0
         self.calls = Calls(step, weight_places(step)[0], self._states)
         self._parts: dict[Part, tuple[PartCalls, Tensor]] = {}
         self.branches, self.head_bytes = read_bytes(step)
@@ -83,8 +84,8 @@ class TvmExecutable(EntryRunner[State]):
         """The bytes of the packed weights."""
         return self.weights.nbytes
 
-    def make_state(self, blocks: int, requests: int) -> State:
-        count, more = blocks * self._states.record, max(1, requests * self._states.request)
+    def make_state(self, blocks: int, requests: int, rows: int) -> State:
+        count, more = blocks * self._states.record, max(1, max(requests, rows) * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = zeros(count), zeros(more)
         state = (Tensor(numbers), Tensor(constants))
@@ -134,7 +135,7 @@ class TvmExecutable(EntryRunner[State]):
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
-        self.memory.load(rows)
+        self.memory.load(self.placed(rows))
         entries: list[KernelOutput] = []
         for kernel, span in zip(self.step.kernels, self.calls.spans[self.step.step.name], strict=True):
             self._call(state, *span)
@@ -146,7 +147,7 @@ class TvmExecutable(EntryRunner[State]):
 
         Each thus finds its weights where a step leaves them, in memory. The time of an empty launch is subtracted.
         """
-        self.memory.load(rows)
+        self.memory.load(self.placed(rows))
         kernels, spans = self.step.kernels, self.calls.spans[self.step.step.name]
         times: list[list[float]] = [[] for _ in kernels]
         launches: list[float] = []
@@ -176,6 +177,9 @@ class TvmExecutable(EntryRunner[State]):
             return
         numbers = state.numbers
         numbers[self._places(destination)] = numbers[self._places(source)]
+        if state.rows_at_slots:
+            records, words = state.requests.reshape(-1, self._states.request), self._states.row_words
+            records[destination[:, None], words] = records[source[:, None], words]
 
     def _places(self, slots: Int32) -> NDArray[np.int64]:
         """Returns [n, w] the places of the numbers cached at slots."""

@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
   const char *name;
-  int32_t per_request;   /* 1: in a request's record; 0: in a block's */
+  const char *per;       /* "position": in a block's record; "row" or "request": in one of those */
   int64_t place;         /* in its record, in numbers */
   int64_t lead;          /* rows of every slot */
   int64_t last;          /* numbers in a row */
@@ -65,7 +65,7 @@ class EntryPlaces:
 class StatePlace:
     """A state in its record: number i of row r of slot s is at place + r * lead_stride + s * slot_stride + i * stride.
 
-    A state of a request has one slot.
+    A state of a row or a request has one slot.
     """
 
     per: str
@@ -85,7 +85,7 @@ class Layout:
     arena: int
     inputs: int
     record: int  # size of the record that all states of a block share
-    request: int  # size of the record of a request
+    request: int  # size of the record of a row or a request
     table: int  # the widest block table
     entries: Mapping[str, EntryPlaces]
     states: Mapping[str, StatePlace]
@@ -121,7 +121,7 @@ def _entry(entry: Entry, span: Span) -> EntryPlaces:
 def _state(step: Program, name: str, place: int) -> StatePlace:
     state = step.states[name]
     lead, last = state.numbers // state.last, state.last
-    if state.per == "request":
+    if state.per != "position":
         return StatePlace(state.per, place, lead, last, 1, state.numbers, last)
     block, padded = step.block, state.dims[-1]
     if state.side_by_side:
@@ -155,7 +155,7 @@ def header(step: Program, layout: Layout, eos_token_ids: Sequence[int]) -> str:
     lines += ["static const forerun_state forerun_states[] = {"]
     for name, state in layout.states.items():
         numbers = (state.place, state.lead, state.last, state.stride, state.slot_stride, state.lead_stride)
-        lines += [f"  {_braces([_quoted(name), str(int(state.per == 'request')), *map(str, numbers)])},"]
+        lines += [f"  {_braces([_quoted(name), _quoted(state.per), *map(str, numbers)])},"]
     lines += ["  {0, 0, 0, 0, 0, 0, 0, 0},", "};", ""]
     width = len(layout.calls[0]) if layout.calls else 1
     lines += [f"static const int64_t forerun_calls[{max(1, len(layout.calls))}][{width}] = {{"]

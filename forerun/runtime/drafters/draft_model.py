@@ -190,6 +190,8 @@ class DraftModel(Drafter):
         """Drops everything from the cache that is not a prefix of `after`."""
         del draft.cached[min(common(draft.cached, after), max(0, len(after) - 1)) :]
         draft.sequence.cut(len(draft.cached))
+        self.engine.restore(draft.sequence)
+        del draft.cached[draft.sequence.length :]
 
     def _read(self, draft: _Draft, budget: Budget) -> None:
         """Evaluates the uncached tokens of the context, except the last ones and the root."""

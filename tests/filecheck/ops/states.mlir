@@ -27,8 +27,8 @@ builtin.module {
   // CHECK-NEXT: spec.return()
   }
   // CHECK-NEXT: }
-  spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %requests: !spec.tensor<[S], i32>) {
-  // CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %requests: !spec.tensor<[S], i32>) {
+  spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %requests: !spec.tensor<[S], i32>) {
+  // CHECK-NEXT: spec.func @step(%tokens: !spec.tensor<[N], i32>, %positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %requests: !spec.tensor<[S], i32>) {
     %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
   // CHECK-NEXT: %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
     %x = spec.gather(%table, %tokens) -> !spec.tensor<[N, 4], f32>
@@ -37,14 +37,14 @@ builtin.module {
   // CHECK-NEXT: %own = spec.gather(%requests, %sequences) -> !spec.tensor<[N], i32>
     %memory = spec.state_read @memory(%own) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
   // CHECK-NEXT: %memory = spec.state_read @memory(%own) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
-    %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
-  // CHECK-NEXT: %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+    %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
+  // CHECK-NEXT: %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
     ^bb0(%before: !spec.tensor<[4], f32>, %token: !spec.tensor<[4], f32>):
   // CHECK-NEXT: ^bb0(%before: !spec.tensor<[4], f32>, %token: !spec.tensor<[4], f32>):
       %after = spec.map(%before, %token) {function = "add"} -> !spec.tensor<[4], f32>
   // CHECK-NEXT: %after = spec.map(%before, %token) {function = "add"} -> !spec.tensor<[4], f32>
-      spec.yield(%after)
-  // CHECK-NEXT: spec.yield(%after)
+      spec.yield(%after, %after)
+  // CHECK-NEXT: spec.yield(%after, %after)
     } -> !spec.tensor<[N, 4], f32>
   // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
     %y = spec.map(%sum, %memory) {function = "mul"} -> !spec.tensor<[N, 4], f32>
@@ -62,6 +62,6 @@ builtin.module {
 // FUSED: spec.state_write @memory
 // FUSED: spec.func @step
 // FUSED: %x = spec.kernel(%tokens) {kind = "row_wise"}
-// FUSED: %sum = spec.kernel(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {kind = "recurrence"}
+// FUSED: %sum = spec.kernel(%parents, %records, %order, %x) {kind = "recurrence"}
 // FUSED-NEXT: ^bb0
-// FUSED-NEXT: spec.recurrence @sum
+// FUSED-NEXT: spec.tree_recurrence @sum

@@ -132,10 +132,10 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 
 // -----
 
-// CHECK: spec.recurrence does not have one block as its body:
+// CHECK: spec.tree_recurrence does not have one block as its body:
 
 spec.func @step(%rows: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>) {
-  %y = spec.recurrence @s(%rows, %rows, %rows, %paths, %paths, %rows, %rows) {block = 16} -> !spec.tensor<[N, 4], f32>
+  %y = spec.tree_recurrence @s(%rows, %rows, %rows) -> !spec.tensor<[N, 4], f32>
   spec.return(%y)
 }
 

@@ -106,7 +106,7 @@ spec.func @step(%k: !spec.tensor<[N, 2, 4], f32>, %slots: !spec.tensor<[N], i32>
 
 // -----
 
-// CHECK: spec.state_write writes @s, a state per row, which only spec.recurrence writes:
+// CHECK: spec.state_write writes @s, a state per row, which only spec.tree_recurrence writes:
 
 spec.state @s {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%k: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {

@@ -1,108 +1,120 @@
 // RUN: not forerun-opt %s --split-input-file 2>&1 | filecheck %s
 
-// CHECK: spec.recurrence uses @sum, a state per position, but needs one per row:
+// CHECK: spec.tree_recurrence uses @sum, a state per position, but needs one per row:
 
 spec.state @sum {per = "position", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence does not fit the state @sum, whose records are !spec.tensor<[8], f32>:
+// CHECK: spec.tree_recurrence does not fit the state @sum, whose records are !spec.tensor<[8], f32>:
 
 spec.state @sum {per = "row", shape = [8], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence has a body with arguments (!spec.tensor<[4], f32>), not its record and inputs (!spec.tensor<[4], f32>, !spec.tensor<[4], f32>):
+// CHECK: spec.tree_recurrence has a body with arguments (!spec.tensor<[4], f32>), not its record and inputs (!spec.tensor<[4], f32>, !spec.tensor<[4], f32>):
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>):
-    spec.yield(%before)
+    spec.yield(%before, %before)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence has a body with arguments (!spec.tensor<[4], f32>, !spec.tensor<[N, 4], f32>), not its record and inputs
+// CHECK: spec.tree_recurrence has a body with arguments (!spec.tensor<[4], f32>, !spec.tensor<[N, 4], f32>), not its record and inputs
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[N, 4], f32>):
-    spec.yield(%before)
+    spec.yield(%before, %before)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence has a body over the named dimension D; give it fixed sizes:
+// CHECK: spec.tree_recurrence has a body over the named dimension D; give it fixed sizes:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %paths) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %paths) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[D], i32>):
-    spec.yield(%before)
+    spec.yield(%before, %before)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence gives !spec.tensor<[N, 4], f32>, not !spec.tensor<[N, 5], f32>:
+// CHECK: spec.tree_recurrence gives (!spec.tensor<[N, 4], f32>), not (!spec.tensor<[N, 5], f32>):
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 5], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence needs blocks of at least 1 position, not 0:
+// CHECK: spec.tree_recurrence does not end in a spec.yield of a record:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 0} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
-    %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield()
+  }
+  spec.return(%x)
+}
+
+// -----
+
+// CHECK: spec.tree_recurrence needs rows described by i64 or i32:
+
+spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+spec.func @step(%parents: !spec.tensor<[N], f32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %parents, %parents, %x) {} {
+  ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
+    spec.yield(%before, %before)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence needs row operands [N], not [
+// CHECK: spec.tree_recurrence needs parents, records and an order [N], not !spec
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %block_tables, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %paths, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
@@ -112,11 +124,11 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 // CHECK: spec.map uses a value before its definition, or one of another function
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %x) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
@@ -126,30 +138,30 @@ spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N]
 // CHECK: spec.state_write stands in the body of a recurrence, which may only compute values:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
   %whole = spec.cast(%x) {dtype = "i32"} -> !spec.tensor<[N, 4], i32>
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %whole) {block = 16} {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %whole) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], i32>):
     spec.state_write @sum(%before, %own)
-    spec.yield(%before)
+    spec.yield(%before, %before)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
 
 // -----
 
-// CHECK: spec.recurrence is the second recurrence over @sum in @step:
+// CHECK: spec.tree_recurrence is the second recurrence over @sum in @step:
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %first = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %first = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%p: !spec.tensor<[4], f32>, %o: !spec.tensor<[4], f32>):
-    spec.yield(%o)
+    spec.yield(%o, %o)
   } -> !spec.tensor<[N, 4], f32>
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
     %after = spec.map(%before, %own) {function = "add"} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
@@ -164,15 +176,15 @@ spec.func @step(%tokens: !spec.tensor<[N], i32>, %order: !spec.tensor<[M], i32>)
 
 // -----
 
-// CHECK: spec.recurrence needs the parameter 'symbol':
-// CHECK-NEXT: > %after = spec.recurrence(%before, %own)
+// CHECK: spec.tree_recurrence needs the parameter 'symbol':
+// CHECK-NEXT: > %after = spec.tree_recurrence(%before, %own)
 
 spec.state @sum {per = "row", shape = [4], dtype = "f32"}
-spec.func @step(%positions: !spec.tensor<[N], i32>, %sequences: !spec.tensor<[N], i32>, %slots: !spec.tensor<[N], i32>, %bases: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %order: !spec.tensor<[N], i32>, %block_tables: !spec.tensor<[S, B], i32>, %x: !spec.tensor<[N, 4], f32>) {
-  %sum = spec.recurrence @sum(%positions, %sequences, %bases, %paths, %block_tables, %slots, %order, %x) {block = 16} {
+spec.func @step(%parents: !spec.tensor<[N], i32>, %records: !spec.tensor<[N], i32>, %order: !spec.tensor<[N], i32>, %paths: !spec.tensor<[N, D], i32>, %x: !spec.tensor<[N, 4], f32>) {
+  %sum = spec.tree_recurrence @sum(%parents, %records, %order, %x) {} {
   ^bb0(%before: !spec.tensor<[4], f32>, %own: !spec.tensor<[4], f32>):
-    %after = spec.recurrence(%before, %own) {block = 16} -> !spec.tensor<[4], f32>
-    spec.yield(%after)
+    %after = spec.tree_recurrence(%before, %own) -> !spec.tensor<[4], f32>
+    spec.yield(%after, %after)
   } -> !spec.tensor<[N, 4], f32>
   spec.return(%sum)
 }
