@@ -160,8 +160,9 @@ def lower(
 ) -> Lowered:
     """The front half of `compile`: imports, and runs the pass pipeline and the passes that derive a draft."""
     # The front half is imported only here: a start that finds a kept model waits for neither xDSL nor a frontend.
+    from forerun.frontends.cached_step import CACHED
     from forerun.frontends.source import open_source
-    from forerun.ir import with_derived
+    from forerun.ir import functions, with_derived
     from forerun.passes.base import PassContext
     from forerun.passes.pipeline import run_pipeline, step_pipeline
 
@@ -178,7 +179,8 @@ def lower(
     storages = None if native is None else native.storages
     context = PassContext(stored.__getitem__, max_length, storages, cache_in_memory)
     storage = WEIGHT_DTYPES[dtype]
-    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, storage, draft, fused, arithmetic, tokens)
+    cached = CACHED in functions(module)
+    passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, storage, draft, fused, arithmetic, tokens, cached)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
     return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)

@@ -27,6 +27,9 @@ def _to(build: Builder, x: SSAValue, *arguments: Any, dtype: torch.dtype | None 
 def _arange(build: Builder, *bounds: Any, dtype: torch.dtype | None = None, **keywords: Any) -> SSAValue:
     start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
     whole = not any(isinstance(each, float) for each in (start, end, step))
+    target = named(dtype, torch.int64 if whole else torch.get_default_dtype())
+    if whole and step == 1 and isinstance(start, str):
+        return build.cast(build.slice(build.add(Iota, size=end), 0, start, end), target)
     if whole and step == 1:
         size = dimensions.add(end, dimensions.multiply(start, -1))
     elif isinstance(start, str) or isinstance(end, str) or isinstance(step, str):
@@ -34,11 +37,8 @@ def _arange(build: Builder, *bounds: Any, dtype: torch.dtype | None = None, **ke
     else:
         size = math.ceil((end - start) / step)
     values = build.add(Iota, size=size)
-    target = named(dtype, torch.int64 if whole else torch.get_default_dtype())
     if step != 1:
         values = build.map("mul", *promoted(build, values, step))
-    if isinstance(start, str):
-        raise ValueError("arange that starts at a named dimension")
     if start != 0:
         values = build.map("add", *promoted(build, values, start))
     return build.cast(values, target)

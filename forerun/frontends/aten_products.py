@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from forerun import dims as dimensions
 from forerun.frontends.aten_rules import Scalar, promoted, rule
 from forerun.frontends.aten_views import unsqueeze
 from forerun.ir import Attention, Builder, LayerNorm, Linear, MatMul, RMSNorm, SSAValue, tensor_type, torch_dtype
@@ -42,6 +43,38 @@ def _addmm(build: Builder, c: SSAValue, a: SSAValue, b: SSAValue, *, beta: Scala
 @rule("outer")
 def _outer(build: Builder, a: SSAValue, b: SSAValue) -> SSAValue:
     return build.map("mul", *promoted(build, unsqueeze(build, a, 1), b))
+
+
+@rule("conv1d")
+def _conv1d(
+    build: Builder,
+    x: SSAValue,
+    weight: SSAValue,
+    bias: SSAValue | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] | str = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> SSAValue:
+    """A convolution of each channel by itself, as a sum over the window, the first place first."""
+    channels, one, width = tensor_type(weight).dims
+    if groups != channels or one != 1 or stride[0] != 1 or isinstance(padding, str):
+        raise ValueError("a convolution other than of each channel by itself, with stride 1")
+    assert isinstance(width, int)
+    size = tensor_type(x).dims[-1]
+    if padding[0]:
+        edge = build.full((*tensor_type(x).dims[:-1], padding[0]), 0.0, tensor_type(x).dtype)
+        x = build.concat([edge, x, edge], tensor_type(x).rank - 1)
+        size = dimensions.add(size, 2 * padding[0])
+    rest = dimensions.add(size, -(width - 1) * dilation[0])
+    flat, total = build.reshape(weight, (channels, width)), None
+    for place in range(width):
+        start = place * dilation[0]
+        window = build.slice(x, tensor_type(x).rank - 1, start, dimensions.add(rest, start))
+        term = build.map("mul", window, build.slice(flat, 1, place, place + 1))
+        total = term if total is None else build.map("add", total, term)
+    assert total is not None
+    return total if bias is None else build.map("add", total, build.reshape(bias, (channels, 1)))
 
 
 @rule("layer_norm")

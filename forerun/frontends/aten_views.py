@@ -111,6 +111,12 @@ def _select(build: Builder, x: SSAValue, dim: int, index: int) -> SSAValue:
     return build.reshape(build.slice(x, at, start, dimensions.add(start, 1)), (*dims[:at], *dims[at + 1 :]))
 
 
+@rule("copy")
+def _copy(build: Builder, x: SSAValue, source: SSAValue, non_blocking: bool = False) -> SSAValue:
+    kind = tensor_type(x)
+    return build.broadcast(build.cast(source, kind.dtype), kind.dims)
+
+
 @rule("split", "split_with_sizes")
 def _split(build: Builder, x: SSAValue, sizes: int | Sequence[int], dim: int = 0) -> tuple[SSAValue, ...]:
     at = axis(x, dim)

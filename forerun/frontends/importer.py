@@ -8,7 +8,8 @@ from torch import Tensor
 from forerun.ir import ModuleOp
 
 Imported = tuple[ModuleOp, Mapping[str, Tensor]]
-"""A verified module with `@forward(input_ids[1, T]) -> logits[1, T, V]`, and the weights of its symbols."""
+"""A verified module with `@forward(input_ids[1, T]) -> logits[1, T, V]`, or with `@cached(token[1, 1], states) ->
+logits[1, 1, V], states`, and the weights of its symbols."""
 
 
 class Importer(Protocol):

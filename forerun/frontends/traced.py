@@ -7,6 +7,8 @@ from functools import partial
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from forerun.errors import TraceError, UnsupportedOperationError
+from forerun.frontends.cached_step import CACHED, has_recurrent_states, trace_cached_step
 from forerun.frontends.forward import FORWARD
 from forerun.frontends.importer import Imported
 from forerun.frontends.torch_export import import_programs
@@ -28,11 +30,29 @@ class TracedModel:
     _programs: dict[int, ExportedProgram] = field(default_factory=dict, repr=False, compare=False)
 
     def import_(self, max_length: int) -> Imported:
-        """Traces and imports the model: see `Importer`. Raises `TraceError` or `UnsupportedOperationError`."""
+        """Traces and imports the model: see `Importer`. Raises `TraceError` or `UnsupportedOperationError`.
+
+        A model whose cache holds recurrent states is traced as one cached step; any other as a forward pass over T
+        positions, or as such a step if that fails.
+        """
+        model = self.model.model if isinstance(self.model, TokenLogits) and self.values is None else None
+        if model is not None and has_recurrent_states(model):
+            return self._import(CACHED, lambda: trace_cached_step(model, self.name, max_length))
+        try:
+            return self._import(FORWARD, lambda: self.trace(max_length))
+        except (TraceError, UnsupportedOperationError) as error:
+            if model is None:
+                raise
+            try:
+                return self._import(CACHED, lambda: trace_cached_step(model, self.name, max_length))
+            except (TraceError, UnsupportedOperationError):
+                raise error from None
+
+    def _import(self, function: str, trace: Callable[[], ExportedProgram]) -> Imported:
         with self.progress.stage("trace"):
-            program = self.trace(max_length)
+            program = trace()
         with self.progress.stage("import"):
-            module, weights = import_programs({FORWARD: program})
+            module, weights = import_programs({function: program})
             verify(module)
         return module, self._with_values(weights)
 

@@ -53,6 +53,18 @@ def symbols(value: SSAValue) -> set[str]:
 
 
 def is_vector(value: SSAValue, size: int | str) -> bool:
-    """Whether a value is one number per feature: its last dimension is `size`, all others are 1."""
+    """Whether a value is one number per feature for all tokens: its last dimension is `size`, all others are 1."""
     dims = tensor_type(value).dims
-    return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1])
+    return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1]) and is_constant(value)
+
+
+def is_constant(value: SSAValue) -> bool:
+    """Whether a value is computed from weights and numbers alone."""
+    pending, seen = [value], {value}
+    while pending:
+        owner = pending.pop().owner
+        if not isinstance(owner, SpecOperation):
+            return False
+        pending += [each for each in owner.operands if each not in seen]
+        seen.update(owner.operands)
+    return True

@@ -31,6 +31,7 @@ from forerun.passes.plan_memory import PlanMemory
 from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
+from forerun.passes.raise_recurrence import RaiseRecurrence
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
 from forerun.passes.raise_softmax import RaiseSoftmax
 from forerun.passes.reuse_kv_cache import ReuseKVCache
@@ -53,10 +54,12 @@ def step_pipeline(
     fused: bool = True,
     arithmetic: str = FLOAT32,
     tokens: int = 0,
+    cached: bool = False,
 ) -> list[Pass]:
     """Returns the passes from `@forward` to a planned `@step`, with `storage` as the weight dtype.
 
-    `arithmetic` is the narrowest that products may have. Of the vocabulary, the first `tokens` have logits (0: all).
+    With `cached`, they begin with `@cached`, a step over one token with the model's own states. `arithmetic` is the
+    narrowest that products may have. Of the vocabulary, the first `tokens` have logits (0: all).
 
     `draft` derives `@draft`, and the part of it that verification can reuse, for people who want to see them. Without
     `fused`, the step is left as operations, for back ends that have no kernels of their own.
@@ -69,6 +72,7 @@ def step_pipeline(
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
         Canonicalize(),  # transposes of keys meet, so that a repetition stands in front of the attention
+        *([RaiseRecurrence(), Canonicalize()] if cached else ()),  # from here on there is a @forward
         RaiseGroupedQueries(),
         Canonicalize(),  # removes dead code left by raising before the analysis
         SequenceAxis(),  # from here on the model is known to decode incrementally
@@ -94,6 +98,7 @@ PASSES: dict[str, type[Pass]] = {
         RaiseSoftmax,
         RaiseAttention,
         RaiseGroupedQueries,
+        RaiseRecurrence,
         SequenceAxis,
         TabulatePositions,
         InsertKVCache,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from forerun import dims as dimensions
 from forerun.ir import (
     Attention,
     Builder,
@@ -26,7 +27,7 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.base import PassContext, RewritePass, replace
-from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, mapped, number, symbols
+from forerun.passes.matching import HIDDEN, defined_by, either_order, mapped, number, symbols
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def peel(value: SSAValue) -> Scores | None:
     operation = value.owner
     if isinstance(operation, MatMul):
         query, key = operation.a, operation.b
-        return Scores(query, key) if symbols(query) and symbols(key) else None
+        return Scores(query, key) if symbols(key) else None
     if isinstance(operation, Cast | Reshape):
         return peel(operation.x)
     if not isinstance(operation, Map):
@@ -185,13 +186,13 @@ def _three(value: SSAValue) -> tuple[Dim, ...]:
 
 
 def _fit(query: tuple[Dim, ...], key: tuple[Dim, ...], value: tuple[Dim, ...]) -> bool:
-    """query [H, T, D], key [Hkv, D, T], value [Hkv, T, Dv] with H a multiple of Hkv."""
+    """query [H, T, D], key [Hkv, D, T], value [Hkv, T, Dv] with H a multiple of Hkv, or the query of one token."""
     if not len(query) == len(key) == len(value) == 3:
         return False
     heads, groups = query[0], key[0]
     if not isinstance(heads, int) or not isinstance(groups, int) or heads % groups or value[0] != groups:
         return False
-    return query[1] == key[2] == value[1] == SEQUENCE
+    return key[2] == value[1] and bool(dimensions.symbol(key[2])) and query[1] in (1, key[2])
 
 
 def _heads_first(value: SSAValue, build: Builder) -> SSAValue:

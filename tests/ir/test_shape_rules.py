@@ -254,7 +254,7 @@ def test_an_optional_operand_is_given_by_name_or_place() -> None:
 
 
 def test_every_operation_is_accepted_once() -> None:
-    bodies = {ir.Function, ir.Kernel, ir.Recurrence}
+    bodies = {ir.Function, ir.Kernel, ir.Recurrence, ir.TreeRecurrence}
     assert {case[0] for case in ACCEPTED} == set(ir.OPERATIONS) - bodies
 
 

@@ -37,7 +37,7 @@ from tests.ir.build import function, no_weights, tensor
 
 STRUCTURE = {ir.Function, ir.Kernel, ir.Weight, ir.State, ir.Return, ir.Yield}
 """What holds operations together: it gives no values by itself."""
-BODIES = {ir.Function, ir.Kernel, ir.Recurrence}
+BODIES = {ir.Function, ir.Kernel, ir.Recurrence, ir.TreeRecurrence}
 """What has operations inside; the interpreter runs them, and the results follow from what they yield."""
 
 

@@ -1,0 +1,183 @@
+"""From a module with a cache to its step over one token: `token[1, 1], states -> logits[1, 1, V], states`.
+
+Where a forward pass over T positions cannot be traced, or has recurrences, the model is traced as it decodes, with its
+own cache. The cache's tensors are found wherever they lie in it, and become the arguments and results of the step. An
+`nn.Module` with `forward(token, states) -> logits, states` and `initial_states()` is such a step already.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from forerun.errors import TraceError, first_sentence
+from forerun.frontends.quiet import quiet_libraries
+
+CACHED = "cached"
+"""The name of the traced step among a module's functions."""
+LENGTHS = (5, 8)
+"""Prefixes of different lengths, by which states that grow are told from others."""
+LEAST = 2
+"""torch.export takes shorter texts for special cases."""
+CHECKED = 11
+"""The tokens on which a traced step is compared with the model's forward pass."""
+TOLERANCE = 1e-3
+"""Of the largest logit."""
+
+Path = tuple[Any, ...]
+"""Where a tensor lies in a cache: attribute names, keys and places."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The tensors of a model's cache, by where they lie in it.
+
+    keyword   the argument of the model's forward that takes the cache, and the output that returns it
+    grows     for each tensor, the axis that is longer after a longer prefix; None if its shape stays
+    """
+
+    keyword: str
+    paths: tuple[Path, ...]
+    grows: tuple[int | None, ...]
+
+
+class CachedStep(nn.Module):
+    """A model as a function of one token and its states."""
+
+    def __init__(self, model: nn.Module, slots: Slots, cache: Any) -> None:
+        super().__init__()
+        self.model, self.slots = model, slots
+        empty = copy.deepcopy(cache)
+        for path in slots.paths:
+            _put(empty, path, None)
+        self._template = [empty]  # in a list, so that it is no submodule
+
+    def forward(self, token: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """`token[1, 1], states -> logits[1, 1, V], states`; the given states stay as they are."""
+        cache = copy.deepcopy(self._template[0])
+        for path, state in zip(self.slots.paths, states, strict=True):
+            _put(cache, path, state.clone())
+        output = self.model(token, use_cache=True, **{self.slots.keyword: cache})
+        returned = output[self.slots.keyword]
+        return output["logits"], [_get(returned, path) for path in self.slots.paths]
+
+
+def has_recurrent_states(model: nn.Module) -> bool:
+    """Whether a model's cache holds states that do not grow with the text."""
+    try:
+        slots, _, _ = _probe(model)
+    except TraceError:
+        return False
+    return None in slots.grows
+
+
+def trace_cached_step(model: nn.Module, name: str, max_length: int) -> ExportedProgram:
+    """Traces a model's step over one token. Raises `TraceError` with what stands in the way."""
+    slots, cache, tokens = _probe(model)
+    module = CachedStep(model, slots, cache)
+    states = [_get(cache, path) for path in slots.paths]
+    length = Dim("S", min=LEAST, max=max(3, max_length - 1))
+    dynamic = [{} if axis is None else {axis: length} for axis in slots.grows]
+    try:
+        with torch.no_grad(), quiet_libraries():
+            token = torch.tensor([[int(tokens[0, -1])]])
+            program = torch.export.export(module, (token, states), dynamic_shapes=({}, dynamic), strict=False)
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise TraceError(
+            f"torch.export cannot trace one step of {name} with its cache ({first_sentence(error)}): its "
+            f"forward(input_ids, {slots.keyword}=...) must run for one token without branching on values."
+        ) from error
+    _require_equal(module, program, states, name)
+    return program
+
+
+def _probe(model: nn.Module) -> tuple[Slots, Any, Tensor]:
+    """Returns where a model keeps its states, the cache after the longer prefix, and that prefix."""
+    accepted = inspect.signature(model.forward).parameters
+    if "use_cache" not in accepted:
+        raise TraceError(f"the forward of {type(model).__name__} takes no use_cache: its states are not known.")
+    tokens = torch.arange(1, LENGTHS[1] + 1)[None]
+    try:
+        with torch.no_grad(), quiet_libraries():
+            short, long = (model(tokens[:, :length], use_cache=True) for length in LENGTHS)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} does not run with a cache ({first_sentence(error)}): its states are not known."
+        ) from error
+    for keyword in accepted:
+        cache = long.get(keyword) if isinstance(long, Mapping) else None
+        paths = tuple(_paths(cache))
+        if not paths:
+            continue
+        shapes = [(_get(short[keyword], path).shape, _get(cache, path).shape) for path in paths]
+        return Slots(keyword, paths, tuple(_longer(*each) for each in shapes)), cache, tokens
+    raise TraceError(f"{type(model).__name__} returns no cache: its states are not known.")
+
+
+def _longer(short: torch.Size, long: torch.Size) -> int | None:
+    """The axis along which one shape is longer than another."""
+    return next((axis for axis, (one, other) in enumerate(zip(short, long, strict=True)) if one != other), None)
+
+
+def _require_equal(module: CachedStep, program: ExportedProgram, states: Sequence[Tensor], name: str) -> None:
+    """Raises `TraceError` unless the traced step gives the model's own logits from states of zeros on."""
+    model, slots = module.model, module.slots
+    tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
+    traced = program.module()
+    with torch.no_grad(), quiet_libraries():
+        expected = model(tokens, use_cache=False)["logits"]
+        given = [_first(each, axis) for each, axis in zip(states, slots.grows, strict=True)]
+        for at in range(CHECKED):
+            step = module if at < LEAST else traced
+            logits, given = step(tokens[:, at : at + 1], given)
+            error = float((logits[0, -1] - expected[0, at]).abs().max())
+            if not error <= TOLERANCE * float(expected.abs().max()):
+                raise TraceError(
+                    f"one step of {name} with its cache gives other logits than its forward pass (by {error:.2g}): its "
+                    "states hold less than what it reads."
+                )
+
+
+def _first(state: Tensor, axis: int | None) -> Tensor:
+    """Returns a state before the first token: empty if it grows, else zero."""
+    return torch.zeros([0 if at == axis else size for at, size in enumerate(state.shape)], dtype=state.dtype)
+
+
+def _paths(found: Any, path: Path = (), seen: set[int] | None = None) -> Iterator[Path]:
+    """Yields where the tensors of an object lie: in attributes, lists and mappings, each object once."""
+    seen = set() if seen is None else seen
+    if isinstance(found, Tensor):
+        yield path
+        return
+    if id(found) in seen or isinstance(found, type):
+        return
+    seen.add(id(found))
+    items: list[tuple[Any, Any]] = []
+    if isinstance(found, Mapping):
+        items = list(found.items())
+    elif isinstance(found, (list, tuple)):
+        items = list(enumerate(found))
+    elif hasattr(found, "__dict__"):
+        items = list(vars(found).items())
+    for key, value in items:
+        yield from _paths(value, (*path, key), seen)
+
+
+def _get(found: Any, path: Path) -> Any:
+    for key in path:
+        found = found[key] if isinstance(found, (Mapping, list, tuple)) else getattr(found, key)
+    return found
+
+
+def _put(found: Any, path: Path, value: Any) -> None:
+    owner = _get(found, path[:-1])
+    if isinstance(owner, (dict, list)):
+        owner[path[-1]] = value
+    else:
+        setattr(owner, path[-1], value)

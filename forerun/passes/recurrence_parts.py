@@ -1,0 +1,203 @@
+"""The parts of a cached step that are recurrences: what lies between reading a state and leaving the next.
+
+A part is grown where that makes what passes its border smaller: by operations that make an input as large as the record
+from smaller values, and by those that read values larger than its inputs down to smaller ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import networkx as nx
+
+from forerun.errors import UnsupportedOperationError
+from forerun.ir import (
+    AlongAxes,
+    Broadcast,
+    Constant,
+    Elementwise,
+    Function,
+    MatMul,
+    Parameter,
+    Reduce,
+    Reshape,
+    Return,
+    Slice,
+    SpecOperation,
+    SSAValue,
+    Transpose,
+    neighbourhood,
+    tensor_type,
+)
+
+networkx: Any = nx
+"""networkx's stubs leave the results of its algorithms unknown."""
+
+Node = SpecOperation | SSAValue
+
+INSIDE = (Elementwise, AlongAxes, Broadcast, MatMul, Reduce, Reshape, Slice, Transpose)
+"""Operations by which a part may grow: they read no weights."""
+
+
+@dataclass(eq=False)
+class Part:
+    """A recurrence: the states before and after, and the operations between, in the order of the function."""
+
+    befores: list[SSAValue]
+    afters: list[SSAValue]
+    operations: set[SpecOperation] = field(default_factory=set[SpecOperation])
+
+    def sorted(self, function: Function) -> list[SpecOperation]:
+        return [each for each in function.body if each in self.operations]
+
+    @property
+    def record(self) -> int:
+        """The numbers of its records."""
+        return sum(map(size_of, self.befores))
+
+    def inputs(self) -> list[SSAValue]:
+        """What it reads besides its states, except numbers, which it has copies of."""
+        found: dict[SSAValue, None] = {}
+        for operation in self.operations:
+            for value in operation.operands:
+                outside = value.owner not in self.operations and value not in self.befores
+                if outside and not isinstance(value.owner, Constant):
+                    found[value] = None
+        found.update((each, None) for each in self.afters if each.owner not in self.operations)
+        return list(found)
+
+    def outputs(self, function: Function) -> list[SSAValue]:
+        """What others read of it."""
+        results = (value for each in self.sorted(function) for value in each.results)
+        return [value for value in (*self.befores, *results) if self._is_read(value)]
+
+    def _is_read(self, value: SSAValue) -> bool:
+        users = [use.operation for use in value.uses]
+        return any(each not in self.operations and not isinstance(each, Return) for each in users)
+
+
+def size_of(value: SSAValue) -> int:
+    return prod(dim for dim in tensor_type(value).dims if isinstance(dim, int))
+
+
+def recurrence_parts(function: Function, states: Sequence[tuple[SSAValue, SSAValue]]) -> list[Part]:
+    """Returns the parts of a cached step, for the states that it rewrites: each one's argument and result.
+
+    Raises UnsupportedOperationError if parts wait for one another.
+    """
+    graph = _graph(function)
+    parts: list[Part] = []
+    for before, after in states:
+        own = _reached(graph, [before]) & _reaching(graph, [after])
+        joined = [each for each in parts if each.operations & own]
+        part = Part([before], [after], own)
+        for each in joined:
+            part = Part([*each.befores, *part.befores], [*each.afters, *part.afters], each.operations | part.operations)
+            parts.remove(each)
+        parts.append(part)
+    for part in parts:
+        others = {operation for each in parts if each is not part for operation in each.operations}
+        _take_makers(part, others, _reached(graph, _arguments(function)))
+        _take_readers(function, part, others, graph)
+    return parts
+
+
+def _arguments(function: Function) -> list[SSAValue]:
+    return list(function.block.args)
+
+
+def _graph(function: Function) -> nx.DiGraph[Node]:
+    """From definitions to uses; the function's arguments are nodes as well."""
+    graph: nx.DiGraph[Node] = nx.DiGraph()
+    for operation in function.body:
+        graph.add_node(operation)
+        for value in operation.operands:
+            owner = value.owner
+            graph.add_edge(owner if isinstance(owner, SpecOperation) else value, operation)
+    return graph
+
+
+def _reached(graph: nx.DiGraph[Node], values: Iterable[SSAValue]) -> set[SpecOperation]:
+    """The operations that depend on values."""
+    found: set[SpecOperation] = set()
+    for value in values:
+        source: Node = value.owner if isinstance(value.owner, SpecOperation) else value
+        if source in graph:
+            found.update(each for each in networkx.descendants(graph, source) if isinstance(each, SpecOperation))
+    return {each for each in found if not isinstance(each, Return)}
+
+
+def _reaching(graph: nx.DiGraph[Node], values: Iterable[SSAValue]) -> set[SpecOperation]:
+    """The operations that values depend on."""
+    found: set[SpecOperation] = set()
+    for value in values:
+        if isinstance(value.owner, SpecOperation):
+            above = networkx.ancestors(graph, value.owner)
+            found.update((value.owner, *(each for each in above if isinstance(each, SpecOperation))))
+    return found
+
+
+def _take_makers(part: Part, others: set[SpecOperation], of_tokens: set[SpecOperation]) -> None:
+    """Takes in what makes inputs as large as the record; what does not depend on the token stays outside."""
+    while True:
+        large = (value.owner for value in part.inputs() if size_of(value) >= part.record)
+        made = [each for each in large if isinstance(each, INSIDE) and each in of_tokens and each not in others]
+        if not made:
+            return
+        part.operations.update(made)
+
+
+def _take_readers(function: Function, part: Part, others: set[SpecOperation], graph: nx.DiGraph[Node]) -> None:
+    """Takes in what reads values that are larger than the part's inputs, as long as it waits for nothing else of it."""
+    limit = max((size_of(value) for value in part.inputs() if not isinstance(value.owner, Parameter)), default=0)
+    while True:
+        taken: set[SpecOperation] = set()
+        results = [value for each in part.operations for value in each.results]
+        outside = _reached(graph, [*part.befores, *results]) - part.operations
+        for value in part.outputs(function):
+            if size_of(value) <= limit:
+                continue
+            for use in value.uses:
+                reader = use.operation
+                if not isinstance(reader, INSIDE) or reader in part.operations or reader in others:
+                    continue
+                if not any(each.owner in outside for each in reader.operands):
+                    taken.add(reader)
+        if not taken:
+            return
+        part.operations.update(taken)
+
+
+def in_order(function: Function, parts: Sequence[Part]) -> list[SpecOperation | Part]:
+    """Returns the operations outside the parts, and the parts, each after what it reads.
+
+    Raises UnsupportedOperationError if there is no such order.
+    """
+    part_of = {operation: part for part in parts for operation in part.operations}
+    places: dict[SpecOperation | Part, int] = {operation: place for place, operation in enumerate(function.body)}
+    graph: nx.DiGraph[SpecOperation | Part] = nx.DiGraph()
+    first: dict[SpecOperation | Part, int] = {
+        part: min((places[each] for each in part.operations), default=0) for part in parts
+    }
+    reads = {part: [value for each in part.operations for value in each.operands] + part.afters for part in parts}
+    state_of = {before: part for part in parts for before in part.befores}
+    nodes: list[SpecOperation | Part] = [each for each in function.body if each not in part_of]
+    for node in (*nodes, *parts):
+        graph.add_node(node)
+        for value in reads[node] if isinstance(node, Part) else node.operands:
+            owner = value.owner
+            source = part_of.get(owner, owner) if isinstance(owner, SpecOperation) else state_of.get(value)
+            if source is not None and source is not node and not isinstance(node, Return):
+                graph.add_edge(source, node)
+    try:
+        return list(networkx.lexicographical_topological_sort(graph, key=(places | first).__getitem__))
+    except nx.NetworkXUnfeasible:
+        cycle = (edge[0] for edge in networkx.find_cycle(graph))
+        operation = next((each for each in cycle if isinstance(each, SpecOperation)), None)
+        raise UnsupportedOperationError(
+            "The model's recurrent states wait for one another through other layers, which cannot be one recurrence.\n"
+            + ("" if operation is None else neighbourhood(operation))
+        ) from None
