@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from forerun.ir import Builder, SSAValue, dtype_name, tensor_type, torch_dtype
+from forerun import dims as dimensions
+from forerun.ir import Builder, Dim, Iota, SSAValue, dtype_name, tensor_type, torch_dtype
 
 Scalar = bool | int | float
-Operand = SSAValue | Scalar
+Operand = SSAValue | Scalar | str
+"""A value, a number, or a named size."""
 Rule = Callable[..., Any]
 """Gives a value, or a tuple of values."""
 
@@ -28,7 +30,13 @@ def rule(*names: str) -> Callable[[RuleType], RuleType]:
     return register
 
 
-def _witness(operand: Operand) -> torch.Tensor | Scalar:
+def size_value(build: Builder, size: Dim) -> SSAValue:
+    """Returns a size as a number: the last of those from 0 to it."""
+    counted = build.add(Iota, size=dimensions.add(size, 1))
+    return build.reshape(build.slice(counted, 0, size, dimensions.add(size, 1)), ())
+
+
+def _witness(operand: SSAValue | Scalar) -> torch.Tensor | Scalar:
     """A stand-in with the dtype and rank that torch's promotion looks at."""
     if not isinstance(operand, SSAValue):
         return operand
@@ -36,8 +44,9 @@ def _witness(operand: Operand) -> torch.Tensor | Scalar:
     return torch.empty((1,) * kind.rank, dtype=torch_dtype(kind.dtype))
 
 
-def promoted(build: Builder, *operands: Operand, least: str | None = None) -> list[SSAValue]:
+def promoted(build: Builder, *given: Operand, least: str | None = None) -> list[SSAValue]:
     """The operands in the dtype that torch would compute in; numbers become constants."""
+    operands = [size_value(build, each) if isinstance(each, str) else each for each in given]
     dtype = torch.bool
     if len(operands) == 1:
         dtype = torch.result_type(_witness(operands[0]), _witness(operands[0]))

@@ -55,6 +55,7 @@ class CachedStep(nn.Module):
         empty = copy.deepcopy(cache)
         for path in slots.paths:
             _put(empty, path, None)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._template = [empty]  # in a list, so that it is no submodule
 
     def forward(self, token: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -62,9 +63,18 @@ class CachedStep(nn.Module):
         cache = copy.deepcopy(self._template[0])
         for path, state in zip(self.slots.paths, states, strict=True):
             _put(cache, path, state.clone())
-        output = self.model(token, use_cache=True, **{self.slots.keyword: cache})
+        given = {self.slots.keyword: cache, **self._positions(states)}
+        output = self.model(token, use_cache=True, **given)
         returned = output[self.slots.keyword]
         return output["logits"], [_get(returned, path) for path in self.slots.paths]
+
+    def _positions(self, states: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The token's position, as a model's own generation gives it: the length of a state that grows."""
+        if not self._takes_positions:
+            return {}
+        lengths = (each.shape[axis] for each, axis in zip(states, self.slots.grows, strict=True) if axis is not None)
+        length = next(lengths, None)
+        return {} if length is None else {"position_ids": torch.arange(length, length + 1)[None]}
 
 
 def has_recurrent_states(model: nn.Module) -> bool:
@@ -81,7 +91,7 @@ def trace_cached_step(model: nn.Module, name: str, max_length: int) -> ExportedP
     slots, cache, tokens = _probe(model)
     module = CachedStep(model, slots, cache)
     states = [_get(cache, path) for path in slots.paths]
-    length = Dim("S", min=LEAST, max=max(3, max_length - 1))
+    length: Any = Dim.AUTO(min=LEAST, max=max(3, max_length - 1))  # pyright: ignore[reportCallIssue]
     dynamic = [{} if axis is None else {axis: length} for axis in slots.grows]
     try:
         with torch.no_grad(), quiet_libraries():

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from forerun.errors import TraceError, UnsupportedOperationError
 from forerun.frontends.aten import RULES, VIEWS
+from forerun.frontends.cached_step import CACHED
 from forerun.frontends.forward import (
     FORWARD,
     LONGEST,
@@ -87,6 +88,8 @@ def _function(name: str, program: ExportedProgram, shared: WeightSymbols) -> Fun
     inputs = [node for node in placeholders if kinds[node.name].kind == InputKind.USER_INPUT]
     require_tensors(name, inputs)
     names = _sequence(inputs, len(results)) if name == FORWARD else _dimensions(inputs)
+    if name == CACHED:  # all states that grow have a record for each of the same positions
+        names = dict.fromkeys(names, SOURCE)
     called = ["input_ids"] if name == FORWARD else [str(node.name) for node in inputs]
     typed = [_type_of(name, node, names) for node in inputs]
     function = Function.of(name, list(zip(called, typed, strict=True)))
