@@ -12,8 +12,7 @@ from forerun import dims as dimensions
 from forerun.ir import Builder, Dim, Iota, SSAValue, dtype_name, tensor_type, torch_dtype
 
 Scalar = bool | int | float
-Operand = SSAValue | Scalar | str
-"""A value, a number, or a named size."""
+Operand = SSAValue | Scalar
 Rule = Callable[..., Any]
 """Gives a value, or a tuple of values."""
 
@@ -44,8 +43,8 @@ def _witness(operand: SSAValue | Scalar) -> torch.Tensor | Scalar:
     return torch.empty((1,) * kind.rank, dtype=torch_dtype(kind.dtype))
 
 
-def promoted(build: Builder, *given: Operand, least: str | None = None) -> list[SSAValue]:
-    """The operands in the dtype that torch would compute in; numbers become constants."""
+def promoted(build: Builder, *given: Operand | str, least: str | None = None) -> list[SSAValue]:
+    """The operands in the dtype that torch would compute in; numbers become constants, and named sizes numbers."""
     operands = [size_value(build, each) if isinstance(each, str) else each for each in given]
     dtype = torch.bool
     if len(operands) == 1:

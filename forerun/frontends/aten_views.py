@@ -117,6 +117,34 @@ def _copy(build: Builder, x: SSAValue, source: SSAValue, non_blocking: bool = Fa
     return build.broadcast(build.cast(source, kind.dtype), kind.dims)
 
 
+@rule("slice_scatter")
+def _slice_scatter(
+    build: Builder,
+    x: SSAValue,
+    source: SSAValue,
+    dim: int = 0,
+    start: Dim | None = None,
+    end: Dim | None = None,
+    step: int = 1,
+) -> SSAValue:
+    """A tensor with a part of one axis replaced."""
+    if step != 1:
+        raise ValueError("a scatter with a step")
+    at = axis(x, dim)
+    size = tensor_type(x).dims[at]
+    first, last = _bound(0 if start is None else start, size), _bound(size if end is None else end, size)
+    parts = [source] if first == 0 else [build.slice(x, at, 0, first), source]
+    return build.concat(parts if last == size else [*parts, build.slice(x, at, last, size)], at)
+
+
+@rule("select_scatter")
+def _select_scatter(build: Builder, x: SSAValue, source: SSAValue, dim: int, index: int) -> SSAValue:
+    """A tensor with one index of an axis replaced."""
+    at = axis(x, dim)
+    start = _bound(index, tensor_type(x).dims[at])
+    return _slice_scatter(build, x, unsqueeze(build, source, at), at, start, dimensions.add(start, 1))
+
+
 @rule("split", "split_with_sizes")
 def _split(build: Builder, x: SSAValue, sizes: int | Sequence[int], dim: int = 0) -> tuple[SSAValue, ...]:
     at = axis(x, dim)
