@@ -30,8 +30,9 @@ from forerun.ir import (
     neighbourhood,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, pass_context
+from forerun.passes.base import Needs, Pass, function_named, pass_context, rewrite
 from forerun.passes.canonicalize import clean
+from forerun.passes.late_broadcasts import LateBroadcast
 from forerun.passes.lifting import Lifting, grown_axis
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.recurrence_parts import Part, in_order, recurrence_parts
@@ -46,6 +47,7 @@ class RaiseRecurrence(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         cached = function_named(op, "cached")
+        rewrite(cached, [LateBroadcast()])
         token, *states = cached.block.args
         _, *returned = cached.returned
         grown: dict[SSAValue, Concat] = {}

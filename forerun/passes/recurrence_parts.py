@@ -21,7 +21,6 @@ from forerun.ir import (
     Elementwise,
     Function,
     MatMul,
-    Parameter,
     Reduce,
     Reshape,
     Return,
@@ -32,6 +31,7 @@ from forerun.ir import (
     neighbourhood,
     tensor_type,
 )
+from forerun.passes.matching import is_constant
 
 networkx: Any = nx
 """networkx's stubs leave the results of its algorithms unknown."""
@@ -98,15 +98,12 @@ def recurrence_parts(function: Function, states: Sequence[tuple[SSAValue, SSAVal
             part = Part([*each.befores, *part.befores], [*each.afters, *part.afters], each.operations | part.operations)
             parts.remove(each)
         parts.append(part)
+    of_tokens = _reached(graph, function.block.args)
     for part in parts:
         others = {operation for each in parts if each is not part for operation in each.operations}
-        _take_makers(part, others, _reached(graph, _arguments(function)))
+        _take_makers(part, others, of_tokens)
         _take_readers(function, part, others, graph)
     return parts
-
-
-def _arguments(function: Function) -> list[SSAValue]:
-    return list(function.block.args)
 
 
 def _graph(function: Function) -> nx.DiGraph[Node]:
@@ -152,7 +149,7 @@ def _take_makers(part: Part, others: set[SpecOperation], of_tokens: set[SpecOper
 
 def _take_readers(function: Function, part: Part, others: set[SpecOperation], graph: nx.DiGraph[Node]) -> None:
     """Takes in what reads values that are larger than the part's inputs, as long as it waits for nothing else of it."""
-    limit = max((size_of(value) for value in part.inputs() if not isinstance(value.owner, Parameter)), default=0)
+    limit = max((size_of(value) for value in part.inputs() if not is_constant(value)), default=0)
     while True:
         taken: set[SpecOperation] = set()
         results = [value for each in part.operations for value in each.results]

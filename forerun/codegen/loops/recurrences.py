@@ -52,12 +52,10 @@ class _Body:
         self.context = Elements(
             schedule.buffers, schedule.constants, schedule.facts.states, lambda value: False, inline_products=True
         )
-        parent = outer.element(operation.parents, [Index.of(row)])
-        place = Index.computed(parent)
-        has_parent = parent > -1
+        parent = self._place(operation.parents)
 
         def before(index: Sequence[Index]) -> Expr:
-            return Load(self.layout.buffer, tuple(self.layout.index(place, index)), has_parent)
+            return Load(self.layout.buffer, tuple(self.layout.index(parent, index)))
 
         def given(value: ir.SSAValue, by_row: bool) -> Callable[[Sequence[Index]], Expr]:
             lead = [Index.of(row)] if by_row else []
@@ -67,19 +65,21 @@ class _Body:
         for inner, (value, by_row) in operation.of_rows().items():
             self.context.computed[inner] = given(value, by_row)
 
+    def _place(self, places: ir.SSAValue) -> Index:
+        """Where a record lies: place -1 is that of zeros, with which memory begins."""
+        return Index.computed(self.schedule.context.element(places, [Index.of(self.row)]) + 1)
+
     def record(self, value: ir.SSAValue) -> Store:
         """The store of the row's record, from where later stores read it."""
         axes, index = self.schedule.axes_of(value)
         element = self.context.element(value, index)
-        slots = self.operation.records
-        buffer, place = self.schedule.context.record(self.operation.symbol, slots, [Index.of(self.row), *index])
+        own, layout = self._place(self.operation.records), self.layout
 
         def stored(index: Sequence[Index]) -> Expr:
-            at = self.schedule.context.record(self.operation.symbol, slots, [Index.of(self.row), *index])
-            return Load(*at)
+            return Load(layout.buffer, tuple(layout.index(own, index)))
 
         self.context.computed[value] = stored
-        return Store(axes, element, buffer, place)
+        return Store(axes, element, layout.buffer, tuple(layout.index(own, index)))
 
     def stored(self, value: ir.SSAValue, buffer: Buffer) -> Store:
         """The store of another value, from where later stores read it."""

@@ -2,7 +2,7 @@
 
 The records of a state per position lie in blocks of P slots, [blocks, *lead, P, last], with a slot's last
 axis innermost, or, if a back end prefers it for keys, [blocks, *lead, last, P], with the slots innermost. The records
-of a state per row or per request lie one after another.
+of a state per row or per request lie one after another; those of rows begin with one of zeros, for rows without parent.
 """
 
 from __future__ import annotations

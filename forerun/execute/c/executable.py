@@ -47,7 +47,7 @@ def require_compiler() -> None:
 
 @dataclass
 class State(EntryState):
-    """The records of each state: float32 [blocks, *dims], or [requests or rows, *shape]."""
+    """The records of each state: float32 [blocks, *dims], or [requests or 1 + rows, *shape]."""
 
     records: dict[str, Float32]
 
@@ -80,7 +80,7 @@ class CExecutable(EntryRunner[State]):
         return sum(self.program.weight_bytes(each.matrices) for each in self.program.kernels)
 
     def make_state(self, blocks: int, requests: int, rows: int) -> State:
-        room = {"position": blocks, "request": requests, "row": rows}
+        room = {"position": blocks, "request": requests, "row": rows + 1}
         counts = {name: room[each.per] for name, each in self.program.states.items()}
         states = self.program.states
         needed = sum(states[name].words * count for name, count in counts.items()) * NUMBER
@@ -133,7 +133,7 @@ class CExecutable(EntryRunner[State]):
         """Copies the records of each source slot to its destination; all reads precede all writes."""
         for name, each in self.program.states.items():
             if each.per == "row" and state.rows_at_slots:
-                state.records[name][destination] = state.records[name][source]
+                state.records[name][destination + 1] = state.records[name][source + 1]
             if each.per != "position":
                 continue
             lanes = np.moveaxis(state.records[name], -1 if each.side_by_side else -2, 1)

@@ -157,7 +157,8 @@ class TritonExecutable(EntryRunner[State]):
         numbers[places[len(source) :]] = numbers[places[: len(source)]]
         for name, each in self.step.states.items():
             if each.per == "row" and state.rows_at_slots:
-                records = state.parts[name][: state.room["slots"] * each.numbers].view(-1, each.numbers)
+                records = state.parts[name][each.numbers :][: state.room["slots"] * each.numbers]
+                records = records.view(-1, each.numbers)
                 records[whole[len(source) :]] = records[whole[: len(source)]]
 
     def _replay(

@@ -76,7 +76,7 @@ class State(EntryState):
 
 def new_state(step: Program, blocks: int, device: torch.device, requests: int = 1, rows: int = 1) -> State:
     """Returns zeroed room for `blocks * P` slots, `requests` requests and records of `rows` rows."""
-    counts = {"position": blocks * step.block, "row": rows, "request": requests}
+    counts = {"position": blocks * step.block, "row": rows + 1, "request": requests}
     kept: dict[str, torch.Tensor] = {}
     parts: dict[str, torch.Tensor] = {}
     columns: list[np.ndarray[Any, Any]] = []

@@ -36,7 +36,7 @@ class State(EntryState):
     """Holds a record of `record` float32 numbers for each block, and one of `request` for each row and request."""
 
     numbers: Float32  # [blocks * record]
-    requests: Float32  # [max(requests, rows) * request]
+    requests: Float32  # [max(requests, rows + 1) * request]: the first of rows' records is zero
     arguments: Arguments  # of the compiled code, with this memory among them
 
     @property
@@ -85,7 +85,7 @@ class TvmExecutable(EntryRunner[State]):
         return self.weights.nbytes
 
     def make_state(self, blocks: int, requests: int, rows: int) -> State:
-        count, more = blocks * self._states.record, max(1, max(requests, rows) * self._states.request)
+        count, more = blocks * self._states.record, max(1, max(requests, rows + 1) * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = zeros(count), zeros(more)
         state = (Tensor(numbers), Tensor(constants))
@@ -179,7 +179,7 @@ class TvmExecutable(EntryRunner[State]):
         numbers[self._places(destination)] = numbers[self._places(source)]
         if state.rows_at_slots:
             records, words = state.requests.reshape(-1, self._states.request), self._states.row_words
-            records[destination[:, None], words] = records[source[:, None], words]
+            records[destination[:, None] + 1, words] = records[source[:, None] + 1, words]
 
     def _places(self, slots: Int32) -> NDArray[np.int64]:
         """Returns [n, w] the places of the numbers cached at slots."""
