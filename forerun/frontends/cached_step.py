@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,37 +78,101 @@ class CachedStep(nn.Module):
 
 
 def has_recurrent_states(model: nn.Module) -> bool:
-    """Whether a model's cache holds states that do not grow with the text."""
+    """Whether a model is a step over one token, or its cache holds states that do not grow with the text."""
     try:
-        slots, _, _ = _probe(model)
+        return None in _opened(model).grows or _is_step(model)
     except TraceError:
         return False
-    return None in slots.grows
 
 
 def trace_cached_step(model: nn.Module, name: str, max_length: int) -> ExportedProgram:
     """Traces a model's step over one token. Raises `TraceError` with what stands in the way."""
-    slots, cache, tokens = _probe(model)
-    module = CachedStep(model, slots, cache)
-    states = [_get(cache, path) for path in slots.paths]
+    opened = _opened(model)
     length: Any = Dim.AUTO(min=LEAST, max=max(3, max_length - 1))  # pyright: ignore[reportCallIssue]
-    dynamic = [{} if axis is None else {axis: length} for axis in slots.grows]
+    dynamic = [{} if axis is None else {axis: length} for axis in opened.grows]
     try:
         with torch.no_grad(), quiet_libraries():
-            token = torch.tensor([[int(tokens[0, -1])]])
-            program = torch.export.export(module, (token, states), dynamic_shapes=({}, dynamic), strict=False)
+            given = (torch.tensor([[1]]), opened.states)
+            program = torch.export.export(opened.step, given, dynamic_shapes=({}, dynamic), strict=False)
             program = program.run_decompositions({})
     except Exception as error:
         raise TraceError(
-            f"torch.export cannot trace one step of {name} with its cache ({first_sentence(error)}): its "
-            f"forward(input_ids, {slots.keyword}=...) must run for one token without branching on values."
+            f"torch.export cannot trace one step of {name} with its states ({first_sentence(error)}): it must run for "
+            "one token without branching on values."
         ) from error
-    _require_equal(module, program, states, name)
+    _require_equal(model, opened, program, name)
     return program
 
 
-def _probe(model: nn.Module) -> tuple[Slots, Any, Tensor]:
-    """Returns where a model keeps its states, the cache after the longer prefix, and that prefix."""
+@dataclass(frozen=True)
+class _Opened:
+    """A model's step over one token, its states after a few tokens and before the first, and the axes that grow."""
+
+    step: nn.Module
+    states: list[Tensor]
+    first: list[Tensor]
+    grows: tuple[int | None, ...]
+
+
+def _opened(model: nn.Module) -> _Opened:
+    if _is_step(model):
+        return _given_step(model)
+    slots, cache = _probe(model)
+    states = [_get(cache, path) for path in slots.paths]
+    first = [_first(each, axis) for each, axis in zip(states, slots.grows, strict=True)]
+    return _Opened(CachedStep(model, slots, cache), states, first, slots.grows)
+
+
+def _is_step(model: nn.Module) -> bool:
+    return list(inspect.signature(model.forward).parameters) == ["token", "states"]
+
+
+def _given_step(model: nn.Module) -> _Opened:
+    """A model that is a step already. Raises `TraceError` for states that do not begin empty or with zeros."""
+    initial: Any = getattr(model, "initial_states", None)
+    if not callable(initial):
+        raise TraceError(
+            f"{type(model).__name__} takes a token and states, but has no initial_states(): return the states before "
+            "the first token, zero, or empty along the axis that grows."
+        )
+    first: list[Tensor] = list(cast(Any, initial()))
+    if any(bool(each.count_nonzero()) for each in first):
+        raise TraceError(
+            f"{type(model).__name__} has initial states other than zero: keep what differs in the weights instead."
+        )
+    states = first
+    with torch.no_grad():
+        for token in range(1, LENGTHS[0] + 1):
+            _, states = model(torch.tensor([[token]]), states)
+    grows = tuple(_longer(old.shape, new.shape) for old, new in zip(first, states, strict=True))
+    return _Opened(model, list(states), first, grows)
+
+
+def _require_equal(model: nn.Module, opened: _Opened, program: ExportedProgram, name: str) -> None:
+    """Raises `TraceError` unless the traced step gives the model's own logits, from states of zeros on."""
+    tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
+    traced = program.module()
+    with torch.no_grad(), quiet_libraries():
+        given, own = opened.first, opened.first
+        whole = None if _is_step(model) else model(tokens, use_cache=False)["logits"][0]
+        for at in range(CHECKED):
+            token = tokens[:, at : at + 1]
+            step = opened.step if at < LEAST else traced
+            if whole is None:
+                (logits, given), (expected, own) = step(token, given), model(token, own)
+                expected = expected[0, -1]
+            else:
+                (logits, given), expected = step(token, given), whole[at]
+            error = float((logits[0, -1] - expected).abs().max())
+            if not error <= TOLERANCE * float(expected.abs().max()):
+                raise TraceError(
+                    f"one step of {name} with its states gives other logits than its forward pass (by {error:.2g}): "
+                    "the states hold less than what it reads."
+                )
+
+
+def _probe(model: nn.Module) -> tuple[Slots, Any]:
+    """Returns where a model keeps its states, and the cache after the longer prefix."""
     accepted = inspect.signature(model.forward).parameters
     if "use_cache" not in accepted:
         raise TraceError(f"the forward of {type(model).__name__} takes no use_cache: its states are not known.")
@@ -126,32 +190,13 @@ def _probe(model: nn.Module) -> tuple[Slots, Any, Tensor]:
         if not paths:
             continue
         shapes = [(_get(short[keyword], path).shape, _get(cache, path).shape) for path in paths]
-        return Slots(keyword, paths, tuple(_longer(*each) for each in shapes)), cache, tokens
+        return Slots(keyword, paths, tuple(_longer(*each) for each in shapes)), cache
     raise TraceError(f"{type(model).__name__} returns no cache: its states are not known.")
 
 
 def _longer(short: torch.Size, long: torch.Size) -> int | None:
     """The axis along which one shape is longer than another."""
     return next((axis for axis, (one, other) in enumerate(zip(short, long, strict=True)) if one != other), None)
-
-
-def _require_equal(module: CachedStep, program: ExportedProgram, states: Sequence[Tensor], name: str) -> None:
-    """Raises `TraceError` unless the traced step gives the model's own logits from states of zeros on."""
-    model, slots = module.model, module.slots
-    tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
-    traced = program.module()
-    with torch.no_grad(), quiet_libraries():
-        expected = model(tokens, use_cache=False)["logits"]
-        given = [_first(each, axis) for each, axis in zip(states, slots.grows, strict=True)]
-        for at in range(CHECKED):
-            step = module if at < LEAST else traced
-            logits, given = step(tokens[:, at : at + 1], given)
-            error = float((logits[0, -1] - expected[0, at]).abs().max())
-            if not error <= TOLERANCE * float(expected.abs().max()):
-                raise TraceError(
-                    f"one step of {name} with its cache gives other logits than its forward pass (by {error:.2g}): its "
-                    "states hold less than what it reads."
-                )
 
 
 def _first(state: Tensor, axis: int | None) -> Tensor:
