@@ -124,6 +124,30 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
+SHORT: dict[str, Any] = {**COMMON, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8}
+
+RECURRENT: dict[str, Callable[..., PreTrainedModel]] = {
+    "mamba": tiny("mamba", SHORT, state_size=16),
+    "mamba2": tiny("mamba2", SHORT, num_heads=8, head_dim=16, state_size=16, n_groups=1, expand=2, chunk_size=8),
+    "lfm2": tiny("lfm2", GROUPED, layer_types=["conv", "full_attention"]),
+    "falcon_h1": tiny("falcon_h1", GROUPED, mamba_d_ssm=128, **MAMBA2),
+    "bamba": tiny("bamba", GROUPED, attn_layer_indices=[1], **MAMBA2),
+    "qwen3_next": tiny(
+        "qwen3_next",
+        GROUPED | UNTIED,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        mlp_only_layers=[0, 1],
+        layer_types=["linear_attention", "full_attention"],
+    ),
+}
+"""State-space models, short convolutions, a gated delta rule, and hybrids of them with attention."""
+
+
 def encoder() -> PreTrainedModel:
     """A BERT: every position sees the later ones."""
     return build("bert", **MODERN)

@@ -84,10 +84,11 @@ class RecordCache:
         return record
 
     def _free(self) -> int:
-        """Returns a record that nothing in this run has used, and takes it from its slots."""
-        record = int(np.lexsort((self._used, self._slots > 0))[0])
-        if self._used[record] == self._run:
+        """Returns a record that nothing in this run has used, one of no slot if there is any, and takes it from them."""
+        rest = np.flatnonzero(self._used < self._run)
+        if not len(rest):
             raise TooLongError(f"a step's rows need more than {self.records} recurrent states: propose smaller trees")
+        record = int(rest[np.lexsort((self._used[rest], self._slots[rest] > 0))[0]])
         if self._slots[record]:
             self._of_slot[self._of_slot == record] = NONE
             self._slots[record] = 0

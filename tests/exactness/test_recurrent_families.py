@@ -1,0 +1,92 @@
+"""From one cached step, recurrent models and hybrids give transformers' greedy tokens, bit for bit in any schedule."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import forerun
+from forerun.runtime.certify import certify
+from forerun.runtime.certify_sessions import certify_sessions
+from forerun.runtime.executable import Int32, Rows
+from tests.models import RECURRENT
+
+QUICK = ("mamba2", "lfm2", "qwen3_next")
+PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
+NEW_TOKENS = 32
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT],
+)
+def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
+    model = RECURRENT[request.param]()
+    return model, forerun.compile(model, strategy=forerun.TreeSpec(policy=forerun.Fixed(12)), max_length=160)
+
+
+def test_greedy_tokens_are_those_of_transformers(family: tuple[Any, forerun.CompiledModel]) -> None:
+    model, compiled = family
+    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
+    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
+    compiled = family[1]
+    plain = forerun.with_strategy(compiled, "autoregressive")
+    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
+    assert fast.token_ids == slow.token_ids
+    assert fast.has_bits_of(slow)
+    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+
+
+def test_random_trees_are_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
+    report = certify(family[1].executable, cases=20, seed=1)
+    assert report.exact, str(report)
+
+
+def test_sessions_that_share_steps_and_fork_are_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
+    model = family[1]
+    report = certify_sessions(model.engine, model.drafter, model.policy, texts=6, seed=3)
+    assert report.exact, str(report)
+
+
+def sibling(rows: Rows, block: int) -> Int32:
+    """Each row's parent, but of rows of one depth the next one's."""
+    found = SLOTS(rows, block)
+    for position in set(rows.positions.tolist()):
+        same = (rows.positions == position).nonzero()[0]
+        found[same] = found[[*same[1:], same[0]]]
+    return found
+
+
+def late(rows: Rows, block: int) -> Int32:
+    """Each row's parent, but the one before it where that is committed."""
+    found = SLOTS(rows, block)
+    committed = rows.positions == rows.bases
+    before = rows.positions - 2
+    earlier = rows.block_tables[rows.sequences, before.clip(0) // block] * block + before.clip(0) % block
+    found[committed & (before >= 0)] = earlier[committed & (before >= 0)]
+    return found
+
+
+SLOTS = Rows.parent_slots
+
+
+@pytest.mark.parametrize("fault", [sibling, late])
+def test_a_wrong_state_is_found_and_named(
+    family: tuple[Any, forerun.CompiledModel], fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rows, "parent_slots", fault)
+    report = certify(family[1].executable, cases=12, seed=1)
+    assert not report.exact
+    assert report.first is not None
+    assert report.first.kernel is not None
+    assert "recurrence" in report.first.kernel
+
+
+def test_states_take_memory_for_rows_and_not_for_positions(family: tuple[Any, forerun.CompiledModel]) -> None:
+    engine = family[1].engine
+    assert engine.records is not None
+    assert engine.records.records < engine.cache.blocks * engine.cache.block
