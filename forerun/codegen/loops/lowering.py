@@ -48,6 +48,7 @@ class Emitted:
     key      equal for kernels with equal code
     buffers  the buffers that its pointer arguments point to, in order
     source   generates its text; called once for each key
+    reads_matrices  whether it is the one that reads the matrices of a nest of products
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Emitted:
     words: str = ""
     grid: Grid | None = None
     config: Config | None = None
+    reads_matrices: bool = True
 
 
 class Emitter(ABC):
@@ -301,10 +303,11 @@ class Lowering:
             names = [str(matrix.weight.key) for segment in nest.segments for matrix in segment.matrices]
             matrices = tuple(dict.fromkeys(names))
         found: list[Launch] = []
-        for number, emitted in enumerate(self.emitter.kernels(nest, sizes)):
+        for emitted in self.emitter.kernels(nest, sizes):
             source = self._source(plan, nest, emitted)
             operands = tuple(self._operand(each, memory) for each in emitted.buffers)
-            found.append(Launch(source, operands, () if number else matrices, emitted.grid, emitted.config))
+            read = matrices if emitted.reads_matrices else ()
+            found.append(Launch(source, operands, read, emitted.grid, emitted.config))
         return found
 
     def _source(self, plan: Plan, nest: Nest, emitted: Emitted) -> str:

@@ -129,7 +129,7 @@ def _emitted(kind: str, bodies: Bodies, sizes: Sequence[str], grid: Grid, config
         return assemble(name, words, bodies, sizes)
 
     key = f"{kind} {body_key(bodies, sizes)}"
-    return Emitted(kind, key, list(first.arguments), source, words, grid, config)
+    return Emitted(kind, key, list(first.arguments), source, words, grid, config, kind != "choice")
 
 
 def emit(planned: PlannedStep) -> TritonProgram:
