@@ -55,11 +55,12 @@ class Grid:
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
              groups, row tiles); combine: (rows, heads); recurrence: (tiles of lanes); chunks: (rows, tiles);
-             choice: (rows)
+             choice: (rows); grouped: (row tiles); experts: (experts, tiles of all segments)
     rows     the dims whose product is the number of rows; several for several stores of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
     together how many attention tiles may share a load
+    experts  of products, how many there are
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Grid:
     columns: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
     together: tuple[int, ...] = (1,)
+    experts: int = 0
 
     def count(self, sizes: Mapping[str, int]) -> int:
         """The number of rows: the largest of any store."""
@@ -82,6 +84,10 @@ class Grid:
         match self.kind:
             case "products" | "head":
                 return -(-rows // config.rows), sum(-(-each // config.block) for each in self.columns), 1
+            case "grouped":
+                return -(-rows // config.rows), 1, 1
+            case "experts":
+                return self.experts, sum(-(-each // config.block) for each in self.columns), 1
             case "rows" | "chunks":
                 return rows, -(-max(self.columns) // config.block), 1
             case "attention":
