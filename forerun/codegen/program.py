@@ -107,7 +107,7 @@ class Launch:
 
     source: str
     operands: tuple[Operand, ...]
-    matrices: tuple[str, ...] = ()  # the weights of its products: read whole, whatever the rows
+    matrices: tuple[str, ...] = ()  # the weights of its products: read once, whatever the rows
     grid: Grid | None = None
     config: Config | None = None
 
@@ -186,11 +186,12 @@ class DraftPart:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight in memory."""
+    """A weight in memory; `read` of its bytes are what a step of one row reads, of experts those of the chosen."""
 
     shape: tuple[int, ...]
     element: str
     bytes: int
+    read: int | None = None  # None for all
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,9 @@ class Program:
         return next(each for each in self.entries if each.name == name)
 
     def weight_bytes(self, names: tuple[str, ...]) -> int:
-        return sum(self.weights[name].bytes for name in names)
+        """Returns the bytes of some weights that a step of one row reads."""
+        found = (self.weights[name] for name in names)
+        return sum(each.bytes if each.read is None else each.read for each in found)
 
     def text(self) -> str:
         """The program as JSON."""

@@ -33,7 +33,7 @@ from forerun.codegen.program import (
     Value,
     Weight,
 )
-from forerun.codegen.regions import BLOCK, block_size, regions
+from forerun.codegen.regions import BLOCK, block_size, products, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
@@ -140,7 +140,7 @@ class Lowering:
     """
 
     def __init__(self, planned: PlannedStep, emitter: Callable[[int], Emitter], key: str = "") -> None:
-        module, self.limits = planned.module, planned.limits
+        self.planned, module, self.limits = planned, planned.module, planned.limits
         self.entries = ir.entries(module)
         self.function = self.entries[STEP]
         self.declared = ir.weights(module)
@@ -149,6 +149,7 @@ class Lowering:
         self.emitter = emitter(self.block)
         self.tables = -(-self.limits["max_length"] // self.block)
         self.weights = {name: self.emitter.weight(each) for name, each in self.declared.items()}
+        self._note_experts()
         self.states = self._states(module)
         returned = self.function.returned
         candidates = returned[1] if len(returned) == 3 else None
@@ -179,6 +180,14 @@ class Lowering:
         for argument in self.function.block.args:
             if argument.name_hint not in STEP_ARGUMENTS:
                 raise InvalidOptionError(f"@{STEP} has an argument {argument.name_hint} that no step gives.")
+
+    def _note_experts(self) -> None:
+        """Notes the part of experts that one row reads."""
+        for product, parameter in products(self.planned.module):
+            if isinstance(product, ir.ExpertLinear):
+                weight = self.weights[parameter.symbol]
+                part = min(weight.bytes, weight.bytes * ir.numbers_read(product) // math.prod(weight.shape))
+                self.weights[parameter.symbol] = replace(weight, read=part)
 
     def _states(self, module: ir.ModuleOp) -> dict[str, StateLayout]:
         operations = [each for entry in self.entries.values() for each in ir.walk(entry.body)]

@@ -20,6 +20,7 @@ from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
+from forerun.codegen.regions import products
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
@@ -139,17 +140,8 @@ class TvmEmitter(Emitter):
 
 def _matrices(module: ir.ModuleOp) -> set[str]:
     """Returns the float32 weights that products read."""
-    outer: dict[ir.SSAValue, ir.SSAValue] = {}
-    found: set[str] = set()
-    for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
-        if isinstance(operation, ir.Kernel):
-            outer.update(zip(operation.region.block.args, operation.operands, strict=True))
-        elif isinstance(operation, ir.WeightProduct):
-            weight = ir.first_of(operation.weight)
-            owner = outer.get(weight, weight).owner
-            if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
-                found.add(str(owner.symbol))
-    return found
+    read = products(module)
+    return {str(each.symbol) for product, each in read if ir.tensor_type(product.weight).dtype == "f32"}
 
 
 class Lowering:
