@@ -15,6 +15,7 @@ from forerun.ir import (
     Builder,
     ExpertLinear,
     Gather,
+    Iota,
     Map,
     MatMul,
     PatternRewriter,
@@ -89,8 +90,7 @@ def _shared(build: Builder, x: SSAValue) -> SSAValue | None:
     dims = tensor_type(x).dims
     if dims[-2] == 1:
         return build.reshape(x, (*dims[:-2], dims[-1]))
-    while isinstance(x.owner, Reshape) and _without_units(x.owner.x) == _without_units(x):
-        x = x.owner.x
+    x = _with_units(x)
     wide = defined_by(x, Broadcast)
     if wide is None:
         return None
@@ -102,8 +102,41 @@ def _shared(build: Builder, x: SSAValue) -> SSAValue | None:
     return build.reshape(wide.x, (*dims[:-2], dims[-1])) if repeated == [len(kept) - 2] else None
 
 
+def _with_units(x: SSAValue) -> SSAValue:
+    """What a value is a view of that only moves dimensions of one."""
+    while isinstance(x.owner, Reshape) and _without_units(x.owner.x) == _without_units(x):
+        x = x.owner.x
+    return x
+
+
 def _without_units(value: SSAValue) -> list[int | str]:
     return [dim for dim in tensor_type(value).dims if dim != 1]
+
+
+class RaiseBatchedProduct(RewritePattern):
+    """x[E, T, in] w[E, in, out], all experts for all rows, are the products of rows that each chose all experts."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
+        x, weight = op.a, op.b
+        dims, result = tensor_type(x).dims, tensor_type(op.result).dims
+        if tensor_type(weight).rank != 3 or symbols(weight) or len(dims) < 3:
+            return
+        (experts, *_), rows = tensor_type(weight).dims, dims[-2]
+        if experts == 1 or not isinstance(rows, str) or dims[-3] not in (1, experts):
+            return
+        if symbols(x) != {rows} or any(dim != 1 for dim in result[:-3]):
+            return
+        build = Builder.before(op, rewriter)
+        wide = defined_by(_with_units(x), Broadcast)
+        if wide is not None and symbols(wide.x) == {rows} and _without_units(wide.x) == [rows, dims[-1]]:
+            x = build.reshape(wide.x, (1, rows, dims[-1]))  # the same for all experts
+        each = build.transpose(build.reshape(x, (tensor_type(x).dims[-3:])), (1, 0, 2))
+        shared = _shared(build, each) if tensor_type(each).dims[1] == 1 else None
+        ids = build.broadcast(build.add(Iota, size=experts), (rows, experts))
+        turned = build.transpose(weight, (0, 2, 1))
+        product = build.add(ExpertLinear, each if shared is None else shared, turned, ids)
+        replace(rewriter, op, build.reshape(build.transpose(product, (1, 0, 2)), result))
 
 
 class BiasIntoExperts(RewritePattern):
@@ -144,9 +177,9 @@ def _alone(value: SSAValue) -> bool:
 
 @dataclass(frozen=True)
 class RaiseExperts(RewritePass):
-    """Products with gathered matrices name the experts that each row chose."""
+    """Products with gathered matrices, and with all of them, name the experts that each row chose."""
 
     name: ClassVar[str] = "raise-experts"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseGatheredProduct(), BiasIntoExperts()]
+        return [RaiseGatheredProduct(), RaiseBatchedProduct(), BiasIntoExperts()]

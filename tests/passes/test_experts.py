@@ -72,7 +72,15 @@ def one(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return (torch.bmm(m.down[best], functional.silu(y)[..., None]).squeeze(-1) + m.down_bias[best]) * scores[:, :1]
 
 
-SPELLED = {each.__name__: each for each in (merged, transposed, apart, one)}
+def dense(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """All experts for all tokens, of which the router's scores keep some."""
+    kept = torch.zeros(x.shape[0], EXPERTS).scatter(1, ids, scores)
+    y = torch.bmm(x.repeat(EXPERTS, 1).view(EXPERTS, -1, WIDTH), m.up.mT) + m.up_bias[:, None]
+    y = torch.bmm(functional.silu(y), m.down.mT) + m.down_bias[:, None]
+    return (y * kept.T[..., None]).sum(0)
+
+
+SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, dense)}
 
 
 def imported(spelled: Callable[[Experts, Tensor, Tensor, Tensor], Tensor]) -> tuple[ir.ModuleOp, dict[str, Tensor]]:
@@ -95,7 +103,7 @@ def test_experts_are_raised_and_mean_the_same(name: str) -> None:
     body = ir.functions(module)["forward"].body
     experts = [each for each in body if isinstance(each, ir.ExpertLinear)]
     assert [each.by_choice for each in experts] == [False, name != "one"]
-    assert all(each.bias is not None for each in experts)
+    assert all((each.bias is None) == (name == "dense") for each in experts)
     assert not any(isinstance(each, ir.MatMul) for each in body)
     require_incremental(ir.functions(module)["forward"])
 

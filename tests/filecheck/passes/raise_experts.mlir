@@ -66,3 +66,19 @@ spec.func @forward(%x: !spec.tensor<[T, 8], f32>, %w: !spec.tensor<[5, 6, 8], f3
 }
 // CHECK: %product = spec.expert_linear(%x, %w, %ids) -> !spec.tensor<[T, 2, 6], f32>
 // CHECK: %y = spec.map(%product, %biases) {function = "add"}
+
+// -----
+
+// All experts for all rows: each row chose all of them. The input is the same for all.
+
+spec.func @forward(%x: !spec.tensor<[T, 8], f32>, %w: !spec.tensor<[5, 8, 6], f32>) {
+  %one = spec.reshape(%x) {shape = [1, "T", 8]} -> !spec.tensor<[1, T, 8], f32>
+  %wide = spec.broadcast(%one) {shape = [5, "T", 8]} -> !spec.tensor<[5, T, 8], f32>
+  %y = spec.matmul(%wide, %w) -> !spec.tensor<[5, T, 6], f32>
+  spec.return(%y)
+}
+// CHECK: %[[ALL:.*]] = spec.iota() {size = 5} -> !spec.tensor<[5], i64>
+// CHECK-NEXT: %[[IDS:.*]] = spec.broadcast(%[[ALL]]) {shape = ["T", 5]} -> !spec.tensor<[T, 5], i64>
+// CHECK-NEXT: %[[TURNED:.*]] = spec.transpose(%w) {permutation = [0, 2, 1]} -> !spec.tensor<[5, 6, 8], f32>
+// CHECK-NEXT: %[[PRODUCT:.*]] = spec.expert_linear(%x, %[[TURNED]], %[[IDS]]) -> !spec.tensor<[T, 5, 6], f32>
+// CHECK-NEXT: %{{.*}} = spec.transpose(%[[PRODUCT]]) {permutation = [1, 0, 2]} -> !spec.tensor<[5, T, 6], f32>
