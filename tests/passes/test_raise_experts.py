@@ -19,9 +19,11 @@ EXPERTS, CHOICES, WIDTH, INNER, VOCABULARY = 5, 2, 8, 6, 32
 
 
 class Experts(nn.Module):
-    """A layer of experts between an embedding and nothing; `spelled` computes it from [T, WIDTH]."""
+    """A layer of experts behind an embedding; `spelled` computes it from rows [T, width]."""
 
-    def __init__(self, spelled: Callable[["Experts", Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, spelled: Callable[["Experts", Tensor, Tensor, Tensor], Tensor], width: int = WIDTH, inner: int = INNER
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
 
@@ -29,15 +31,17 @@ class Experts(nn.Module):
             return nn.Parameter(torch.randn(*shape, generator=generator), requires_grad=False)
 
         self.spelled = spelled
-        self.table, self.router = weight(VOCABULARY, WIDTH), weight(EXPERTS, WIDTH)
-        self.up, self.up_bias = weight(EXPERTS, INNER, WIDTH), weight(EXPERTS, INNER)
-        self.down, self.down_bias = weight(EXPERTS, WIDTH, INNER), weight(EXPERTS, WIDTH)
+        self.table, self.router = weight(VOCABULARY, width), weight(EXPERTS, width)
+        self.up, self.up_bias = weight(EXPERTS, inner, width), weight(EXPERTS, inner)
+        self.down, self.down_bias = weight(EXPERTS, width, inner), weight(EXPERTS, width)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = functional.embedding(input_ids, self.table)
-        rows = x.view(-1, WIDTH)
+        return x + self.layer(x.view(-1, x.shape[-1])).view(x.shape)
+
+    def layer(self, rows: Tensor) -> Tensor:
         scores, ids = functional.linear(rows, self.router).softmax(-1).topk(CHOICES)
-        return x + self.spelled(self, rows, ids, scores).view(x.shape)
+        return self.spelled(self, rows, ids, scores)
 
 
 def merged(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -45,7 +49,7 @@ def merged(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     chosen, rows = ids.reshape(-1), x.repeat_interleave(CHOICES, dim=0)
     y = torch.bmm(m.up[chosen], rows.unsqueeze(-1)).squeeze(-1) + m.up_bias[chosen]
     y = torch.bmm(m.down[chosen], functional.silu(y).unsqueeze(-1)).squeeze(-1) + m.down_bias[chosen]
-    return (y * scores.reshape(-1, 1)).view(-1, CHOICES, WIDTH).sum(1)
+    return (y * scores.reshape(-1, 1)).view(-1, CHOICES, x.shape[-1]).sum(1)
 
 
 def transposed(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -55,7 +59,7 @@ def transposed(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     y.add_(m.up_bias[chosen])
     y = torch.bmm(functional.silu(y).unsqueeze(1), m.down.mT[chosen]).squeeze(1)
     y.add_(m.down_bias[chosen])
-    return (y * scores.reshape(-1, 1)).view(-1, CHOICES, WIDTH).sum(1)
+    return (y * scores.reshape(-1, 1)).view(-1, CHOICES, x.shape[-1]).sum(1)
 
 
 def apart(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ def one(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 def dense(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     """All experts for all tokens, of which the router's scores keep some."""
     kept = torch.zeros(x.shape[0], EXPERTS).scatter(1, ids, scores)
-    y = torch.bmm(x.repeat(EXPERTS, 1).view(EXPERTS, -1, WIDTH), m.up.mT) + m.up_bias[:, None]
+    y = torch.bmm(x.repeat(EXPERTS, 1).view(EXPERTS, -1, x.shape[-1]), m.up.mT) + m.up_bias[:, None]
     y = torch.bmm(functional.silu(y), m.down.mT) + m.down_bias[:, None]
     return (y * kept.T[..., None]).sum(0)
 
