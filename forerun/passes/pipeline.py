@@ -41,6 +41,7 @@ from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
+from forerun.passes.ungroup_experts import UngroupExperts
 from forerun.passes.unmerge_sequence import UnmergeSequence
 from forerun.storage import write_atomically
 
@@ -65,6 +66,7 @@ def step_pipeline(
     """
     kernels: list[Pass] = [FuseKernels(), PlanMemory(max_rows=max_rows, max_outputs=max_outputs)]
     return [
+        UngroupExperts(),  # before views meet, between which rows are sorted
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
         UnmergeSequence(),  # before any pattern that looks for the sequence, which code for experts merges with choices
@@ -93,6 +95,7 @@ def step_pipeline(
 PASSES: dict[str, type[Pass]] = {
     each.name: each
     for each in (
+        UngroupExperts,
         Canonicalize,
         RaiseNorms,
         UnmergeSequence,

@@ -1,5 +1,6 @@
 """Experts as models spell them, raised to `spec.expert_linear`, mean the same."""
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -8,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forerun import ir
+from forerun.errors import LookAheadError
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
 from forerun.passes.base import PassContext
 from forerun.passes.pipeline import parse_passes, run_pipeline
 from forerun.passes.sequence_axis import require_incremental
 
-RAISING = "canonicalize,unmerge-sequence,canonicalize,raise-experts,canonicalize"
+RAISING = "ungroup-experts,canonicalize,unmerge-sequence,canonicalize,raise-experts,canonicalize"
 EXPERTS, CHOICES, WIDTH, INNER, VOCABULARY = 5, 2, 8, 6, 32
 
 
@@ -38,6 +40,13 @@ class Experts(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = functional.embedding(input_ids, self.table)
         return x + self.layer(x.view(-1, x.shape[-1])).view(x.shape)
+
+    @staticmethod
+    def back(order: Tensor) -> Tensor:
+        """The places to which a permutation moves rows: its inverse."""
+        places = torch.empty_like(order)
+        places[order] = torch.arange(order.shape[0])
+        return places
 
     def layer(self, rows: Tensor) -> Tensor:
         scores, ids = functional.linear(rows, self.router).softmax(-1).topk(CHOICES)
@@ -76,6 +85,21 @@ def one(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return (torch.bmm(m.down[best], functional.silu(y)[..., None]).squeeze(-1) + m.down_bias[best]) * scores[:, :1]
 
 
+importlib.import_module("transformers.integrations.moe")  # which registers the grouped product
+
+
+def grouped(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """transformers' `grouped_mm`: rows sorted by expert, a product of groups, and rows put back."""
+    flat = ids.reshape(-1)
+    sorted_ids, order = torch.sort(flat)
+    ends = torch.histc(sorted_ids.float(), bins=EXPERTS, min=0, max=EXPERTS - 1).cumsum(0, dtype=torch.int32)
+    product = torch.ops.transformers.grouped_mm_fallback
+    y = product(x[order // CHOICES], m.up.mT, ends) + m.up_bias[sorted_ids]
+    y = product(functional.silu(y), m.down.mT, ends) + m.down_bias[sorted_ids]
+    y = y * scores.reshape(-1)[order].unsqueeze(-1)
+    return y[m.back(order)].view(-1, CHOICES, x.shape[-1]).sum(1)
+
+
 def dense(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     """All experts for all tokens, of which the router's scores keep some."""
     kept = torch.zeros(x.shape[0], EXPERTS).scatter(1, ids, scores)
@@ -84,7 +108,7 @@ def dense(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return (y * kept.T[..., None]).sum(0)
 
 
-SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, dense)}
+SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, grouped, dense)}
 
 
 def imported(spelled: Callable[[Experts, Tensor, Tensor, Tensor], Tensor]) -> tuple[ir.ModuleOp, dict[str, Tensor]]:
@@ -110,6 +134,15 @@ def test_experts_are_raised_and_mean_the_same(name: str) -> None:
     assert all((each.bias is None) == (name == "dense") for each in experts)
     assert not any(isinstance(each, ir.MatMul) for each in body)
     require_incremental(ir.functions(module)["forward"])
+
+
+def test_sorted_rows_that_are_not_put_back_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted twice, rows are in an order that depends on the whole sequence."""
+    monkeypatch.setattr(Experts, "back", staticmethod(lambda order: order))
+    module, _ = imported(grouped)
+    run_pipeline(module, list(parse_passes(RAISING)), PassContext())
+    with pytest.raises(LookAheadError):
+        require_incremental(ir.functions(module)["forward"])
 
 
 def test_canonical_experts_stay() -> None:
