@@ -122,6 +122,27 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
         init_std=STANDARD_DEVIATION,
     ),
 }
+ROUTED: dict[str, Any] = GROUPED | {"num_experts_per_tok": 2}
+SMALL_EXPERTS: dict[str, Any] = ROUTED | {"num_experts": 8, "moe_intermediate_size": 48}
+GROUPS: dict[str, Any] = ROUTED | {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+}
+MIXTURES: dict[str, Callable[..., PreTrainedModel]] = {
+    "mixtral": tiny("mixtral", ROUTED, num_local_experts=4),
+    "qwen2_moe": tiny("qwen2_moe", SMALL_EXPERTS, shared_expert_intermediate_size=64),
+    "qwen3_moe": tiny("qwen3_moe", SMALL_EXPERTS, head_dim=16),
+    "olmoe": tiny("olmoe", ROUTED, num_experts=8),
+    "granitemoe": tiny("granitemoe", ROUTED, num_local_experts=8, attention_multiplier=0.25),
+    "glm4_moe": tiny("glm4_moe", GROUPS, head_dim=16),
+    "dots1": tiny("dots1", GROUPS, head_dim=16),
+}
+"""Mixtures of experts."""
+FAMILIES |= MIXTURES
 
 
 SHORT: dict[str, Any] = {**COMMON, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS}

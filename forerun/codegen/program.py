@@ -55,11 +55,12 @@ class Grid:
 
     kind     products, head: (row tiles, tiles of all segments); rows: (units, tiles of lanes); attention: (splits,
              groups, row tiles); combine: (rows, heads); recurrence: (shares); chunks: (rows, tiles);
-             choice: (rows)
+             choice: (rows); grouped: (row tiles); experts: (experts, tiles of all segments)
     rows     the dims whose product is the number of rows; several for several stores of one launch
     columns  lanes of each segment, or the sizes of the other axes
     tile     rows of an attention tile, and tiles of one row's heads
     together how many attention tiles may share a load
+    experts  of products, how many there are
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Grid:
     columns: tuple[int, ...] = ()
     tile: tuple[int, int] = (1, 1)
     together: tuple[int, ...] = (1,)
+    experts: int = 0
 
     def count(self, sizes: Mapping[str, int]) -> int:
         """The number of rows: the largest of any store."""
@@ -82,6 +84,10 @@ class Grid:
         match self.kind:
             case "products" | "head":
                 return -(-rows // config.rows), sum(-(-each // config.block) for each in self.columns), 1
+            case "grouped":
+                return -(-rows // config.rows), 1, 1
+            case "experts":
+                return self.experts, sum(-(-each // config.block) for each in self.columns), 1
             case "rows" | "chunks":
                 return rows, -(-max(self.columns) // config.block), 1
             case "attention":
@@ -101,7 +107,7 @@ class Launch:
 
     source: str
     operands: tuple[Operand, ...]
-    matrices: tuple[str, ...] = ()  # the weights of its products: read whole, whatever the rows
+    matrices: tuple[str, ...] = ()  # the weights of its products: read once, whatever the rows
     grid: Grid | None = None
     config: Config | None = None
 
@@ -180,11 +186,12 @@ class DraftPart:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight in memory."""
+    """A weight in memory; `read` of its bytes are what a step of one row reads, of experts those of the chosen."""
 
     shape: tuple[int, ...]
     element: str
     bytes: int
+    read: int | None = None  # None for all
 
 
 @dataclass(frozen=True)
@@ -279,7 +286,9 @@ class Program:
         return next(each for each in self.entries if each.name == name)
 
     def weight_bytes(self, names: tuple[str, ...]) -> int:
-        return sum(self.weights[name].bytes for name in names)
+        """Returns the bytes of some weights that a step of one row reads."""
+        found = (self.weights[name] for name in names)
+        return sum(each.bytes if each.read is None else each.read for each in found)
 
     def text(self) -> str:
         """The program as JSON."""

@@ -15,13 +15,14 @@ from forerun.codegen.regions import block_size
 from forerun.ir import (
     Environment,
     Kernel,
-    Linear,
     ModuleOp,
+    WeightProduct,
     called,
     entries,
     evaluate,
     functions,
     new_states,
+    numbers_read,
     run_body,
     states,
     tensor_type,
@@ -70,8 +71,8 @@ class Evaluator:
     def weight_bytes(self, branch: int | None) -> int:
         """The bytes of weights that the linears of a residual branch read, or, for None, those outside all branches."""
         own = (each for each in self.function.body if (each.branch if isinstance(each, Kernel) else None) == branch)
-        read = [each for each in walk(list(own)) if isinstance(each, Linear)]
-        return sum(math.prod(map(int, tensor_type(each.weight).dims)) * NUMBER for each in read)
+        read = [each for each in walk(list(own)) if isinstance(each, WeightProduct)]
+        return sum(map(numbers_read, read)) * NUMBER
 
 
 def emit(planned: PlannedStep) -> ReferenceProgram:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from forerun import ir
@@ -64,3 +65,16 @@ def block_size(module: ir.ModuleOp) -> int | None:
     if len(blocks) > 1:
         raise UnsupportedOperationError(f"The module has blocks of {sorted(blocks)} positions; use one size.")
     return next(iter(blocks), None)
+
+
+def products(module: ir.ModuleOp) -> Iterator[tuple[ir.WeightProduct, ir.Parameter]]:
+    """Yields the products with weights of all entries, each with the parameter that it reads, also from in a kernel."""
+    outer: dict[ir.SSAValue, ir.SSAValue] = {}
+    for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
+        if isinstance(operation, ir.Kernel):
+            outer.update(zip(operation.region.block.args, operation.operands, strict=True))
+        elif isinstance(operation, ir.WeightProduct):
+            weight = ir.first_of(operation.weight)
+            owner = outer.get(weight, weight).owner
+            if isinstance(owner, ir.Parameter):
+                yield operation, owner

@@ -12,6 +12,7 @@ from forerun.frontends import (
     aten_indices,
     aten_products,
     aten_reductions,
+    aten_sorting,
     aten_views,
 )
 from forerun.frontends.aten_rules import RULES
@@ -24,7 +25,7 @@ VIEWS = frozenset({
 })  # fmt: skip
 """Operators whose result may share memory with their operand."""
 
-FILES = (aten_elementwise, aten_filled, aten_indices, aten_products, aten_reductions, aten_views)
+FILES = (aten_elementwise, aten_filled, aten_indices, aten_products, aten_reductions, aten_sorting, aten_views)
 """Where the rules are: each file enters its own into `RULES`."""
 
 __all__ = ["FILES", "RULES", "VIEWS"]

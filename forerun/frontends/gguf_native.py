@@ -23,16 +23,17 @@ class NativeWeights:
     """The weight dtypes of a file's matrices: `storages` by name, and the blocks if the storage is quantized."""
 
     storages: Mapping[str, str]
-    blocks: Mapping[str, Tensor]  # uint8 [out, in / block features, bytes], read on demand
+    blocks: Mapping[str, Tensor]  # uint8 [.., out, in / block features, bytes], read on demand
 
 
 def native_weights(tensors: Mapping[str, StoredTensor]) -> NativeWeights:
-    """The matrices among the tensors of a file, in its encodings where blocks are kept, else in bfloat16."""
+    """The matrices among the tensors of a file, and its experts, in its encodings where blocks are kept, else in
+    bfloat16."""
     storages: dict[str, str] = {}
     blocks: dict[str, Callable[[], Tensor]] = {}
     for name, each in tensors.items():
         encodings = {part.encoding for part in each.parts}
-        if len(each.shape) != 2 or encodings <= FULL:
+        if len(each.shape) not in (2, 3) or encodings <= FULL:
             continue
         kept = [STORAGES.get(encoding) for encoding in encodings] if each.keeps_rows else []
         storage = kept[0] if len(kept) == 1 else None

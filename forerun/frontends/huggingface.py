@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from forerun.frontends.directory import check_directory, require_no_code
 from forerun.frontends.quiet import quiet_libraries
 
 PREFERRED_ATTENTION = "sdpa"
+PREFERRED_EXPERTS = "batched_mm"
+"""Products with each row's chosen matrices; transformers' default is a loop over values, which cannot be traced."""
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, IndexError, RuntimeError)  # from damaged weights
 # Sizes that do not fit are reported, so that the error can name them.
 LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -67,8 +70,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def prefer_attention(model: nn.Module) -> None:
-    """Let the model call torch's attention operation if its code supports it, and compute no cache."""
+def prefer_traceable(model: nn.Module) -> None:
+    """Let the model call torch's attention operation and batched experts where its code can, and compute no cache."""
     if not isinstance(model, PreTrainedModel):
         return
     with quiet_libraries():
@@ -76,6 +79,8 @@ def prefer_attention(model: nn.Module) -> None:
             model.set_attn_implementation(PREFERRED_ATTENTION)
         except (ValueError, ImportError):
             model.set_attn_implementation("eager")
+        with suppress(ValueError):  # it has no experts, or none whose code can be chosen
+            model.set_experts_implementation(PREFERRED_EXPERTS)
     model.config.use_cache = False
 
 

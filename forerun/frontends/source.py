@@ -23,7 +23,7 @@ from forerun.frontends.huggingface import (
     first_ends,
     load_directory,
     position_limit,
-    prefer_attention,
+    prefer_traceable,
 )
 from forerun.frontends.importer import Imported, Importer
 from forerun.frontends.mlir_model import MlirModel, open_file, open_object
@@ -178,7 +178,7 @@ def _mlir_source(model: MlirModel) -> Source:
 
 
 def _traced(name: str, model: nn.Module, progress: Progress, values: Mapping[str, Tensor] | None = None) -> TracedModel:
-    prefer_attention(model)
+    prefer_traceable(model)
     return TracedModel(name, TokenLogits(model), progress, values)
 
 

@@ -26,7 +26,18 @@ from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperati
 from forerun.ir.foreign import Resource, foreign_attributes, foreign_line, foreign_name, foreign_type, parse_foreign
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
-from forerun.ir.products import BFLOAT16, CHUNK, INT8, LayerNorm, Linear, MatMul, RMSNorm
+from forerun.ir.products import (
+    BFLOAT16,
+    CHUNK,
+    INT8,
+    ExpertLinear,
+    LayerNorm,
+    Linear,
+    MatMul,
+    RMSNorm,
+    WeightProduct,
+    numbers_read,
+)
 from forerun.ir.properties import Symbol, encode
 from forerun.ir.recurrences import Recurrence, TreeRecurrence, WithBody
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
@@ -79,6 +90,7 @@ __all__ = [
     "Elementwise",
     "Encoding",
     "Environment",
+    "ExpertLinear",
     "FileLineColLoc",
     "Function",
     "FunctionTable",
@@ -133,6 +145,7 @@ __all__ = [
     "ValueOperation",
     "VerifyException",
     "Weight",
+    "WeightProduct",
     "WithBody",
     "Yield",
     "as_stored",
@@ -154,6 +167,7 @@ __all__ = [
     "load_dialects",
     "neighbourhood",
     "new_states",
+    "numbers_read",
     "only_reads",
     "op_type_rewrite_pattern",
     "parse_foreign",

@@ -11,7 +11,7 @@ from xdsl.irdl import AttrSizedOperandSegments, operand_def, opt_operand_def
 
 from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.families import AlongAxes, Computation
-from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
+from forerun.ir.operation import Environment, Types, ValueOperation, operation, require, tensor_type
 from forerun.ir.properties import NUMBER, TEXT, optional, parameter
 from forerun.ir.types import TensorType
 
@@ -51,6 +51,75 @@ class Linear(Computation, ValueOperation):
     ) -> torch.Tensor:
         rounded = x if self.arithmetic is None else ROUNDED[self.arithmetic](x)
         return functional.linear(rounded, weight, bias)
+
+
+@operation
+class ExpertLinear(Computation, ValueOperation):
+    """For each of a row's k chosen experts, x w[id]^T + b[id]: w [E, out, in], ids [..., k], b [E, out].
+
+    x is [..., in], the same for all choices of a row, or [..., k, in], one for each. An id is below E. `arithmetic` is
+    as in `Linear`.
+    """
+
+    name = "spec.expert_linear"
+
+    x = operand_def(TensorType)
+    weight = operand_def(TensorType)
+    ids = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    arithmetic: str | None = optional(TEXT)
+
+    @classmethod
+    def infer(
+        cls,
+        x: TensorType,
+        weight: TensorType,
+        ids: TensorType,
+        bias: TensorType | None = None,
+        *,
+        arithmetic: str | None = None,
+    ) -> Types:
+        require(arithmetic is None or arithmetic in ROUNDED, f"has an unknown arithmetic {arithmetic!r}")
+        require(arithmetic != INT8 or has_chunks(x), f"cannot divide the features of {x} into chunks of {CHUNK}")
+        require(weight.rank == 3 and x.dims[-1:] == weight.dims[2:], f"cannot multiply {x} by {weight}")
+        require(x.dtype == weight.dtype, f"mixes {x.dtype} and {weight.dtype}")
+        require(ids.dtype in ("i32", "i64") and ids.rank > 0, f"cannot choose experts by {ids}")
+        require(isinstance(ids.dims[-1], int), f"needs a fixed number of choices, not {ids.dims[-1]}")
+        require(x.dims[:-1] in (ids.dims, ids.dims[:-1]), f"has rows {x} with choices {ids}")
+        require(bias is None or bias.dims == weight.dims[:2], "needs a bias of one number per expert and output")
+        return [x.with_dims((*ids.dims, weight.dims[1]))]
+
+    @property
+    def by_choice(self) -> bool:
+        """Whether each choice of a row has an x of its own."""
+        return tensor_type(self.x).rank > tensor_type(self.ids).rank
+
+    def evaluate(
+        self,
+        environment: Environment,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        ids: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        rounded = x if self.arithmetic is None else ROUNDED[self.arithmetic](x)
+        each = rounded if self.by_choice else rounded.unsqueeze(-2).expand(*ids.shape, -1)
+        result = each.new_empty((*ids.shape, weight.shape[1]))
+        for expert in range(len(weight)):
+            chosen = ids.eq(expert)
+            result[chosen] = functional.linear(each[chosen], weight[expert], None if bias is None else bias[expert])
+        return result
+
+
+WeightProduct = Linear | ExpertLinear
+"""The products with weights."""
+
+
+def numbers_read(product: WeightProduct) -> int:
+    """Returns how many numbers of its weight a product reads for one row: of experts, those of the chosen."""
+    outputs, features = (int(dim) for dim in tensor_type(product.weight).dims[-2:])
+    chosen = int(tensor_type(product.ids).dims[-1]) if isinstance(product, ExpertLinear) else 1
+    return chosen * outputs * features
 
 
 def has_chunks(x: TensorType) -> bool:

@@ -121,7 +121,7 @@ def _check_stored(declared: dict[str, Weight]) -> None:
             raise VerificationError(
                 f"weight @{name} is stored as {storage}, an unknown weight dtype; use one of {', '.join(STORAGES)}."
             )
-        if each.type.rank != 2 or each.type.dtype != "f32":
+        if each.type.rank not in (2, 3) or each.type.dtype != "f32":
             raise VerificationError(f"weight @{name} is stored as {storage}, but only float32 matrices can be.")
 
 

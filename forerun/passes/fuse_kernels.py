@@ -1,7 +1,7 @@
 """fuse_kernels: groups the operations of `@step` into `spec.kernel` regions, each computed by one launch.
 
-    linear      a norm in front, linear layers that share their input, and what follows them row by row:
-                activation, residual, rotary embedding, writes to states
+    linear      a norm in front, linear layers that share their input (and their experts), and what follows them row by
+                row: activation, residual, rotary embedding, writes to states
     head        a linear kernel and the choice of candidates among its results, which then need not all be in memory
     attention   one tree attention
     recurrence  one recurrence
@@ -71,7 +71,7 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
     {
         **each_of(Role.VIEW, ir.Reshape, ir.Transpose, ir.Slice, ir.Broadcast, ir.Constant, ir.Parameter),
         Gather: Role.LOOKUP,
-        Linear: Role.LINEAR,
+        **each_of(Role.LINEAR, Linear, ir.ExpertLinear),
         ir.TreeAttention: Role.ATTENTION,
         ir.TopK: Role.CHOICE,
         **each_of(Role.NORM, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
@@ -121,7 +121,7 @@ def group(step: Function, found: Residual) -> list[Group]:
     """Greedy: an operation joins the latest kernel that its operands come from, if that kernel can take it."""
     groups: list[Group] = []
     place: dict[SpecOperation, int] = {}
-    linear_on: dict[tuple[SSAValue, int | None], int] = {}
+    linear_on: dict[tuple[SSAValue, SSAValue | None, int | None], int] = {}
     branch_of = {operation: index for index, each in enumerate(found.branches) for operation in each.operations}
     waiting: dict[SpecOperation, None] = {}
 
@@ -141,8 +141,9 @@ def group(step: Function, found: Residual) -> list[Group]:
         role = ROLES.of(operation)
         if role is Role.END or (inline(operation) and operation not in returned):
             continue
-        if isinstance(operation, Linear):
-            x = operation.x, branch_of.get(operation)
+        if isinstance(operation, ir.WeightProduct):
+            ids = operation.ids if isinstance(operation, ir.ExpertLinear) else None
+            x = operation.x, ids, branch_of.get(operation)
             if x in linear_on:
                 join(linear_on[x], operation)
                 continue
@@ -209,7 +210,7 @@ def producers(operation: SpecOperation) -> list[SpecOperation]:
 
 def _feeds_one_linear_input(operation: SpecOperation) -> bool:
     users = [use.operation for use in operation.results[0].uses]
-    return bool(users) and all(isinstance(each, Linear) and each.x is operation.results[0] for each in users)
+    return bool(users) and all(isinstance(each, ir.WeightProduct) and each.x is operation.results[0] for each in users)
 
 
 class _Emitter:

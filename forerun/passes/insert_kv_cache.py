@@ -198,7 +198,7 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
     "operations on rows",
     {
         **each_of(LOCAL, ir.Elementwise, ir.Parameter, ir.Constant, ir.Reshape, ir.Broadcast, ir.Transpose),
-        **each_of(LOCAL, ir.Gather, ir.Linear, ir.MatMul),
+        **each_of(LOCAL, ir.Gather, ir.Linear, ir.ExpertLinear, ir.MatMul),
         AlongAxes: _Step.along_axes,
         Iota: _Step.positions,
         Attention: _Step.attention,

@@ -17,9 +17,9 @@ from forerun.ir import (
     BLOCK_STORAGES,
     INT8,
     Context,
-    Linear,
     ModuleOp,
     Parameter,
+    WeightProduct,
     entries,
     first_of,
     walk,
@@ -39,7 +39,7 @@ ARITHMETICS: dict[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class NarrowProducts(Pass):
-    """Linears get the arithmetic that suits the storage of their matrix, none narrower than `arithmetic`."""
+    """Products get the arithmetic that suits the storage of their matrix, none narrower than `arithmetic`."""
 
     name: ClassVar[str] = "narrow-products"
     needs: ClassVar[Needs | None] = Needs("step", before_kernels=True)
@@ -51,13 +51,15 @@ class NarrowProducts(Pass):
             known = ", ".join(ARITHMETICS)
             raise InvalidOptionError(f"There is no arithmetic {self.arithmetic!r}; use one of {known}.")
         declared = weights(op)
-        linears = [each for entry in entries(op).values() for each in walk(entry.body) if isinstance(each, Linear)]
+        products = [
+            each for entry in entries(op).values() for each in walk(entry.body) if isinstance(each, WeightProduct)
+        ]
         changed: Counter[str] = Counter()
-        for linear in linears:
-            matrix = first_of(linear.weight).owner
+        for product in products:
+            matrix = first_of(product.weight).owner
             storage = declared[matrix.symbol].storage if isinstance(matrix, Parameter) else None
-            linear.arithmetic = ARITHMETICS[self.arithmetic].get(storage or "")
-            changed[linear.arithmetic or FLOAT32] += 1
+            product.arithmetic = ARITHMETICS[self.arithmetic].get(storage or "")
+            changed[product.arithmetic or FLOAT32] += 1
         if self.arithmetic != FLOAT32:
             found = ", ".join(f"{count} in {arithmetic}" for arithmetic, count in sorted(changed.items()))
-            pass_context(ctx).note(f"{self.name}: of {len(linears)} products {found}")
+            pass_context(ctx).note(f"{self.name}: of {len(products)} products {found}")

@@ -29,6 +29,7 @@ from forerun.passes.insert_kv_cache import InsertKVCache
 from forerun.passes.narrow_products import FLOAT32, NarrowProducts
 from forerun.passes.plan_memory import PlanMemory
 from forerun.passes.raise_attention import RaiseAttention
+from forerun.passes.raise_experts import RaiseExperts
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_recurrence import RaiseRecurrence
@@ -41,6 +42,8 @@ from forerun.passes.skip_layers import SkipLayers
 from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
+from forerun.passes.ungroup_experts import UngroupExperts
+from forerun.passes.unmerge_sequence import UnmergeSequence
 from forerun.storage import write_atomically
 
 
@@ -66,8 +69,12 @@ def step_pipeline(
     """
     kernels: list[Pass] = [FuseKernels(), PlanMemory(max_rows=max_rows, max_outputs=max_outputs)]
     return [
+        UngroupExperts(),  # before views meet, between which rows are sorted
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
+        UnmergeSequence(),  # before any pattern that looks for the sequence, which code for experts merges with choices
+        Canonicalize(),  # views meet where a dimension was taken apart
+        RaiseExperts(),
         RaiseRotaryEmbedding(),
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
@@ -92,8 +99,11 @@ def step_pipeline(
 PASSES: dict[str, type[Pass]] = {
     each.name: each
     for each in (
+        UngroupExperts,
         Canonicalize,
         RaiseNorms,
+        UnmergeSequence,
+        RaiseExperts,
         RaiseRotaryEmbedding,
         RaiseSoftmax,
         RaiseAttention,

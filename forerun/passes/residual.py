@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import Any, cast
 
 import networkx as nx
@@ -20,7 +19,6 @@ from forerun.ir import (
     Block,
     Function,
     Kernel,
-    Linear,
     Map,
     ModuleOp,
     Operation,
@@ -28,7 +26,9 @@ from forerun.ir import (
     SpecOperation,
     SSAValue,
     TreeAttention,
+    WeightProduct,
     functions,
+    numbers_read,
     tensor_type,
     walk,
 )
@@ -69,7 +69,7 @@ class Summary:
     kind: str
     kernels: int
     linears: int
-    weights: int  # the number of elements its linears read
+    weights: int  # the number of elements its linears read, of experts those that one row chooses
 
 
 def summary(module: ModuleOp) -> list[Summary]:
@@ -78,8 +78,8 @@ def summary(module: ModuleOp) -> list[Summary]:
     found: list[Summary] = []
     for number, (layer, kind) in enumerate(step.branches):
         kernels = [each for each in step.body if isinstance(each, Kernel) and each.branch == number]
-        linears = [each for each in walk(kernels) if isinstance(each, Linear)]
-        numbers = sum(prod(map(int, tensor_type(each.weight).dims)) for each in linears)
+        linears = [each for each in walk(kernels) if isinstance(each, WeightProduct)]
+        numbers = sum(map(numbers_read, linears))
         found.append(Summary(layer, kind, len(kernels), len(linears), numbers))
     return found
 
@@ -91,8 +91,8 @@ def measured(module: ModuleOp) -> tuple[list[tuple[int, str, int]], int]:
     branches = residual(step).branches
 
     def read(operations: Iterable[SpecOperation]) -> int:
-        weights = {each.weight for each in operations if isinstance(each, Linear)}
-        return sum(prod(map(int, tensor_type(each).dims)) for each in weights) * NUMBER
+        numbers = {each.weight: numbers_read(each) for each in operations if isinstance(each, WeightProduct)}
+        return sum(numbers.values()) * NUMBER
 
     inside = {each for branch in branches for each in branch.operations}
     found = [(each.layer, each.kind, read(each.operations)) for each in branches]

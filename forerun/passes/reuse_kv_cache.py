@@ -16,11 +16,11 @@ from forerun.errors import InvalidOptionError
 from forerun.ir import (
     Context,
     Function,
-    Linear,
     ModuleOp,
     Rewriter,
     SpecOperation,
     SSAValue,
+    WeightProduct,
     functions,
     tensor_type,
 )
@@ -52,8 +52,8 @@ class ReuseKVCache(Pass):
         equal = [each for each in resume.body if each in numbers and numbers[each] in known]
         rest = (each for each in resume.body if each in numbers and numbers[each] not in known)
         parted = next((each for each in rest if dependent.intersection(each.operands)), None)
-        linears = [each for each in resume.body if isinstance(each, Linear)]
-        spared = sum(isinstance(each, Linear) for each in equal)
+        linears = [each for each in resume.body if isinstance(each, WeightProduct)]
+        spared = sum(isinstance(each, WeightProduct) for each in equal)
         note = pass_context(ctx).note
         shown = "" if parted is None else f"; they diverge {_place(parted, residual(resume).branches)}"
         if spared == 0:

@@ -1,4 +1,4 @@
-"""store_weights: stores the matrices of linears, and tables that tokens index, in fewer bytes.
+"""store_weights: stores the matrices of products, and tables that tokens index, in fewer bytes.
 
 A step of a few rows takes as long as reading its weights once, so fewer bytes mean less time. Norms, biases and
 position tables are a small part of them and keep their dtype. Activations and sums are not touched: a stored
@@ -18,6 +18,7 @@ from forerun.ir import (
     BLOCK_STORAGES,
     STORAGES,
     Context,
+    ExpertLinear,
     Function,
     Gather,
     Linear,
@@ -25,6 +26,7 @@ from forerun.ir import (
     Parameter,
     SpecOperation,
     SSAValue,
+    WeightProduct,
     backward_slice,
     each_of,
     first_of,
@@ -66,14 +68,14 @@ class StoreWeights(Pass):
 
 
 def matrices(step: Function) -> Iterator[str]:
-    """The float32 matrices that a linear multiplies with, or whose rows tokens choose."""
+    """The float32 matrices that a linear or an expert multiplies with, or whose rows tokens choose."""
     tokens = step.argument("tokens")
     for operation in step.body:
         matrix = MATRICES.of(operation)(operation, tokens)
         if matrix is None:
             continue
         kind = tensor_type(matrix)
-        if isinstance(matrix.owner, Parameter) and kind.rank == 2 and kind.dtype == "f32":
+        if isinstance(matrix.owner, Parameter) and kind.rank in (2, 3) and kind.dtype == "f32":
             yield matrix.owner.symbol
 
 
@@ -86,7 +88,7 @@ def _none(operation: SpecOperation, tokens: SSAValue) -> SSAValue | None:
     return None
 
 
-def _linear(operation: Linear, tokens: SSAValue) -> SSAValue | None:
+def _linear(operation: WeightProduct, tokens: SSAValue) -> SSAValue | None:
     return first_of(operation.weight)
 
 
@@ -97,7 +99,7 @@ def _gather(operation: Gather, tokens: SSAValue) -> SSAValue | None:
 MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.OperationTable(
     "matrices that are stored",
     {
-        Linear: _linear,
+        **each_of(_linear, Linear, ExpertLinear),
         Gather: _gather,
         **each_of(_none, ir.Computation, ir.Recurrence, ir.StepOperation, ir.Return),
         **each_of(refused("hides which matrices are read; store weights before fuse-kernels"), ir.Kernel, ir.Yield),

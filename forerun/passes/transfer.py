@@ -18,6 +18,7 @@ from forerun.ir import (
     Attention,
     Concat,
     Dim,
+    ExpertLinear,
     Gather,
     LayerNorm,
     Linear,
@@ -171,6 +172,13 @@ def _linear(operation: Linear, inputs: Sequence[Along]) -> str:
     return "takes a weight that depends on the sequence" if inputs[1].kind != Kind.CONSTANT else ""
 
 
+def _expert_linear(operation: ExpertLinear, inputs: Sequence[Along]) -> str:
+    if -1 in sequence_axes(operation.x) or -1 in sequence_axes(operation.ids):
+        return "mixes positions with a weight"
+    weights = [inputs[1], *inputs[3:]]
+    return "takes weights that depend on the sequence" if any(each.kind != Kind.CONSTANT for each in weights) else ""
+
+
 def _matmul(operation: MatMul, inputs: Sequence[Along]) -> str:
     mixed = -1 in sequence_axes(operation.a) or -2 in sequence_axes(operation.b)
     return "mixes positions in a product" if mixed else ""
@@ -233,6 +241,7 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         Gather: Transfer(_gather, picks=True),
         TakeAlong: Transfer(_take_along),
         Linear: Transfer(_linear),
+        ExpertLinear: Transfer(_expert_linear),
         MatMul: Transfer(_matmul),
         RMSNorm: Transfer(_norm),
         LayerNorm: Transfer(_norm),

@@ -18,6 +18,8 @@ from forerun.runtime.tree import Float64, Tree
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FEW = (1, 8, 32)
 """The sizes that `estimated` measures."""
+TREES = 5
+"""The trees of each size that are timed in turn: with experts, which weights a step reads depends on its tokens."""
 ALIKE = 1.5
 """A model whose sizes take other times than before has another cost model if the ratios differ by more than this."""
 
@@ -88,17 +90,19 @@ def calibrate(
 ) -> CostModel:
     """Measures median step times, interleaved over `sizes`, with `context` tokens cached, for about `seconds`.
 
-    Each size is timed 1 to 25 times, by the engine's clock. `progress` is called with the fraction done.
+    Each size is timed 1 to 25 times, by the engine's clock, on trees of other tokens in turn. `progress` is called with
+    the fraction done.
     """
     limits = engine.executable
     sizes = [size for size in sizes if size <= min(limits.max_rows, limits.max_outputs)]
     times: list[list[float]] = [[] for _ in sizes]
-    with trial_steps(engine, sizes, context, seed) as steps:
-        for rows in steps:  # the first run of a size may compile or allocate
+    with trial_steps(engine, [*sizes] * TREES, context, seed) as steps:
+        for rows in steps[: len(sizes)]:  # the first run of a size may compile or allocate
             engine.run(rows)
         began = engine.clock()
         while not times[0] or (len(times[0]) < 25 and engine.clock() - began < seconds):
-            for size_times, rows in zip(times, steps, strict=True):
+            first = len(times[0]) % TREES * len(sizes)
+            for size_times, rows in zip(times, steps[first : first + len(sizes)], strict=True):
                 start = engine.clock()
                 engine.run(rows)
                 size_times.append(engine.clock() - start)

@@ -61,7 +61,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
         np.testing.assert_allclose(found, expected(module, weights, rows, states), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_the_contract_holds(family):
     lowered = lower(FAMILIES[family](), max_length=128)
     limits = StepLimits(max_rows=64, max_outputs=64, max_path=64, max_length=128)

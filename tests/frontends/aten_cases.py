@@ -1,5 +1,6 @@
 """Expressions for every ATen rule, and the comparison of an imported program with its module."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from forerun import ir
 from forerun.frontends.torch_export import import_program, operator_name
 from forerun.frontends.weights import program_weights
 
+importlib.import_module("transformers.integrations.moe")  # which registers the grouped product
 aten = torch.ops.aten
 VOCABULARY, WIDTH = 32, 8
 LENGTHS = (3, 8)
@@ -161,6 +163,9 @@ INDICES: Rules = {
     "index_select": lambda v: aten.index_select(v.x, 2, torch.tensor([6, 0, 6])),
     "index": lambda v: v.x[:, :, torch.tensor([[3], [1]])],
     "gather": lambda v: aten.gather(v.x, 2, v.i[..., None] % 8),
+    "one_hot": lambda v: aten.one_hot(v.i, 32),
+    "scatter": lambda v: aten.scatter(v.x, 2, v.y.topk(3)[1], v.y[..., :3]),
+    "scatter_add": lambda v: aten.scatter_add(v.x, 2, v.i[..., None] % 8, v.y[..., :1]),
     "where": lambda v: aten.where(v.seen, v.x, v.y),
     "masked_fill": lambda v: aten.masked_fill(v.x, v.seen, -1e4),
     "pow": lambda v: aten.pow(v.x, 3),
@@ -199,6 +204,16 @@ REDUCTIONS: Rules = {
     "topk": lambda v: aten.topk(v.x, 3)[0],
 }
 
+SORTING: Rules = {
+    "sort": lambda v: aten.sort(v.i[0] % 5, stable=True, dim=-1)[1],
+    "argsort": lambda v: aten.argsort(v.x, stable=True, descending=True),
+    "histc": lambda v: aten.histc((v.i % 6).float(), 6, 0, 5),
+    "index_put": lambda v: aten.index_put(v.i[0], [torch.tensor([1, 0])], v.i[0, :2] * 2),
+    "grouped_mm_fallback": lambda v: torch.ops.transformers.grouped_mm_fallback(
+        v.x[0, :2], torch.stack([v.square, v.square + 1]), torch.tensor([1, 2])
+    ),
+}
+
 PRODUCTS: Rules = {
     "linear": lambda v: aten.linear(v.x, v.matrix, v.vector[:6]),
     "matmul": lambda v: aten.matmul(v.x, v.square),
@@ -214,9 +229,10 @@ PRODUCTS: Rules = {
     ),
 }
 
-TABLE: Rules = ELEMENTWISE | VIEWS | FILLED | INDICES | REDUCTIONS | PRODUCTS
-ELSEWHERE = {"float", "half", "bfloat16", "int", "long", "bool", "lift_fresh"}
-"""Names that torch.export replaces (by `to`, `lift_fresh_copy`) and other frontends keep."""
+TABLE: Rules = ELEMENTWISE | VIEWS | FILLED | INDICES | REDUCTIONS | SORTING | PRODUCTS
+ELSEWHERE = {"float", "half", "bfloat16", "int", "long", "bool", "lift_fresh", "_grouped_mm"}
+"""Names that torch.export replaces (by `to`, `lift_fresh_copy`) and other frontends keep, and torch's own grouped
+product, which takes bfloat16 alone."""
 
 FORMS: Rules = {
     "add with alpha": lambda v: torch.add(v.x, v.y, alpha=-3),
@@ -259,6 +275,10 @@ FORMS: Rules = {
     "look-ups side by side": lambda v: v.square[v.i % 8, v.i % 3],
     "look-ups inside": lambda v: v.x[:, torch.arange(v.T)],
     "look-ups from the end": lambda v: v.square[-1 - v.i % 8],
+    "a scattered number": lambda v: aten.scatter(v.x, -1, v.y.topk(3)[1], 0.5),
+    "scattered integers in place": lambda v: torch.zeros(1, v.T, 8, dtype=torch.long).scatter_(2, v.y.topk(3)[1], 1),
+    "sorted numbers of a row": lambda v: torch.sort(v.x)[0],
+    "a histogram of numbers": lambda v: torch.histc(v.x, bins=10, min=-2, max=3),
     "take along positions": lambda v: torch.gather(v.x, 1, torch.zeros_like(v.i)[..., None].expand(-1, -1, 8)),
     "sum of truths": lambda v: v.seen.sum(-1),
     "sum as another type": lambda v: v.x.sum(-1, dtype=torch.float64),

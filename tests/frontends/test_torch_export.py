@@ -74,6 +74,13 @@ REFUSED: dict[str, tuple[Callable[[Values], Any], str]] = {
         "a layer norm over several dimensions",
     ),
     "a mean counted by the length": (lambda v: v.x.var(1), "counts the named dimension T"),
+    "a scatter over the sequence": (lambda v: v.x.scatter(1, v.y.topk(8)[1], 1.0), "along a named dimension"),
+    "a scatter to a part": (lambda v: v.x.scatter(2, v.y[:, :2].topk(3)[1], 1.0), "a part of the other dimensions"),
+    "a scatter of a part": (lambda v: v.x.scatter(2, v.y.topk(3)[1], v.y), "a part of its numbers"),
+    "a scatter that multiplies": (
+        lambda v: v.x.scatter(2, v.y.topk(3)[1], 2.0, reduce="multiply"),
+        "a scatter that reduces",
+    ),
     "every second position": (lambda v: v.x[:, ::2], "cannot step over the named dimension"),
 }
 

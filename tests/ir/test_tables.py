@@ -93,6 +93,7 @@ TITLES = {
     "operations on rows",
     "flow of values",
     "matrices that are stored",
+    "operations on values that are taken apart",
     "roles in kernels",
     "integer ranges",
     "elements",

@@ -9,6 +9,7 @@ import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 
 from forerun import ir
+from forerun.frontends.huggingface import prefer_traceable
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.tracing import TokenLogits, trace_module
 from forerun.frontends.weights import program_weights
@@ -40,7 +41,9 @@ def spelled_out(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 @cache
 def _imported(family: str, decomposed: bool) -> Program:
-    program = trace_module(TokenLogits(FAMILIES[family]()), family, LENGTH)
+    model = FAMILIES[family]()
+    prefer_traceable(model)
+    program = trace_module(TokenLogits(model), family, LENGTH)
     program = spelled_out(program) if decomposed else program
     module = import_program(program)
     ir.verify(module)

@@ -8,7 +8,7 @@ from forerun.passes.base import Pass, PassContext
 from forerun.passes.pipeline import run_pipeline, step_pipeline
 from tests.passes.programs import BLOCK, LENGTH, Program, Row, Stepper, program, texts
 
-CHOSEN = ["llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "bloom", "phi3", "mpt"]
+CHOSEN = ["llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "bloom", "phi3", "mpt", "mixtral", "glm4_moe"]
 PROMPT = 13  # longer than the models' windows, and not a multiple of a block
 
 

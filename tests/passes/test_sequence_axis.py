@@ -68,6 +68,7 @@ KINDS: list[tuple[str, Kind, int | None, Body]] = [
     ("tokens", Kind.ROW_LOCAL, -2, lambda b, x: x),
     ("tokens and positions", Kind.ROW_LOCAL, -2, lambda b, x: b.map("add", x, place(b))),
     ("tokens and constants", Kind.ROW_LOCAL, -2, lambda b, x: b.map("mul", x, constant(b, 8))),
+    ("experts", Kind.ROW_LOCAL, -3, lambda b, x: b.add(ir.ExpertLinear, x, constant(b, 3, 6, 8), chosen(b, x))),
     ("a linear layer", Kind.ROW_LOCAL, -2, lambda b, x: b.add(ir.Linear, x, weight(b))),
     ("a product with a matrix", Kind.ROW_LOCAL, -2, lambda b, x: b.add(ir.MatMul, x, constant(b, 8, 6))),
     ("features reduced", Kind.ROW_LOCAL, -1, lambda b, x: b.reduce("sum", x, (2,))),
@@ -145,6 +146,8 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("a layer over positions", ir.Linear, "mixes positions with a weight", lambda b, x: mixer(b, x)),
     ("tokens against tokens", ir.Map, "combines tokens of different positions", lambda b, x: crossed(b, x)),
     ("tokens rotated by tokens", ir.Rotary, "combines tokens of different positions", lambda b, x: rotated(b, x)),
+    ("experts of positions", ir.ExpertLinear, "mixes positions with a weight", lambda b, x: expert_mixer(b, x)),
+    ("tokens as experts", ir.ExpertLinear, "takes weights that depend on the", lambda b, x: token_experts(b, x)),
     ("a weight of tokens", ir.Linear, "takes a weight that depends", lambda b, x: token_weight(b, x)),
     (
         "an encoder's attention",
@@ -215,6 +218,21 @@ def rotated(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
 
 def token_weight(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
     return build.add(ir.Linear, constant(build, 3, 8), build.reshape(x, ("T", 8)))
+
+
+def chosen(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
+    """Two experts of each token, by its largest features."""
+    return build.emit(ir.TopK.make(x, k=2)).results[1]
+
+
+def expert_mixer(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
+    table = build.broadcast(constant(build, 1, 1, 1), (3, 6, "T"))
+    return build.add(ir.ExpertLinear, build.transpose(x, (0, 2, 1)), table, constant(build, 1, 8, 2, dtype="i64"))
+
+
+def token_experts(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:
+    experts = build.reshape(x, ("T", 1, 8))
+    return build.add(ir.ExpertLinear, constant(build, 3, 8), experts, constant(build, 3, 2, dtype="i64"))
 
 
 def over_features(build: ir.Builder, x: ir.SSAValue) -> ir.SSAValue:

@@ -12,7 +12,7 @@ from oracle import Oracle
 
 from forerun.errors import InvalidOptionError
 from forerun.progress import SilentProgress
-from forerun.runtime.calibration import SIZES, CostModel, calibrate, isotonic, scaled
+from forerun.runtime.calibration import SIZES, TREES, CostModel, calibrate, isotonic, scaled
 from forerun.runtime.current_cost import CurrentCost
 from forerun.runtime.engine import Engine
 from forerun.runtime.policy import CostAware, Fixed
@@ -200,6 +200,26 @@ def test_calibration_measures():
     assert cost.seconds(16) - cost.seconds(1) > 0.006
     assert done[-1] == 1.0
     assert engine.cache.free_positions >= oracle.max_length
+
+
+class Remembering(Oracle):
+    """Remembers the tokens of each step whose rows all have logits, as rows of a trial have."""
+
+    def run(self, entry, state, rows, *more):
+        if len(rows.outputs) == len(rows.tokens):
+            self.seen.append(rows.tokens.tolist())
+        return super().run(entry, state, rows, *more)
+
+
+def test_a_size_is_timed_on_several_trees_of_different_tokens():
+    """With experts, a step reads the weights that its tokens choose: rows of one token would read too few."""
+    oracle = Remembering(max_rows=16, max_path=6, max_length=100)
+    oracle.seen = []
+    calibrate(Engine(oracle), context=20, seconds=10.0)
+    for size in (1, 8, 16):
+        trees = {tuple(each) for each in oracle.seen if len(each) == size}
+        assert len(trees) == TREES
+        assert size == 1 or all(len(set(each)) > size // 2 for each in trees)
 
 
 def test_a_known_cost_is_scaled_unless_sizes_have_changed_differently():

@@ -72,6 +72,7 @@ def _products(text: Text, nest: ProductNest) -> None:
     assert isinstance(nest.x, Load)
     assert nest.norm is None
     with text.loop(nest.row, text.index(volume(nest.rows))):
+        expert = () if nest.experts is None else (Index.computed(nest.experts.chosen, nest.experts.count),)
         for segment in nest.segments:
             with text.loop(segment.column, str(segment.columns)):
                 sums = [text.fresh("sum") for _ in segment.matrices]
@@ -80,8 +81,8 @@ def _products(text: Text, nest: ProductNest) -> None:
                 with text.loop(nest.feature, str(nest.features)):
                     x = text.render(nest.x)
                     for name, matrix in zip(sums, segment.matrices, strict=True):
-                        at = (Index.of(segment.column), Index.of(nest.feature))
-                        weight = text.render(Load(replace(matrix.weight, dtype="f32"), at))
+                        place = (*expert, Index.of(segment.column), Index.of(nest.feature))
+                        weight = text.render(Load(replace(matrix.weight, dtype="f32"), place))
                         text.line(f"{name} = fmaf({x}, {weight}, {name});")
                 for name, matrix in zip(sums, segment.matrices, strict=True):
                     result = f"{name} + {text.render(matrix.bias)}" if matrix.bias is not None else name

@@ -285,8 +285,8 @@ def _linear(context: Elements, operation: ir.Linear, index: list[Index]) -> Expr
 
 
 def is_product(buffers: Mapping[ir.SSAValue, Buffer], operation: ir.SpecOperation) -> bool:
-    """Whether an operation is a linear with a weight that lies in memory as a matrix of numbers."""
-    if not isinstance(operation, ir.Linear):
+    """Whether an operation is a product with a weight that lies in memory as numbers."""
+    if not isinstance(operation, ir.WeightProduct):
         return False
     weight = buffers.get(operation.weight)
     return weight is not None and weight.space == "weight" and weight.element != "i32"
@@ -324,7 +324,7 @@ ELEMENTS: ir.OperationTable[Rule] = ir.OperationTable(
         ir.MatMul: _matmul,
         ir.Linear: _linear,
         ir.StateRead: _state_read,
-        **each_of(_in_memory, ir.Parameter, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
+        **each_of(_in_memory, ir.Parameter, ir.ExpertLinear, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
         **each_of(refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence),
         **each_of(refused("has no elements"), ir.StateWrite, ir.Kernel, ir.Return, ir.Yield),
         **each_of(refused("has no elements"), ir.Function, ir.Weight, ir.State),

@@ -86,7 +86,7 @@ def _rotaries(values: Sequence[ir.SSAValue]) -> list[ir.Rotary]:
         owner = value.owner
         if isinstance(owner, ir.Rotary):
             found.append(owner)
-        if isinstance(owner, ir.SpecOperation) and not isinstance(owner, ir.Linear):
+        if isinstance(owner, ir.SpecOperation) and not isinstance(owner, ir.WeightProduct):
             found.extend(_rotaries(list(owner.operands)))
     return found
 
@@ -97,13 +97,16 @@ class Fitting:
     Unless `anywhere`, an output must have all columns of the products, go to memory, and contain no reduction.
     """
 
-    def __init__(self, context: Elements, tile: Tile, linears: Sequence[ir.Linear], anywhere: bool) -> None:
+    def __init__(self, context: Elements, tile: Tile, linears: Sequence[ir.WeightProduct], anywhere: bool) -> None:
         self.context, self.tile, self.linears, self.anywhere = context, tile, linears, anywhere
         self.matrices = [self._matrix(linear, number) for number, linear in enumerate(linears)]
 
-    def _matrix(self, linear: ir.Linear, number: int) -> Matrix:
-        kind, column = ir.tensor_type(linear.result), Index.of(self.tile.column)
-        bias = None if linear.bias is None else self.context.element(linear.bias, [column])
+    def _matrix(self, linear: ir.WeightProduct, number: int) -> Matrix:
+        kind, at = ir.tensor_type(linear.result), [Index.of(self.tile.column)]
+        if isinstance(linear, ir.ExpertLinear):
+            count = ir.tensor_type(linear.weight).dims[0]
+            at.insert(0, self.context.place(linear.ids, self.tile.outer, count))
+        bias = None if linear.bias is None else self.context.element(linear.bias, at)
         product = Buffer("product", number, tuple(kind.dims), kind.dtype, "f32")
         return Matrix(self.context.buffers[linear.weight], bias, product, linear.arithmetic)
 

@@ -33,7 +33,7 @@ from forerun.codegen.program import (
     Value,
     Weight,
 )
-from forerun.codegen.regions import BLOCK, block_size, regions
+from forerun.codegen.regions import BLOCK, block_size, products, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
@@ -48,6 +48,7 @@ class Emitted:
     key      equal for kernels with equal code
     buffers  the buffers that its pointer arguments point to, in order
     source   generates its text; called once for each key
+    reads_matrices  whether it is the one that reads the matrices of a nest of products
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Emitted:
     words: str = ""
     grid: Grid | None = None
     config: Config | None = None
+    reads_matrices: bool = True
 
 
 class Emitter(ABC):
@@ -138,7 +140,7 @@ class Lowering:
     """
 
     def __init__(self, planned: PlannedStep, emitter: Callable[[int], Emitter], key: str = "") -> None:
-        module, self.limits = planned.module, planned.limits
+        self.planned, module, self.limits = planned, planned.module, planned.limits
         self.entries = ir.entries(module)
         self.function = self.entries[STEP]
         self.declared = ir.weights(module)
@@ -147,6 +149,7 @@ class Lowering:
         self.emitter = emitter(self.block)
         self.tables = -(-self.limits["max_length"] // self.block)
         self.weights = {name: self.emitter.weight(each) for name, each in self.declared.items()}
+        self._note_experts()
         self.states = self._states(module)
         returned = self.function.returned
         candidates = returned[1] if len(returned) == 3 else None
@@ -177,6 +180,14 @@ class Lowering:
         for argument in self.function.block.args:
             if argument.name_hint not in STEP_ARGUMENTS:
                 raise InvalidOptionError(f"@{STEP} has an argument {argument.name_hint} that no step gives.")
+
+    def _note_experts(self) -> None:
+        """Notes the part of experts that one row reads."""
+        for product, parameter in products(self.planned.module):
+            if isinstance(product, ir.ExpertLinear):
+                weight = self.weights[parameter.symbol]
+                part = min(weight.bytes, weight.bytes * ir.numbers_read(product) // math.prod(weight.shape))
+                self.weights[parameter.symbol] = replace(weight, read=part)
 
     def _states(self, module: ir.ModuleOp) -> dict[str, StateLayout]:
         operations = [each for entry in self.entries.values() for each in ir.walk(entry.body)]
@@ -301,10 +312,11 @@ class Lowering:
             names = [str(matrix.weight.key) for segment in nest.segments for matrix in segment.matrices]
             matrices = tuple(dict.fromkeys(names))
         found: list[Launch] = []
-        for number, emitted in enumerate(self.emitter.kernels(nest, sizes)):
+        for emitted in self.emitter.kernels(nest, sizes):
             source = self._source(plan, nest, emitted)
             operands = tuple(self._operand(each, memory) for each in emitted.buffers)
-            found.append(Launch(source, operands, () if number else matrices, emitted.grid, emitted.config))
+            read = matrices if emitted.reads_matrices else ()
+            found.append(Launch(source, operands, read, emitted.grid, emitted.config))
         return found
 
     def _source(self, plan: Plan, nest: Nest, emitted: Emitted) -> str:

@@ -88,7 +88,7 @@ class RowNest:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear: its weight [columns, features] and its bias at the column lane."""
+    """A linear: its weight [columns, features], of each expert if there are any, and its bias at the column lane."""
 
     weight: Buffer
     bias: Expr | None
@@ -142,12 +142,24 @@ class Norm:
     gain: Expr | None
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a product's rows: of `count` matrices, each row is multiplied by the one that `chosen` names.
+
+    `shared` consecutive rows have one input: the choices of one row.
+    """
+
+    count: int
+    chosen: Expr
+    shared: int
+
+
 @dataclass
 class ProductNest:
     """Products of one input with matrices: rows x features times features x columns.
 
     x is the input at `row` and `feature`, without its factor if the norm is deferred; `row` is the row-major place
-    in `rows`.
+    in `rows`, of which a row with several experts has several.
     """
 
     rows: tuple[ir.Dim, ...]
@@ -157,6 +169,12 @@ class ProductNest:
     segments: list[Segment]
     row: Lane
     feature: Lane
+    experts: Experts | None = None
+
+    @property
+    def inputs(self) -> tuple[ir.Dim, ...]:
+        """The rows of the input."""
+        return self.rows if self.experts is None or self.experts.shared == 1 else self.rows[:-1]
 
     @property
     def element(self) -> str:

@@ -65,7 +65,7 @@ class Plan:
     on_demand: list[Nest] = field(default_factory=list[Nest])
 
 
-WRITTEN = (ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul, ir.Linear)
+WRITTEN = (ir.Concat, ir.RMSNorm, ir.LayerNorm, ir.Softmax, ir.Scan, ir.Reduce, ir.MatMul, ir.Linear, ir.ExpertLinear)
 """The operations whose results are written to memory if reductions are not inline."""
 
 
@@ -90,7 +90,7 @@ class Placing:
         self.waiting: list[Output] = []
         self.on_demand: list[Output] = []
         self.special: list[Separate] = []
-        self.linears: list[ir.Linear] = []
+        self.linears: list[ir.WeightProduct] = []
         self._count = 0
 
     # --- where values lie
@@ -188,18 +188,18 @@ class Placing:
         extra = self.leaves(output.place.slots) if isinstance(output.place, ir.StateWrite) else set[Any]()
         return self.leaves(output.value) | extra
 
-    def _wanted_linears(self) -> set[ir.Linear]:
+    def _wanted_linears(self) -> set[ir.WeightProduct]:
         """Returns the products read by operations that are not yet planned."""
         pending: list[Any] = [leaf for each in self.waiting for leaf in self._needs(each)]
         pending.extend(self.leaves_of(self.special))
-        found: set[ir.Linear] = set()
+        found: set[ir.WeightProduct] = set()
         seen: set[Any] = set()
         while pending:
             leaf = pending.pop()
             if leaf in seen:
                 continue
             seen.add(leaf)
-            if isinstance(leaf, ir.Linear):
+            if isinstance(leaf, ir.WeightProduct):
                 found.add(leaf)
             pending.extend(self.leaves_of([leaf]))
         return found

@@ -14,13 +14,14 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer, element_of
-from forerun.codegen.loops.expr import Expr, Load
+from forerun.codegen.loops.expr import Expr, Load, apply
 from forerun.codegen.loops.fitting import Fitting, Output, Tile
 from forerun.codegen.loops.histories import HistorySchedule
 from forerun.codegen.loops.index import Index, Lane, unflat
 from forerun.codegen.loops.integers import Ranges
 from forerun.codegen.loops.nest import (
     Choice,
+    Experts,
     Norm,
     ProductNest,
     Segment,
@@ -46,7 +47,7 @@ class Scheduler(HistorySchedule):
         for operation in self.region.operations:
             PLANNED.of(operation)(self, operation)
         self.linears = [
-            each for each in self.region.operations if isinstance(each, ir.Linear) and self._is_product(each)
+            each for each in self.region.operations if isinstance(each, ir.WeightProduct) and self._is_product(each)
         ]
         for inner, outer in self.region.results:
             kind = ir.tensor_type(inner)
@@ -95,17 +96,17 @@ class Scheduler(HistorySchedule):
             segment = self._fitting(linears, [Output(logits, choice)])
             if not segment.outputs:
                 continue
-            self.nests.append(self._product_nest(linears[0].x, [segment]))
+            self.nests.append(self._product_nest(linears[0], [segment]))
             self.on_demand.extend(on_demand)
             self.waiting = [each for each in self.waiting if each not in on_demand]
             self._done(operation, [choice.values, choice.ids])
             return True
         return False
 
-    def _alike(self, linears: list[ir.Linear]) -> bool:
+    def _alike(self, linears: list[ir.WeightProduct]) -> bool:
         """Whether linears are ready and can share tiles: one input, one element type, one number of columns."""
         kinds = {(each.x, self._kind(each), ir.tensor_type(each.result).dims[-1]) for each in linears}
-        return len(kinds) == 1 and not self.leaves(linears[0].x)
+        return len(kinds) == 1 and self._is_ready(linears[0])
 
     def _read_in_step(self, outputs: list[Output], choice: ir.TopK, linears: set[Any]) -> bool:
         """Whether products are read by more than a choice and outputs that the caller gets on demand."""
@@ -129,14 +130,14 @@ class Scheduler(HistorySchedule):
     def _products(self) -> bool:
         """Plans a nest for the products on one input that are ready."""
         wanted = self._wanted_linears()
-        ready = [each for each in self.linears if each in wanted and not self.leaves(each.x)]
+        ready = [each for each in self.linears if each in wanted and self._is_ready(each)]
         if not ready:
             return False
-        x = ready[0].x
-        kind = self._kind(ready[0])
+        first = ready[0]
+        x, kind = first.x, self._kind(first)
         group = [each for each in ready if each.x is x and self._kind(each) == kind]
         segments = [self._segment(component) for component in self._components(group)]
-        self.nests.append(self._product_nest(x, segments))
+        self.nests.append(self._product_nest(first, segments))
         for segment in segments:
             for taken in segment.outputs:
                 if isinstance(taken.to, Buffer) and taken.to.space != "state":
@@ -144,14 +145,22 @@ class Scheduler(HistorySchedule):
             self.waiting = [each for each in self.waiting if not each.is_taken(segment)]
         return True
 
-    def _kind(self, linear: ir.Linear) -> tuple[str | None, str | None]:
-        """What linears that share a nest have in common: the arithmetic and, in tiles, the matrices' element type."""
+    def _is_ready(self, linear: ir.WeightProduct) -> bool:
+        ids = self.leaves(linear.ids) if isinstance(linear, ir.ExpertLinear) else None
+        return not self.leaves(linear.x) and not ids
+
+    def _kind(self, linear: ir.WeightProduct) -> tuple[Any, ...]:
+        """What products that share a nest have in common: the arithmetic, the experts and, in tiles, the matrices'
+        element type."""
         element = self.buffers[linear.weight].element
         if linear.arithmetic not in (None, *self.traits.arithmetics):
             raise UnsupportedOperationError(f"the {self.traits.target} target has no {linear.arithmetic} arithmetic.")
-        return linear.arithmetic, element if self.traits.tiles else None
+        experts = None
+        if isinstance(linear, ir.ExpertLinear):
+            experts = linear.ids, ir.tensor_type(linear.weight).dims[0]
+        return linear.arithmetic, experts, element if self.traits.tiles else None
 
-    def _components(self, group: list[ir.Linear]) -> list[list[ir.Linear]]:
+    def _components(self, group: list[ir.WeightProduct]) -> list[list[ir.WeightProduct]]:
         """Groups the products that one output combines."""
         owner = {each: number for number, each in enumerate(group)}
         for output in self.waiting:
@@ -161,13 +170,14 @@ class Scheduler(HistorySchedule):
                 owner = {each: min(numbers) if number in numbers else number for each, number in owner.items()}
         return [[each for each in group if owner[each] == number] for number in sorted(set(owner.values()))]
 
-    def _fitting(self, linears: list[ir.Linear], outputs: Sequence[Output]) -> Segment:
+    def _fitting(self, linears: list[ir.WeightProduct], outputs: Sequence[Output]) -> Segment:
         return Fitting(self.context, self._tile(linears[0]), linears, self.traits.tiles).segment(outputs)
 
-    def _tile(self, linear: ir.Linear) -> Tile:
-        return Tile(ir.tensor_type(linear.x).dims[:-1], int(ir.tensor_type(linear.result).dims[-1]))
+    def _tile(self, linear: ir.WeightProduct) -> Tile:
+        *rows, columns = ir.tensor_type(linear.result).dims
+        return Tile(tuple(rows), int(columns))
 
-    def _segment(self, component: list[ir.Linear]) -> Segment:
+    def _segment(self, component: list[ir.WeightProduct]) -> Segment:
         """The tile that includes most outputs; products that others read are written as they are."""
         mine = set(component)
         outputs = [each for each in self.waiting if self._needs(each) and self._needs(each) <= mine]
@@ -185,21 +195,31 @@ class Scheduler(HistorySchedule):
                 best.outputs.append(Taken(own, place, tuple(at), 0, best.columns, value))
         return best
 
-    def _product_nest(self, x: ir.SSAValue, segments: list[Segment]) -> ProductNest:
+    def _product_nest(self, linear: ir.WeightProduct, segments: list[Segment]) -> ProductNest:
         """The nest of some segments. Rows of the input are computed in it, or, if they cannot be, written first."""
-        *rows, features = ir.tensor_type(x).dims
+        x, rows = linear.x, ir.tensor_type(linear.result).dims[:-1]
+        features = ir.tensor_type(x).dims[-1]
         row, feature = Lane("row"), Lane("feature", int(features))
+        experts = self._written(partial(self._experts, linear, row)) if isinstance(linear, ir.ExpertLinear) else None
+        shared = 1 if experts is None else experts.shared
         element = segments[0].matrices[0].weight.element
         if not self.traits.prologues:
             self._written(partial(self._table, x))
-        given, norm = self._written(partial(self._input, x, row, feature, element))
-        return ProductNest(tuple(rows), int(features), given, norm, segments, row, feature)
+        source = Index.of(row).divided(shared)[0]
+        given, norm = self._written(partial(self._input, x, source, feature, element))
+        return ProductNest(rows, int(features), given, norm, segments, row, feature, experts)
 
-    def _input(self, x: ir.SSAValue, row: Lane, feature: Lane, element: str) -> tuple[Expr, Norm | None]:
+    def _experts(self, linear: ir.ExpertLinear, row: Lane) -> Experts:
+        """The experts of a product's rows."""
+        ids, count = ir.tensor_type(linear.ids).dims, int(ir.tensor_type(linear.weight).dims[0])
+        chosen = apply("within", self.context.element(linear.ids, unflat(ids, Index.of(row))), count)
+        return Experts(count, chosen, 1 if linear.by_choice else int(ids[-1]))
+
+    def _input(self, x: ir.SSAValue, row: Index, feature: Lane, element: str) -> tuple[Expr, Norm | None]:
         """The input of a product at a row and a feature, and the norm whose factor is left for the products."""
         place, norm = self.in_memory(x), self._trailing_norm(x, element)
         source = x if norm is None else norm.x
-        at = (*unflat(ir.tensor_type(source).dims[:-1], Index.of(row)), Index.of(feature))
+        at = (*unflat(ir.tensor_type(source).dims[:-1], row), Index.of(feature))
         if place is not None:
             return Load(place, at), None
         value = self.context.element(source, at)

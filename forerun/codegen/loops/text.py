@@ -75,6 +75,8 @@ class NestText:
         rows = " x ".join(map(str, nest.rows)) or "1"
         self.line(f"products: row < {rows}, feature < {nest.features}")
         self._depth += 1
+        if nest.experts is not None:
+            self.line(f"expert = {self._value(nest.experts.chosen)} of {nest.experts.count}")
         self.line(f"x = {self._value(nest.x)}")
         if nest.norm is not None:
             unscaled = self._value(nest.norm.unscaled)
@@ -86,7 +88,8 @@ class NestText:
             for matrix in segment.matrices:
                 bias = "" if matrix.bias is None else f" + {self._value(matrix.bias)}"
                 kind = "" if matrix.arithmetic is None else f" in {matrix.arithmetic}"
-                self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[column]{kind}{bias}")
+                place = "column" if nest.experts is None else "expert, column"
+                self.line(f"product {matrix.product.key} = x . {self.name(matrix.weight)}[{place}]{kind}{bias}")
             for taken in segment.outputs:
                 value = self._value(taken.value)
                 part = f" at columns {taken.shift} to {taken.shift + taken.count}"

@@ -203,6 +203,20 @@ def _linear(context: Context, operation: ir.Linear, given: Sequence[str]) -> str
     return product if len(lead) == 1 else graph.reshape(product, (*lead, outputs))
 
 
+def _expert_linear(context: Context, operation: ir.ExpertLinear, given: Sequence[str]) -> str:
+    """A product with a copy of the chosen experts' matrices: ONNX has no operator that reads them in place."""
+    graph, (x, weight, ids, *bias) = context.graph, given
+    if operation.arithmetic is not None:
+        raise UnsupportedOperationError(f"the onnx target has no {operation.arithmetic} arithmetic.")
+    last = graph.constant([-1], "i64")
+    if not operation.by_choice:
+        x = graph.node("Unsqueeze", x, graph.constant([-2], "i64"))
+    matrices = graph.node("Gather", weight, ids, axis=0)
+    product = graph.node("MatMul", matrices, graph.node("Unsqueeze", x, last), hint="expert_linear")
+    result = graph.node("Squeeze", product, last)
+    return graph.node("Add", result, graph.node("Gather", bias[0], ids, axis=0)) if bias else result
+
+
 def _rms_norm(context: Context, operation: ir.RMSNorm, given: Sequence[str]) -> str:
     graph, x = context.graph, given[0]
     weight = given[1] if operation.weight is not None else _ones(context, operation.x)
@@ -296,6 +310,7 @@ RULES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.TakeAlong: _take_along,
         ir.Rotary: _rotary,
         ir.Linear: _linear,
+        ir.ExpertLinear: _expert_linear,
         ir.MatMul: _matmul,
         ir.RMSNorm: _rms_norm,
         ir.LayerNorm: _layer_norm,

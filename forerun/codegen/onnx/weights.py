@@ -54,15 +54,21 @@ class WeightFile:
         return self._stored(graph, name, weight.dtype, dims, lambda: _plain(self.values(name), weight.dtype))
 
     def _dequantized(self, graph: Graph, name: str, dims: list[int], storage: str) -> str:
-        """Numbers [out, in] times scales [out, blocks]."""
+        """Numbers [.., out, in] times scales [.., out, blocks]."""
         encoding, element = ir.ENCODINGS[storage], BLOCKS[storage]
         numbers = self._stored(graph, name, element, dims, lambda: _numbers(encoding, self.blocks[name], element))
-        spans = [dims[0], dims[1] // encoding.features]
+        spans = [*dims[:-1], dims[-1] // encoding.features]
         scales = self._stored(
-            graph, f"{name}.scales", "f16", spans, lambda: encoding.read(self.blocks[name]).scale.contiguous().numpy()
+            graph,
+            f"{name}.scales",
+            "f16",
+            spans,
+            lambda: encoding.read(_matrix(self.blocks[name])).scale.contiguous().numpy(),
         )
         wide = graph.node("Cast", scales, to=ELEMENTS["f32"], hint=f"{name}.wide_scales")
-        return graph.node("DequantizeLinear", numbers, wide, axis=1, block_size=encoding.features, hint=f"{name}.wide")
+        return graph.node(
+            "DequantizeLinear", numbers, wide, axis=len(dims) - 1, block_size=encoding.features, hint=f"{name}.wide"
+        )
 
     def _stored(self, graph: Graph, name: str, dtype: str, dims: list[int], make: Callable[[], NDArray[Any]]) -> str:
         """Returns an initializer whose bytes lie in the weight file."""
@@ -94,9 +100,14 @@ def _half(tensor: torch.Tensor, storage: str) -> NDArray[Any]:
     return tensor.detach().to(ir.torch_dtype(storage)).contiguous().view(torch.int16).numpy().reshape(-1)
 
 
+def _matrix(blocks: torch.Tensor) -> torch.Tensor:
+    """The blocks of all experts' outputs, one expert after another: [outputs, blocks, bytes]."""
+    return blocks.flatten(0, -3)
+
+
 def _numbers(encoding: ir.Encoding, blocks: torch.Tensor, element: str) -> NDArray[Any]:
     """The integers of blocks in the order of the features, in two's complement; two of four bits to a byte."""
-    numbers = encoding.read(blocks).numbers ^ encoding.offset  # the offset is the sign's bit
+    numbers = encoding.read(_matrix(blocks)).numbers ^ encoding.offset  # the offset is the sign's bit
     if element == "i4":
         numbers = numbers[..., 0::2] | numbers[..., 1::2] << 4
     return numbers.contiguous().numpy().reshape(-1)

@@ -7,7 +7,16 @@ from typing import Any
 
 from forerun import ir
 from forerun.codegen.loops.lowering import Emitted, Emitter, Lowering
-from forerun.codegen.loops.nest import AttentionNest, Choice, Nest, ProductNest, RecurrenceNest, RowNest, TopKNest
+from forerun.codegen.loops.nest import (
+    AttentionNest,
+    Choice,
+    Experts,
+    Nest,
+    ProductNest,
+    RecurrenceNest,
+    RowNest,
+    TopKNest,
+)
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.planned import PlannedStep
@@ -15,9 +24,10 @@ from forerun.codegen.program import Config, Grid
 from forerun.codegen.triton.assembly import Bodies, assemble, body_key
 from forerun.codegen.triton.attention import AttentionText
 from forerun.codegen.triton.attention_shape import Shape
+from forerun.codegen.triton.experts import ROWS, emit_grouped
 from forerun.codegen.triton.layout import ALIGNMENT, LEAST_BLOCK, SIZES, STEP_SIZES, TritonProgram
 from forerun.codegen.triton.products import describe as describe_products
-from forerun.codegen.triton.products import emit_products, tile_lanes
+from forerun.codegen.triton.products import emit_experts, emit_products, tile_lanes
 from forerun.codegen.triton.rows import block_of, division, emit_recurrence, emit_rows, items
 from forerun.codegen.triton.text import Text
 from forerun.codegen.triton.topk import CHUNK, Tiles, emit_choice, emit_chunks
@@ -70,11 +80,28 @@ class TritonEmitter(Emitter):
         return _emitted("rows", bodies, sizes, grid, Config(block, 1, 4 if block > 128 else 1, 1), words)
 
     def _products(self, nest: ProductNest, sizes: Sequence[str]) -> list[Emitted]:
+        if nest.experts is not None:
+            return self._experts(nest, nest.experts, sizes)
         text = _written(emit_products, nest)
         kind = "products" if nest.choice is None else "head"
         grid = Grid(kind, (nest.rows,), tuple(map(tile_lanes, nest.segments)))
         made = _emitted(kind, {1: text}, sizes, grid, Config(block=LEAST_BLOCK), describe_products(nest))
         return [made] if nest.choice is None else [made, self._choice(nest.choice, sizes, LEAST_BLOCK)]
+
+    def _experts(self, nest: ProductNest, experts: Experts, sizes: Sequence[str]) -> list[Emitted]:
+        grouped, text = _written(emit_grouped, nest), _written(emit_experts, nest)
+        words, columns = f"rows by one of {experts.count} experts", tuple(map(tile_lanes, nest.segments))
+        return [
+            _emitted("grouped", {1: grouped}, sizes, Grid("grouped", (nest.rows,)), Config(1, ROWS, 4, 1), words),
+            _emitted(
+                "experts",
+                {1: text},
+                sizes,
+                Grid("experts", (nest.rows,), columns, experts=experts.count),
+                Config(LEAST_BLOCK, ROWS, 4, 3),
+                describe_products(nest),
+            ),
+        ]
 
     def _attention(self, nest: AttentionNest, sizes: Sequence[str]) -> list[Emitted]:
         if nest.heads % nest.groups:
@@ -129,7 +156,7 @@ def _emitted(kind: str, bodies: Bodies, sizes: Sequence[str], grid: Grid, config
         return assemble(name, words, bodies, sizes)
 
     key = f"{kind} {body_key(bodies, sizes)}"
-    return Emitted(kind, key, list(first.arguments), source, words, grid, config)
+    return Emitted(kind, key, list(first.arguments), source, words, grid, config, kind not in ("choice", "grouped"))
 
 
 def emit(planned: PlannedStep) -> TritonProgram:

@@ -15,6 +15,7 @@ from forerun.codegen.loops.expr import number as constant
 from forerun.codegen.loops.fitting import paired
 from forerun.codegen.loops.index import Index, Lane, volume
 from forerun.codegen.loops.nest import Choice, Matrix, ProductNest, Segment, Taken
+from forerun.codegen.triton.experts import begins_of, order_of
 from forerun.codegen.triton.functions import literal
 from forerun.codegen.triton.text import TYPES, Text
 from forerun.codegen.triton.topk import emit_tile
@@ -44,7 +45,8 @@ def describe(nest: ProductNest) -> str:
         else f"[{each.columns}, {nest.features}]"
         for each in nest.segments
     ]
-    return f"{' and '.join(parts)} in {nest.element} on {[*nest.rows, nest.features]}"
+    experts = "" if nest.experts is None else f" of each of {nest.experts.count} experts"
+    return f"{' and '.join(parts)}{experts} in {nest.element} on {[*nest.rows, nest.features]}"
 
 
 def emit_products(text: Text, nest: ProductNest) -> None:
@@ -56,16 +58,39 @@ def emit_products(text: Text, nest: ProductNest) -> None:
     text.line("tile = tl.program_id(1)")
     text.bind(nest.row, "row", "row_in")
     with text.block(f"if first_row < {count}:"):
-        if len(nest.segments) == 1:
-            _Tile(text, nest, nest.segments[0]).emit()
-            return
-        for number, segment in enumerate(nest.segments):
-            last = number == len(nest.segments) - 1
-            if number:
-                text.line(f"tile -= (({tile_lanes(nest.segments[number - 1])} + BLOCK - 1) // BLOCK)")
-            inside = "" if last else f" & (tile < (({tile_lanes(segment)} + BLOCK - 1) // BLOCK))"
-            with text.block(f"if (tile >= 0){inside}:"):
-                _Tile(text, nest, segment).emit()
+        _emit_segments(text, nest)
+
+
+def emit_experts(text: Text, nest: ProductNest) -> None:
+    """Writes the kernel of a product nest with experts. Grid (experts, tiles of all segments one after another).
+
+    A program runs the row tiles of its expert one after another, none if no row chose it.
+    """
+    assert nest.experts is not None
+    begins, order = text.argument(begins_of(nest.experts)), text.argument(order_of(nest))
+    text.line("expert = tl.program_id(0)")
+    text.line(f"end = tl.load({begins} + expert + 1)")
+    with text.block(f"for first in range(tl.load({begins} + expert), end, ROWS):") as inside:
+        text.line("at = first + tl.arange(0, ROWS)[:, None]")
+        text.line("row_in = at < end")
+        text.line(f"row = tl.load({order} + at, mask=row_in, other=0)")
+        text.line("tile = tl.program_id(1)")
+        text.bind(nest.row, "row", "row_in", depth=inside)
+        _emit_segments(text, nest)
+
+
+def _emit_segments(text: Text, nest: ProductNest) -> None:
+    """Writes a tile of the segment that the number of the tile belongs to."""
+    if len(nest.segments) == 1:
+        _Tile(text, nest, nest.segments[0]).emit()
+        return
+    for number, segment in enumerate(nest.segments):
+        last = number == len(nest.segments) - 1
+        if number:
+            text.line(f"tile -= (({tile_lanes(nest.segments[number - 1])} + BLOCK - 1) // BLOCK)")
+        inside = "" if last else f" & (tile < (({tile_lanes(segment)} + BLOCK - 1) // BLOCK))"
+        with text.block(f"if (tile >= 0){inside}:"):
+            _Tile(text, nest, segment).emit()
 
 
 class _Tile:
@@ -133,6 +158,8 @@ class _Tile:
             text.line(f"x = {x}.to({kind})")
             for (matrix, part), name in names.items():
                 pointer = text.argument(matrix.weight)
+                if nest.experts is not None:
+                    pointer += f" + expert.to(tl.int64) * {segment.columns * features}"
                 mask = "lane_in" + (" & feature_in[:, None]" if ragged else "")
                 text.line(f"w = tl.load({pointer} + {places[part]} + feature[:, None], mask={mask}, other=0.0)")
                 text.line(f'{name} = tl.dot(x, w, {name}, input_precision="ieee")')

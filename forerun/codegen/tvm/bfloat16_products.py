@@ -29,14 +29,14 @@ class Bfloat16Products(Products):
 
     @classmethod
     def rounded(cls, nest: ProductNest) -> Buffer:
-        return Buffer("scratch", "rounded", (*nest.rows, pairs(nest.features)), "i32", "i32")
+        return Buffer("scratch", "rounded", (*nest.inputs, pairs(nest.features)), "i32", "i32")
 
     @classmethod
     def emit_rounded(cls, code: Code, nest: ProductNest) -> None:
         x, rounded = code.window(input_of(nest)), code.window(cls.rounded(nest))
         features, whole = nest.features, nest.features // (2 * LANES)
         chunks = -(-features // (2 * LANES))
-        with code.frame.divided(code.index(volume(nest.rows)) * integer(chunks)) as piece:
+        with code.frame.divided(code.index(volume(nest.inputs)) * integer(chunks)) as piece:
             row = let(tirx.truncdiv(piece, integer(chunks)))
             chunk = let(piece - row * integer(chunks))
             start = let(row * integer(features) + chunk * integer(2 * LANES))

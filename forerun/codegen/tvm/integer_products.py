@@ -87,13 +87,13 @@ class IntegerProducts(Products):
     @classmethod
     def rounded(cls, nest: ProductNest) -> Buffer:
         words = nest.features // CHUNK * Chunks.of(nest).words
-        return Buffer("scratch", "rounded", (*nest.rows, words), "i32", "i32")
+        return Buffer("scratch", "rounded", (*nest.inputs, words), "i32", "i32")
 
     @classmethod
     def emit_rounded(cls, code: Code, nest: ProductNest) -> None:
         chunks = Chunks.of(nest)
         x, rounded = code.window(input_of(nest)), code.window(cls.rounded(nest))
-        with code.frame.divided(code.index(volume(nest.rows)) * integer(nest.features // CHUNK)) as chunk:
+        with code.frame.divided(code.index(volume(nest.inputs)) * integer(nest.features // CHUNK)) as chunk:
             place = let(chunk * integer(chunks.words))
             parts = [let(load(x, chunk * integer(CHUNK) + integer(half * LANES))) for half in range(HALVES)]
             largest = let(_across("smax", tirx.max(*(magnitude_of(bits_of(each)) for each in parts))))

@@ -1,6 +1,7 @@
 """The skinny linear: weights are streamed once in blocks of 32 outputs, rows are in register tiles.
 
-Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows to the next.
+Blocks of outputs are divided among the threads; a block stays in the cache from one tile of rows to the next. With
+experts, the blocks are those of all experts that some row chose, and a block's rows are those that chose its expert.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from forerun.codegen.tvm.bfloat16_products import Bfloat16Products
 from forerun.codegen.tvm.builder import Buffer as Memory
 from forerun.codegen.tvm.builder import integer, let, local, splat, store, when
 from forerun.codegen.tvm.code import Code, Term
+from forerun.codegen.tvm.experts import Grouped
 from forerun.codegen.tvm.float_products import FloatProducts
 from forerun.codegen.tvm.formats import VECTORS, WeightFormat
 from forerun.codegen.tvm.integer_products import IntegerProducts
@@ -53,19 +55,40 @@ def emit_products(code: Code, nest: ProductNest, machine: Machine) -> None:
 
 def emit_segment(code: Code, nest: ProductNest, segment: Segment, tile_rows: int) -> None:
     """Computes the products of one segment, one block of outputs after another."""
-    frame, tile = code.frame, _Tile(code, nest, segment)
-    with frame.divided(-(-segment.columns // OUTPUTS)) as block:
-        weights = [tile.window(each, block) for each in segment.matrices]
-        count = code.index(volume(nest.rows))
-        sizes = smaller_tiles(tile_rows)
-        largest = sizes[-1] if sizes else 0
-        turns = let(tirx.truncdiv(count + integer(tile_rows - 1 - largest), integer(tile_rows)))
-        with T.serial(0, turns) as turn:
-            tile.emit(weights, block, tile_rows, let(turn * tile_rows), count)
-        rest = let(count - turns * tile_rows)
-        for below, size in zip([0, *sizes], sizes, strict=False):
-            with when(tirx.And(rest > integer(below), rest <= integer(size))):
-                tile.emit(weights, block, size, let(turns * tile_rows), count)
+    frame, tile, blocks = code.frame, _Tile(code, nest, segment), -(-segment.columns // OUTPUTS)
+    if nest.experts is None:
+        with frame.divided(blocks) as block:
+            weights = [tile.window(each, block) for each in segment.matrices]
+            _emit_rows(tile, weights, block, tile_rows, code.index(volume(nest.rows)), lambda row: row)
+        return
+    grouped = Grouped(code, nest)
+    with frame.divided(grouped.used() * integer(blocks)) as piece:
+        number = let(tirx.truncdiv(piece, integer(blocks)))
+        block = let(piece - number * integer(blocks))
+        expert = grouped.expert(number)
+        first, count = grouped.rows(expert)
+        weights = [tile.window(each, expert * integer(blocks) + block) for each in segment.matrices]
+        _emit_rows(tile, weights, block, tile_rows, count, lambda row: grouped.row(first + row))
+
+
+def _emit_rows(
+    tile: "_Tile", weights: Sequence[Memory], block: Term, tile_rows: int, count: Term, row: Callable[[Term], Term]
+) -> None:
+    """Computes a block of outputs for `count` rows in tiles; `row` gives a row of the nest by its number."""
+    sizes = smaller_tiles(tile_rows)
+    largest = sizes[-1] if sizes else 0
+
+    def emit(size: int, first: Term) -> None:
+        numbers = [let(tirx.min(first + integer(each), count - integer(1))) for each in range(size)]
+        tile.emit(weights, block, [row(each) for each in numbers])
+
+    turns = let(tirx.truncdiv(count + integer(tile_rows - 1 - largest), integer(tile_rows)))
+    with T.serial(0, turns) as turn:
+        emit(tile_rows, let(turn * tile_rows))
+    rest = let(count - turns * tile_rows)
+    for below, size in zip([0, *sizes], sizes, strict=False):
+        with when(tirx.And(rest > integer(below), rest <= integer(size))):
+            emit(size, let(turns * tile_rows))
 
 
 def smaller_tiles(tile_rows: int) -> list[int]:
@@ -86,16 +109,18 @@ class _Tile:
         return self.code.formats[matrix.weight.element]
 
     def window(self, matrix: Matrix, block: Term) -> Memory:
-        """A block of a matrix's weights."""
+        """A block of a matrix's weights; those of an expert follow those of the expert before it."""
         form, frame = self.form(matrix), self.code.frame
         words = integer(form.block_words(self.features), "int64")
         slot = frame.slot(self.code.slots[matrix.weight])
         return frame.window(form.region, slot + block.astype("int64") * words)
 
-    def emit(self, weights: Sequence[Memory], block: Term, size: int, first: Term, count: Term) -> None:
-        rows = [let(tirx.min(first + integer(row), count - integer(1))) for row in range(size)]
+    def emit(self, weights: Sequence[Memory], block: Term, rows: Sequence[Term]) -> None:
+        inputs, experts = rows, self.nest.experts
+        if experts is not None and experts.shared > 1:
+            inputs = [let(tirx.truncdiv(row, integer(experts.shared))) for row in rows]
         for number, (matrix, weight) in enumerate(zip(self.segment.matrices, weights, strict=True)):
-            self._results(number, self._sums(self.form(matrix), weight, rows), block, rows)
+            self._results(number, self._sums(self.form(matrix), weight, inputs), block, rows)
 
     def _sums(self, form: WeightFormat, weight: Memory, rows: Sequence[Term]) -> list[list[Memory]]:
         """Computes x w^T of the tile."""

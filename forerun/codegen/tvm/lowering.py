@@ -1,5 +1,6 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,11 @@ from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight, nests
+from forerun.codegen.regions import products
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
+from forerun.codegen.tvm.experts import emit_grouped, groups_of, order_of
 from forerun.codegen.tvm.key import key_of
 from forerun.codegen.tvm.layout import ALIGNMENT, SPARE, Compiled, Float32, TvmProgram, aligned, weight_places, zeros
 from forerun.codegen.tvm.linear import PRODUCTS, emit_products, emit_rounded, held
@@ -47,6 +50,7 @@ Template = Callable[[Code, Any, Machine], None]
 
 TEMPLATES: dict[str, Template] = {
     "rows": emit_rows,
+    "grouped": emit_grouped,
     "rounded": emit_rounded,
     "products": emit_products,
     "attention": emit_attention,
@@ -100,9 +104,9 @@ class TvmEmitter(Emitter):
         form = PACKED if element == "f32" and str(weight.symbol) in self.matrices else element
         if form not in FORMATS:
             return super().stored(weight, shape, element)
-        outputs, features = shape
-        blocks = aligned(-(-outputs // OUTPUTS) * FORMATS[form].block_words(features))
-        return Weight(shape, form, blocks * NUMBER)
+        *experts, outputs, features = shape
+        blocks = math.prod(experts) * -(-outputs // OUTPUTS) * FORMATS[form].block_words(features)
+        return Weight(shape, form, aligned(blocks) * NUMBER)
 
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         names: dict[Buffer, str] = {}
@@ -116,8 +120,15 @@ class TvmEmitter(Emitter):
         if isinstance(nest, ProductNest) and (rounded := PRODUCTS[nest.arithmetic].rounded(nest)):
             buffers.append(rounded)
             kinds = ("rounded", *kinds)
+        if isinstance(nest, ProductNest) and nest.experts is not None:
+            buffers.extend((order_of(nest), groups_of(nest.experts)))
+            kinds = ("grouped", *kinds)
         made = [Made(kind, nest, buffers, sizes) for kind in kinds]
-        return [Emitted(each.kind, text, buffers, self._source(each)) for each in made]
+        reads = [each == "products" for each in kinds]
+        return [
+            Emitted(each.kind, text, buffers, self._source(each), reads_matrices=read)
+            for each, read in zip(made, reads, strict=True)
+        ]
 
     def _source(self, made: Made) -> Callable[[str], str]:
         def source(name: str) -> str:
@@ -128,18 +139,9 @@ class TvmEmitter(Emitter):
 
 
 def _matrices(module: ir.ModuleOp) -> set[str]:
-    """Returns the float32 weights that linears read."""
-    outer: dict[ir.SSAValue, ir.SSAValue] = {}
-    found: set[str] = set()
-    for operation in (each for entry in ir.entries(module).values() for each in ir.walk(entry.body)):
-        if isinstance(operation, ir.Kernel):
-            outer.update(zip(operation.region.block.args, operation.operands, strict=True))
-        elif isinstance(operation, ir.Linear):
-            weight = ir.first_of(operation.weight)
-            owner = outer.get(weight, weight).owner
-            if isinstance(owner, ir.Parameter) and ir.tensor_type(weight).dtype == "f32":
-                found.add(str(owner.symbol))
-    return found
+    """Returns the float32 weights that products read."""
+    read = products(module)
+    return {str(each.symbol) for product, each in read if ir.tensor_type(product.weight).dtype == "f32"}
 
 
 class Lowering:
@@ -207,14 +209,20 @@ class Lowering:
     def _pack_matrix(self, name: str, buffer: torch.Tensor, matrix: torch.Tensor) -> None:
         """Packs some outputs at a time in each thread, as packing takes a multiple of their memory."""
         weight = self.step.weights[name]
-        form, block = FORMATS[weight.element], FORMATS[weight.element].block_words(weight.shape[1])
+        *experts, outputs, features = weight.shape
+        form, block = FORMATS[weight.element], FORMATS[weight.element].block_words(features)
+        each = matrix.reshape(-1, outputs, *matrix.shape[1 + len(experts) :])  # [experts or 1, outputs, ...]
+        size = -(-outputs // OUTPUTS) * block
 
-        def pack(first: int) -> None:
-            part = matrix[first : first + PACKED_OUTPUTS]
-            form.pack(buffer[first // OUTPUTS * block :], part if part.dtype == torch.uint8 else part.float())
+        def pack(place: tuple[int, int]) -> None:
+            expert, first = place
+            part = each[expert, first : first + PACKED_OUTPUTS]
+            to = buffer[expert * size + first // OUTPUTS * block :]
+            form.pack(to, part if part.dtype == torch.uint8 else part.float())
 
+        places = [(expert, first) for expert in range(len(each)) for first in range(0, outputs, PACKED_OUTPUTS)]
         with one_torch_thread(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(pack, range(0, len(matrix), PACKED_OUTPUTS)))
+            list(pool.map(pack, places))
 
     def program(self) -> TvmProgram:
         """Returns the step, with its code and its weights, which are produced on demand."""

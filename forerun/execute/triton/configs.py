@@ -28,6 +28,8 @@ def first_config(launch: Launch, rows: int, shared: int = 1) -> Config:
                 return Config(32 if element == "f32" else 64, 32, 8, 3)
             blocks = (block for block in (64, 32) if _tiles(launch, block) >= FILLED)
             return Config(next(blocks, _least(launch)), 16, 4, 3)
+        case "experts":
+            return Config(32 if element == "f32" else 64, 16, 4, 3)
         case "attention":
             if element == "f32":
                 return Config(64, 16, 8 if shared > 1 else 4, 3)
@@ -49,6 +51,8 @@ def candidates(launch: Launch, rows: int, shared: int = 1) -> list[Config]:
         case "products" | "head":
             others = [Config(block, 16, 4, stages) for block in (16, 32, 64) for stages in (3, 5)]
             others += [Config(128, 16, 8, 3)]
+        case "experts":
+            others = [Config(block, 16, 4, stages) for block in (16, 32, 64) for stages in (3, 5)]
         case "attention":
             others = [Config(64, 16, warps, stages) for warps in (4, 8) for stages in (2, 3)]
         case _:
@@ -63,7 +67,7 @@ def tuned_rows(rows: int) -> int:
 
 def weight_element(launch: Launch) -> str:
     """Returns the element type in which a launch's products are computed."""
-    kinds = {"products": "weight", "head": "weight", "attention": "state"}
+    kinds = {"products": "weight", "head": "weight", "experts": "weight", "attention": "state"}
     wanted = kinds.get(grid_of(launch).kind)
     found = [each.element for each in launch.operands if each.kind == wanted]
     return next((each for each in found if each in ("bf16", "f16")), "f32")

@@ -27,6 +27,14 @@ builtin.module {
     // CHECK-NEXT: %joined = spec.concat(%x, %head) {dim = 1} -> !spec.tensor<[1, 2*T-1, 8], f32>
     %linear = spec.linear(%x, %w, %b) -> !spec.tensor<[1, T, 6], f32>
     // CHECK-NEXT: %linear = spec.linear(%x, %w, %b) -> !spec.tensor<[1, T, 6], f32>
+    %experts = spec.broadcast(%w) {shape = [3, 6, 8]} -> !spec.tensor<[3, 6, 8], f32>
+    // CHECK-NEXT: %experts = spec.broadcast(%w) {shape = [3, 6, 8]} -> !spec.tensor<[3, 6, 8], f32>
+    %biases = spec.broadcast(%b) {shape = [3, 6]} -> !spec.tensor<[3, 6], f32>
+    // CHECK-NEXT: %biases = spec.broadcast(%b) {shape = [3, 6]} -> !spec.tensor<[3, 6], f32>
+    %choices = spec.reshape(%i) {shape = [1, "T", 1]} -> !spec.tensor<[1, T, 1], i64>
+    // CHECK-NEXT: %choices = spec.reshape(%i) {shape = [1, "T", 1]} -> !spec.tensor<[1, T, 1], i64>
+    %chosen = spec.expert_linear(%x, %experts, %choices, %biases) -> !spec.tensor<[1, T, 1, 6], f32>
+    // CHECK-NEXT: %chosen = spec.expert_linear(%x, %experts, %choices, %biases) -> !spec.tensor<[1, T, 1, 6], f32>
     %across = spec.transpose(%heads) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 2, 4, T], f32>
     // CHECK-NEXT: %across = spec.transpose(%heads) {permutation = [0, 1, 3, 2]} -> !spec.tensor<[1, 2, 4, T], f32>
     %product = spec.matmul(%heads, %across) -> !spec.tensor<[1, 2, T, T], f32>

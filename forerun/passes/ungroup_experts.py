@@ -1,0 +1,228 @@
+"""ungroup_experts: rows that are sorted by expert for a grouped product, and put back behind it, stay where they are.
+
+A row's results do not depend on its place, so everything between the sort and its inverse is the same computation on
+unsorted rows. Which integers sort the rows, and which put them back, is not known by the spelling of a sort, of a
+histogram or of an inverse permutation: what depends on the experts' numbers alone is evaluated for some, and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+import torch
+
+from forerun import dims as dimensions
+from forerun.ir import (
+    Broadcast,
+    Builder,
+    Cast,
+    Concat,
+    Constant,
+    Context,
+    Environment,
+    Function,
+    Gather,
+    InsertPoint,
+    Iota,
+    LayerNorm,
+    Linear,
+    Map,
+    MatMul,
+    ModuleOp,
+    Reduce,
+    Reshape,
+    RMSNorm,
+    Slice,
+    Softmax,
+    SpecOperation,
+    SSAValue,
+    TopK,
+    Transpose,
+    is_pure,
+    run_body,
+    tensor_type,
+)
+from forerun.passes.base import Needs, Pass, function_named, pass_context
+from forerun.passes.canonicalize import clean
+from forerun.passes.matching import SEQUENCE, mapped, number
+
+LENGTHS = (5, 8, 13)
+"""The numbers of tokens for which integers are compared."""
+
+
+class Order(Enum):
+    """What a vector of integers is, for the rows in the order of their experts."""
+
+    PLACES = auto()  # where each row was
+    INVERSE = auto()  # where each row went
+    EXPERTS = auto()  # the experts, in order
+
+
+@dataclass(frozen=True)
+class UngroupExperts(Pass):
+    """Grouped products of sorted rows become products of each row with the matrix that it chose."""
+
+    name: ClassVar[str] = "ungroup-experts"
+    needs: ClassVar[Needs | None] = Needs("forward")
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        forward = function_named(op, "forward")
+        count = sum(_Ungrouping(forward, ids).run() for ids in list(_choices(forward)))
+        if count:
+            pass_context(ctx).note(f"{self.name}: {count} values of sorted rows are computed in their own order")
+            clean(forward)
+
+
+def _choices(function: Function) -> Iterator[SSAValue]:
+    """The vectors of integers that are sorted: those compared with themselves."""
+    for operation in function.body:
+        if not isinstance(operation, Map) or operation.function not in ("lt", "gt"):
+            continue
+        left, right = (each.owner for each in operation.inputs)
+        if not isinstance(left, Reshape) or not isinstance(right, Reshape) or left.x is not right.x:
+            continue
+        kind = tensor_type(left.x)
+        along = kind.rank == 1 and dimensions.symbol(kind.dims[0]) == SEQUENCE
+        if along and kind.dtype in ("i64", "i32") and not isinstance(left.x.owner, Iota):
+            yield left.x
+
+
+class _Ungrouping:
+    """The values of a function in the order of sorted rows, each with the same value in the rows' own order."""
+
+    def __init__(self, function: Function, ids: SSAValue) -> None:
+        self.function, self.ids = function, ids
+        (self.rows,) = tensor_type(ids).dims
+        self.orders = self._orders()
+        self.own: dict[SSAValue, SSAValue] = {}
+        self.build = Builder(function.block)
+
+    def run(self) -> int:
+        """Returns the number of values that were put back, and are now computed in their own order."""
+        count = 0
+        for operation in self.function.body:
+            self.build = Builder(InsertPoint.before(operation), operation.location)
+            for value in operation.results:
+                order = self.orders.get(value)
+                if order is Order.PLACES:
+                    self.own[value] = self.build.add(Iota, size=self.rows)
+                elif order is Order.EXPERTS:
+                    self.own[value] = self.build.cast(self.ids, tensor_type(value).dtype)
+            if isinstance(operation, Gather) and len(operation.indices) == 1:
+                count += self._gather(operation)
+            elif self._by_rows(operation):
+                operands = [self.own.get(each, each) for each in operation.operands]
+                made = self.build.emit(operation.remade(operands))
+                self.own.update(zip(operation.results, made.results, strict=True))
+        return count
+
+    def _gather(self, operation: Gather) -> int:
+        """Rows that are put back are the rows in their own order; others are looked up for each row."""
+        table, (index,) = operation.table, operation.indices
+        if self.orders.get(index) is Order.INVERSE and table in self.own:
+            operation.result.replace_all_uses_with(self.own[table])
+            return 1
+        if index in self.own and table not in self.own and operation.result not in self.own:
+            self.own[operation.result] = self._looked_up(table, self.own[index])
+        return 0
+
+    def _looked_up(self, table: SSAValue, index: SSAValue) -> SSAValue:
+        """A table at the numbers of the rows is the table; at those divided by k, each of its rows k times."""
+        (size, *rest), rows = tensor_type(table).dims, dimensions.affine(self.rows)
+        if isinstance(index.owner, Iota) and size == self.rows:
+            return table
+        if rows.offset == 0 and size == rows.symbol and self._repeats(index, rows.scale):
+            wide = self.build.reshape(table, (size, 1, *rest))
+            return self.build.reshape(self.build.broadcast(wide, (size, rows.scale, *rest)), (self.rows, *rest))
+        return self.build.add(Gather, table, index)
+
+    def _repeats(self, index: SSAValue, count: int) -> bool:
+        """Whether a vector is 0, 0, ..., 1, 1, ..., each number `count` times."""
+        divided = mapped(index, "floor_div")
+        return divided is not None and isinstance(divided.inputs[0].owner, Iota) and number(divided.inputs[1]) == count
+
+    def _by_rows(self, operation: SpecOperation) -> bool:
+        """Whether an operation computes each row from the same row of sorted values, and from what is no row."""
+        if any(each in self.own for each in operation.results) or not any(
+            each in self.own for each in operation.operands
+        ):
+            return False
+        rank = max(tensor_type(each).rank for each in operation.results)
+        for value in operation.operands:
+            dims = tensor_type(value).dims
+            if value in self.own:
+                changes = isinstance(operation, Reshape | Reduce)
+                if dims[:1] != (self.rows,) or (len(dims) != rank and not changes):
+                    return False
+            elif self.rows in dims:
+                return False
+        if any(tensor_type(each).dims[:1] != (self.rows,) for each in operation.results):
+            return False
+        match operation:
+            case Map() | Cast() | Reshape() | MatMul() | Linear():
+                return True
+            case Slice() | Concat() | Softmax():
+                return operation.dim > 0
+            case Reduce():
+                return 0 not in operation.dims
+            case Transpose():
+                return operation.permutation[0] == 0
+            case Broadcast() | RMSNorm() | LayerNorm() | TopK():
+                return rank > 1
+            case _:
+                return False
+
+    def _orders(self) -> dict[SSAValue, Order]:
+        """The vectors that depend on the choices of experts alone and sort the rows, or put them back."""
+        body = self._closed()
+        found: dict[SSAValue, set[Order]] = {}
+        for length in LENGTHS:
+            count = dimensions.evaluate(self.rows, {SEQUENCE: length})
+            random = torch.Generator().manual_seed(length)
+            chosen = torch.randint(self._experts(), (count,), generator=random)
+            values = {self.ids: chosen.to(torch.int64 if tensor_type(self.ids).dtype == "i64" else torch.int32)}
+            kept = {each for operation in body for each in operation.results if tensor_type(each).dims == (self.rows,)}
+            run_body(body, values, Environment(_no_weight, bindings={SEQUENCE: length}), keep=kept)
+            experts, places = torch.sort(chosen, stable=True)
+            known = {Order.PLACES: places, Order.INVERSE: places.argsort(), Order.EXPERTS: experts}
+            for value in kept:
+                same = {order for order, each in known.items() if torch.equal(values[value].to(each.dtype), each)}
+                found[value] = found.get(value, same) & same
+        return {value: next(iter(orders)) for value, orders in found.items() if len(orders) == 1}
+
+    def _experts(self) -> int:
+        """A number of experts that choices are below: all of them, where it is known what they were chosen from."""
+        owner = self.ids.owner
+        while isinstance(owner, Reshape | Cast):
+            owner = owner.x.owner
+        size = tensor_type(owner.x).dims[-1] if isinstance(owner, TopK) else 2
+        return size if isinstance(size, int) else 2
+
+    def _closed(self) -> list[SpecOperation]:
+        """The operations that depend on the choices alone."""
+        known, after = {self.ids}, list[SpecOperation]()
+        for operation in self.function.body:
+            free = isinstance(operation, Constant | Iota)
+            if (
+                is_pure(operation)
+                and (free or operation.operands)
+                and all(each in known for each in operation.operands)
+            ):
+                known.update(operation.results)
+                after.append(operation)
+        needed: set[SSAValue] = set()
+        for operation in reversed(after):
+            if any(each in needed or self._is_vector(each) for each in operation.results):
+                needed.update(operation.operands)
+        return [each for each in after if any(v in needed or self._is_vector(v) for v in each.results)]
+
+    def _is_vector(self, value: SSAValue) -> bool:
+        kind = tensor_type(value)
+        return kind.dims == (self.rows,) and kind.dtype in ("i64", "i32")
+
+
+def _no_weight(name: str) -> torch.Tensor:
+    raise AssertionError(f"weight {name} does not depend on the choices of experts alone")

@@ -1,0 +1,94 @@
+"""Mixtures of experts, from graphs alone: transformers' greedy tokens, and the same bits in any schedule."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssMLP
+
+import forerun
+from forerun.errors import TraceError
+from forerun.runtime.certify import certify
+from tests.models import FAMILIES, HIDDEN, MIXTURES
+from tests.passes.test_raise_experts import SPELLED, Experts
+
+PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
+NEW_TOKENS = 48
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def mixture(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
+    model = MIXTURES[request.param]()
+    return model, forerun.compile(model, strategy=forerun.TreeSpec(policy=forerun.Fixed(12)), max_length=256)
+
+
+def test_greedy_tokens_are_those_of_transformers(mixture: tuple[Any, forerun.CompiledModel]) -> None:
+    model, compiled = mixture
+    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
+    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+def test_bits_are_those_of_plain_decoding(mixture: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
+    compiled = mixture[1]
+    plain = forerun.with_strategy(compiled, "autoregressive")
+    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
+    assert fast.token_ids == slow.token_ids
+    assert fast.has_bits_of(slow)
+    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+
+
+def test_certified(mixture: tuple[Any, forerun.CompiledModel]) -> None:
+    report = certify(mixture[1].executable, cases=10, seed=1)
+    assert report.exact, str(report)
+
+
+class Spelled(nn.Module):
+    """Experts as another model spells them, in the place of a Llama's feed-forward part."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.inner = Experts(SPELLED[name], HIDDEN, 48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner.layer(x.reshape(-1, HIDDEN)).view(x.shape)
+
+
+class Biased(nn.Module):
+    """gpt_oss's experts: transposed matrices, biases, and gates that alternate with what they gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = GptOssConfig(hidden_size=HIDDEN, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2)
+        config._experts_implementation = "batched_mm"
+        self.inner = GptOssMLP(config)
+        torch.manual_seed(1)
+        for each in self.inner.parameters():
+            nn.init.normal_(each, std=0.2)  # a part of a model has no values yet
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)[0]
+
+
+@pytest.mark.parametrize("spelling", ["transposed", "one", "dense", "gpt_oss"])
+def test_other_spellings(spelling: str) -> None:
+    model = FAMILIES["llama"]()
+    for layer in model.model.layers:
+        layer.mlp = Biased() if spelling == "gpt_oss" else Spelled(spelling)
+    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
+    compiled = forerun.compile(model, strategy=forerun.TreeSpec(policy=forerun.Fixed(12)), max_length=128)
+    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+    report = certify(compiled.executable, cases=5, seed=1)
+    assert report.exact, str(report)
+
+
+def test_a_loop_over_chosen_experts_is_refused_in_one_sentence() -> None:
+    """A module of one's own cannot be told to compute its experts otherwise."""
+    model = MIXTURES["mixtral"]()
+    model.set_experts_implementation("eager")
+    holder = nn.Module()
+    holder.forward = lambda input_ids: model(input_ids, use_cache=False).logits
+    holder.model = model
+    with pytest.raises(TraceError, match=r"^torch.export cannot trace .* without branching on values\.$"):
+        forerun.compile(holder, strategy="autoregressive", max_length=64)
