@@ -14,9 +14,7 @@ from transformers.utils import logging
 
 import forerun
 from benchmarks.tiny_models import tiny_model
-from forerun.codegen.tvm import lowering  # noqa: F401 (before the fork)
 from forerun.errors import ForerunError
-from forerun.execute.tvm import executable  # noqa: F401
 from forerun.progress import SilentProgress
 from forerun.runtime.certify import certify
 

@@ -7,11 +7,14 @@ It returns a value, or a tuple of values if the operator returns several. The fi
 from __future__ import annotations
 
 from forerun.frontends import (
+    aten_einsum,
     aten_elementwise,
     aten_filled,
     aten_indices,
     aten_products,
     aten_reductions,
+    aten_scatters,
+    aten_shifts,
     aten_views,
 )
 from forerun.frontends.aten_rules import RULES
@@ -24,7 +27,17 @@ VIEWS = frozenset({
 })  # fmt: skip
 """Operators whose result may share memory with their operand."""
 
-FILES = (aten_elementwise, aten_filled, aten_indices, aten_products, aten_reductions, aten_views)
+FILES = (
+    aten_einsum,
+    aten_elementwise,
+    aten_filled,
+    aten_indices,
+    aten_products,
+    aten_reductions,
+    aten_scatters,
+    aten_shifts,
+    aten_views,
+)
 """Where the rules are: each file enters its own into `RULES`."""
 
 __all__ = ["FILES", "RULES", "VIEWS"]

@@ -38,6 +38,9 @@ def _index(build: Builder, x: SSAValue, indices: Sequence[SSAValue | None]) -> S
 
 @rule("gather")
 def _take_along(build: Builder, x: SSAValue, dim: int, index: SSAValue, **keywords: Any) -> SSAValue:
+    dims, at = tensor_type(x).dims, axis(x, dim)
+    if len(dims) == len(tensor_type(index).dims) and all(each == 1 for each in (*dims[:at], *dims[at + 1 :])):
+        return build.add(Gather, build.reshape(x, (dims[at],)), index)  # a list: each row takes its element by number
     return build.add(TakeAlong, x, index, dim=axis(x, dim))
 
 
