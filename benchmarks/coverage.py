@@ -5,12 +5,14 @@ python -m benchmarks.coverage llama mamba
 python -m benchmarks.coverage --all --write docs/models.md
 
 Each type is tried in a process of its own, with a tiny configuration and random weights (`tiny_models.py`): 32 greedy
-tokens of two prompts are compared with transformers' generate, and random cases certify the contract.
+tokens of two prompts are compared with transformers' generate, and random cases certify the contract. The table has
+what earlier runs with the same `--out` found of other types.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
@@ -20,7 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-OUT = Path("results")
+from forerun.storage import write_atomically
+
+OUT, RESULT = Path("results"), "coverage.json"
 PRELOADED = [
     "benchmarks.one_model",
     "forerun.frontends.source",
@@ -73,12 +77,23 @@ def _report(writer: Connection, model_type: str, target: str) -> None:
     writer.send(try_type(model_type, target).as_dict())
 
 
+def earlier(out: Path) -> dict[str, dict[str, Any]]:
+    """The results of earlier runs by type, so that a few types can be tried again."""
+    path = out / RESULT
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return {each["model_type"]: each for each in found}
+
+
+def row(tried: dict[str, Any]) -> tuple[str, str, str]:
+    return tried["model_type"], tried["outcome"], tried["reason"]
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Returns the summary and the table in Markdown."""
     lines = [summary(found), "", "| type | outcome | |", "| --- | --- | --- |"]
     for each in found:
-        reason = each["reason"].replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {each['model_type']} | {each['outcome']} | {reason} |")
+        name, outcome, reason = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in row(each))
+        lines.append(f"| {name} | {outcome} | {reason} |")
     return "\n".join(lines)
 
 
@@ -91,8 +106,6 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
 
 def write_page(path: Path, found: Sequence[dict[str, Any]]) -> None:
     """Puts the table between the marks of the page, which is made if it is not there."""
-    from forerun.storage import write_atomically
-
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
@@ -100,7 +113,7 @@ def write_page(path: Path, found: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    from benchmarks.common import report
+    from benchmarks.common import print_table
     from benchmarks.tiny_models import TYPES
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,17 +127,19 @@ def main() -> int:
     if unknown := {*given.types} - {*TYPES}:
         parser.error(f"transformers has no causal type {', '.join(sorted(unknown))}")
     get_context("forkserver").set_forkserver_preload(PRELOADED)
-    found: list[dict[str, Any]] = []
+    found = earlier(given.out)
     for model_type in TYPES if given.all else given.types:
-        found.append(try_in_process(model_type, given.target, given.seconds))
-        latest = found[-1]
+        latest = try_in_process(model_type, given.target, given.seconds)
+        found[model_type] = latest
         print(f"{latest['seconds']:6.1f} s  {model_type:28} {latest['outcome']:24} {latest['reason']}", flush=True)
-    rows = [(each["model_type"], each["outcome"], each["reason"][:90]) for each in found]
-    report("coverage", given.out, ("type", "outcome", ""), rows, {"types": found})
-    print(summary(found))
+        write_atomically(given.out / RESULT, json.dumps(list(found.values()), indent=1))
+    ordered = [found[each] for each in TYPES if each in found]
+    print_table("coverage", ("type", "outcome", ""), [(*row(each)[:2], row(each)[2][:90]) for each in ordered])
+    print(summary(ordered))
     if given.write:
-        write_page(given.write, found)
-    return 1 if any(each["outcome"] in FAULTS for each in found) else 0
+        write_page(given.write, ordered)
+    found = {each: found[each] for each in found if given.all or each in given.types}
+    return 1 if any(each["outcome"] in FAULTS for each in found.values()) else 0
 
 
 if __name__ == "__main__":

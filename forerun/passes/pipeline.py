@@ -32,6 +32,7 @@ from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
+from forerun.passes.raise_sinks import RaiseSinks
 from forerun.passes.raise_softmax import RaiseSoftmax
 from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
@@ -67,6 +68,7 @@ def step_pipeline(
         RaiseNorms(),
         RaiseRotaryEmbedding(),
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
+        RaiseSinks(),  # before attention, whose pattern takes a sink as a column of scores
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
         Canonicalize(),  # transposes of keys meet, so that a repetition stands in front of the attention
         RaiseGroupedQueries(),
@@ -92,6 +94,7 @@ PASSES: dict[str, type[Pass]] = {
         RaiseNorms,
         RaiseRotaryEmbedding,
         RaiseSoftmax,
+        RaiseSinks,
         RaiseAttention,
         RaiseGroupedQueries,
         SequenceAxis,

@@ -220,7 +220,8 @@ def _with_sinks(logits: SSAValue) -> tuple[SSAValue, SSAValue] | None:
         dims = tensor_type(column).dims
         if dims == (heads,):
             return scores, column
-        if dims[-3:] != (heads, 1, 1) and dims[-3:] != (heads, SEQUENCE, 1):
+        apart = dims[-3:] in ((heads, 1, 1), (heads, SEQUENCE, 1))
+        if not apart and (isinstance(view, Broadcast) or [each for each in dims if each != 1] != [heads]):
             return None
     return None
 
