@@ -2,6 +2,7 @@
 
 python -m benchmarks.coverage --all
 python -m benchmarks.coverage llama mamba
+python -m benchmarks.coverage --all --target reference --out quick    # no kernels: minutes, tokens only
 python -m benchmarks.coverage --all --write docs/models.md
 
 Each type is tried in a process of its own, with a tiny configuration and random weights (`tiny_models.py`): 32 greedy
@@ -39,7 +40,7 @@ PAGE = f"""# Models
 forerun knows no model families: a model is compiled from its graph. This table says what comes of every causal language
 model type of transformers, each with a tiny configuration and random weights in float32. *exact*: 32 greedy tokens of
 two prompts are those of transformers' `generate`, and the exactness contract was certified on random trees, orders and
-chunks. *refused*: compiling ends in the error shown. It is made by `python -m benchmarks.coverage --all --write
+chunks. *same tokens*: the tokens alone were compared, without kernels. *refused*: compiling ends in the error shown. It is made by `python -m benchmarks.coverage --all --write
 docs/models.md`.
 
 {BEGIN}
@@ -100,7 +101,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def summary(found: Sequence[dict[str, Any]]) -> str:
     counts = Counter(each["outcome"] for each in found)
     run = len(found) - counts["not run by transformers"]
-    others = ", ".join(f"{name} {count}" for name, count in counts.most_common() if name != "exact")
+    others = ", ".join(f"{name}: {count}" for name, count in counts.most_common() if name != "exact")
     return f"{counts['exact']} of the {run} types that transformers runs tiny are exact ({others or 'no other'})."
 
 
