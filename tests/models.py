@@ -111,6 +111,18 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "falcon": tiny("falcon", MODERN, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
     "mpt": tiny("mpt", COMMON | UNTIED, d_model=HIDDEN, n_heads=HEADS, n_layers=LAYERS, max_seq_len=POSITIONS),
     "biogpt": tiny("biogpt", MODERN | UNTIED),
+    "roberta": tiny("roberta", MODERN | UNTIED, is_decoder=True),
+    "flint": tiny("flint", GROUPED, head_dim=16, sliding_window=8),
+    "youtu": tiny(
+        "youtu",
+        MODERN,
+        num_key_value_heads=HEADS,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=16,
+    ),
     "xglm": tiny(
         "xglm",
         COMMON | UNTIED,

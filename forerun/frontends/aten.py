@@ -7,11 +7,14 @@ It returns a value, or a tuple of values if the operator returns several. The fi
 from __future__ import annotations
 
 from forerun.frontends import (
+    aten_einsum,
     aten_elementwise,
     aten_filled,
     aten_indices,
     aten_products,
     aten_reductions,
+    aten_scatters,
+    aten_shifts,
     aten_sorting,
     aten_views,
 )
@@ -25,7 +28,18 @@ VIEWS = frozenset({
 })  # fmt: skip
 """Operators whose result may share memory with their operand."""
 
-FILES = (aten_elementwise, aten_filled, aten_indices, aten_products, aten_reductions, aten_sorting, aten_views)
+FILES = (
+    aten_einsum,
+    aten_elementwise,
+    aten_filled,
+    aten_indices,
+    aten_products,
+    aten_reductions,
+    aten_scatters,
+    aten_shifts,
+    aten_sorting,
+    aten_views,
+)
 """Where the rules are: each file enters its own into `RULES`."""
 
 __all__ = ["FILES", "RULES", "VIEWS"]

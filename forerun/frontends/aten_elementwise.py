@@ -43,7 +43,10 @@ RULES["sub"] = lambda build, x, y, alpha=1: _add(build, x, y, alpha=alpha, funct
 RULES["rsub"] = lambda build, x, y, alpha=1: _add(build, y, x, alpha=alpha, function="sub")
 
 
-@rule("div", "true_divide")
+RULES["multiply"], RULES["subtract"] = RULES["mul"], RULES["sub"]
+
+
+@rule("div", "true_divide", "divide")
 def _div(build: Builder, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> SSAValue:
     if rounding_mode == "floor":
         return build.map("floor_div", *promoted(build, x, y))

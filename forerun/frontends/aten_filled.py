@@ -86,6 +86,22 @@ RULES.update(
 RULES.update({"full_like": _filled_like(None, False), "new_full": _filled_like(None, True)})
 
 
+@rule("copy")
+def _copy(build: Builder, x: SSAValue, source: SSAValue, non_blocking: bool = False) -> SSAValue:
+    kind = tensor_type(x)
+    return build.broadcast(build.cast(source, kind.dtype), kind.dims)
+
+
+@rule("fill")
+def _fill(build: Builder, x: SSAValue, value: Operand) -> SSAValue:
+    kind = tensor_type(x)
+    filling = build.cast(value, kind.dtype) if isinstance(value, SSAValue) else build.constant(value, kind.dtype)
+    return build.broadcast(filling, kind.dims)
+
+
+RULES["zero"] = lambda build, x: _fill(build, x, 0)
+
+
 @rule("scalar_tensor")
 def _scalar_tensor(build: Builder, value: Scalar, *, dtype: torch.dtype | None = None, **keywords: Any) -> SSAValue:
     return build.constant(value, named(dtype, torch.get_default_dtype()))

@@ -8,22 +8,30 @@ from __future__ import annotations
 from typing import Any
 
 from forerun.frontends.aten_rules import Scalar, axis, promoted, rule
-from forerun.ir import Builder, Gather, Iota, MatMul, SSAValue, TopK, tensor_type
+from forerun.ir import INTEGER_DTYPES, Builder, Gather, Iota, MatMul, SSAValue, TopK, tensor_type
 
 
 @rule("sort")
 def _sort(
     build: Builder, x: SSAValue, dim: int | None = -1, descending: bool = False, **keywords: Any
 ) -> tuple[SSAValue, SSAValue]:
-    """Equal elements keep their order."""
+    """Equal elements keep their order; NaN is the least, and becomes -inf."""
     at, dims = axis(x, -1 if dim is None else dim), tensor_type(x).dims
     size = dims[at]
-    if isinstance(size, int) and at == len(dims) - 1:
-        chosen = TopK.make(x if descending else build.map("neg", x), k=size)
-        values, places = build.emit(chosen).results
+    if isinstance(size, int) and tensor_type(x).dtype not in INTEGER_DTYPES:
+        order = [*(each for each in range(len(dims)) if each != at), at]
+        chosen = build.transpose(x if descending else build.map("neg", x), order)
+        back = [order.index(each) for each in range(len(dims))]
+        values, places = (build.transpose(each, back) for each in build.emit(TopK.make(chosen, k=size)).results)
         return values if descending else build.map("neg", values), places
     if len(dims) != 1:
-        raise ValueError("a sort along an inner or a named dimension")
+        raise ValueError(f"a sort of integers, or of the named dimension {size}")
+    return _ranked(build, x, descending)
+
+
+def _ranked(build: Builder, x: SSAValue, descending: bool) -> tuple[SSAValue, SSAValue]:
+    """A vector sorted by how many elements stand before each."""
+    (size,) = tensor_type(x).dims
     row, column = build.reshape(x, (1, size)), build.reshape(x, (size, 1))
     places = build.add(Iota, size=size)
     first = build.map("lt", build.reshape(places, (1, size)), build.reshape(places, (size, 1)))
@@ -68,9 +76,20 @@ def _histc(build: Builder, x: SSAValue, bins: int = 100, min: Scalar = 0, max: S
 def _index_put(
     build: Builder, x: SSAValue, indices: list[SSAValue | None], values: SSAValue, accumulate: bool = False
 ) -> SSAValue:
-    """Of a vector. If an index occurs twice, torch may take either number."""
+    """A value in place of what a mask over the first dimensions covers, or numbers at places of a vector.
+
+    If a place occurs twice, torch may take either number.
+    """
     (index, *others), (size, *rest) = indices, tensor_type(x).dims
-    if index is None or others or rest or accumulate or tensor_type(index).dtype == "i1":
+    if index is None or others or accumulate:
+        raise ValueError("an assignment by several indices, or one that adds up")
+    if tensor_type(index).dtype == "i1":
+        inner = tensor_type(x).rank - tensor_type(index).rank
+        if tensor_type(values).rank > inner:
+            raise ValueError("an assignment of a list of values by a mask")
+        mask = build.reshape(index, (*tensor_type(index).dims, *(1,) * inner))
+        return build.map("where", mask, build.cast(values, tensor_type(x).dtype), x)
+    if rest:
         raise ValueError("an assignment by indices other than to numbers of a vector")
     given = build.broadcast(values, tensor_type(index).dims)
     found = _equal(build, index, build.add(Iota, size=size))

@@ -87,17 +87,36 @@ def _slice(
     at = axis(x, dim)
     size = tensor_type(x).dims[at]
     return build.slice(
-        x, at, _bound(0 if start is None else start, size), _bound(size if end is None else end, size), step
+        x, at, bound(0 if start is None else start, size), bound(size if end is None else end, size), step
     )
 
 
-def _bound(bound: Dim, size: Dim) -> Dim:
+def bound(given: Dim, size: Dim) -> Dim:
     """A slice's bound: from the end where negative, cut to the size (a named size is longer than any number)."""
-    if isinstance(bound, int) and bound < 0:
-        bound = dimensions.add(size, bound)
-    if isinstance(bound, int) and isinstance(size, int):
-        return max(0, min(bound, size))
-    return size if isinstance(bound, int) and bound >= 2**31 else bound
+    if isinstance(given, int) and given < 0:
+        given = dimensions.add(size, given)
+    if isinstance(given, int) and isinstance(size, int):
+        return max(0, min(given, size))
+    return size if isinstance(given, int) and given >= 2**31 else given
+
+
+def narrowed_to(build: Builder, x: SSAValue, part: SSAValue, at: int, start: Dim, stop: Dim, step: int = 1) -> SSAValue:
+    """Returns `x` with `part` in place of its elements start, start + step, ... below stop along `at`."""
+    size = tensor_type(x).dims[at]
+    if step == 1:
+        before = [] if start == 0 else [build.slice(x, at, 0, start)]
+        after = [] if stop == size else [build.slice(x, at, stop, size)]
+        return build.concat([*before, part, *after], at)
+    if not isinstance(size, int) or not isinstance(start, int) or not isinstance(stop, int):
+        raise ValueError("a change of every other position of a named dimension")
+    chosen = range(start, stop, step)
+    rows = [
+        build.slice(part, at, chosen.index(each), chosen.index(each) + 1)
+        if each in chosen
+        else build.slice(x, at, each, each + 1)
+        for each in range(size)
+    ]
+    return build.concat(rows, at)
 
 
 RULES["narrow"] = lambda build, x, dim, start, length: _slice(build, x, dim, start, dimensions.add(start, length))
@@ -107,42 +126,35 @@ RULES["narrow"] = lambda build, x, dim, start, length: _slice(build, x, dim, sta
 def _select(build: Builder, x: SSAValue, dim: int, index: int) -> SSAValue:
     at = axis(x, dim)
     dims = tensor_type(x).dims
-    start = _bound(index, dims[at])
+    start = bound(index, dims[at])
     return build.reshape(build.slice(x, at, start, dimensions.add(start, 1)), (*dims[:at], *dims[at + 1 :]))
-
-
-@rule("copy")
-def _copy(build: Builder, x: SSAValue, source: SSAValue, non_blocking: bool = False) -> SSAValue:
-    kind = tensor_type(x)
-    return build.broadcast(build.cast(source, kind.dtype), kind.dims)
 
 
 @rule("slice_scatter")
 def _slice_scatter(
     build: Builder,
     x: SSAValue,
-    source: SSAValue,
+    part: SSAValue,
     dim: int = 0,
     start: Dim | None = None,
     end: Dim | None = None,
     step: int = 1,
 ) -> SSAValue:
-    """A tensor with a part of one axis replaced."""
-    if step != 1:
-        raise ValueError("a scatter with a step")
     at = axis(x, dim)
     size = tensor_type(x).dims[at]
-    first, last = _bound(0 if start is None else start, size), _bound(size if end is None else end, size)
-    parts = [source] if first == 0 else [build.slice(x, at, 0, first), source]
-    return build.concat(parts if last == size else [*parts, build.slice(x, at, last, size)], at)
+    return narrowed_to(build, x, part, at, bound(start or 0, size), bound(size if end is None else end, size), step)
 
 
 @rule("select_scatter")
-def _select_scatter(build: Builder, x: SSAValue, source: SSAValue, dim: int, index: int) -> SSAValue:
-    """A tensor with one index of an axis replaced."""
+def _select_scatter(build: Builder, x: SSAValue, part: SSAValue, dim: int, index: int) -> SSAValue:
     at = axis(x, dim)
-    start = _bound(index, tensor_type(x).dims[at])
-    return _slice_scatter(build, x, unsqueeze(build, source, at), at, start, dimensions.add(start, 1))
+    start = bound(index, tensor_type(x).dims[at])
+    return narrowed_to(build, x, unsqueeze(build, part, at), at, start, dimensions.add(start, 1))
+
+
+@rule("narrow_scatter")
+def _narrow_scatter(build: Builder, x: SSAValue, part: SSAValue, dim: int, start: Dim, length: Dim) -> SSAValue:
+    return _slice_scatter(build, x, part, dim, start, dimensions.add(start, length))
 
 
 @rule("split", "split_with_sizes")
@@ -175,6 +187,8 @@ def _unbind(build: Builder, x: SSAValue, dim: int = 0) -> tuple[SSAValue, ...]:
 
 @rule("cat", "concat", "concatenate")
 def _cat(build: Builder, values: Sequence[SSAValue], dim: int = 0) -> SSAValue:
+    """Empty vectors count for nothing, whatever the dimensions of the others."""
+    values = [each for each in values if tensor_type(each).dims != (0,)] or values[:1]
     return build.concat(promoted(build, *values), axis(values[0], dim))
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 
 from forerun.errors import TraceError, UnsupportedOperationError
-from forerun.frontends.aten import RULES, VIEWS
+from forerun.frontends.aten import RULES
+from forerun.frontends.aten_complex import Pair, complex_rule
 from forerun.frontends.cached_step import CACHED
 from forerun.frontends.forward import (
     FORWARD,
@@ -29,6 +29,16 @@ from forerun.frontends.forward import (
 )
 from forerun.frontends.programs import DERIVED, require_programs, require_tensors, returned_tensors
 from forerun.frontends.sizes import traced_dim, traced_sizes
+from forerun.frontends.torch_aliases import (
+    behind,
+    certainly_shares,
+    connected,
+    in_place,
+    operator_name,
+    put_back,
+    seen_after,
+    shares,
+)
 from forerun.frontends.weight_symbols import WeightSymbols
 from forerun.frontends.weights import program_weights
 from forerun.ir import (
@@ -191,10 +201,12 @@ class _Importer:
         if nested := [each for each in arguments if isinstance(each, GraphModule)]:
             after = arguments[arguments.index(nested[0]) + 1 :]
             return self.inline(nested[0], after)
-        mutates = _in_place(node)
+        mutates = in_place(node)
         if mutates:
             self.require_own(node)
         rule = RULES.get(name) or (RULES.get(name[:-1]) if mutates else None)
+        if rule is None or any(isinstance(each, Pair) for each in arguments):
+            rule = complex_rule(name)
         if rule is None:
             raise self.unsupported(node, "has no rule")
         keywords = {key: self.operand(value) for key, value in node.kwargs.items()}
@@ -217,7 +229,7 @@ class _Importer:
     def require_own(self, node: Node) -> None:
         """Raise TraceError if a node changes a tensor that the model keeps: once compiled, it would not change."""
         target = node.args[0]
-        kept = _connected(target, _shares) & self.kept if isinstance(target, Node) else set[Node]()
+        kept = connected(target, shares) & self.kept if isinstance(target, Node) else set[Node]()
         for each in kept:
             raise TraceError(
                 f"The model changes its state {_hint(each).removeprefix('c_').removeprefix('model_')} as it runs"
@@ -225,17 +237,41 @@ class _Importer:
             )
 
     def assign(self, node: Node, result: SSAValue) -> None:
-        """A mutation becomes a new value under the old names; nothing later may see the old tensor through a view."""
+        """A change in place becomes new values under the names of all tensors that share the changed memory."""
         target = node.args[0]
         assert isinstance(target, Node)
         order = {each: index for index, each in enumerate(node.graph.nodes)}
-        same, shared = _connected(target, _in_place), _connected(target, _shares)
+        same, shared = connected(target, in_place), connected(target, shares)
         if shared & self.borrowed:
             raise self.unsupported(node, "changes a tensor that comes from outside its region")
-        for each in shared - same:
-            if order[each] < order[node] and any(order[user] > order[node] for user in each.users):
-                raise self.unsupported(node, "changes a tensor that is also seen through a view")
         self.values.update(dict.fromkeys(same, result))
+        changed = same | self.put_back(node, target)
+        for each in sorted(shared - changed, key=order.__getitem__):
+            if order[each] < order[node] and seen_after(each, order[node], order):
+                self.values[each] = self.seen_again(node, each)
+
+    def put_back(self, node: Node, view: Node) -> set[Node]:
+        """Gives the tensors behind a changed view their new values; returns them."""
+        build, changed = Builder(self.function.block, location(source_line(node)), _hint(node)), set[Node]()
+        while (source := behind(view)) is not None:
+            self.require_view(node, view)
+            try:
+                new = put_back(build, view, self.operand(view.args), self.values[view])
+            except (ValueError, VerifyException) as error:
+                raise self.unsupported(node, f"changes a tensor through a view without a rule ({error})") from error
+            self.values[source] = new
+            changed.add(source)
+            view = source
+        return changed
+
+    def seen_again(self, node: Node, view: Node) -> Any:
+        """The value of a view of memory that a node has changed."""
+        self.require_view(node, view)
+        return self.operand(view.args[0]) if in_place(view) else self.call(view)
+
+    def require_view(self, node: Node, view: Node) -> None:
+        if not certainly_shares(view):
+            raise self.unsupported(node, "changes a tensor that is also seen through what may be a copy")
 
     def check(self, node: Node, result: Any) -> None:
         """The result of a rule must have the shape and dtype that torch.export saw."""
@@ -244,11 +280,14 @@ class _Importer:
             if not isinstance(tensor, torch.Tensor):
                 continue
             try:
-                kind = TensorType.of([self.dim(node, size) for size in tensor.shape], dtype_name(tensor.dtype))
+                kind = TensorType.of(
+                    [self.dim(node, size) for size in tensor.shape], dtype_name(tensor.dtype.to_real())
+                )
             except ValueError as error:
                 raise self.unsupported(node, f"gives {tensor.dtype} ({error})") from error
-            if tensor_type(value) != kind:
-                raise self.unsupported(node, f"was imported as {value.type}, but gives {kind}")
+            for part in (value.real, value.imaginary) if isinstance(value, Pair) else (value,):
+                if tensor_type(part) != kind:
+                    raise self.unsupported(node, f"was imported as {part.type}, but gives {kind}")
 
     def dim(self, node: Node, size: int | torch.SymInt) -> Dim:
         try:
@@ -258,43 +297,6 @@ class _Importer:
 
     def unsupported(self, node: Node, what: str) -> UnsupportedOperationError:
         return unsupported(operator_name(node.target) or node.name, source_line(node), what)
-
-
-def operator_name(target: Callable[..., Any] | str) -> str:
-    """`linear` of `aten.linear.default`, `histc` of `aten.histc.default`, the plain name of a Python function."""
-    if isinstance(target, OpOverload):
-        return target.name().partition("::")[2].partition(".")[0]
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
-def _in_place(node: Node) -> bool:
-    """Whether a node's result is its first operand, changed."""
-    name = operator_name(node.target)
-    return node.op == "call_function" and name.endswith("_") and not name.endswith("__")
-
-
-def _shares(node: Node) -> bool:
-    """Whether a node's result may share memory with its first operand."""
-    if node.target is operator.getitem:
-        (source, _) = node.args
-        return isinstance(source, Node) and _shares(source)
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
-        return False
-    if operator_name(node.target) in ("to", "type_as"):
-        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # another dtype is a copy
-    return _in_place(node) or operator_name(node.target) in VIEWS
-
-
-def _connected(target: Node, linked: Callable[[Node], bool]) -> set[Node]:
-    """The nodes that `linked` results connect with a target, itself included."""
-    found, pending = {target}, [target]
-    while pending:
-        each = pending.pop()
-        near = [user for user in each.users if user.args[:1] == (each,) and linked(user)]
-        near += [source for source in each.args[:1] if isinstance(source, Node) and linked(each)]
-        pending += [other for other in near if other not in found]
-        found.update(near)
-    return found
 
 
 def source_line(node: Node) -> SourceLine | None:

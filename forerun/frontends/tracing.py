@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from transformers import GenerationMixin
 
 from forerun.errors import TraceError, first_sentence
 from forerun.frontends.forward import (
@@ -42,10 +43,12 @@ class TokenLogits(nn.Module):
         self.model = model.eval()
         accepted = inspect.signature(model.forward).parameters
         self.keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+        self.positions = "position_ids" in accepted and counts_positions(model)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """`input_ids[1, T] -> logits[1, T, V]`."""
-        output = self.model(input_ids, **self.keywords)
+        positions = {"position_ids": torch.arange(input_ids.shape[1])[None]} if self.positions else {}
+        output = self.model(input_ids, **self.keywords, **positions)
         if isinstance(output, Tensor):
             return output
         logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
@@ -55,6 +58,17 @@ class TokenLogits(nn.Module):
                 f"its forward(input_ids) must return the logits or an object with .logits."
             )
         return logits
+
+
+def counts_positions(model: nn.Module) -> bool:
+    """Whether transformers' `generate` gives a model the positions 0, 1, ... instead of leaving them to it.
+
+    Some models number positions otherwise if they are not told; their texts are those of `generate`.
+    """
+    own, usual = (
+        getattr(each, "_prepare_position_ids_for_generation", None) for each in (type(model), GenerationMixin)
+    )
+    return own is not None and own is usual and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedProgram:

@@ -14,8 +14,10 @@ from forerun import dims as dimensions
 from forerun import ir
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
+    INTEGER_DTYPES,
     AlongAxes,
     Attention,
+    Block,
     Builder,
     Cast,
     Context,
@@ -25,14 +27,18 @@ from forerun.ir import (
     Iota,
     ModuleOp,
     Recurrence,
+    Region,
     Return,
+    Scan,
     SpecOperation,
     SSAValue,
     State,
     StateWrite,
     Symbol,
+    TensorType,
     TreeAttention,
     TreeRecurrence,
+    Yield,
     each_of,
     neighbourhood,
     refused,
@@ -62,7 +68,7 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        recurs = any(isinstance(each, Recurrence) for each in forward.body)
+        recurs = any(isinstance(each, Recurrence) or _runs_along(each) for each in forward.body)
         names = (*ARGUMENTS[:-1], *(RECORDS if recurs else ()), ARGUMENTS[-1])
         arguments = [(name, step_argument(name)) for name in names]
         step = Function.of(STEP, arguments)
@@ -108,6 +114,38 @@ class _Step:
             return
         self.values[operation.result] = self.build.add(Cast, self.step.argument("positions"), dtype="i64")
 
+    def scan(self, operation: Scan) -> None:
+        """A running sum along the sequence is a state per row: the sum up to the row."""
+        value = self.values[operation.x]
+        if not _runs_along(operation):
+            self.along_axes(operation)
+            return
+        _require_exact_sum(operation)
+        self.build.location = operation.location
+        dims = tensor_type(value).dims
+        front = [operation.dim, *(each for each in range(len(dims)) if each != operation.dim)]
+        own = self.build.cast(self.build.transpose(value, front), "f32")
+        shape = tensor_type(own).dims[1:]
+        symbol = Symbol(f"scan.{self.count}")
+        self.count += 1
+        self.declarations.emit(State.make(symbol=symbol, per="row", shape=shape, dtype="f32"))
+        record = TensorType.of(shape, "f32")
+        body = Region(Block(arg_types=[record, record]))
+        inner = Builder(body.block)
+        total = inner.map("add", *body.block.args)
+        inner.emit(Yield.make(total, total))
+        operands = [*map(self.step.argument, RECORDS), own]
+        summed = self.build.emit(TreeRecurrence.of(operands, body, symbol=symbol)).results[0]
+        summed = self.build.cast(summed, tensor_type(operation.result).dtype)
+        self.values[operation.result] = self.build.transpose(summed, [front.index(each) for each in range(len(front))])
+
+    def history(self) -> list[SSAValue]:
+        """What describes each row's history before the step has trees: its position and its committed blocks."""
+        argument = self.step.argument
+        bases = self.build.map("add", argument("positions"), self.build.constant(1, "i32"))
+        no_path = self.build.full((ROWS, 0), 0, "i32")
+        return [argument("positions"), argument("sequences"), bases, no_path, argument("block_tables")]
+
     def returns(self, operation: Return) -> None:
         logits = self.values[operation.inputs[0]]
         self.build.emit(Return.make(self.build.reshape(logits, (ROWS, tensor_type(logits).dims[-1]))))
@@ -119,16 +157,11 @@ class _Step:
         query, key, value = (self.rows_first(self.values[each]) for each in given)
         keys, values = (self.state(name, each) for name, each in (("keys", key), ("values", value)))
         self.count += 1
-        argument = self.step.argument
-        one = self.build.constant(1, "i32")
-        bases = self.build.map("add", argument("positions"), one)
-        no_path = self.build.full((ROWS, 0), 0, "i32")
-        history = [argument("positions"), argument("sequences"), bases, no_path, argument("block_tables")]
         optional = {"first": operation.first, "bias": operation.bias, "sinks": operation.sinks}
         attended = self.build.add(
             TreeAttention,
             query,
-            *history,
+            *self.history(),
             symbol=keys,
             values=values,
             block=self.block,
@@ -175,6 +208,11 @@ class _Step:
         return self.build.transpose(full, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
 
 
+def _runs_along(operation: SpecOperation) -> bool:
+    """Whether an operation is a running sum along the sequence."""
+    return isinstance(operation, Scan) and tensor_type(operation.x).dims[operation.dim] == SEQUENCE
+
+
 def _as_rows(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(dimensions.substitute(dim, SEQUENCE, ROWS) for dim in dims)
 
@@ -192,6 +230,18 @@ def _require_row_local(operation: SpecOperation, along: Sequence[int]) -> None:
             )
 
 
+def _require_exact_sum(operation: Scan) -> None:
+    """A state is in float32, in which a sum of truths is exact, but a sum of whole numbers may not be."""
+    value = operation.x
+    while isinstance(value.owner, Cast):
+        value = value.owner.x
+    if tensor_type(operation.x).dtype in INTEGER_DTYPES and tensor_type(value).dtype != "i1":
+        raise UnsupportedOperationError(
+            f"spec.scan at {operation.location} adds up whole numbers along the sequence, which float32 cannot hold "
+            "exactly; add up truth values (a mask), or floating-point numbers.\n" + neighbourhood(operation)
+        )
+
+
 LOCAL = _Step.row_local
 
 ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
@@ -200,6 +250,7 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
         **each_of(LOCAL, ir.Elementwise, ir.Parameter, ir.Constant, ir.Reshape, ir.Broadcast, ir.Transpose),
         **each_of(LOCAL, ir.Gather, ir.Linear, ir.ExpertLinear, ir.MatMul),
         AlongAxes: _Step.along_axes,
+        Scan: _Step.scan,
         Iota: _Step.positions,
         Attention: _Step.attention,
         Recurrence: _Step.recurrence,

@@ -34,6 +34,7 @@ from forerun.passes.raise_grouped_queries import RaiseGroupedQueries
 from forerun.passes.raise_norms import RaiseNorms
 from forerun.passes.raise_recurrence import RaiseRecurrence
 from forerun.passes.raise_rotary import RaiseRotaryEmbedding
+from forerun.passes.raise_sinks import RaiseSinks
 from forerun.passes.raise_softmax import RaiseSoftmax
 from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
@@ -77,6 +78,7 @@ def step_pipeline(
         RaiseExperts(),
         RaiseRotaryEmbedding(),
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
+        RaiseSinks(),  # before attention, whose pattern takes a sink as a column of scores
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
         Canonicalize(),  # transposes of keys meet, so that a repetition stands in front of the attention
         *([RaiseRecurrence(), Canonicalize()] if cached else ()),  # from here on there is a @forward
@@ -106,6 +108,7 @@ PASSES: dict[str, type[Pass]] = {
         RaiseExperts,
         RaiseRotaryEmbedding,
         RaiseSoftmax,
+        RaiseSinks,
         RaiseAttention,
         RaiseGroupedQueries,
         RaiseRecurrence,

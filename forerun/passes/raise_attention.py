@@ -11,8 +11,10 @@ from typing import ClassVar
 from forerun import dims as dimensions
 from forerun.ir import (
     Attention,
+    Broadcast,
     Builder,
     Cast,
+    Concat,
     Dim,
     Map,
     MatMul,
@@ -20,6 +22,7 @@ from forerun.ir import (
     Reduce,
     Reshape,
     RewritePattern,
+    Slice,
     Softmax,
     SSAValue,
     Transpose,
@@ -27,7 +30,7 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.base import PassContext, RewritePass, replace
-from forerun.passes.matching import HIDDEN, defined_by, either_order, mapped, number, symbols
+from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, mapped, number, symbols
 
 
 @dataclass(frozen=True)
@@ -123,24 +126,34 @@ class RaiseSpelledAttention(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: MatMul, rewriter: PatternRewriter) -> None:
         weights, value = _unwrapped(op.a), op.b
+        kept = _first_keys(weights)
+        weights = weights if kept is None else _unwrapped(kept.x)
         softmax, chosen = defined_by(weights, Softmax), mapped(weights, "where")
         if chosen is not None and any(defined_by(each, Softmax) for each in chosen.inputs):
             self.decline(f"a softmax at {op.location} is behind a where that is no guard of rows without keys")
             return
         if softmax is None or softmax.dim != tensor_type(weights).rank - 1:
             return
-        scores = peel(softmax.x)
+        logits = _unshifted(softmax.x)
+        joined = None if kept is None else _with_sinks(logits)
+        scores = None if kept is not None and joined is None else peel(joined[0] if joined else logits)
         if scores is None:
             self.decline(f"a softmax at {op.location} is not in a softmax(scale * q k^T + mask) v")
             return
         if not _fit(*(_three(each) for each in (scores.query, scores.key, value))):
             self.decline(f"the heads of the softmax at {op.location} have an unknown form")
             return
+        sinks = None if joined is None else joined[1]
+        if sinks is not None and tensor_type(sinks).dims != _three(scores.query)[:1]:
+            self.decline(f"the sinks of the softmax at {op.location} are not one for each head")
+            return
         build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
         key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
         mask = combined(scores.masks, build)
-        result = build.add(Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask)
+        result = build.add(
+            Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask, sinks=sinks
+        )
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
 
     def decline(self, why: str) -> None:
@@ -175,6 +188,42 @@ def _is_guard(guard: Map) -> bool:
         return False
     hidden = mapped(every.x, "eq")
     return hidden is not None and hidden.inputs[0] is softmax.x and number(hidden.inputs[1]) == -math.inf
+
+
+def _first_keys(weights: SSAValue) -> Slice | None:
+    """The slice that leaves all weights but the last, which is that of a sink."""
+    kept = defined_by(weights, Slice)
+    if kept is None or kept.dim != tensor_type(kept.x).rank - 1 or kept.start != 0 or kept.step != 1:
+        return None
+    return kept if dimensions.add(kept.stop, 1) == tensor_type(kept.x).dims[-1] else None
+
+
+def _unshifted(logits: SSAValue) -> SSAValue:
+    """A softmax does not change when one number is subtracted from a whole row, often its maximum."""
+    while (shifted := mapped(logits, "sub")) is not None and tensor_type(shifted.inputs[1]).dims[-1:] == (1,):
+        logits = shifted.inputs[0]
+    return logits
+
+
+def _with_sinks(logits: SSAValue) -> tuple[SSAValue, SSAValue] | None:
+    """The scores and the sinks [H] of concat(scores, a column of one sink for each head)."""
+    joined = defined_by(logits, Concat)
+    if joined is None or joined.dim != tensor_type(logits).rank - 1 or len(joined.inputs) != 2:
+        return None
+    scores, column = joined.inputs
+    dims = tensor_type(column).dims
+    if dims[-1] != 1 or len(dims) < 3:
+        return None
+    heads = dims[-3]
+    while isinstance(view := column.owner, Broadcast | Reshape | Cast):
+        column = view.x
+        dims = tensor_type(column).dims
+        if dims == (heads,):
+            return scores, column
+        apart = dims[-3:] in ((heads, 1, 1), (heads, SEQUENCE, 1))
+        if not apart and (isinstance(view, Broadcast) or [each for each in dims if each != 1] != [heads]):
+            return None
+    return None
 
 
 def _three(value: SSAValue) -> tuple[Dim, ...]:

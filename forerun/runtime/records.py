@@ -84,7 +84,7 @@ class RecordCache:
         return record
 
     def _free(self) -> int:
-        """Returns a record that nothing in this run has used, one of no slot if there is any, and takes it from them."""
+        """Takes a record that nothing in this run has used from its slots: one of no slot, if there is any."""
         rest = np.flatnonzero(self._used < self._run)
         if not len(rest):
             raise TooLongError(f"a step's rows need more than {self.records} recurrent states: propose smaller trees")

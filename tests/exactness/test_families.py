@@ -12,7 +12,7 @@ from tests.models import FAMILIES
 
 COMPILED = (
     "llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "phi3",
-    "falcon", "mpt", "gptj", "cohere",
+    "falcon", "mpt", "gptj", "cohere", "roberta", "flint", "youtu",
 )  # fmt: skip
 PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
 NEW_TOKENS = 48

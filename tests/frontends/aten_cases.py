@@ -80,7 +80,8 @@ OF_ANY = [
 OF_POSITIVE = [aten.log, aten.log1p, aten.log2, aten.sqrt, aten.rsqrt, aten.reciprocal]
 OF_TWO = [
     aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.true_divide, aten.floor_divide, aten.remainder,
-    aten.maximum, aten.minimum, aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
+    aten.multiply, aten.subtract, aten.divide, aten.maximum, aten.minimum, aten.eq,
+    aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
 ]  # fmt: skip
 OF_TRUTH = [
     aten.__and__, aten.__or__, aten.__xor__, aten.bitwise_and, aten.bitwise_or, aten.logical_and, aten.logical_or,
@@ -132,6 +133,11 @@ VIEWS: Rules = {
     "repeat": lambda v: aten.repeat(v.x, [3, 1, 1, 2]),
     "repeat_interleave": lambda v: aten.repeat_interleave(v.x, 3, 2),
     "flip": lambda v: aten.flip(v.x, [-1]),
+    "slice_scatter": lambda v: aten.slice_scatter(v.x, v.y[..., :3], 2, 1, 7, 2),
+    "select_scatter": lambda v: aten.select_scatter(v.x, v.i.float(), 2, -3),
+    "pad": lambda v: aten.pad(v.x, [2, -1, 1, 0], "constant", 3.0),
+    "constant_pad_nd": lambda v: aten.constant_pad_nd(v.x, [-2, 1], 0.5),
+    "roll": lambda v: aten.roll(v.x, [3, -2], [2, 1]),
 }
 
 FILLED: Rules = {
@@ -154,6 +160,9 @@ FILLED: Rules = {
     "full_like": lambda v: aten.full_like(v.x, -2),
     "new_full": lambda v: aten.new_full(v.x, [2, v.T], 7),
     "scalar_tensor": lambda v: aten.scalar_tensor(2.5) * v.x,
+    "copy": lambda v: aten.copy(v.x, v.vector),
+    "fill": lambda v: aten.fill(v.x, 2),
+    "zero": lambda v: aten.zero(v.x) + v.x,
     "tril": lambda v: aten.tril(v.i.float().mT @ v.i.float(), 1),
     "triu": lambda v: aten.triu(v.i.float().mT @ v.i.float(), -1),
 }
@@ -163,9 +172,14 @@ INDICES: Rules = {
     "index_select": lambda v: aten.index_select(v.x, 2, torch.tensor([6, 0, 6])),
     "index": lambda v: v.x[:, :, torch.tensor([[3], [1]])],
     "gather": lambda v: aten.gather(v.x, 2, v.i[..., None] % 8),
-    "one_hot": lambda v: aten.one_hot(v.i, 32),
-    "scatter": lambda v: aten.scatter(v.x, 2, v.y.topk(3)[1], v.y[..., :3]),
-    "scatter_add": lambda v: aten.scatter_add(v.x, 2, v.i[..., None] % 8, v.y[..., :1]),
+    "scatter": lambda v: aten.scatter(v.x, 2, v.i[..., None] % 8, 5.0),
+    "scatter_add": lambda v: aten.scatter_add(v.x, 2, (v.i[..., None] + torch.tensor([0, 3, 0])) % 8, v.y),
+    "index_put": lambda v: aten.index_put(v.x, [v.odd], v.vector),
+    "one_hot": lambda v: aten.one_hot(v.i % 5, 5),
+    "sort": lambda v: torch.cat(aten.sort(v.x), -1),
+    "argsort": lambda v: aten.argsort(v.x.round(), -1, True),
+    "bucketize": lambda v: aten.bucketize(v.x.round(), torch.tensor([-1.0, 0.0, 0.0, 1.5])),
+    "searchsorted": lambda v: aten.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), v.x.round(), right=True),
     "where": lambda v: aten.where(v.seen, v.x, v.y),
     "masked_fill": lambda v: aten.masked_fill(v.x, v.seen, -1e4),
     "pow": lambda v: aten.pow(v.x, 3),
@@ -221,6 +235,7 @@ PRODUCTS: Rules = {
     "mm": lambda v: aten.mm(v.x[0], v.square),
     "addmm": lambda v: aten.addmm(v.vector, v.x[0], v.square, beta=0.5, alpha=2),
     "baddbmm": lambda v: aten.baddbmm(v.x, v.x, v.square[None], beta=0, alpha=0.5),
+    "einsum": lambda v: aten.einsum("btd,ed->bte", [v.x, v.matrix]),
     "outer": lambda v: aten.outer(v.i[0].float(), v.vector),
     "layer_norm": lambda v: aten.layer_norm(v.x, [8], v.vector, v.vector, 1e-3),
     "rms_norm": lambda v: aten.rms_norm(v.x, [8], v.vector, 1e-3),
@@ -230,9 +245,9 @@ PRODUCTS: Rules = {
 }
 
 TABLE: Rules = ELEMENTWISE | VIEWS | FILLED | INDICES | REDUCTIONS | SORTING | PRODUCTS
-ELSEWHERE = {"float", "half", "bfloat16", "int", "long", "bool", "lift_fresh", "_grouped_mm"}
-"""Names that torch.export replaces (by `to`, `lift_fresh_copy`) and other frontends keep, and torch's own grouped
-product, which takes bfloat16 alone."""
+ELSEWHERE = {"float", "half", "bfloat16", "int", "long", "bool", "lift_fresh", "narrow_scatter", "_grouped_mm"}
+"""Names that torch.export replaces (by `to`, `lift_fresh_copy`), and other frontends or changes in place need, and
+torch's own grouped product, which takes bfloat16 alone."""
 
 FORMS: Rules = {
     "add with alpha": lambda v: torch.add(v.x, v.y, alpha=-3),
@@ -270,6 +285,7 @@ FORMS: Rules = {
     "the last two positions": lambda v: v.x[:, -2:],
     "unequal chunks": lambda v: torch.cat(v.x.chunk(3, -1)[1:], -1),
     "joined dtypes": lambda v: torch.cat([v.x, v.i[..., None], v.i[..., None]], -1),
+    "joined to nothing": lambda v: torch.cat([v.x.new_empty(0), v.x], -2),
     "stacked at the front": lambda v: torch.stack([v.i, v.i]),
     "repeats of the sequence": lambda v: v.i.repeat_interleave(2),
     "look-ups side by side": lambda v: v.square[v.i % 8, v.i % 3],
@@ -297,6 +313,18 @@ FORMS: Rules = {
     "softmax in another type": lambda v: torch.softmax(v.x.bfloat16(), -1, dtype=torch.float32),
     "logsumexp that keeps": lambda v: torch.logsumexp(v.x, (1, 2), keepdim=True),
     "places of candidates": lambda v: v.y.topk(2, dim=-1)[1],
+    "scattered values": lambda v: v.x.scatter(-1, v.x.argsort(-1)[..., :3], v.y),
+    "a sort along an inner dimension": lambda v: v.x.view(1, v.T, 2, 4).sort(2, descending=True)[0],
+    "sorted places of equals": lambda v: torch.sort(v.x.round(), dim=-1, stable=True)[1],
+    "numbers at a bound": lambda v: torch.bucketize(v.x.round(), torch.tensor([-1.0, 0.0, 1.0]), right=True),
+    "a wrapped rotation": lambda v: v.x.roll(-11, -1),
+    "a number where a mask is": lambda v: torch.where(v.seen, v.x, v.y).index_put([v.seen], torch.tensor(2.0)),
+    "complex numbers turned": lambda v: turned(v),
+    "sums over two letters": lambda v: torch.einsum("bthd,hdk->btk", v.x.view(1, v.T, 2, 4), v.square.view(2, 4, 8)),
+    "scores by letters": lambda v: torch.einsum("bthd,bshd->bhts", v.x.view(1, v.T, 2, 4), v.y.view(1, v.T, 2, 4)),
+    "letters without sums": lambda v: torch.einsum("btd,e->betd", v.x, v.vector),
+    "a letter summed alone": lambda v: torch.einsum("btd,te->b", v.x, v.y[0]),
+    "three operands": lambda v: torch.einsum("btd,de,ef->btf", v.x, v.square, v.square),
     "a matrix and a vector": lambda v: v.x @ v.vector,
     "a vector and a matrix": lambda v: v.vector @ v.square,
     "products of stacks": lambda v: v.x.view(1, v.T, 2, 4).transpose(1, 2) @ v.square[:4],
@@ -315,6 +343,13 @@ FORMS: Rules = {
         enable_gqa=True,
     ),
 }
+
+
+def turned(v: Values) -> Tensor:
+    """Rotary embeddings in complex numbers."""
+    angles = torch.outer(torch.arange(v.T).float(), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    turns = torch.polar(torch.ones_like(angles), angles)[None]
+    return torch.view_as_real(torch.view_as_complex(v.x.view(1, v.T, 4, 2)) * turns).flatten(2)
 
 
 def attention(v: Values, **keywords: Any) -> Tensor:

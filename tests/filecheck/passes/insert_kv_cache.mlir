@@ -58,3 +58,23 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 // CHECK-NEXT: [[S12:%[0-9]+]] = spec.reshape(%y) {shape = ["N", 8]} -> !spec.tensor<[N, 8], f32>
 // CHECK-NEXT: spec.return([[S12]])
 // CHECK-NEXT: }
+
+// -----
+
+// A running sum along the sequence is a state per row.
+
+spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+  %zero = spec.constant() {value = 0, dtype = "i64"} -> !spec.tensor<[], i64>
+  %shown = spec.map(%input_ids, %zero) {function = "ne"} -> !spec.tensor<[1, T], i1>
+  %ones = spec.cast(%shown) {dtype = "i64"} -> !spec.tensor<[1, T], i64>
+  %count = spec.scan(%ones) {dim = 1} -> !spec.tensor<[1, T], i64>
+  %x = spec.cast(%count) {dtype = "f32"} -> !spec.tensor<[1, T], f32>
+  %y = spec.reshape(%x) {shape = [1, "T", 1]} -> !spec.tensor<[1, T, 1], f32>
+  spec.return(%y)
+}
+// CHECK: spec.state @scan.0 {per = "row", shape = [1], dtype = "f32"}
+// CHECK: spec.func @step({{.*}}%order: !spec.tensor<[N], i32>
+// CHECK: spec.recurrence @scan.0(%positions, %sequences, {{%[0-9]+}}, {{%[0-9]+}}, %block_tables, %slots, %order, {{%[0-9a-z]+}}) {block = 8} {
+// CHECK-NEXT: ^bb0([[BEFORE:%[0-9a-z]+]]: !spec.tensor<[1], f32>, [[OWN:%[0-9a-z]+]]: !spec.tensor<[1], f32>):
+// CHECK-NEXT: [[SUM:%[0-9a-z]+]] = spec.map([[BEFORE]], [[OWN]]) {function = "add"} -> !spec.tensor<[1], f32>
+// CHECK-NEXT: spec.yield([[SUM]])

@@ -28,3 +28,16 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
   %y = spec.attention(%x, %x, %x) {scale = 0.5, causal = true} -> !spec.tensor<[2, 1, T, 4], f32>
   spec.return(%y)
 }
+
+// -----
+
+// float32 holds a count of positions, but not every sum of token ids.
+
+// CHECK: spec.scan at loc("ids.py":3:0) adds up whole numbers along the sequence
+
+spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+  %sum = spec.scan(%input_ids) {dim = 1} -> !spec.tensor<[1, T], i64> loc("ids.py":3:0)
+  %x = spec.cast(%sum) {dtype = "f32"} -> !spec.tensor<[1, T], f32>
+  %y = spec.reshape(%x) {shape = [1, "T", 1]} -> !spec.tensor<[1, T, 1], f32>
+  spec.return(%y)
+}

@@ -179,3 +179,38 @@ spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, 4, T],
 // CHECK: spec.func @forward
 // CHECK: spec.softmax
 // CHECK-NOT: spec.attention
+
+// -----
+
+// Sinks: one more column of scores, without a value; the maximum that is subtracted first changes nothing.
+
+spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, 4, T], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %sinks: !spec.tensor<[2], f32>) {
+  %scores = spec.matmul(%q, %k) -> !spec.tensor<[1, 2, T, T], f32>
+  %apart = spec.reshape(%sinks) {shape = [1, 2, 1, 1]} -> !spec.tensor<[1, 2, 1, 1], f32>
+  %column = spec.broadcast(%apart) {shape = [1, 2, "T", 1]} -> !spec.tensor<[1, 2, T, 1], f32>
+  %joined = spec.concat(%scores, %column) {dim = 3} -> !spec.tensor<[1, 2, T, T+1], f32>
+  %most = spec.reduce(%joined) {function = "max", dims = [3], keep = true} -> !spec.tensor<[1, 2, T, 1], f32>
+  %shifted = spec.map(%joined, %most) {function = "sub"} -> !spec.tensor<[1, 2, T, T+1], f32>
+  %weights = spec.softmax(%shifted) {dim = 3} -> !spec.tensor<[1, 2, T, T+1], f32>
+  %kept = spec.slice(%weights) {dim = 3, start = 0, stop = "T"} -> !spec.tensor<[1, 2, T, T], f32>
+  %y = spec.matmul(%kept, %v) -> !spec.tensor<[1, 2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: %sinks: !spec.tensor<[2], f32>) {
+// CHECK: spec.attention({{%[0-9]+}}, {{%[0-9]+}}, {{%[0-9]+}}, %sinks) {scale = 1.0, extra = ["sinks"]} -> !spec.tensor<[2, T, 4], f32>
+
+// -----
+
+// Declines: the last column is not one sink for each head, but another number for each row.
+
+spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, 4, T], f32>, %v: !spec.tensor<[1, 2, T, 4], f32>, %column: !spec.tensor<[1, 2, T, 1], f32>) {
+  %scores = spec.matmul(%q, %k) -> !spec.tensor<[1, 2, T, T], f32>
+  %joined = spec.concat(%scores, %column) {dim = 3} -> !spec.tensor<[1, 2, T, T+1], f32>
+  %weights = spec.softmax(%joined) {dim = 3} -> !spec.tensor<[1, 2, T, T+1], f32>
+  %kept = spec.slice(%weights) {dim = 3, start = 0, stop = "T"} -> !spec.tensor<[1, 2, T, T], f32>
+  %y = spec.matmul(%kept, %v) -> !spec.tensor<[1, 2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: %column: !spec.tensor<[1, 2, T, 1], f32>) {
+// CHECK-NOT: spec.attention
+// CHECK: spec.softmax
