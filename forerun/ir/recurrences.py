@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from xdsl.ir import Region, SSAValue
 from xdsl.irdl import operand_def, region_def, traits_def, var_operand_def, var_result_def
-from xdsl.traits import MemoryReadEffect, MemoryWriteEffect, Pure
+from xdsl.traits import MemoryReadEffect, MemoryWriteEffect
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
-from forerun.ir.families import StepOperation
+from forerun.ir.families import Computation, StepOperation
 from forerun.ir.operation import SpecOperation, operation, require, tensor_type
 from forerun.ir.properties import DIMENSION, SYMBOL, Symbol, parameter
 from forerun.ir.states import WHOLE
@@ -90,14 +90,13 @@ class WithBody(SpecOperation):
 
 
 @operation
-class Recurrence(WithBody):
+class Recurrence(Computation, WithBody):
     """A recurrence over the positions of a sequence of `size`: inputs [size, ...] at the position, others whole.
 
     Its outputs are [size, *shape] for each value that the body yields after the record.
     """
 
     name = "spec.recurrence"
-    traits = traits_def(Pure())
 
     size: Dim = parameter(DIMENSION)
 

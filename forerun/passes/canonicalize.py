@@ -241,7 +241,7 @@ class BiasIntoLinear(RewritePattern):
             if linear is None or linear.bias is not None or not used_once(value):
                 continue
             outputs = tensor_type(value).dims[-1]
-            if symbols(bias) or not is_vector(bias, outputs) or op.result.type != value.type:
+            if symbols(bias) or not is_vector(bias, outputs, value) or op.result.type != value.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(bias, (outputs,))
             replace(rewriter, op, Linear.make(linear.x, linear.weight, vector))

@@ -275,7 +275,7 @@ LIFTED: ir.OperationTable[Callable[[Lifting, Any], None]] = ir.OperationTable(
         ir.Elementwise: Lifting.elementwise,
         AlongAxes: Lifting.along,
         ir.Broadcast: Lifting.broadcast,
-        **each_of(Lifting.whole_or_rows, ir.Parameter, ir.Constant, ir.Reshape, ir.Transpose),
+        **each_of(Lifting.whole_or_rows, ir.Parameter, ir.Constant, ir.Reshape, ir.Transpose, ir.ExpertLinear),
         Iota: Lifting.iota,
         Slice: Lifting.slice,
         Concat: Lifting.concat,

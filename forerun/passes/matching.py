@@ -52,10 +52,14 @@ def symbols(value: SSAValue) -> set[str]:
     return {dimensions.symbol(dim) for dim in tensor_type(value).dims} - {""}
 
 
-def is_vector(value: SSAValue, size: int | str) -> bool:
-    """Whether a value is one number per feature for all tokens: its last dimension is `size`, all others are 1."""
+def is_vector(value: SSAValue, size: int | str, beside: SSAValue) -> bool:
+    """Whether a value is one number per feature for all tokens: its last dimension is `size`, all others are 1.
+
+    Where what it is combined with does not run along a sequence, as in a cached step, it must be a constant.
+    """
     dims = tensor_type(value).dims
-    return dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1]) and is_constant(value)
+    vector = dims[-1:] == (size,) and all(dim == 1 for dim in dims[:-1])
+    return vector and (bool(symbols(beside)) or is_constant(value))
 
 
 def is_constant(value: SSAValue) -> bool:

@@ -110,7 +110,7 @@ RESTRICTIONS: ir.OperationTable[Restriction] = ir.OperationTable(
         Transpose: _transpose,
         Slice: _slice,
         Gather: _gather,
-        **each_of(leaf, ir.Computation, ir.Recurrence),
+        ir.Computation: leaf,
         **each_of(refused("works on the rows of a step, not on pairs of positions"), ir.StepOperation, ir.Kernel),
         **each_of(refused("does not give a value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },

@@ -321,7 +321,7 @@ BOUNDS: ir.OperationTable[Callable[[Pairs, Node, list[Bounds | None]], Bounds | 
         Cast: Pairs.bound_cast,
         Gather: Pairs.bound_gather,
         **each_of(Pairs.bound_ends, Broadcast, Reshape, ir.Transpose, Slice),
-        **each_of(Pairs.unbounded, ir.Computation, ir.Recurrence),
+        ir.Computation: Pairs.unbounded,
         **each_of(refused("works on the rows of a step, not on pairs of positions"), ir.StepOperation, ir.Kernel),
         **each_of(refused("does not give a value"), ir.Yield, ir.Return, ir.Function, ir.Weight, ir.State),
     },

@@ -69,7 +69,15 @@ def step_pipeline(
     `fused`, the step is left as operations, for back ends that have no kernels of their own.
     """
     kernels: list[Pass] = [FuseKernels(), PlanMemory(max_rows=max_rows, max_outputs=max_outputs)]
+    one_token: list[Pass] = [
+        Canonicalize(),
+        RaiseSoftmax(),
+        RaiseAttention(),
+        Canonicalize(),
+        RaiseRecurrence(),  # from here on there is a @forward
+    ]
     return [
+        *(one_token if cached else ()),
         UngroupExperts(),  # before views meet, between which rows are sorted
         Canonicalize(),  # one spelling, so that the raising patterns stay few
         RaiseNorms(),
@@ -81,7 +89,6 @@ def step_pipeline(
         RaiseSinks(),  # before attention, whose pattern takes a sink as a column of scores
         RaiseAttention(),  # before grouped queries, whose pattern looks for spec.attention
         Canonicalize(),  # transposes of keys meet, so that a repetition stands in front of the attention
-        *([RaiseRecurrence(), Canonicalize()] if cached else ()),  # from here on there is a @forward
         RaiseGroupedQueries(),
         Canonicalize(),  # removes dead code left by raising before the analysis
         SequenceAxis(),  # from here on the model is known to decode incrementally

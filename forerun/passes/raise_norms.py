@@ -97,7 +97,7 @@ class WeightIntoRMSNorm(RewritePattern):
             if norm is None or norm.weight is not None or not used_once(normed):
                 continue
             features = tensor_type(normed).dims[-1]
-            if symbols(weight) or not is_vector(weight, features) or op.result.type != normed.type:
+            if symbols(weight) or not is_vector(weight, features, normed) or op.result.type != normed.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(weight, (features,))
             replace(rewriter, op, RMSNorm.make(norm.x, vector, eps=norm.eps))
@@ -126,7 +126,7 @@ class BiasIntoLayerNorm(RewritePattern):
             if norm is None or norm.weight is None or norm.bias is not None or not used_once(normed):
                 continue
             features = tensor_type(normed).dims[-1]
-            if symbols(bias) or not is_vector(bias, features) or op.result.type != normed.type:
+            if symbols(bias) or not is_vector(bias, features, normed) or op.result.type != normed.type:
                 continue
             vector = Builder.before(op, rewriter).reshape(bias, (features,))
             replace(rewriter, op, LayerNorm.make(norm.x, norm.weight, vector, eps=norm.eps))

@@ -101,7 +101,7 @@ MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.Ope
     {
         **each_of(_linear, Linear, ExpertLinear),
         Gather: _gather,
-        **each_of(_none, ir.Computation, ir.Recurrence, ir.StepOperation, ir.Return),
+        **each_of(_none, ir.Computation, ir.StepOperation, ir.Return),
         **each_of(refused("hides which matrices are read; store weights before fuse-kernels"), ir.Kernel, ir.Yield),
         **each_of(refused("cannot stand in a function"), ir.Function, ir.Weight, ir.State),
     },

@@ -91,6 +91,7 @@ TITLES = {
     "restrictions to rows and keys",
     "bounds over rows and keys",
     "operations on rows",
+    "operations over all positions",
     "flow of values",
     "matrices that are stored",
     "operations on values that are taken apart",

@@ -50,6 +50,18 @@ def along(body: Body) -> Along:
     return analyse(forward)[forward.returned[0]]
 
 
+def recurrence(build: ir.Builder, *inputs: ir.SSAValue) -> ir.SSAValue:
+    """Running sums of all features, for inputs [..., 8] at each position."""
+    kinds = [ir.tensor_type(each) for each in inputs]
+    shapes = [each.dims[1:] if each.dims[0] == "T" else each.dims for each in kinds]
+    record = tensor([8])
+    body = ir.Block(arg_types=[record, *(tensor(shape) for shape in shapes)])
+    inner = ir.Builder(body)
+    total = inner.map("add", *(body.args[:2]))
+    inner.emit(ir.Yield.make(total, total))
+    return build.emit(ir.Recurrence.of(inputs, ir.Region(body), size="T")).results[0]
+
+
 def weight(build: ir.Builder) -> ir.SSAValue:
     return constant(build, 6, 8)
 
@@ -94,6 +106,7 @@ KINDS: list[tuple[str, Kind, int | None, Body]] = [
     ("tokens shifted back", Kind.CAUSAL, -2, shifted),
     ("tokens but the last", Kind.CAUSAL, -2, lambda b, x: b.slice(x, 1, 0, "T-1")),
     ("running sums", Kind.CAUSAL, -2, lambda b, x: b.add(ir.Scan, x, dim=1)),
+    ("recurrence", Kind.CAUSAL, -2, lambda b, x: recurrence(b, b.reshape(x, ("T", 8)))),
     ("attention", Kind.CAUSAL, -2, lambda b, x: b.add(ir.Attention, x, x, x, scale=1.0, causal=True)),
     ("a map of attention", Kind.CAUSAL, -2, lambda b, x: b.map("exp", b.add(ir.Scan, x, dim=1))),
     ("pairs of positions", Kind.PAIRWISE, None, lambda b, x: pairs(b)),
@@ -149,6 +162,12 @@ AHEAD: list[tuple[str, type[ir.SpecOperation], str, Body]] = [
     ("experts of positions", ir.ExpertLinear, "mixes positions with a weight", lambda b, x: expert_mixer(b, x)),
     ("tokens as experts", ir.ExpertLinear, "takes weights that depend on the", lambda b, x: token_experts(b, x)),
     ("a weight of tokens", ir.Linear, "takes a weight that depends", lambda b, x: token_weight(b, x)),
+    (
+        "a recurrence over all of the tokens",
+        ir.Recurrence,
+        "reads a part of the sequence at each position",
+        lambda b, x: recurrence(b, b.reshape(x, ("T", 8)), b.transpose(b.reshape(x, ("T", 8)), (1, 0))),
+    ),
     (
         "an encoder's attention",
         ir.Attention,

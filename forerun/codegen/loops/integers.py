@@ -217,7 +217,7 @@ RANGES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.Reduce: lambda ranges, operation, index, dtype: REDUCTIONS[operation.function](ranges, operation),
         ir.Scan: lambda ranges, operation, index, dtype: ranges.sum(operation.x, [operation.dim]),
         **each_of(_of_first, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
-        **each_of(_of_floats, ir.Computation, ir.Recurrence, ir.StepOperation),
+        **each_of(_of_floats, ir.Computation, ir.StepOperation),
         ir.StateWrite: lambda ranges, operation, index, dtype: None,
         **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },

@@ -74,7 +74,7 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 }
 // CHECK: spec.state @scan.0 {per = "row", shape = [1], dtype = "f32"}
 // CHECK: spec.func @step({{.*}}%order: !spec.tensor<[N], i32>
-// CHECK: spec.recurrence @scan.0(%positions, %sequences, {{%[0-9]+}}, {{%[0-9]+}}, %block_tables, %slots, %order, {{%[0-9a-z]+}}) {block = 8} {
+// CHECK: spec.tree_recurrence @scan.0(%parents, %records, %order, {{%[0-9a-z]+}}) {} {
 // CHECK-NEXT: ^bb0([[BEFORE:%[0-9a-z]+]]: !spec.tensor<[1], f32>, [[OWN:%[0-9a-z]+]]: !spec.tensor<[1], f32>):
 // CHECK-NEXT: [[SUM:%[0-9a-z]+]] = spec.map([[BEFORE]], [[OWN]]) {function = "add"} -> !spec.tensor<[1], f32>
-// CHECK-NEXT: spec.yield([[SUM]])
+// CHECK-NEXT: spec.yield([[SUM]], [[SUM]])
