@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -102,9 +102,9 @@ def start_as_identity(model: LlamaForCausalLM) -> None:
 def train(model: LlamaForCausalLM, tokens: np.ndarray, recipe: Recipe, progress: Progress, what: str) -> None:
     """Train in place, with forward and backward in bfloat16 and weights and updates in float32."""
     random = torch.Generator().manual_seed(recipe.seed)
-    optimizers = _optimizers(model, recipe)
+    optimizers = optimizers_of(model, recipe)
     depths = [phase.depth for phase in recipe.phases for _ in range(phase.steps)]
-    batches = _batches(tokens, recipe)
+    batches = batches_of(tokens, recipe)
     model.set_attn_implementation(ATTENTION)
     model.train()
     for step in progress(range(recipe.steps), what):
@@ -185,7 +185,7 @@ def _loss(model: LlamaForCausalLM, hidden: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(_logits(model, hidden).float().flatten(0, 1), labels.flatten())
 
 
-def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the layers' matrices; AdamW, without decay, for the embedding and the norms."""
     matrices = [value for name, value in model.named_parameters() if "proj" in name]
     others = [value for name, value in model.named_parameters() if "proj" not in name]
@@ -196,7 +196,7 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
     ]
 
 
-def _batches(tokens: np.ndarray, recipe: Recipe) -> Iterator[Tensor]:
+def batches_of(tokens: np.ndarray, recipe: Recipe) -> Iterator[Tensor]:
     """Endless batches [batch, length + 1]: each pass takes every window of the text once, in a new order and offset."""
     random = np.random.default_rng(recipe.seed)
     span = recipe.length + 1

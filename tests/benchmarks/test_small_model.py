@@ -15,7 +15,7 @@ from benchmarks.text import python_sources, split, train_tokenizer
 from benchmarks.training import (
     Phase,
     Recipe,
-    _batches,
+    batches_of,
     dropout_rates,
     exit_states,
     exit_weights,
@@ -119,7 +119,7 @@ def test_all_exits_are_the_models_own_states() -> None:
 
 def test_batches_repeat_no_window_within_a_pass() -> None:
     recipe = replace(RECIPE, batch=2, length=4)
-    batches = _batches(np.arange(105), recipe)
+    batches = batches_of(np.arange(105), recipe)
     first = torch.cat([next(batches) for _ in range(10)])
     assert first.shape == (20, 5)
     assert len(set(first.flatten().tolist())) == 100
