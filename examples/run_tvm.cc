@@ -67,13 +67,12 @@ class Model {
   Ints step(const Rows &rows) {
     int n = rows.tokens.size(), m = rows.outputs.size(), deepest = 1;
     for (const Ints &path : rows.paths) deepest = std::max<int>(deepest, path.size());
-    Ints paths(n * deepest), blocks(kTable), order(n);
+    Ints paths(n * deepest), blocks(kTable);
     for (int row = 0; row < n; ++row) std::copy(rows.paths[row].begin(), rows.paths[row].end(), &paths[row * deepest]);
-    std::iota(blocks.begin(), blocks.end(), 0), std::iota(order.begin(), order.end(), 0);
+    std::iota(blocks.begin(), blocks.end(), 0);
     std::map<std::string, Ints> given = {
         {"tokens", rows.tokens}, {"positions", rows.positions}, {"sequences", Ints(n)}, {"slots", rows.slots},
-        {"bases", rows.bases},   {"paths", paths},              {"block_tables", blocks}, {"outputs", rows.outputs},
-        {"order", order},        {"requests", Ints(1)}};
+        {"bases", rows.bases},   {"paths", paths},              {"block_tables", blocks}, {"outputs", rows.outputs}};
     for (const forerun_value *each = forerun_step.arguments; each->name; ++each)
       std::copy(given.at(each->name).begin(), given.at(each->name).end(), inputs_ + each->place);
     std::map<std::string, int32_t> sizes = {{"N", n}, {"M", m}, {"D", deepest}, {"S", 1}, {"B", kTable}};
@@ -91,7 +90,6 @@ class Model {
   // Copies what all states hold at slot `from` to slot `to`.
   void move(int from, int to) {
     for (const forerun_state *each = forerun_states; each->name; ++each) {
-      if (strcmp(each->per, "position") != 0) continue;
       auto place = [&](int at) { return at / kBlock * forerun_record + each->place + at % kBlock * each->slot_stride; };
       float *source = state_ + place(from), *target = state_ + place(to);
       for (int64_t row = 0; row < each->lead; ++row)
@@ -152,7 +150,7 @@ Tree lookup(const Ints &text, size_t most_rows, int deepest) {
 int main(int count, char **arguments) {
   int new_tokens = 32;
   Ints text;
-  if (forerun_request) fail("this model reads more than tokens");
+  if (forerun_request) fail("this model reads more than tokens, or has recurrent states");
   for (int i = 2; i < count; ++i)
     if (std::string(arguments[i]) == "--max-new-tokens" && i + 1 < count) new_tokens = std::atoi(arguments[++i]);
     else text.push_back(std::atoi(arguments[i]));
