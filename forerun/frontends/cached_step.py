@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from forerun.errors import TraceError, first_sentence
+from forerun.frontends.huggingface import keep_all_positions
 from forerun.frontends.quiet import quiet_libraries
 
 CACHED = "cached"
 """The name of the traced step among a module's functions."""
-LENGTHS = (5, 8)
-"""Prefixes of different lengths, by which states that grow are told from others."""
+LENGTHS = (3, 5)
+"""Prefixes of different lengths, by which states that grow are told from others: shorter than any window."""
 LEAST = 2
 """torch.export takes shorter texts for special cases."""
 CHECKED = 11
@@ -100,7 +101,12 @@ def trace_cached_step(model: nn.Module, name: str, max_length: int) -> ExportedP
             f"torch.export cannot trace one step of {name} with its states ({first_sentence(error)}): it must run for "
             "one token without branching on values."
         ) from error
-    _require_equal(model, opened, program, name)
+    try:
+        _require_equal(model, opened, program, name)
+    except (AssertionError, RuntimeError) as error:
+        raise TraceError(
+            f"one step of {name} with its states does not run for any length ({first_sentence(error)})."
+        ) from error
     return program
 
 
@@ -185,12 +191,14 @@ def _probe(model: nn.Module) -> tuple[Slots, Any]:
             f"{type(model).__name__} does not run with a cache ({first_sentence(error)}): its states are not known."
         ) from error
     for keyword in accepted:
-        cache = long.get(keyword) if isinstance(long, Mapping) else None
-        paths = tuple(_paths(cache))
-        if not paths:
-            continue
-        shapes = [(_get(short[keyword], path).shape, _get(cache, path).shape) for path in paths]
-        return Slots(keyword, paths, tuple(_longer(*each) for each in shapes)), cache
+        before, cache = (each.get(keyword) if isinstance(each, Mapping) else None for each in (short, long))
+        for each in (before, cache):
+            keep_all_positions(each)
+        pairs = {path: (_get(before, path), _get(cache, path)) for path in _paths(cache)}
+        states = {path: pair for path, pair in pairs.items() if not torch.equal(*pair)}  # others are settings
+        if states:
+            grows = tuple(_longer(old.shape, new.shape) for old, new in states.values())
+            return Slots(keyword, tuple(states), grows), cache
     raise TraceError(f"{type(model).__name__} returns no cache: its states are not known.")
 
 
