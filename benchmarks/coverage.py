@@ -40,8 +40,8 @@ PAGE = f"""# Models
 forerun knows no model families: a model is compiled from its graph. This table says what comes of every causal language
 model type of transformers, each with a tiny configuration and random weights in float32. *exact*: 32 greedy tokens of
 two prompts are those of transformers' `generate`, and the exactness contract was certified on random trees, orders and
-chunks. *same tokens*: the tokens alone were compared, without kernels. *refused*: compiling ends in the error shown. It
-is made by `python -m benchmarks.coverage --all --write docs/models.md`.
+chunks. *same tokens*: the tokens alone were compared, without kernels (`--target reference`). *refused*: compiling ends
+in the error shown. The table is made by `python -m benchmarks.coverage --all --write docs/models.md`.
 
 {BEGIN}
 {END}

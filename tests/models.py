@@ -111,7 +111,6 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "falcon": tiny("falcon", MODERN, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
     "mpt": tiny("mpt", COMMON | UNTIED, d_model=HIDDEN, n_heads=HEADS, n_layers=LAYERS, max_seq_len=POSITIONS),
     "biogpt": tiny("biogpt", MODERN | UNTIED),
-    "roberta": tiny("roberta", MODERN | UNTIED, is_decoder=True),
     "flint": tiny("flint", GROUPED, head_dim=16, sliding_window=8),
     "youtu": tiny(
         "youtu",
@@ -179,6 +178,12 @@ RECURRENT: dict[str, Callable[..., PreTrainedModel]] = {
     ),
 }
 """State-space models, short convolutions, a gated delta rule, and hybrids of them with attention."""
+
+
+WITHOUT_STREAM: dict[str, Callable[..., PreTrainedModel]] = {
+    "roberta": tiny("roberta", MODERN | UNTIED, is_decoder=True),
+}
+"""Families that normalise after each sum, so that no residual stream runs through the layers."""
 
 
 def encoder() -> PreTrainedModel:

@@ -47,7 +47,9 @@ class TokenLogits(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """`input_ids[1, T] -> logits[1, T, V]`."""
-        positions = {"position_ids": torch.arange(input_ids.shape[1])[None]} if self.positions else {}
+        positions = (
+            {"position_ids": torch.arange(input_ids.shape[1], device=input_ids.device)[None]} if self.positions else {}
+        )
         output = self.model(input_ids, **self.keywords, **positions)
         if isinstance(output, Tensor):
             return output

@@ -8,7 +8,7 @@ import torch
 import forerun
 from forerun.runtime.certify import certify
 from forerun.runtime.certify_sessions import certify_sessions
-from tests.models import FAMILIES
+from tests.models import FAMILIES, WITHOUT_STREAM
 
 COMPILED = (
     "llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "phi3",
@@ -20,7 +20,7 @@ NEW_TOKENS = 48
 
 @pytest.fixture(scope="module", params=COMPILED)
 def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
-    model = FAMILIES[request.param]()
+    model = (FAMILIES | WITHOUT_STREAM)[request.param]()
     return model, forerun.compile(model, strategy=forerun.TreeSpec(policy=forerun.Fixed(12)), max_length=256)
 
 
