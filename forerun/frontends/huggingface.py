@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from forerun.errors import CorruptFileError, NotAModelError, first_sentence
 from forerun.forking import BUILDING
@@ -89,7 +89,7 @@ def keep_all_positions(cache: Any) -> None:
     """Has a cache's layers with a sliding window keep all positions, as the others do; the window is in the masks."""
     layers: list[Any] = getattr(cache, "layers", None) or []
     for at, layer in enumerate(layers):
-        if isinstance(layer, DynamicLayer) and layer.is_sliding:
+        if type(layer) is DynamicSlidingWindowLayer:
             layers[at] = plain = DynamicLayer()
             for name in ("keys", "values", "dtype", "device", "is_initialized"):
                 setattr(plain, name, getattr(layer, name))

@@ -10,6 +10,7 @@ A value of the step is, over all positions,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from forerun import dims as dimensions
@@ -28,6 +29,7 @@ from forerun.ir import (
     Slice,
     SpecOperation,
     SSAValue,
+    TakeAlong,
     TensorType,
     each_of,
     neighbourhood,
@@ -152,8 +154,16 @@ class Lifting:
         self._emit(operation, [self.row(each) if rows else self.given(each) for each in operation.inputs])
 
     def gather(self, operation: Gather) -> None:
-        """A table is indexed at each position."""
-        if self.is_rows(operation.table) or dimensions.symbol(tensor_type(operation.table).dims[0]):
+        """A table is indexed at each position; a list of the token's is read along its axis."""
+        table = tensor_type(operation.table)
+        if self.is_rows(operation.table) and table.rank == 1 and isinstance(table.dims[0], int):
+            (index,) = operation.indices
+            dims = tensor_type(index).dims
+            flat = self.build.reshape(self.row(index), (SEQUENCE, prod(map(int, dims))))
+            taken = self.build.add(TakeAlong, self.given(operation.table), flat, dim=1)
+            self.define(operation.result, self.build.reshape(taken, (SEQUENCE, *dims)))
+            return
+        if self.is_rows(operation.table) or dimensions.symbol(table.dims[0]):
             raise self.refusal(operation, "picks from values of the token or from the positions so far")
         rank = max(tensor_type(each).rank for each in operation.indices)
         indices = [self._aligned(each, rank) for each in operation.indices]

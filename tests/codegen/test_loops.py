@@ -186,7 +186,7 @@ def test_a_program_is_written_down_and_read_back(emit: Callable[[PlannedStep], A
 def test_a_recurrence_is_parallel_over_what_its_rule_does_not_mix(name: str, parallel: bool) -> None:
     made = TvmLowering(planned_step(planned(MODELS[name][0]), **LIMITS)).emitter.functions.values()
     (nest,) = [each.nest for each in made if isinstance(each.nest, RecurrenceNest)]
-    assert [each.dim for each in nest.free] == ([32] if parallel else [])
+    assert [{axis.dim for axis in axes} for axes in nest.free] == ([{32}] if parallel else [])
 
 
 def test_nests_are_readable() -> None:
