@@ -64,5 +64,5 @@ def test_several_texts_share_a_step() -> None:
 
 def test_a_state_per_row_is_refused_in_one_sentence() -> None:
     assert MODELS["sums"][0] is SUMS
-    with pytest.raises(forerun.errors.UnsupportedOperationError, match=r"spec\.recurrence keeps a state per row"):
+    with pytest.raises(forerun.errors.UnsupportedOperationError, match=r"spec\.tree_recurrence keeps a state per row"):
         exported(SUMS)
