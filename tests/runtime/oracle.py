@@ -50,6 +50,7 @@ class Oracle:
     width: int = 0
     draws: bool = False
     slot_bytes: int = 0
+    row_bytes: int = 0
     entries: dict[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -70,7 +71,7 @@ class Oracle:
             self.known[digest] = (np.round((self.bigram[token] + noise) * 8) / 8).astype(np.float32)
         return self.known[digest]
 
-    def new_state(self, blocks: int, requests: int = 1) -> OracleState:
+    def new_state(self, blocks: int, requests: int = 1, rows: int | None = None) -> OracleState:
         slots = blocks * self.block
         return OracleState(np.full(slots, -1), np.full(slots, -1), [-1] * slots)
 

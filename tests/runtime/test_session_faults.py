@@ -245,7 +245,7 @@ def test_a_drafter_cannot_generate_with_the_model_that_it_serves():
 
 def test_a_machine_with_little_memory_gets_a_cache_for_one_text():
     class Small(Oracle):
-        def new_state(self, blocks, requests=1):
+        def new_state(self, blocks, requests=1, rows=None):
             if blocks > 100:
                 raise DeviceMemoryError("no room")
             return super().new_state(blocks, requests)
