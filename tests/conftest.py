@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
+pytest.register_assert_rewrite("tests.contract")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "FORERUN_CACHE_DIR" not in os.environ:
     # Workers inherit the environment of the process that starts them, so this folder is made once per run.

@@ -15,9 +15,9 @@ from forerun.runtime.certify import certify
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.tree import chain
 from tests.compiled import reference_step
+from tests.contract import PROMPT, SAMPLINGS, check_bits_of_plain_decoding
 from tests.models import FAMILIES
 
-PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
 NEW_TOKENS = 48
 
 
@@ -28,16 +28,9 @@ def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
     return model, forerun.compile(model, strategy=strategy, dtype="bfloat16", max_length=256)
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize("options", SAMPLINGS)
 def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
-    compiled = family[1]
-    plain = forerun.with_strategy(compiled, "autoregressive")
-    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
-    assert fast.token_ids == slow.token_ids
-    assert fast.logits is not None
-    assert slow.logits is not None
-    assert fast.has_bits_of(slow)
-    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+    check_bits_of_plain_decoding(family[1], options, NEW_TOKENS)
 
 
 def test_certified(family: tuple[Any, forerun.CompiledModel]) -> None:

@@ -10,10 +10,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssMLP
 import forerun
 from forerun.errors import TraceError
 from forerun.runtime.certify import certify
+from tests.contract import SAMPLINGS, check_bits_of_plain_decoding, check_tokens_of_transformers
 from tests.models import FAMILIES, HIDDEN, MIXTURES
 from tests.passes.test_raise_experts import SPELLED, Experts
 
-PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
 NEW_TOKENS = 48
 
 
@@ -24,19 +24,12 @@ def mixture(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]
 
 
 def test_greedy_tokens_are_those_of_transformers(mixture: tuple[Any, forerun.CompiledModel]) -> None:
-    model, compiled = mixture
-    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
-    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+    check_tokens_of_transformers(*mixture, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize("options", SAMPLINGS)
 def test_bits_are_those_of_plain_decoding(mixture: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
-    compiled = mixture[1]
-    plain = forerun.with_strategy(compiled, "autoregressive")
-    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
-    assert fast.token_ids == slow.token_ids
-    assert fast.has_bits_of(slow)
-    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+    check_bits_of_plain_decoding(mixture[1], options, NEW_TOKENS)
 
 
 def test_certified(mixture: tuple[Any, forerun.CompiledModel]) -> None:
@@ -76,9 +69,8 @@ def test_other_spellings(spelling: str) -> None:
     model = FAMILIES["llama"]()
     for layer in model.model.layers:
         layer.mlp = Biased() if spelling == "gpt_oss" else Spelled(spelling)
-    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
     compiled = forerun.compile(model, strategy=forerun.TreeSpec(policy=forerun.Fixed(12)), max_length=128)
-    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+    check_tokens_of_transformers(model, compiled, NEW_TOKENS)
     report = certify(compiled.executable, cases=5, seed=1)
     assert report.exact, str(report)
 

@@ -3,18 +3,17 @@
 from typing import Any
 
 import pytest
-import torch
 
 import forerun
 from forerun.runtime.certify import certify
 from forerun.runtime.certify_sessions import certify_sessions
+from tests.contract import SAMPLINGS, check_bits_of_plain_decoding, check_tokens_of_transformers
 from tests.models import FAMILIES, WITHOUT_STREAM
 
 COMPILED = (
     "llama", "qwen3", "gemma3_text", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "phi3",
     "falcon", "mpt", "gptj", "cohere", "roberta", "flint", "youtu",
 )  # fmt: skip
-PROMPT = [7, 200, 31, 5, 99, 31, 5, 99, 140]
 NEW_TOKENS = 48
 
 
@@ -25,21 +24,12 @@ def family(request: pytest.FixtureRequest) -> tuple[Any, forerun.CompiledModel]:
 
 
 def test_greedy_tokens_are_those_of_transformers(family: tuple[Any, forerun.CompiledModel]) -> None:
-    model, compiled = family
-    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(PROMPT) :]
-    assert compiled.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids == expected.tolist()
+    check_tokens_of_transformers(*family, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize("options", SAMPLINGS)
 def test_bits_are_those_of_plain_decoding(family: tuple[Any, forerun.CompiledModel], options: dict[str, Any]) -> None:
-    compiled = family[1]
-    plain = forerun.with_strategy(compiled, "autoregressive")
-    fast, slow = (each.generate(PROMPT, NEW_TOKENS, return_logits=True, **options) for each in (compiled, plain))
-    assert fast.token_ids == slow.token_ids
-    assert fast.logits is not None
-    assert slow.logits is not None
-    assert fast.has_bits_of(slow)
-    assert fast.stats.rows > slow.stats.rows, "the speculative run proposed nothing"
+    check_bits_of_plain_decoding(family[1], options, NEW_TOKENS)
 
 
 def test_sessions_are_certified(family: tuple[Any, forerun.CompiledModel]) -> None:
