@@ -35,7 +35,7 @@ from forerun.passes.canonicalize import clean
 from forerun.passes.late_broadcasts import LateBroadcast
 from forerun.passes.lifting import Lifting, grown_axis
 from forerun.passes.matching import SEQUENCE
-from forerun.passes.recurrence_parts import Part, in_order, recurrence_parts
+from forerun.passes.recurrence_parts import Part, in_order, recurrence_parts, size_of
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,11 @@ class RaiseRecurrence(Pass):
         rewrite(cached, [LateBroadcast()])
         token, *states = cached.block.args
         _, *returned = cached.returned
-        grown: dict[SSAValue, Concat] = {}
         rewritten: list[tuple[SSAValue, SSAValue]] = []
         for before, after in zip(states, returned, strict=True):
             if grown_axis(before) is None:
                 rewritten.append((before, after))
-            elif (appended := _appended(before, after)) is not None:
-                grown[before] = appended
-            else:
+            elif not _is_appended(before, after):
                 raise _refused(cached, before)
         parts = recurrence_parts(cached, [each for each in rewritten if each[0] is not each[1]])
         forward = Function.of("forward", [("input_ids", TensorType.of((1, SEQUENCE), tensor_type(token).dtype))])
@@ -65,17 +62,19 @@ class RaiseRecurrence(Pass):
         _build(cached, forward, parts)
         Rewriter.erase_op(cached)
         clean(forward)
-        note = f"{len(grown)} states appended to, {len(rewritten)} rewritten in {len(parts)} recurrences"
+        note = (
+            f"{len(states) - len(rewritten)} states appended to, {len(rewritten)} rewritten in {len(parts)} recurrences"
+        )
         pass_context(ctx).note(f"{self.name}: {note}")
 
 
-def _appended(before: SSAValue, after: SSAValue) -> Concat | None:
-    """The operation that appends one position's value to a state along the axis that grows."""
+def _is_appended(before: SSAValue, after: SSAValue) -> bool:
+    """Whether a step appends one position's value to a state along the axis that grows, and does nothing else to it."""
     operation = after.owner
     if not isinstance(operation, Concat) or operation.dim != grown_axis(before) or len(operation.inputs) != 2:
-        return None
+        return False
     one = tensor_type(operation.inputs[1]).dims[operation.dim] == 1
-    return operation if one and operation.inputs[0] is before else None
+    return one and operation.inputs[0] is before
 
 
 def _refused(cached: Function, state: SSAValue) -> UnsupportedOperationError:
@@ -90,7 +89,7 @@ def _build(cached: Function, forward: Function, parts: list[Part]) -> None:
     lifting = Lifting(cached, forward)
     for node in in_order(cached, parts):
         if isinstance(node, Part):
-            _recurrence(cached, node, lifting)
+            _recurrence(node, lifting)
         elif isinstance(node, Return):
             continue
         else:
@@ -101,12 +100,12 @@ def _build(cached: Function, forward: Function, parts: list[Part]) -> None:
     build.emit(Return.make(build.reshape(logits, shape)))
 
 
-def _recurrence(cached: Function, part: Part, lifting: Lifting) -> None:
+def _recurrence(part: Part, lifting: Lifting) -> None:
     """Emits the recurrence of a part. Several states that depend on one another are one record, side by side."""
-    inputs, outputs = part.inputs(), part.outputs(cached)
+    inputs, outputs = part.inputs(), part.outputs()
     records = [tensor_type(each) for each in part.befores]
     alike = len(records) > 1 and len(set(records)) == 1
-    joined = records[0] if len(records) == 1 else _joined(records, alike)
+    joined = records[0] if len(records) == 1 else _joined(part, alike)
     region = Region(Block(arg_types=[joined, *(tensor_type(each) for each in inputs)]))
     build = Builder(region.block)
     values: dict[SSAValue, SSAValue] = dict(zip(inputs, region.block.args[1:], strict=True))
@@ -116,9 +115,9 @@ def _recurrence(cached: Function, part: Part, lifting: Lifting) -> None:
         if alike:
             value = build.slice(value, 0, number, number + 1)
         elif len(records) > 1:
-            value, start = build.slice(value, 0, start, start + _size(kind)), start + _size(kind)
+            value, start = build.slice(value, 0, start, start + size_of(before)), start + size_of(before)
         values[before] = build.reshape(value, kind.dims)
-    for operation in part.sorted(cached):
+    for operation in part.ordered:
         build.location = operation.location
         for value in operation.operands:
             if value not in values:  # a number
@@ -132,7 +131,7 @@ def _recurrence(cached: Function, part: Part, lifting: Lifting) -> None:
         values.update(zip(operation.results, made.results, strict=True))
     found: list[SSAValue] = []
     for after, kind in zip(part.afters, records, strict=True):
-        shape = (1, *kind.dims) if alike else (_size(kind),) if len(records) > 1 else kind.dims
+        shape = (1, *kind.dims) if alike else (size_of(after),) if len(records) > 1 else kind.dims
         found.append(build.reshape(values[after], shape))
     build.emit(Yield.make(build.concat(found, 0), *(values[each] for each in outputs)))
     operands = [lifting.given(each) for each in inputs]
@@ -141,17 +140,9 @@ def _recurrence(cached: Function, part: Part, lifting: Lifting) -> None:
         lifting.define(value, result)
 
 
-def _joined(records: list[TensorType], alike: bool) -> TensorType:
-    if alike:
-        return records[0].with_dims((len(records), *records[0].dims))
-    return records[0].with_dims((sum(map(_size, records)),))
-
-
-def _size(kind: TensorType) -> int:
-    size = 1
-    for dim in kind.sizes({}):
-        size *= dim
-    return size
+def _joined(part: Part, alike: bool) -> TensorType:
+    kind = tensor_type(part.befores[0])
+    return kind.with_dims((len(part.befores), *kind.dims) if alike else (part.record,))
 
 
 def _summed(build: Builder, operation: MatMul, a: SSAValue, b: SSAValue) -> SSAValue:

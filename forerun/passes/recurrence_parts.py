@@ -6,8 +6,8 @@ from smaller values, and by those that read values larger than its inputs down t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -21,13 +21,12 @@ from forerun.ir import (
     Elementwise,
     Function,
     MatMul,
-    Reduce,
     Reshape,
     Return,
-    Slice,
     SpecOperation,
     SSAValue,
     Transpose,
+    backward_slice,
     neighbourhood,
     tensor_type,
 )
@@ -38,20 +37,23 @@ networkx: Any = nx
 
 Node = SpecOperation | SSAValue
 
-INSIDE = (Elementwise, AlongAxes, Broadcast, MatMul, Reduce, Reshape, Slice, Transpose)
+INSIDE = (Elementwise, AlongAxes, Broadcast, MatMul, Reshape, Transpose)
 """Operations by which a part may grow: they read no weights."""
 
 
 @dataclass(eq=False)
 class Part:
-    """A recurrence: the states before and after, and the operations between, in the order of the function."""
+    """A recurrence: the states before and after, and the operations between; `places` are those in the function."""
 
+    places: Mapping[SpecOperation, int]
     befores: list[SSAValue]
     afters: list[SSAValue]
-    operations: set[SpecOperation] = field(default_factory=set[SpecOperation])
+    operations: set[SpecOperation]
 
-    def sorted(self, function: Function) -> list[SpecOperation]:
-        return [each for each in function.body if each in self.operations]
+    @property
+    def ordered(self) -> list[SpecOperation]:
+        """The operations in the order of the function."""
+        return sorted(self.operations, key=self.places.__getitem__)
 
     @property
     def record(self) -> int:
@@ -61,7 +63,7 @@ class Part:
     def inputs(self) -> list[SSAValue]:
         """What it reads besides its states, except numbers, which it has copies of."""
         found: dict[SSAValue, None] = {}
-        for operation in self.operations:
+        for operation in self.ordered:
             for value in operation.operands:
                 outside = value.owner not in self.operations and value not in self.befores
                 if outside and not isinstance(value.owner, Constant):
@@ -69,9 +71,9 @@ class Part:
         found.update((each, None) for each in self.afters if each.owner not in self.operations)
         return list(found)
 
-    def outputs(self, function: Function) -> list[SSAValue]:
+    def outputs(self) -> list[SSAValue]:
         """What others read of it."""
-        results = (value for each in self.sorted(function) for value in each.results)
+        results = (value for each in self.ordered for value in each.results)
         return [value for value in (*self.befores, *results) if self._is_read(value)]
 
     def _is_read(self, value: SSAValue) -> bool:
@@ -84,25 +86,24 @@ def size_of(value: SSAValue) -> int:
 
 
 def recurrence_parts(function: Function, states: Sequence[tuple[SSAValue, SSAValue]]) -> list[Part]:
-    """Returns the parts of a cached step, for the states that it rewrites: each one's argument and result.
-
-    Raises UnsupportedOperationError if parts wait for one another.
-    """
+    """Returns the parts of a cached step, for the states that it rewrites: each one's argument and result."""
     graph = _graph(function)
+    places = {operation: place for place, operation in enumerate(function.body)}
     parts: list[Part] = []
     for before, after in states:
-        own = _reached(graph, [before]) & _reaching(graph, [after])
+        own = _reached(graph, [before]) & set(backward_slice(after))
         joined = [each for each in parts if each.operations & own]
-        part = Part([before], [after], own)
+        part = Part(places, [before], [after], own)
         for each in joined:
-            part = Part([*each.befores, *part.befores], [*each.afters, *part.afters], each.operations | part.operations)
+            befores, afters = [*each.befores, *part.befores], [*each.afters, *part.afters]
+            part = Part(places, befores, afters, each.operations | part.operations)
             parts.remove(each)
         parts.append(part)
     of_tokens = _reached(graph, function.block.args)
     for part in parts:
         others = {operation for each in parts if each is not part for operation in each.operations}
         _take_makers(part, others, of_tokens)
-        _take_readers(function, part, others, graph)
+        _take_readers(part, others, graph)
     return parts
 
 
@@ -127,16 +128,6 @@ def _reached(graph: nx.DiGraph[Node], values: Iterable[SSAValue]) -> set[SpecOpe
     return {each for each in found if not isinstance(each, Return)}
 
 
-def _reaching(graph: nx.DiGraph[Node], values: Iterable[SSAValue]) -> set[SpecOperation]:
-    """The operations that values depend on."""
-    found: set[SpecOperation] = set()
-    for value in values:
-        if isinstance(value.owner, SpecOperation):
-            above = networkx.ancestors(graph, value.owner)
-            found.update((value.owner, *(each for each in above if isinstance(each, SpecOperation))))
-    return found
-
-
 def _take_makers(part: Part, others: set[SpecOperation], of_tokens: set[SpecOperation]) -> None:
     """Takes in what makes inputs as large as the record; what does not depend on the token stays outside."""
     while True:
@@ -147,14 +138,14 @@ def _take_makers(part: Part, others: set[SpecOperation], of_tokens: set[SpecOper
         part.operations.update(made)
 
 
-def _take_readers(function: Function, part: Part, others: set[SpecOperation], graph: nx.DiGraph[Node]) -> None:
+def _take_readers(part: Part, others: set[SpecOperation], graph: nx.DiGraph[Node]) -> None:
     """Takes in what reads values that are larger than the part's inputs, as long as it waits for nothing else of it."""
     limit = max((size_of(value) for value in part.inputs() if not is_constant(value)), default=0)
     while True:
         taken: set[SpecOperation] = set()
         results = [value for each in part.operations for value in each.results]
         outside = _reached(graph, [*part.befores, *results]) - part.operations
-        for value in part.outputs(function):
+        for value in part.outputs():
             if size_of(value) <= limit:
                 continue
             for use in value.uses:
