@@ -84,7 +84,9 @@ class Lifting:
             return found
         dims = tensor_type(found).dims
         if SEQUENCE in map(dimensions.symbol, dims):
-            raise UnsupportedOperationError("a history where a value of each position is needed")
+            reader = next(iter(value.uses)).operation
+            assert isinstance(reader, SpecOperation)
+            raise self.refusal(reader, "reads the positions so far where it needs a value of each")
         return self.build.broadcast(self.build.reshape(found, (1, *dims)), (SEQUENCE, *dims))
 
     def lift(self, operation: SpecOperation) -> None:
