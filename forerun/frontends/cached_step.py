@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from forerun.errors import TraceError, first_sentence
 from forerun.frontends.huggingface import keep_all_positions
 from forerun.frontends.quiet import quiet_libraries
+from forerun.frontends.tracing import takes_positions
 
 CACHED = "cached"
 """The name of the traced step among a module's functions."""
@@ -27,7 +28,7 @@ LEAST = 2
 """torch.export takes shorter texts for special cases."""
 CHECKED = 11
 """The tokens on which a traced step is compared with the model's forward pass."""
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3
 """Of the largest logit: models sum up a prompt in another order than single tokens."""
 
 Path = tuple[Any, ...]
@@ -35,7 +36,7 @@ Path = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Slots:
+class CacheTensors:
     """The tensors of a model's cache, by where they lie in it.
 
     keyword   the argument of the model's forward that takes the cache, and the output that returns it
@@ -50,90 +51,115 @@ class Slots:
 class CachedStep(nn.Module):
     """A model as a function of one token and its states."""
 
-    def __init__(self, model: nn.Module, slots: Slots, cache: Any) -> None:
+    def __init__(self, model: nn.Module, tensors: CacheTensors, cache: Any) -> None:
         super().__init__()
-        self.model, self.slots = model, slots
+        self.model, self.tensors = model, tensors
         empty = copy.deepcopy(cache)
-        for path in slots.paths:
+        for path in tensors.paths:
             _put(empty, path, None)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes_positions = takes_positions(model)
         self._template = [empty]  # in a list, so that it is no submodule
 
     def forward(self, token: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """`token[1, 1], states -> logits[1, 1, V], states`; the given states stay as they are."""
         cache = copy.deepcopy(self._template[0])
-        for path, state in zip(self.slots.paths, states, strict=True):
+        for path, state in zip(self.tensors.paths, states, strict=True):
             _put(cache, path, state.clone())
-        given = {self.slots.keyword: cache, **self._positions(states)}
+        given = {self.tensors.keyword: cache, **self._positions(states)}
         output = self.model(token, use_cache=True, **given)
-        returned = output[self.slots.keyword]
-        return output["logits"], [_get(returned, path) for path in self.slots.paths]
+        returned = output[self.tensors.keyword]
+        return output["logits"], [_get(returned, path) for path in self.tensors.paths]
 
     def _positions(self, states: Sequence[Tensor]) -> dict[str, Tensor]:
         """The token's position, as a model's own generation gives it: the length of a state that grows."""
         if not self._takes_positions:
             return {}
-        lengths = (each.shape[axis] for each, axis in zip(states, self.slots.grows, strict=True) if axis is not None)
+        lengths = (each.shape[axis] for each, axis in zip(states, self.tensors.grows, strict=True) if axis is not None)
         length = next(lengths, None)
         return {} if length is None else {"position_ids": torch.arange(length, length + 1)[None]}
 
 
-def has_recurrent_states(model: nn.Module) -> bool:
-    """Whether a model is a step over one token, or its cache holds states that do not grow with the text."""
-    try:
-        return None in _opened(model).grows or _is_step(model)
-    except TraceError:
-        return False
-
-
-def trace_cached_step(model: nn.Module, name: str, max_length: int) -> ExportedProgram:
-    """Traces a model's step over one token. Raises `TraceError` with what stands in the way."""
-    opened = _opened(model)
-    length: Any = Dim.AUTO(min=LEAST, max=max(3, max_length - 1))  # pyright: ignore[reportCallIssue]
-    dynamic = [{} if axis is None else {axis: length} for axis in opened.grows]
-    try:
-        with torch.no_grad(), quiet_libraries():
-            given = (torch.tensor([[1]]), opened.states)
-            program = torch.export.export(opened.step, given, dynamic_shapes=({}, dynamic), strict=False)
-            program = program.run_decompositions({})
-    except Exception as error:
-        raise TraceError(
-            f"torch.export cannot trace one step of {name} with its states ({first_sentence(error)}): it must run for "
-            "one token without branching on values."
-        ) from error
-    try:
-        _require_equal(model, opened, program, name)
-    except (AssertionError, RuntimeError) as error:
-        raise TraceError(
-            f"one step of {name} with its states does not run for any length ({first_sentence(error)})."
-        ) from error
-    return program
-
-
 @dataclass(frozen=True)
-class _Opened:
-    """A model's step over one token, its states after a few tokens and before the first, and the axes that grow."""
+class OpenedStep:
+    """A model with its step over one token.
 
+    step     the step: the model itself, if it is one
+    states   its states after a few tokens
+    first    its states before the first token
+    grows    for each state, the axis that is longer after a longer text; None if its shape stays
+    """
+
+    model: nn.Module
     step: nn.Module
     states: list[Tensor]
     first: list[Tensor]
     grows: tuple[int | None, ...]
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model was given as a step, or holds states that do not grow with the text."""
+        return self.step is self.model or None in self.grows
 
-def _opened(model: nn.Module) -> _Opened:
+    def trace(self, name: str, max_length: int) -> ExportedProgram:
+        """Traces the step. Raises `TraceError` with what stands in the way."""
+        length: Any = Dim.AUTO(min=LEAST, max=max(3, max_length - 1))  # pyright: ignore[reportCallIssue]
+        dynamic = [{} if axis is None else {axis: length} for axis in self.grows]
+        try:
+            with torch.no_grad(), quiet_libraries():
+                given = (torch.tensor([[1]]), self.states)
+                program = torch.export.export(self.step, given, dynamic_shapes=({}, dynamic), strict=False)
+                program = program.run_decompositions({})
+        except Exception as error:
+            raise TraceError(
+                f"torch.export cannot trace one step of {name} with its states ({first_sentence(error)}): it must run "
+                "for one token without branching on values."
+            ) from error
+        try:
+            self._require_equal(program, name)
+        except (AssertionError, RuntimeError) as error:
+            raise TraceError(
+                f"one step of {name} with its states does not run for any length ({first_sentence(error)})."
+            ) from error
+        return program
+
+    def _require_equal(self, program: ExportedProgram, name: str) -> None:
+        """Raises `TraceError` unless the traced step gives the model's own logits, from its first states on."""
+        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
+        traced = program.module()
+        with torch.no_grad(), quiet_libraries():
+            given, own = self.first, self.first
+            whole = None if self.step is self.model else self.model(tokens, use_cache=False)["logits"][0]
+            for at in range(CHECKED):
+                token = tokens[:, at : at + 1]
+                step = self.step if at < LEAST else traced
+                if whole is None:
+                    (logits, given), (expected, own) = step(token, given), self.model(token, own)
+                    expected = expected[0, -1]
+                else:
+                    (logits, given), expected = step(token, given), whole[at]
+                error = float((logits[0, -1] - expected).abs().max())
+                if not error <= TOLERANCE * float(expected.abs().max()):
+                    raise TraceError(
+                        f"one step of {name} with its states gives other logits than its forward pass (by "
+                        f"{error:.2g}): the states hold less than what it reads."
+                    )
+
+
+def open_step(model: nn.Module) -> OpenedStep:
+    """Finds a model's states by running it for a few tokens. Raises `TraceError` if it shows none."""
     if _is_step(model):
         return _given_step(model)
-    slots, cache = _probe(model)
-    states = [_get(cache, path) for path in slots.paths]
-    first = [_first(each, axis) for each, axis in zip(states, slots.grows, strict=True)]
-    return _Opened(CachedStep(model, slots, cache), states, first, slots.grows)
+    tensors, cache = _probe(model)
+    states = [_get(cache, path) for path in tensors.paths]
+    first = [_first(each, axis) for each, axis in zip(states, tensors.grows, strict=True)]
+    return OpenedStep(model, CachedStep(model, tensors, cache), states, first, tensors.grows)
 
 
 def _is_step(model: nn.Module) -> bool:
     return list(inspect.signature(model.forward).parameters) == ["token", "states"]
 
 
-def _given_step(model: nn.Module) -> _Opened:
+def _given_step(model: nn.Module) -> OpenedStep:
     """A model that is a step already. Raises `TraceError` for states that do not begin empty or with zeros."""
     initial: Any = getattr(model, "initial_states", None)
     if not callable(initial):
@@ -151,33 +177,10 @@ def _given_step(model: nn.Module) -> _Opened:
         for token in range(1, LENGTHS[0] + 1):
             _, states = model(torch.tensor([[token]]), states)
     grows = tuple(_longer(old.shape, new.shape) for old, new in zip(first, states, strict=True))
-    return _Opened(model, list(states), first, grows)
+    return OpenedStep(model, model, list(states), first, grows)
 
 
-def _require_equal(model: nn.Module, opened: _Opened, program: ExportedProgram, name: str) -> None:
-    """Raises `TraceError` unless the traced step gives the model's own logits, from states of zeros on."""
-    tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
-    traced = program.module()
-    with torch.no_grad(), quiet_libraries():
-        given, own = opened.first, opened.first
-        whole = None if _is_step(model) else model(tokens, use_cache=False)["logits"][0]
-        for at in range(CHECKED):
-            token = tokens[:, at : at + 1]
-            step = opened.step if at < LEAST else traced
-            if whole is None:
-                (logits, given), (expected, own) = step(token, given), model(token, own)
-                expected = expected[0, -1]
-            else:
-                (logits, given), expected = step(token, given), whole[at]
-            error = float((logits[0, -1] - expected).abs().max())
-            if not error <= TOLERANCE * float(expected.abs().max()):
-                raise TraceError(
-                    f"one step of {name} with its states gives other logits than its forward pass (by {error:.2g}): "
-                    "the states hold less than what it reads."
-                )
-
-
-def _probe(model: nn.Module) -> tuple[Slots, Any]:
+def _probe(model: nn.Module) -> tuple[CacheTensors, Any]:
     """Returns where a model keeps its states, and the cache after the longer prefix."""
     accepted = inspect.signature(model.forward).parameters
     if "use_cache" not in accepted:
@@ -198,7 +201,7 @@ def _probe(model: nn.Module) -> tuple[Slots, Any]:
         states = {path: pair for path, pair in pairs.items() if not torch.equal(*pair)}  # others are settings
         if states:
             grows = tuple(_longer(old.shape, new.shape) for old, new in states.values())
-            return Slots(keyword, tuple(states), grows), cache
+            return CacheTensors(keyword, tuple(states), grows), cache
     raise TraceError(f"{type(model).__name__} returns no cache: its states are not known.")
 
 

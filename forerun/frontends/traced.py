@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from forerun.errors import TraceError, UnsupportedOperationError
-from forerun.frontends.cached_step import CACHED, has_recurrent_states, trace_cached_step
+from forerun.frontends.cached_step import CACHED, OpenedStep, open_step
 from forerun.frontends.forward import FORWARD
 from forerun.frontends.importer import Imported
 from forerun.frontends.torch_export import import_programs
@@ -35,18 +35,27 @@ class TracedModel:
         A model whose cache holds recurrent states is traced as one cached step; any other as a forward pass over T
         positions, or as such a step if that fails.
         """
-        model = self.model.model if isinstance(self.model, TokenLogits) and self.values is None else None
-        if model is not None and has_recurrent_states(model):
-            return self._import(CACHED, lambda: trace_cached_step(model, self.name, max_length))
+        step = self._cached_step()
+        if step is not None and step.is_recurrent:
+            return self._import(CACHED, lambda: step.trace(self.name, max_length))
         try:
             return self._import(FORWARD, lambda: self.trace(max_length))
         except (TraceError, UnsupportedOperationError) as error:
-            if model is None:
+            if step is None:
                 raise
             try:
-                return self._import(CACHED, lambda: trace_cached_step(model, self.name, max_length))
+                return self._import(CACHED, lambda: step.trace(self.name, max_length))
             except (TraceError, UnsupportedOperationError):
                 raise error from None
+
+    def _cached_step(self) -> OpenedStep | None:
+        """The model's step over one token, or None if it has none: then only its forward pass can be traced."""
+        if not isinstance(self.model, TokenLogits) or self.values is not None:
+            return None
+        try:
+            return open_step(self.model.model)
+        except TraceError:
+            return None
 
     def _import(self, function: str, trace: Callable[[], ExportedProgram]) -> Imported:
         with self.progress.stage("trace"):

@@ -43,7 +43,7 @@ class TokenLogits(nn.Module):
         self.model = model.eval()
         accepted = inspect.signature(model.forward).parameters
         self.keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-        self.positions = "position_ids" in accepted and counts_positions(model)
+        self.positions = takes_positions(model)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """`input_ids[1, T] -> logits[1, T, V]`."""
@@ -62,11 +62,13 @@ class TokenLogits(nn.Module):
         return logits
 
 
-def counts_positions(model: nn.Module) -> bool:
+def takes_positions(model: nn.Module) -> bool:
     """Whether transformers' `generate` gives a model the positions 0, 1, ... instead of leaving them to it.
 
     Some models number positions otherwise if they are not told; their texts are those of `generate`.
     """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
     own, usual = (
         getattr(each, "_prepare_position_ids_for_generation", None) for each in (type(model), GenerationMixin)
     )
