@@ -28,9 +28,9 @@ def _arange(build: Builder, *bounds: Any, dtype: torch.dtype | None = None, **ke
     start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
     whole = not any(isinstance(each, float) for each in (start, end, step))
     target = named(dtype, torch.int64 if whole else torch.get_default_dtype())
-    if whole and step == 1 and isinstance(start, str):
-        return build.cast(build.slice(build.add(Iota, size=end), 0, start, end), target)
     if whole and step == 1:
+        if isinstance(start, str):
+            return build.cast(build.slice(build.add(Iota, size=end), 0, start, end), target)
         size = dimensions.add(end, dimensions.multiply(start, -1))
     elif isinstance(start, str) or isinstance(end, str) or isinstance(step, str):
         raise ValueError("arange with a step over a named dimension")

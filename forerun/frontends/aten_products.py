@@ -9,6 +9,7 @@ import torch
 
 from forerun import dims as dimensions
 from forerun.frontends.aten_rules import Scalar, promoted, rule
+from forerun.frontends.aten_shifts import padded
 from forerun.frontends.aten_views import unsqueeze
 from forerun.ir import Attention, Builder, LayerNorm, Linear, MatMul, RMSNorm, SSAValue, tensor_type, torch_dtype
 
@@ -61,12 +62,8 @@ def _conv1d(
     if groups != channels or one != 1 or stride[0] != 1 or isinstance(padding, str):
         raise ValueError("a convolution other than of each channel by itself, with stride 1")
     assert isinstance(width, int)
-    size = tensor_type(x).dims[-1]
-    if padding[0]:
-        edge = build.full((*tensor_type(x).dims[:-1], padding[0]), 0.0, tensor_type(x).dtype)
-        x = build.concat([edge, x, edge], tensor_type(x).rank - 1)
-        size = dimensions.add(size, 2 * padding[0])
-    rest = dimensions.add(size, -(width - 1) * dilation[0])
+    x = padded(build, x, (padding[0], padding[0]))
+    rest = dimensions.add(tensor_type(x).dims[-1], -(width - 1) * dilation[0])
     flat, total = build.reshape(weight, (channels, width)), None
     for place in range(width):
         start = place * dilation[0]

@@ -6,10 +6,8 @@ a loop over the writes. What is written at a place several times is added up, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from forerun.frontends.aten_rules import Operand, axis, promoted, rule
-from forerun.frontends.aten_views import unsqueeze
+from forerun.frontends.aten_views import transposed_back, unsqueeze
 from forerun.ir import Builder, Iota, SSAValue, tensor_type
 
 
@@ -29,10 +27,6 @@ def _hits(build: Builder, x: SSAValue, dim: int, index: SSAValue) -> tuple[SSAVa
     return build.map("eq", unsqueeze(build, build.transpose(index, order), -1), numbers), order
 
 
-def _back(build: Builder, x: SSAValue, order: Sequence[int]) -> SSAValue:
-    return build.transpose(x, [order.index(each) for each in range(len(order))])
-
-
 @rule("scatter")
 def _scatter(
     build: Builder, x: SSAValue, dim: int, index: SSAValue, value: Operand, *, reduce: str | None = None
@@ -40,7 +34,7 @@ def _scatter(
     if reduce is not None:
         raise ValueError(f"a scatter that reduces by {reduce}")
     hits, order = _hits(build, x, dim, index)
-    written = _back(build, build.reduce("any", hits, (tensor_type(hits).rank - 2,)), order)
+    written = transposed_back(build, build.reduce("any", hits, (tensor_type(hits).rank - 2,)), order)
     dtype = tensor_type(x).dtype
     if not isinstance(value, SSAValue):
         return build.map("where", written, build.constant(value, dtype), x)
@@ -51,7 +45,7 @@ def _scatter(
     chosen = build.map("eq", total, _counted(build, hits))
     found = build.map("where", build.map("and", hits, chosen), *promoted(build, each, build.constant(0, dtype)))
     summed = build.reduce("sum", found, (tensor_type(hits).rank - 2,))
-    return build.map("where", written, _back(build, build.cast(summed, dtype), order), x)
+    return build.map("where", written, transposed_back(build, build.cast(summed, dtype), order), x)
 
 
 def _counted(build: Builder, hits: SSAValue) -> SSAValue:
@@ -73,7 +67,7 @@ def _scatter_add(build: Builder, x: SSAValue, dim: int, index: SSAValue, source:
     each = unsqueeze(build, build.transpose(_first(build, source, index), order), -1)
     found = build.map("where", hits, each, build.constant(0, tensor_type(x).dtype))
     added = build.reduce("sum", found, (tensor_type(hits).rank - 2,))
-    return build.map("add", x, _back(build, added, order))
+    return build.map("add", x, transposed_back(build, added, order))
 
 
 @rule("one_hot")

@@ -11,7 +11,7 @@ from forerun.ir import Builder, SSAValue, tensor_type
 
 
 @rule("pad", "constant_pad_nd")
-def _pad(
+def padded(
     build: Builder, x: SSAValue, pad: Sequence[int], mode: Scalar | str = "constant", value: Scalar | None = None
 ) -> SSAValue:
     """Pairs of sizes, the last dimension first; a negative size takes elements away."""

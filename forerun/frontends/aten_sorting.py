@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from forerun.frontends.aten_rules import Scalar, axis, promoted, rule
+from forerun.frontends.aten_views import transposed_back
 from forerun.ir import INTEGER_DTYPES, Builder, Gather, Iota, MatMul, SSAValue, TopK, tensor_type
 
 
@@ -21,8 +22,8 @@ def _sort(
     if isinstance(size, int) and tensor_type(x).dtype not in INTEGER_DTYPES:
         order = [*(each for each in range(len(dims)) if each != at), at]
         chosen = build.transpose(x if descending else build.map("neg", x), order)
-        back = [order.index(each) for each in range(len(dims))]
-        values, places = (build.transpose(each, back) for each in build.emit(TopK.make(chosen, k=size)).results)
+        found = build.emit(TopK.make(chosen, k=size)).results
+        values, places = (transposed_back(build, each, order) for each in found)
         return values if descending else build.map("neg", values), places
     if len(dims) != 1:
         raise ValueError(f"a sort of integers, or of the named dimension {size}")

@@ -53,6 +53,11 @@ def _transpose(build: Builder, x: SSAValue, first: int, second: int) -> SSAValue
     return build.transpose(x, permutation)
 
 
+def transposed_back(build: Builder, x: SSAValue, order: Sequence[int]) -> SSAValue:
+    """Returns the value whose transpose by an order is x."""
+    return build.transpose(x, [order.index(each) for each in range(len(order))])
+
+
 @rule("t", "numpy_T")
 def _reverse(build: Builder, x: SSAValue) -> SSAValue:
     return build.transpose(x, range(tensor_type(x).rank)[::-1])

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from forerun.frontends.aten import RULES, VIEWS
 from forerun.frontends.aten_rules import axis
+from forerun.frontends.aten_views import transposed_back
 from forerun.ir import Builder, tensor_type
 
 RESHAPES = {"view", "reshape", "view_as", "reshape_as", "unsqueeze", "squeeze", "flatten", "unflatten"}
@@ -95,8 +96,7 @@ def put_back(build: Builder, view: Node, arguments: Sequence[Any], new: Any) -> 
     if name in TRANSPOSES:
         return RULES[name](build, new, *rest)
     if name == "permute":
-        order = [axis(source, each) for each in rest[0]]
-        return build.transpose(new, [order.index(each) for each in range(len(order))])
+        return transposed_back(build, new, [axis(source, each) for each in rest[0]])
     if name in WRITES:
         return RULES[WRITES[name]](build, source, new, *rest)
     if name in ("split", "split_with_sizes", "chunk"):
