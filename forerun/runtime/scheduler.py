@@ -93,9 +93,8 @@ class Scheduler:
         read = sum(count for _, count in chunks)
         observed = read if self.drafter.wants_prompt_rows else 0
         rows = min(limits.max_outputs - observed, limits.max_rows - read)
-        if (
-            records := self.engine.records
-        ) is not None:  # each sequence's parent and two of its prompt's, and each row's
+        if (records := self.engine.records) is not None:
+            # Each sequence needs its parent's record and two of its prompt's; each row needs its own.
             rows = max(1, min(rows, records.records - 3 * (len(present) + len(admitted))))
         seats: list[Seat] = []
         for session in decoding[:rows]:
