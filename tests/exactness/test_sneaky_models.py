@@ -64,6 +64,7 @@ WORKS: dict[str, Layer] = {
     "an index that wraps": lambda m, i, x: x + m.table[i - 5],
     "a mask behind a scale": lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, s, LOW) * 0.5),
     "a soft cap": lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, 3.0 * torch.tanh(s / 3.0), LOW)),
+    "a sum over earlier tokens": lambda m, i, x: x.cumsum(1),
     "one key head": lambda m, i, x: merged(
         functional.scaled_dot_product_attention(
             heads(m, x)[0], *(each[:, :1].expand(-1, 4, -1, -1) for each in heads(m, x)[1:]), is_causal=True
@@ -105,7 +106,7 @@ REFUSED: dict[str, tuple[type[ForerunError], Layer]] = {
         lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, s, -1e4) * 1e-4),
     ),
     "dropout that is on": (UnsupportedOperationError, lambda m, i, x: functional.dropout(x, 0.5, True)),
-    "a sum over earlier tokens": (UnsupportedOperationError, lambda m, i, x: x.cumsum(1)),
+    "a sum over earlier tokens' numbers": (UnsupportedOperationError, lambda m, i, x: x * i.cumsum(1)[..., None]),
 }
 
 
