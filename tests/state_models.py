@@ -1,8 +1,9 @@
 """Tiny decoders written as IR, each with its own forward pass in torch, with states per row and per request.
 
 Both attend as well, so that states of all kinds lie side by side. `SUMS` adds to the stream, for each position, a
-decaying sum of the embeddings up to it, `TURNED` one whose numbers move by one place for each position; `MEMORY` adds
-the mean embedding of a source text that `@encode` reads once.
+decaying sum of the embeddings up to it, `TURNED` one whose numbers move by one place for each position; `WINDOWS` adds
+the embeddings of the three positions before; `MEMORY` adds the mean embedding of a source text that `@encode` reads
+once.
 """
 
 from collections.abc import Callable, Mapping
@@ -98,6 +99,13 @@ TURNED = SUMS.replace(
     %faded = spec.map(%turned, """,
 )
 
+WINDOWS = f"""{DECLARATIONS}spec.state @window {{per = "position", shape = [{WIDTH}], dtype = "f32"}}
+spec.func @step({ARGUMENTS}%block_tables: !spec.tensor<[S, B], i32>) {{{EMBEDDED}
+  spec.state_write @window(%x, %slots)
+  %earlier = spec.ancestors({HISTORY}) {{count = 3, block = 16}} -> !spec.tensor<[N, 3], i32>
+  %window = spec.state_read @window(%earlier) {{shape = [{WIDTH}], dtype = "f32"}} -> !spec.tensor<[N, 3, {WIDTH}], f32>
+  %added = spec.reduce(%window) {{function = "sum", dims = [1]}} -> {HIDDEN}{DECODED}"""
+
 MEMORY = f"""{DECLARATIONS}spec.state @memory {{per = "request", shape = [{WIDTH}], dtype = "f32"}}
 spec.func @encode(%source: !spec.tensor<[1, L], i32>, %requests: !spec.tensor<[1], i32>) {{
   %table = spec.parameter @table() {{shape = [{VOCABULARY}, {WIDTH}], dtype = "f32"}} -> {TABLE}
@@ -156,6 +164,11 @@ def turned(tokens: torch.Tensor) -> torch.Tensor:
     return _decoded(x, torch.stack(records))
 
 
+def windows(tokens: torch.Tensor) -> torch.Tensor:
+    x = weights()["table"][tokens]
+    return _decoded(x, torch.cat([torch.zeros(3, WIDTH), x]).unfold(0, 3, 1)[: len(x)].sum(-1))
+
+
 def memory(tokens: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     x = weights()["table"][tokens]
     return _decoded(x, weights()["table"][source[0]].mean(0).expand(len(x), -1))
@@ -169,5 +182,6 @@ def source(seed: int = 0) -> np.ndarray:
 MODELS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "sums": (SUMS, sums),
     "turned": (TURNED, turned),
+    "windows": (WINDOWS, windows),
     "memory": (MEMORY, memory),
 }

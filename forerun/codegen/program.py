@@ -138,6 +138,7 @@ class Kernel:
     branch: int | None  # the residual branch that it belongs to
     begins: bool  # whether the stream's first value is its only result
     on_demand: tuple[Launch, ...] = ()
+    places: bool = False  # whether its results say where rows lie, and nothing of the text
 
     @property
     def matrices(self) -> tuple[str, ...]:

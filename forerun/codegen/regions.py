@@ -61,7 +61,7 @@ def block_size(module: ir.ModuleOp) -> int | None:
     Raises UnsupportedOperationError if operations use blocks of several sizes.
     """
     operations = (each for entry in ir.entries(module).values() for each in ir.walk(entry.body))
-    blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention)}
+    blocks = {each.block for each in operations if isinstance(each, ir.TreeAttention | ir.Ancestors)}
     if len(blocks) > 1:
         raise UnsupportedOperationError(f"The module has blocks of {sorted(blocks)} positions; use one size.")
     return next(iter(blocks), None)

@@ -183,7 +183,7 @@ def _given_step(model: nn.Module) -> OpenedStep:
 def _probe(model: nn.Module) -> tuple[CacheTensors, Any]:
     """Returns where a model keeps its states, and the cache after the longer prefix."""
     accepted = inspect.signature(model.forward).parameters
-    if "use_cache" not in accepted:
+    if "use_cache" not in accepted and all(each.kind is not each.VAR_KEYWORD for each in accepted.values()):
         raise TraceError(f"the forward of {type(model).__name__} takes no use_cache: its states are not known.")
     tokens = torch.arange(1, LENGTHS[1] + 1)[None]
     try:
@@ -197,6 +197,8 @@ def _probe(model: nn.Module) -> tuple[CacheTensors, Any]:
         before, cache = (each.get(keyword) if isinstance(each, Mapping) else None for each in (short, long))
         for each in (before, cache):
             keep_all_positions(each)
+        if {*_paths(before)} != {*_paths(cache)}:
+            raise TraceError(f"{type(model).__name__} adds tensors to its cache as a text grows: its states vary.")
         pairs = {path: (_get(before, path), _get(cache, path)) for path in _paths(cache)}
         states = {path: pair for path, pair in pairs.items() if not torch.equal(*pair)}  # others are settings
         if states:

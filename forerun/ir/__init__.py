@@ -39,9 +39,9 @@ from forerun.ir.products import (
     numbers_read,
 )
 from forerun.ir.properties import Symbol, encode
-from forerun.ir.recurrences import Recurrence, TreeRecurrence, WithBody
+from forerun.ir.recurrences import Recurrence, TreeRecurrence, Window, WithBody
 from forerun.ir.reductions import REDUCTIONS, Reduce, Scan, Softmax, TopK
-from forerun.ir.states import StateRead, StateWrite
+from forerun.ir.states import Ancestors, StateRead, StateWrite
 from forerun.ir.storage import BLOCK_STORAGES, STORAGES, as_stored
 from forerun.ir.structure import (
     Function,
@@ -76,6 +76,7 @@ __all__ = [
     "REDUCTIONS",
     "STORAGES",
     "AlongAxes",
+    "Ancestors",
     "ArgSpecParseError",
     "Attention",
     "Block",
@@ -146,6 +147,7 @@ __all__ = [
     "VerifyException",
     "Weight",
     "WeightProduct",
+    "Window",
     "WithBody",
     "Yield",
     "as_stored",

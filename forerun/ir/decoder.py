@@ -13,6 +13,7 @@ from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.families import AlongAxes, Computation, StepOperation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import FLAG, INTEGER, NUMBER, SYMBOL, TEXT, Symbol, default, optional, parameter
+from forerun.ir.states import require_history
 from forerun.ir.types import TensorType
 
 
@@ -228,13 +229,9 @@ class TreeAttention(StepOperation, ValueOperation):
         require(block >= 1, f"needs blocks of at least 1 position, not {block}")
         require(value_dim >= 1, f"needs values of at least 1 number, not {value_dim}")
         require(query.rank == 3, f"needs queries [N, H, D], not {query}")
-        of_rows, rows = (positions, sequences, bases), query.dims[:1]
-        shown = ", ".join(map(str, of_rows))
-        require(all(each.dims == rows for each in of_rows), f"needs positions, sequences and bases [N], not {shown}")
-        require(paths.rank == 2 and paths.dims[:1] == rows, f"has paths {paths}, which do not fit the rows of {query}")
-        require(block_tables.rank == 2, f"needs block tables [S, B], not {block_tables}")
-        whole = all(each.dtype in ("i64", "i32") for each in (*of_rows, paths, block_tables))
-        require(whole, "needs rows described by i64 or i32")
+        rows = query.dims[:1]
+        require(positions.dims == rows, f"has positions {positions}, which do not fit the rows of {query}")
+        require_history(positions, sequences, bases, paths, block_tables)
         _require_extra(first, bias, sinks, bias_by, rows, query.dims[1])
         return [query.with_dims((*query.dims[:-1], value_dim))]
 

@@ -4,7 +4,8 @@
     spec.tree_recurrence  over the rows of a step, each of which follows its parent in the tree
 
 Both have a body over one position: it takes the record before and the inputs, and yields the record after and what the
-rest of the model reads of it. The record before the first position is zero.
+rest of the model reads of it. The record before the first position is zero. A position that reads what a few positions
+before it gave needs no record: `spec.window`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from xdsl.ir import Region, SSAValue
 from xdsl.irdl import operand_def, region_def, traits_def, var_operand_def, var_result_def
 from xdsl.traits import MemoryReadEffect, MemoryWriteEffect
@@ -19,8 +21,8 @@ from xdsl.traits import MemoryReadEffect, MemoryWriteEffect
 from forerun import dims as dimensions
 from forerun.dims import Dim
 from forerun.ir.families import Computation, StepOperation
-from forerun.ir.operation import SpecOperation, operation, require, tensor_type
-from forerun.ir.properties import DIMENSION, SYMBOL, Symbol, parameter
+from forerun.ir.operation import Environment, SpecOperation, Types, ValueOperation, operation, require, tensor_type
+from forerun.ir.properties import DIMENSION, INTEGER, SYMBOL, Symbol, parameter
 from forerun.ir.states import WHOLE
 from forerun.ir.structure import Yield, operations
 from forerun.ir.types import TensorType
@@ -117,6 +119,28 @@ class Recurrence(Computation, WithBody):
 
     def check(self) -> None:
         self.check_body()
+
+
+@operation
+class Window(Computation, ValueOperation):
+    """The values of the `count` positions before each one, the oldest first, zero before the first position.
+
+    x [T, *shape] -> [T, count, *shape].
+    """
+
+    name = "spec.window"
+
+    x = operand_def(TensorType)
+    count: int = parameter(INTEGER)
+
+    @classmethod
+    def infer(cls, x: TensorType, *, count: int) -> Types:
+        require(x.rank >= 1 and count >= 1, f"needs values [T, ...] and a count of at least 1, not {x} and {count}")
+        return [x.with_dims((x.dims[0], count, *x.dims[1:]))]
+
+    def evaluate(self, environment: Environment, x: torch.Tensor) -> torch.Tensor:
+        padded = torch.cat((x.new_zeros(self.count, *x.shape[1:]), x))
+        return torch.stack([padded[at : at + len(x)] for at in range(self.count)], 1)
 
 
 @operation

@@ -84,7 +84,7 @@ PER = ("position", "row", "request")
 LARGEST_RECORD = 2**40
 """The most numbers of a state's record."""
 
-KINDS = ("linear", "head", "attention", "recurrence", "topk", "row_wise")
+KINDS = ("linear", "head", "attention", "recurrence", "topk", "row_wise", "ancestors")
 """What a kernel may be."""
 
 

@@ -75,7 +75,7 @@ def verify(module: ModuleOp) -> None:
         for operation in function.block.ops:
             _check(operation, visible, names, declared)
         _check_signature(function)
-        _check_order(function)
+        _check_order(function, declared)
     _check_derived(module, declared.weights)
 
 
@@ -181,9 +181,9 @@ def _state_misfit(operation: SpecOperation, declared: dict[str, State]) -> str |
             return _record_misfit(state, kind.dims[1:], kind.dtype)
         case StateRead():
             state, kind = declared[operation.symbol], tensor_type(operation.result)
-            if state.per != "request":
-                return f"reads @{state.symbol}, a state per {state.per}, but needs one per request"
-            return _record_misfit(state, kind.dims[1:], kind.dtype)
+            if state.per == "row":
+                return f"reads @{state.symbol}, a state per row, which only spec.tree_recurrence reads"
+            return _record_misfit(state, kind.dims[tensor_type(operation.slots).rank :], kind.dtype)
         case TreeRecurrence():
             state, kind = declared[operation.symbol], tensor_type(operation.before)
             if state.per != "row":
@@ -236,7 +236,7 @@ def _check_signature(function: Function) -> None:
             raise VerificationError(f"@{STEP} has the argument %{given.name} of type {types[0]}; give it {types[1]}.")
 
 
-def _check_order(function: Function) -> None:
+def _check_order(function: Function, declared: Declared) -> None:
     """A state per row has one recurrence in a function, and a function does not write the request state it reads."""
     written: dict[str, SpecOperation] = {}
     read: set[str] = set()
@@ -248,7 +248,7 @@ def _check_order(function: Function) -> None:
             if operation.symbol in written:
                 raise _fault(operation, f"is the second recurrence over @{operation.symbol} in @{function.symbol}")
             written[operation.symbol] = operation
-        elif isinstance(operation, StateRead):
+        elif isinstance(operation, StateRead) and declared.states[operation.symbol].per == "request":
             read.update(operation.reads)
         elif isinstance(operation, StateWrite):
             written.setdefault(operation.symbol, operation)

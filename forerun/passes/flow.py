@@ -27,6 +27,7 @@ FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
     {
         ir.Computation: Flow.VALUES,
         **each_of(Flow.READS, ir.TreeAttention, ir.StateRead),
+        ir.Ancestors: Flow.VALUES,
         ir.StateWrite: Flow.WRITES,
         ir.TreeRecurrence: Flow.UPDATES,
         ir.Return: Flow.ENDS,
@@ -34,6 +35,7 @@ FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
             refused("runs over a whole sequence, not over the rows of a step; run insert-kv-cache first"),
             ir.Attention,
             ir.Recurrence,
+            ir.Window,
         ),
         **each_of(refused("hides how values flow; run this analysis before fuse-kernels"), ir.Kernel, ir.Yield),
         **each_of(refused("cannot stand in a function"), ir.Function, ir.Weight, ir.State),

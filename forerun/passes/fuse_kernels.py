@@ -6,6 +6,7 @@
     attention   one tree attention
     recurrence  one recurrence
     topk        the choice of candidates from values that no linear gives
+    ancestors   the slots of the positions before each row
     row_wise    everything else (embedding lookup, first norm, ...)
 
 Views, constants, parameters and lookups in positional tables cost nothing to repeat: each kernel has its own copy.
@@ -61,6 +62,7 @@ class Role(Enum):
     ATTENTION = auto()
     RECURRENCE = auto()
     CHOICE = auto()
+    ANCESTORS = auto()
     NORM = auto()  # stands in front of the linears that read it, if nothing else reads it
     ROW_WISE = auto()
     END = auto()
@@ -76,10 +78,14 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
         ir.TopK: Role.CHOICE,
         **each_of(Role.NORM, ir.RMSNorm, ir.LayerNorm, ir.Softmax),
         **each_of(Role.ROW_WISE, ir.Elementwise, ir.AlongAxes, ir.Iota, ir.MatMul, ir.StateWrite, ir.StateRead),
+        ir.Ancestors: Role.ANCESTORS,
         ir.TreeRecurrence: Role.RECURRENCE,
         Return: Role.END,
         **each_of(
-            refused("runs over a whole sequence; run insert-kv-cache before fuse-kernels"), ir.Attention, ir.Recurrence
+            refused("runs over a whole sequence; run insert-kv-cache before fuse-kernels"),
+            ir.Attention,
+            ir.Recurrence,
+            ir.Window,
         ),
         **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
         **each_of(refused("cannot stand in a function"), Function, ir.Weight, ir.State),
@@ -124,6 +130,7 @@ def group(step: Function, found: Residual) -> list[Group]:
     linear_on: dict[tuple[SSAValue, SSAValue | None, int | None], int] = {}
     branch_of = {operation: index for index, each in enumerate(found.branches) for operation in each.operations}
     waiting: dict[SpecOperation, None] = {}
+    writers: dict[str, int] = {}
 
     def start(kind: str, operation: SpecOperation) -> None:
         groups.append(Group(kind, branch_of.get(operation)))
@@ -132,6 +139,7 @@ def group(step: Function, found: Residual) -> list[Group]:
     def join(index: int, operation: SpecOperation) -> None:
         place[operation] = index
         groups[index].members.append(operation)
+        writers.update(dict.fromkeys(operation.writes, index))
 
     def latest(operation: SpecOperation) -> int:
         return max((place[each] for each in producers(operation) if each in place), default=-1)
@@ -158,6 +166,8 @@ def group(step: Function, found: Residual) -> list[Group]:
             start("attention", operation)
         elif role is Role.RECURRENCE:
             start("recurrence", operation)
+        elif role is Role.ANCESTORS:
+            start("ancestors", operation)
         elif role is Role.CHOICE:
             index = latest(operation)
             if index >= 0 and groups[index].kind == "linear" and groups[index].branch == branch_of.get(operation):
@@ -169,7 +179,10 @@ def group(step: Function, found: Residual) -> list[Group]:
             waiting[operation] = None
         else:
             index = latest(operation)
-            if index >= 0 and _takes(groups[index], branch_of.get(operation)):
+            written = max(
+                (writers.get(each, -1) for each in operation.reads), default=-1
+            )  # no row reads before all wrote
+            if index > written and _takes(groups[index], branch_of.get(operation)):
                 join(index, operation)
             else:
                 start("row_wise", operation)

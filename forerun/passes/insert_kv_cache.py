@@ -16,6 +16,7 @@ from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
     INTEGER_DTYPES,
     AlongAxes,
+    Ancestors,
     Attention,
     Block,
     Builder,
@@ -33,11 +34,13 @@ from forerun.ir import (
     SpecOperation,
     SSAValue,
     State,
+    StateRead,
     StateWrite,
     Symbol,
     TensorType,
     TreeAttention,
     TreeRecurrence,
+    Window,
     Yield,
     each_of,
     neighbourhood,
@@ -155,7 +158,8 @@ class _Step:
         self.build.location = operation.location
         given = (operation.query, operation.key, operation.value)
         query, key, value = (self.rows_first(self.values[each]) for each in given)
-        keys, values = (self.state(name, each) for name, each in (("keys", key), ("values", value)))
+        of = f"attention.{self.count}"
+        keys, values = (self.state(f"{of}.{name}", each) for name, each in (("keys", key), ("values", value)))
         self.count += 1
         optional = {"first": operation.first, "bias": operation.bias, "sinks": operation.sinks}
         attended = self.build.add(
@@ -183,9 +187,19 @@ class _Step:
         made = self.build.emit(TreeRecurrence.of(operands, operation.region.clone(), symbol=symbol))
         self.values.update(zip(operation.results, made.results, strict=True))
 
+    def window(self, operation: Window) -> None:
+        """Each row leaves its value, and reads what its ancestors left."""
+        build, value = self.build, self.values[operation.x]
+        build.location = operation.location
+        symbol, kind = self.state(f"window.{self.count}", value), tensor_type(value)
+        self.count += 1
+        slots = build.add(Ancestors, *self.history(), count=operation.count, block=self.block)
+        read = build.add(StateRead, slots, symbol=symbol, shape=kind.dims[1:], dtype="f32")
+        self.values[operation.result] = build.cast(read, kind.dtype)
+
     def state(self, name: str, value: SSAValue) -> Symbol:
         """A state per position, in which the rows leave a value."""
-        symbol, kind = Symbol(f"attention.{self.count}.{name}"), tensor_type(value)
+        symbol, kind = Symbol(name), tensor_type(value)
         self.declarations.emit(State.make(symbol=symbol, per="position", shape=kind.dims[1:], dtype="f32"))
         self.build.emit(StateWrite.make(value, self.step.argument("slots"), symbol=symbol))
         return symbol
@@ -254,6 +268,7 @@ ON_ROWS: ir.OperationTable[Callable[[_Step, Any], None]] = ir.OperationTable(
         Iota: _Step.positions,
         Attention: _Step.attention,
         Recurrence: _Step.recurrence,
+        Window: _Step.window,
         Return: _Step.returns,
         ir.StepOperation: refused("already works on rows, but @forward works on a sequence"),
         **each_of(refused("hides its operations; insert the cache before fuse-kernels"), ir.Kernel, ir.Yield),

@@ -69,6 +69,10 @@ class Lifting:
     def is_rows(self, value: SSAValue) -> bool:
         return value in self._rows
 
+    def has(self, value: SSAValue) -> bool:
+        """Whether a value has been lifted."""
+        return value in self.values
+
     def given(self, value: SSAValue) -> SSAValue:
         """A lifted value. Raises UnsupportedOperationError for a state that is read in a way without a rule."""
         if value not in self.values:
@@ -295,7 +299,7 @@ LIFTED: ir.OperationTable[Callable[[Lifting, Any], None]] = ir.OperationTable(
         ir.Linear: Lifting.linear,
         MatMul: Lifting.matmul,
         Attention: Lifting.attention,
-        ir.Recurrence: refused("runs over a whole sequence; a cached step has one token"),
+        **each_of(refused("runs over a whole sequence; a cached step has one token"), ir.Recurrence, ir.Window),
         ir.StepOperation: refused("already works on rows; raise recurrences before insert-kv-cache"),
         **each_of(refused("hides its operations; raise recurrences before fuse-kernels"), ir.Kernel, ir.Yield),
         **each_of(refused("cannot be lifted"), ir.Return, Function, ir.Weight, ir.State),

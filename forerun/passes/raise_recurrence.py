@@ -1,12 +1,14 @@
 """raise_recurrence: derives `@forward` from `@cached`, a model's step over one token with its states.
 
-A state that each step appends to along an axis is what the values appended at all positions are; a state that each step
-rewrites is the record of a `spec.recurrence`, whose body is what lies between reading it and leaving the next. All else
-is computed for each position by itself (`lifting`).
+A state that each step appends to along an axis is what the values appended at all positions are; one that each step
+moves on by one place holds the values of the last few positions (`windows`); a state that each step rewrites is the
+record of a `spec.recurrence`, whose body is what lies between reading it and leaving the next. All else is computed for
+each position by itself (`lifting`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +26,7 @@ from forerun.ir import (
     Region,
     Return,
     Rewriter,
+    SpecOperation,
     SSAValue,
     TensorType,
     Yield,
@@ -36,6 +39,7 @@ from forerun.passes.late_broadcasts import LateBroadcast
 from forerun.passes.lifting import Lifting, grown_axis
 from forerun.passes.matching import SEQUENCE
 from forerun.passes.recurrence_parts import Part, in_order, recurrence_parts, size_of
+from forerun.passes.windows import MovingWindow, windows
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,26 @@ class RaiseRecurrence(Pass):
                 rewritten.append((before, after))
             elif not _is_appended(before, after):
                 raise _refused(cached, before)
-        parts = recurrence_parts(cached, [each for each in rewritten if each[0] is not each[1]])
+        moving = windows(rewritten)
+        while True:
+            held = {each.before for each in moving}
+            recurring = [each for each in rewritten if each[0] is not each[1] and each[0] not in held]
+            parts = recurrence_parts(cached, recurring, [each.value for each in moving])
+            try:
+                nodes = in_order(cached, parts, {each.before: each.value for each in moving})
+            except UnsupportedOperationError:
+                if not moving:
+                    raise
+                moving = []  # a window's value waits for what reads it, so both are in a recurrence
+            else:
+                break
         forward = Function.of("forward", [("input_ids", TensorType.of((1, SEQUENCE), tensor_type(token).dtype))])
         op.body.block.insert_op_before(forward, cached)
-        _build(cached, forward, parts)
+        _build(cached, forward, nodes, moving)
         Rewriter.erase_op(cached)
         clean(forward)
-        note = (
-            f"{len(states) - len(rewritten)} states appended to, {len(rewritten)} rewritten in {len(parts)} recurrences"
-        )
+        counts = len(states) - len(rewritten), len(moving), len(rewritten) - len(moving), len(parts)
+        note = "{} states appended to, {} windows, {} rewritten in {} recurrences".format(*counts)
         pass_context(ctx).note(f"{self.name}: {note}")
 
 
@@ -85,9 +100,15 @@ def _refused(cached: Function, state: SSAValue) -> UnsupportedOperationError:
     )
 
 
-def _build(cached: Function, forward: Function, parts: list[Part]) -> None:
+def _build(
+    cached: Function, forward: Function, nodes: Sequence[SpecOperation | Part], moving: Sequence[MovingWindow]
+) -> None:
     lifting = Lifting(cached, forward)
-    for node in in_order(cached, parts):
+    waiting = list(moving)
+    for node in nodes:
+        for each in [each for each in waiting if lifting.has(each.value)]:
+            each.lift(lifting)
+            waiting.remove(each)
         if isinstance(node, Part):
             _recurrence(node, lifting)
         elif isinstance(node, Return):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -85,8 +86,13 @@ def size_of(value: SSAValue) -> int:
     return prod(dim for dim in tensor_type(value).dims if isinstance(dim, int))
 
 
-def recurrence_parts(function: Function, states: Sequence[tuple[SSAValue, SSAValue]]) -> list[Part]:
-    """Returns the parts of a cached step, for the states that it rewrites: each one's argument and result."""
+def recurrence_parts(
+    function: Function, states: Sequence[tuple[SSAValue, SSAValue]], apart: Iterable[SSAValue] = ()
+) -> list[Part]:
+    """Returns the parts of a cached step, for the states that it rewrites: each one's argument and result.
+
+    What computes the values `apart` does not become part of one for its size.
+    """
     graph = _graph(function)
     places = {operation: place for place, operation in enumerate(function.body)}
     parts: list[Part] = []
@@ -102,6 +108,7 @@ def recurrence_parts(function: Function, states: Sequence[tuple[SSAValue, SSAVal
     of_tokens = _reached(graph, function.block.args)
     for part in parts:
         others = {operation for each in parts if each is not part for operation in each.operations}
+        others.update(each.owner for each in apart if isinstance(each.owner, SpecOperation))
         _take_makers(part, others, of_tokens)
         _take_readers(part, others, graph)
     return parts
@@ -159,10 +166,13 @@ def _take_readers(part: Part, others: set[SpecOperation], graph: nx.DiGraph[Node
         part.operations.update(taken)
 
 
-def in_order(function: Function, parts: Sequence[Part]) -> list[SpecOperation | Part]:
+def in_order(
+    function: Function, parts: Sequence[Part], made_of: Mapping[SSAValue, SSAValue] = MappingProxyType({})
+) -> list[SpecOperation | Part]:
     """Returns the operations outside the parts, and the parts, each after what it reads.
 
-    Raises UnsupportedOperationError if there is no such order.
+    `made_of`: states that are known from another value's at earlier positions. Raises UnsupportedOperationError if
+    there is no such order.
     """
     part_of = {operation: part for part in parts for operation in part.operations}
     places: dict[SpecOperation | Part, int] = {operation: place for place, operation in enumerate(function.body)}
@@ -175,7 +185,8 @@ def in_order(function: Function, parts: Sequence[Part]) -> list[SpecOperation | 
     nodes: list[SpecOperation | Part] = [each for each in function.body if each not in part_of]
     for node in (*nodes, *parts):
         graph.add_node(node)
-        for value in reads[node] if isinstance(node, Part) else node.operands:
+        for read in reads[node] if isinstance(node, Part) else node.operands:
+            value = made_of.get(read, read)
             owner = value.owner
             source = part_of.get(owner, owner) if isinstance(owner, SpecOperation) else state_of.get(value)
             if source is not None and source is not node and not isinstance(node, Return):

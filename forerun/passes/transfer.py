@@ -217,6 +217,11 @@ def _recurrence(operation: Recurrence, inputs: Sequence[Along]) -> str:
     return "" if operation.size == SEQUENCE else "recurs along a dimension other than the sequence"
 
 
+def _window(operation: ir.Window, inputs: Sequence[Along]) -> str:
+    leads = sequence_axes(operation.x) == [-tensor_type(operation.x).rank]
+    return "" if leads else "reads earlier values along a dimension other than the sequence"
+
+
 def _norm(operation: RMSNorm | LayerNorm, inputs: Sequence[Along]) -> str:
     return "normalises over the whole sequence" if -1 in sequence_axes(operation.x) else ""
 
@@ -248,6 +253,7 @@ RULES: ir.OperationTable[Transfer] = ir.OperationTable(
         Rotary: Transfer(_aligned),
         Attention: Transfer(_attention, lambda operation, kind: Kind.CAUSAL),
         Recurrence: Transfer(_recurrence, lambda operation, kind: Kind.CAUSAL),
+        ir.Window: Transfer(_window, lambda operation, kind: Kind.CAUSAL),
         ir.Return: Transfer(no_fault),
         ir.StepOperation: refused("works on rows; run this analysis before insert-kv-cache"),
         **each_of(refused("hides its operations; run this analysis before fuse-kernels"), ir.Kernel, ir.Yield),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forerun.ir import Context, ModuleOp, TreeAttention
+from forerun.ir import Ancestors, Context, ModuleOp, TreeAttention
 from forerun.passes.base import Needs, Pass, function_named, step_argument
 from forerun.passes.canonicalize import clean
 
@@ -27,7 +27,7 @@ class TreeMask(Pass):
         )
         bases.name_hint, paths.name_hint = "bases", "paths"
         for operation in step.body:
-            if isinstance(operation, TreeAttention):
+            if isinstance(operation, TreeAttention | Ancestors):
                 operation.replace_operand("bases", bases)
                 operation.replace_operand("paths", paths)
         clean(step)

@@ -334,6 +334,29 @@ def test_reads_of_states_give_their_slots() -> None:
     assert torch.equal(read, records[[2, 0, 2]])
 
 
+def test_reads_of_no_slot_give_zero() -> None:
+    records, slots = numbers(4, 3), torch.tensor([[2, -1], [-1, 0]], dtype=torch.int32)
+    parameters = {"symbol": ir.Symbol("s"), "shape": (3,), "dtype": "f32"}
+    (read,) = run(ir.StateRead, slots, states={"s": records}, **parameters)
+    zero = torch.zeros(3)
+    assert torch.equal(read, torch.stack([torch.stack([records[2], zero]), torch.stack([zero, records[0]])]))
+
+
+def test_a_window_holds_the_values_before() -> None:
+    x = numbers(4, 2)
+    (window,) = run(ir.Window, x, count=3)
+    padded = torch.cat([torch.zeros(3, 2), x])
+    assert torch.equal(window, padded.unfold(0, 3, 1)[:4].transpose(1, 2))
+
+
+def test_ancestors_lie_in_blocks_below_the_base_and_on_the_path_above() -> None:
+    tables = torch.tensor([[2, 0], [5, 4]], dtype=torch.int32)
+    positions, sequences, bases = (torch.tensor(each, dtype=torch.int32) for each in ([5, 1, 6], [0, 1, 1], [6, 2, 4]))
+    paths = torch.tensor([[0, 0, 0], [0, 0, 0], [90, 91, 92]], dtype=torch.int32)
+    (found,) = run(ir.Ancestors, positions, sequences, bases, paths, tables, count=3, block=4)
+    assert found.tolist() == [[10, 11, 0], [-1, -1, 20], [23, 90, 91]]
+
+
 # --- functions --------------------------------------------------------------------------------------------------------
 
 

@@ -293,8 +293,26 @@ def is_product(buffers: Mapping[ir.SSAValue, Buffer], operation: ir.SpecOperatio
 
 
 def _state_read(context: Elements, operation: ir.StateRead, index: list[Index]) -> Expr:
-    """A number of a request's record."""
-    return Load(*context.record(operation.symbol, operation.slots, index))
+    """A number of a request's record, or of a position's; zero if there is no such position."""
+    places = ir.tensor_type(operation.slots).rank
+    slot = context.element(operation.slots, index[:places])
+    if context.states[operation.symbol].buffer.space == "request":
+        return Load(*context.record(operation.symbol, slot, index[places:]))
+    found = Load(*context.record(operation.symbol, apply("max", slot, 0), index[places:]))
+    return where(slot < 0, 0.0, found)
+
+
+def _ancestors(context: Elements, operation: ir.Ancestors, index: list[Index]) -> Expr:
+    """A slot in the blocks of the row's sequence, or on the row's path."""
+    (row, column), block = index, operation.block
+    own = [context.element(each, [row]) for each in (operation.positions, operation.sequences, operation.bases)]
+    position, sequence, base = own
+    before = position + (count(column) - operation.count)
+    home = apply("max", before, 0)
+    table = [Index.computed(sequence), Index.computed(apply("floor_div", home, block))]
+    in_block = context.element(operation.block_tables, table) * block + apply("remainder", home, block)
+    on_path = context.element(operation.paths, [row, Index.computed(apply("max", before - base, 0))])
+    return where(before < 0, integer(-1), where(before < base, in_block, on_path))
 
 
 def _in_memory(context: Elements, operation: ir.SpecOperation, index: list[Index]) -> Expr:
@@ -324,8 +342,11 @@ ELEMENTS: ir.OperationTable[Rule] = ir.OperationTable(
         ir.MatMul: _matmul,
         ir.Linear: _linear,
         ir.StateRead: _state_read,
+        ir.Ancestors: _ancestors,
         **each_of(_in_memory, ir.Parameter, ir.ExpertLinear, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
-        **each_of(refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence),
+        **each_of(
+            refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence, ir.Window
+        ),
         **each_of(refused("has no elements"), ir.StateWrite, ir.Kernel, ir.Return, ir.Yield),
         **each_of(refused("has no elements"), ir.Function, ir.Weight, ir.State),
     },

@@ -81,11 +81,10 @@ class Elements:
             at = apply("within", at, count(size_of(size)))
         return Index.computed(at, size)
 
-    def record(self, symbol: str, slots: ir.SSAValue, index: Sequence[Index]) -> tuple[Buffer, tuple[Index, ...]]:
-        """Returns where a number of a state lies; its index begins with the place of its row's slot in `slots`."""
+    def record(self, symbol: str, slot: Expr, index: Sequence[Index]) -> tuple[Buffer, tuple[Index, ...]]:
+        """Returns where a number of a state's record at a slot lies."""
         layout = self.states[symbol]
-        slot = Index.computed(self.element(slots, index[:1]))
-        return layout.buffer, tuple(layout.index(slot, index[1:]))
+        return layout.buffer, tuple(layout.index(Index.computed(slot), index))
 
     def lane(self, value: ir.SSAValue, label: str, size: ir.Dim) -> Lane:
         """Returns a lane of a reduction that is part of a value; the same one on every call."""

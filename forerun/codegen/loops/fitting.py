@@ -38,7 +38,8 @@ class Output:
     def destination(self, context: Elements, index: Sequence[Index]) -> tuple[Buffer | Choice, tuple[Index, ...]]:
         """Returns where the element at an index goes."""
         if isinstance(self.place, ir.StateWrite):
-            return context.record(self.place.symbol, self.place.slots, index)
+            slot = context.element(self.place.slots, index[:1])
+            return context.record(self.place.symbol, slot, index[1:])
         return self.place, tuple(index)
 
 

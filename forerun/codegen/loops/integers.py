@@ -218,6 +218,7 @@ RANGES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.Scan: lambda ranges, operation, index, dtype: ranges.sum(operation.x, [operation.dim]),
         **each_of(_of_first, ir.Cast, ir.Reshape, ir.Broadcast, ir.Transpose, ir.Slice, ir.Gather, ir.TakeAlong),
         **each_of(_of_floats, ir.Computation, ir.StepOperation),
+        ir.Ancestors: lambda ranges, operation, index, dtype: (-1, INPUTS[1]),
         ir.StateWrite: lambda ranges, operation, index, dtype: None,
         **each_of(refused("does not give integers"), ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },

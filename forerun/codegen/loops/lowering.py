@@ -304,6 +304,7 @@ class Lowering:
             region.branch,
             begins,
             tuple(on_demand),
+            all(isinstance(each, ir.Ancestors) for each in region.operations),
         )
 
     def _launches(self, plan: Plan, nest: Nest, memory: _Memory, sizes: Sequence[str]) -> list[Launch]:

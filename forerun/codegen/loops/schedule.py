@@ -271,8 +271,10 @@ PLANNED: ir.OperationTable[Callable[[Scheduler, Any], None]] = ir.OperationTable
         ir.StateWrite: Scheduler.state_write,
         **each_of(Scheduler.separate, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
         ir.Slice: Scheduler.first_rows,
-        **each_of(Scheduler.where_used, ir.Computation, ir.StateRead),
-        **each_of(refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence),
+        **each_of(Scheduler.where_used, ir.Computation, ir.StateRead, ir.Ancestors),
+        **each_of(
+            refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence, ir.Window
+        ),
         **each_of(refused("is no part of a kernel"), ir.Kernel, ir.Return, ir.Yield, ir.Function, ir.Weight, ir.State),
     },
 )

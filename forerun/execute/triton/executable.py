@@ -124,14 +124,14 @@ class TritonExecutable(EntryRunner[State]):
 
     @with_live_threads
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
-        """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
+        """Runs one step kernel by kernel; returns a copy of every result in order, but not of places of rows."""
         layout, sizes = self.launcher.load(rows)
         entries: list[KernelOutput] = []
         every = list(range(len(self.step.branches)))
         for kernel in self.step.kernels:
             self.launcher.launch_all(state, layout, [kernel], every)
             self.launcher.launch_each(kernel.on_demand, state, layout, every)
-            for result in kernel.results:
+            for result in () if kernel.places else kernel.results:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
                 value = self.launcher.value(result, sizes)

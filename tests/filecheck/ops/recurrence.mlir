@@ -17,6 +17,9 @@ builtin.module {
   // CHECK: spec.yield(%after, %read)
     } -> !spec.tensor<[T], f32>
   // CHECK-NEXT: } -> !spec.tensor<[T], f32>
+    // What a few positions before each one gave needs no record.
+    %window = spec.window(%x) {count = 3} -> !spec.tensor<[T, 3, 4], f32>
+  // CHECK: %window = spec.window(%x) {count = 3} -> !spec.tensor<[T, 3, 4], f32>
     spec.return(%sum)
   }
 }

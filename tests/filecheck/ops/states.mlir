@@ -11,6 +11,8 @@ builtin.module {
   // CHECK-NEXT: spec.weight @table {shape = [16, 4], dtype = "f32"}
   spec.state @sum {per = "row", shape = [4], dtype = "f32"}
   // CHECK-NEXT: spec.state @sum {per = "row", shape = [4], dtype = "f32"}
+  spec.state @window {per = "position", shape = [4], dtype = "f32"}
+  // CHECK-NEXT: spec.state @window {per = "position", shape = [4], dtype = "f32"}
   spec.state @memory {per = "request", shape = [4], dtype = "f32"}
   // CHECK-NEXT: spec.state @memory {per = "request", shape = [4], dtype = "f32"}
   spec.func @encode(%source: !spec.tensor<[1, S], i32>, %requests: !spec.tensor<[1], i32>) {
@@ -49,19 +51,28 @@ builtin.module {
   // CHECK-NEXT: } -> !spec.tensor<[N, 4], f32>
     %y = spec.map(%sum, %memory) {function = "mul"} -> !spec.tensor<[N, 4], f32>
   // CHECK-NEXT: %y = spec.map(%sum, %memory) {function = "mul"} -> !spec.tensor<[N, 4], f32>
-    spec.return(%y)
-  // CHECK-NEXT: spec.return(%y)
+    %earlier = spec.ancestors(%positions, %sequences, %bases, %paths, %block_tables) {count = 2, block = 16} -> !spec.tensor<[N, 2], i32>
+  // CHECK-NEXT: %earlier = spec.ancestors(%positions, %sequences, %bases, %paths, %block_tables) {count = 2, block = 16} -> !spec.tensor<[N, 2], i32>
+    spec.state_write @window(%x, %slots)
+  // CHECK-NEXT: spec.state_write @window(%x, %slots)
+    %window = spec.state_read @window(%earlier) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 2, 4], f32>
+  // CHECK-NEXT: %window = spec.state_read @window(%earlier) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 2, 4], f32>
+    spec.return(%y, %window)
+  // CHECK-NEXT: spec.return(%y, %window)
   }
   // CHECK-NEXT: }
 }
 // CHECK-NEXT: }
 
-// Every entry is kernels; a recurrence stands alone in its own.
+// Every entry is kernels; a recurrence stands alone in its own, and no row reads what another may still write.
 // FUSED: spec.func @encode
 // FUSED-NEXT: spec.kernel(%source, %requests) {kind = "row_wise"}
 // FUSED: spec.state_write @memory
 // FUSED: spec.func @step
-// FUSED: %x = spec.kernel(%tokens) {kind = "row_wise"}
+// FUSED: %x = spec.kernel(%tokens, %slots) {kind = "row_wise"}
 // FUSED: %sum = spec.kernel(%parents, %records, %order, %x) {kind = "recurrence"}
 // FUSED-NEXT: ^bb0
 // FUSED-NEXT: spec.tree_recurrence @sum
+// FUSED: %earlier = spec.kernel(%positions, %sequences, %bases, %paths, %block_tables) {kind = "ancestors"}
+// FUSED: %window = spec.kernel(%earlier) {kind = "row_wise"}
+// FUSED: spec.state_read @window

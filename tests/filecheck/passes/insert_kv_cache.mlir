@@ -78,3 +78,24 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 // CHECK-NEXT: ^bb0([[BEFORE:%[0-9a-z]+]]: !spec.tensor<[1], f32>, [[OWN:%[0-9a-z]+]]: !spec.tensor<[1], f32>):
 // CHECK-NEXT: [[SUM:%[0-9a-z]+]] = spec.map([[BEFORE]], [[OWN]]) {function = "add"} -> !spec.tensor<[1], f32>
 // CHECK-NEXT: spec.yield([[SUM]], [[SUM]])
+
+// -----
+
+// A window is read from what the ancestors of a row left, a state per position.
+
+spec.weight @table {shape = [32, 4], dtype = "f32"}
+spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+  %table = spec.parameter @table() {shape = [32, 4], dtype = "f32"} -> !spec.tensor<[32, 4], f32>
+  %ids = spec.reshape(%input_ids) {shape = ["T"]} -> !spec.tensor<[T], i64>
+  %x = spec.gather(%table, %ids) -> !spec.tensor<[T, 4], f32>
+  %window = spec.window(%x) {count = 2} -> !spec.tensor<[T, 2, 4], f32>
+  %sum = spec.reduce(%window) {function = "sum", dims = [1]} -> !spec.tensor<[T, 4], f32>
+  %y = spec.reshape(%sum) {shape = [1, "T", 4]} -> !spec.tensor<[1, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: spec.state @window.0 {per = "position", shape = [4], dtype = "f32"}
+// CHECK: spec.func @step(
+// CHECK: spec.state_write @window.0(%x, %slots)
+// CHECK: [[A:%[0-9a-z_]+]] = spec.ancestors(%positions, %sequences, {{%[0-9a-z_]+}}, {{%[0-9a-z_]+}}, %block_tables) {count = 2, block = 8} -> !spec.tensor<[N, 2], i32>
+// CHECK-NEXT: [[R:%[0-9a-z_]+]] = spec.state_read @window.0([[A]]) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 2, 4], f32>
+// CHECK-NEXT: %sum = spec.reduce([[R]])

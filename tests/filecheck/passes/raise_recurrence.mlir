@@ -41,3 +41,48 @@ spec.func @cached(%token: !spec.tensor<[1, 1], i64>, %sum: !spec.tensor<[1, 4, 4
 // CHECK-NEXT: spec.return([[V15]])
 // CHECK-NEXT: }
 
+
+// -----
+
+// A state that is moved on by one place is a window over the values of earlier positions.
+
+spec.weight @table {shape = [16, 4], dtype = "f32"}
+spec.weight @taps {shape = [4, 3], dtype = "f32"}
+spec.func @cached(%token: !spec.tensor<[1, 1], i64>, %window: !spec.tensor<[1, 4, 2], f32>) {
+  %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
+  %taps = spec.parameter @taps() {shape = [4, 3], dtype = "f32"} -> !spec.tensor<[4, 3], f32>
+  %x = spec.gather(%table, %token) -> !spec.tensor<[1, 1, 4], f32>
+  %column = spec.reshape(%x) {shape = [1, 4, 1]} -> !spec.tensor<[1, 4, 1], f32>
+  %all = spec.concat(%window, %column) {dim = 2} -> !spec.tensor<[1, 4, 3], f32>
+  %after = spec.slice(%all) {dim = 2, start = 1, stop = 3, step = 1} -> !spec.tensor<[1, 4, 2], f32>
+  %weighted = spec.map(%all, %taps) {function = "mul"} -> !spec.tensor<[1, 4, 3], f32>
+  %y = spec.reduce(%weighted) {function = "sum", dims = [2]} -> !spec.tensor<[1, 4], f32>
+  %logits = spec.reshape(%y) {shape = [1, 1, 4]} -> !spec.tensor<[1, 1, 4], f32>
+  spec.return(%logits, %after)
+}
+// CHECK: spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+// CHECK: %column = spec.reshape(%x) {shape = ["T", 1, 4, 1]} -> !spec.tensor<[T, 1, 4, 1], f32>
+// CHECK-NEXT: [[W0:%[0-9a-z_]+]] = spec.reshape(%column) {shape = ["T", 1, 4]} -> !spec.tensor<[T, 1, 4], f32>
+// CHECK-NEXT: [[W1:%[0-9a-z_]+]] = spec.window([[W0]]) {count = 2} -> !spec.tensor<[T, 2, 1, 4], f32>
+// CHECK-NEXT: [[W2:%[0-9a-z_]+]] = spec.transpose([[W1]]) {permutation = [0, 2, 3, 1]} -> !spec.tensor<[T, 1, 4, 2], f32>
+// CHECK-NEXT: %all = spec.concat([[W2]], %column) {dim = 3} -> !spec.tensor<[T, 1, 4, 3], f32>
+
+// -----
+
+// A window over what is computed from it is a state that is rewritten.
+
+spec.weight @table {shape = [16, 4], dtype = "f32"}
+spec.func @cached(%token: !spec.tensor<[1, 1], i64>, %window: !spec.tensor<[1, 4, 2], f32>) {
+  %table = spec.parameter @table() {shape = [16, 4], dtype = "f32"} -> !spec.tensor<[16, 4], f32>
+  %x = spec.gather(%table, %token) -> !spec.tensor<[1, 1, 4], f32>
+  %column = spec.reshape(%x) {shape = [1, 4, 1]} -> !spec.tensor<[1, 4, 1], f32>
+  %sum = spec.reduce(%window) {function = "sum", dims = [2], keep = true} -> !spec.tensor<[1, 4, 1], f32>
+  %next = spec.map(%sum, %column) {function = "add"} -> !spec.tensor<[1, 4, 1], f32>
+  %all = spec.concat(%window, %next) {dim = 2} -> !spec.tensor<[1, 4, 3], f32>
+  %after = spec.slice(%all) {dim = 2, start = 1, stop = 3, step = 1} -> !spec.tensor<[1, 4, 2], f32>
+  %logits = spec.reshape(%next) {shape = [1, 1, 4]} -> !spec.tensor<[1, 1, 4], f32>
+  spec.return(%logits, %after)
+}
+// CHECK: spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+// CHECK-NOT: spec.window
+// CHECK: spec.recurrence

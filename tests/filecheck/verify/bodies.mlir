@@ -68,7 +68,7 @@ spec.func @forward(%x: i32) {
 
 // -----
 
-// CHECK: spec.kernel has no kind 'foo', only linear, head, attention, recurrence, topk, row_wise:
+// CHECK: spec.kernel has no kind 'foo', only linear, head, attention, recurrence, topk, row_wise, ancestors:
 
 spec.func @step(%x: !spec.tensor<[N], f32>) {
   %y = spec.kernel(%x) {kind = "foo"} {

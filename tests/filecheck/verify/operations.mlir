@@ -116,9 +116,9 @@ spec.func @step(%k: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
 
 // -----
 
-// CHECK: spec.state_read reads @s, a state per position, but needs one per request:
+// CHECK: spec.state_read reads @s, a state per row, which only spec.tree_recurrence reads:
 
-spec.state @s {per = "position", shape = [4], dtype = "f32"}
+spec.state @s {per = "row", shape = [4], dtype = "f32"}
 spec.func @step(%slots: !spec.tensor<[N], i32>) {
   %x = spec.state_read @s(%slots) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 4], f32>
   spec.return(%x)
