@@ -134,10 +134,11 @@ class Ancestors(StepOperation, ValueOperation):
         block_tables: torch.Tensor,
     ) -> torch.Tensor:
         found = torch.full((len(positions), self.count), -1, dtype=positions.dtype)
-        for row, position in enumerate(positions.tolist()):
+        for row in range(len(positions)):
+            base, position = int(bases[row]), int(positions[row])
             for column, before in enumerate(range(position - self.count, position)):
-                if before >= int(bases[row]):
-                    found[row, column] = paths[row, before - int(bases[row])]
+                if before >= base:
+                    found[row, column] = paths[row, before - base]
                 elif before >= 0:
                     first = block_tables[sequences[row], before // self.block] * self.block
                     found[row, column] = first + before % self.block
