@@ -57,21 +57,42 @@ def _conv1d(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> SSAValue:
-    """A convolution of each channel by itself, as a sum over the window, the first place first."""
-    channels, one, width = tensor_type(weight).dims
-    if groups != channels or one != 1 or stride[0] != 1 or isinstance(padding, str):
-        raise ValueError("a convolution other than of each channel by itself, with stride 1")
+    """A convolution as a sum over the window, the first place first: of each channel by itself, or of products."""
+    channels, shared, width = tensor_type(weight).dims
+    if stride[0] != 1 or isinstance(padding, str):
+        raise ValueError("a convolution with a stride, or with a padding that is named")
     assert isinstance(width, int)
+    assert isinstance(channels, int)
     x = padded(build, x, (padding[0], padding[0]))
+    last = tensor_type(x).rank - 1
     rest = dimensions.add(tensor_type(x).dims[-1], -(width - 1) * dilation[0])
-    flat, total = build.reshape(weight, (channels, width)), None
+    total: SSAValue | None = None
     for place in range(width):
         start = place * dilation[0]
-        window = build.slice(x, tensor_type(x).rank - 1, start, dimensions.add(rest, start))
-        term = build.map("mul", window, build.slice(flat, 1, place, place + 1))
+        window = build.slice(x, last, start, dimensions.add(rest, start))
+        matrix = build.reshape(build.slice(weight, 2, place, place + 1), (channels, shared))
+        if (groups, shared) == (channels, 1):
+            term = build.map("mul", window, matrix)
+        else:
+            term = _grouped_product(build, window, matrix, groups)
         total = term if total is None else build.map("add", total, term)
     assert total is not None
     return total if bias is None else build.map("add", total, build.reshape(bias, (channels, 1)))
+
+
+def _grouped_product(build: Builder, x: SSAValue, matrix: SSAValue, groups: int) -> SSAValue:
+    """x [..., C, L] with matrix [O, C / groups] -> [..., O, L]: each group of features has its own rows of it."""
+    last = tensor_type(x).rank - 1
+    columns = build.transpose(x, (*range(last - 1), last, last - 1))
+    outputs, inputs = tensor_type(matrix).dims
+    assert isinstance(outputs, int)
+    assert isinstance(inputs, int)
+    found: list[SSAValue] = []
+    for group in range(groups):
+        own = build.slice(columns, last, group * inputs, (group + 1) * inputs)
+        rows = build.slice(matrix, 0, group * outputs // groups, (group + 1) * outputs // groups)
+        found.append(build.add(Linear, own, rows))
+    return build.transpose(build.concat(found, last), (*range(last - 1), last, last - 1))
 
 
 @rule("layer_norm")

@@ -21,6 +21,7 @@ from forerun.ir import (
     Broadcast,
     Builder,
     Cast,
+    Concat,
     Constant,
     Context,
     Function,
@@ -217,6 +218,26 @@ class MergeSlices(RewritePattern):
         replace(rewriter, op, op.remade([inner.x], start=start, stop=stop))
 
 
+class SliceOfConcat(RewritePattern):
+    """A slice of joined values that lies in one of them is a slice of that one."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: Slice, rewriter: PatternRewriter) -> None:
+        joined = defined_by(op.x, Concat)
+        if joined is None or joined.dim != op.dim or not isinstance(op.start, int) or not isinstance(op.stop, int):
+            return
+        first = 0
+        for each in joined.inputs:
+            size = tensor_type(each).dims[op.dim]
+            if not isinstance(size, int):
+                return
+            if first <= op.start and op.stop <= first + size:
+                part = Builder.before(op, rewriter).slice(each, op.dim, op.start - first, op.stop - first, op.step)
+                replace(rewriter, op, part)
+                return
+            first += size
+
+
 class LinearFromMatMul(RewritePattern):
     """A product with a matrix that no position changes is a linear layer (GPT-2's transposed one, for example)."""
 
@@ -310,6 +331,7 @@ PATTERNS: list[RewritePattern] = [
     TransposeBeforeUnits(),
     MeanFromSum(),
     MergeSlices(),
+    SliceOfConcat(),
     LinearFromMatMul(),
     BiasIntoLinear(),
     SinkTranspose(),

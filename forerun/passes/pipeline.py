@@ -40,6 +40,7 @@ from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
 from forerun.passes.skip_layers import SkipLayers
+from forerun.passes.split_states import SplitStates
 from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
@@ -74,6 +75,8 @@ def step_pipeline(
         RaiseSoftmax(),
         RaiseAttention(),
         Canonicalize(),
+        SplitStates(),
+        Canonicalize(),  # what a step leaves in one place meets what it takes from it
         RaiseRecurrence(),  # from here on there is a @forward
     ]
     return [
@@ -118,6 +121,7 @@ PASSES: dict[str, type[Pass]] = {
         RaiseSinks,
         RaiseAttention,
         RaiseGroupedQueries,
+        SplitStates,
         RaiseRecurrence,
         SequenceAxis,
         TabulatePositions,

@@ -61,26 +61,27 @@ class RaiseRecurrence(Pass):
             elif not _is_appended(before, after):
                 raise _refused(cached, before)
         moving = windows(rewritten)
-        while True:
-            held = {each.before for each in moving}
-            recurring = [each for each in rewritten if each[0] is not each[1] and each[0] not in held]
-            parts = recurrence_parts(cached, recurring, [each.value for each in moving])
-            try:
-                nodes = in_order(cached, parts, {each.before: each.value for each in moving})
-            except UnsupportedOperationError:
-                if not moving:
-                    raise
-                moving = []  # a window's value waits for what reads it, so both are in a recurrence
-            else:
-                break
+        try:
+            nodes = _ordered(cached, rewritten, moving)
+        except UnsupportedOperationError:  # a window's value waits for what reads it, so both are in a recurrence
+            nodes = _ordered(cached, rewritten, moving := [])
         forward = Function.of("forward", [("input_ids", TensorType.of((1, SEQUENCE), tensor_type(token).dtype))])
         op.body.block.insert_op_before(forward, cached)
         _build(cached, forward, nodes, moving)
         Rewriter.erase_op(cached)
         clean(forward)
-        counts = len(states) - len(rewritten), len(moving), len(rewritten) - len(moving), len(parts)
+        recurrences = sum(isinstance(each, Part) for each in nodes)
+        counts = len(states) - len(rewritten), len(moving), len(rewritten) - len(moving), recurrences
         note = "{} states appended to, {} windows, {} rewritten in {} recurrences".format(*counts)
         pass_context(ctx).note(f"{self.name}: {note}")
+
+
+def _ordered(
+    cached: Function, rewritten: Sequence[tuple[SSAValue, SSAValue]], moving: Sequence[MovingWindow]
+) -> list[SpecOperation | Part]:
+    values = {each.before: each.value for each in moving}
+    recurring = [each for each in rewritten if each[0] is not each[1] and each[0] not in values]
+    return in_order(cached, recurrence_parts(cached, recurring, list(values.values())), values)
 
 
 def _is_appended(before: SSAValue, after: SSAValue) -> bool:

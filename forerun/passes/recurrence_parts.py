@@ -171,32 +171,50 @@ def in_order(
 ) -> list[SpecOperation | Part]:
     """Returns the operations outside the parts, and the parts, each after what it reads.
 
-    `made_of`: states that are known from another value's at earlier positions. Raises UnsupportedOperationError if
-    there is no such order.
+    Parts that wait for one another, with nothing but what a part may hold in between, become one. `made_of`: states
+    that are known from another value's at earlier positions. Raises UnsupportedOperationError if there is no order.
     """
-    part_of = {operation: part for part in parts for operation in part.operations}
     places: dict[SpecOperation | Part, int] = {operation: place for place, operation in enumerate(function.body)}
-    graph: nx.DiGraph[SpecOperation | Part] = nx.DiGraph()
-    first: dict[SpecOperation | Part, int] = {
-        part: min((places[each] for each in part.operations), default=0) for part in parts
-    }
-    reads = {part: [value for each in part.operations for value in each.operands] + part.afters for part in parts}
+    graph = _dependencies(function, parts, made_of)
+    for waiting in [each for each in networkx.strongly_connected_components(graph) if len(each) > 1]:
+        outside = [each for each in waiting if isinstance(each, SpecOperation)]
+        reads = {value for each in waiting for value in _reads(each)}
+        if not all(isinstance(each, INSIDE) for each in outside) or reads & made_of.keys():
+            large = next((each for each in outside if not isinstance(each, INSIDE)), None)
+            raise UnsupportedOperationError(
+                "The model's recurrent states wait for one another through other layers, which cannot be one "
+                "recurrence.\n" + ("" if large is None else neighbourhood(large))
+            )
+        joined = [each for each in parts if each in waiting]
+        befores = [before for each in joined for before in each.befores]
+        afters = [after for each in joined for after in each.afters]
+        operations = {operation for each in joined for operation in each.operations} | set(outside)
+        parts = [*(each for each in parts if each not in joined), Part(joined[0].places, befores, afters, operations)]
+        return in_order(function, parts, made_of)
+    first = {part: min((places[each] for each in part.operations), default=0) for part in parts}
+    return list(networkx.lexicographical_topological_sort(graph, key=(places | first).__getitem__))
+
+
+def _reads(node: SpecOperation | Part) -> list[SSAValue]:
+    if isinstance(node, SpecOperation):
+        return list(node.operands)
+    return [value for each in node.operations for value in each.operands] + node.afters
+
+
+def _dependencies(
+    function: Function, parts: Sequence[Part], made_of: Mapping[SSAValue, SSAValue]
+) -> nx.DiGraph[SpecOperation | Part]:
+    """From what gives values to what reads them."""
+    part_of = {operation: part for part in parts for operation in part.operations}
     state_of = {before: part for part in parts for before in part.befores}
+    graph: nx.DiGraph[SpecOperation | Part] = nx.DiGraph()
     nodes: list[SpecOperation | Part] = [each for each in function.body if each not in part_of]
     for node in (*nodes, *parts):
         graph.add_node(node)
-        for read in reads[node] if isinstance(node, Part) else node.operands:
+        for read in _reads(node):
             value = made_of.get(read, read)
             owner = value.owner
             source = part_of.get(owner, owner) if isinstance(owner, SpecOperation) else state_of.get(value)
             if source is not None and source is not node and not isinstance(node, Return):
                 graph.add_edge(source, node)
-    try:
-        return list(networkx.lexicographical_topological_sort(graph, key=(places | first).__getitem__))
-    except nx.NetworkXUnfeasible:
-        cycle = (edge[0] for edge in networkx.find_cycle(graph))
-        operation = next((each for each in cycle if isinstance(each, SpecOperation)), None)
-        raise UnsupportedOperationError(
-            "The model's recurrent states wait for one another through other layers, which cannot be one recurrence.\n"
-            + ("" if operation is None else neighbourhood(operation))
-        ) from None
+    return graph

@@ -1,4 +1,7 @@
-"""States that are windows: each step drops the oldest of a few places and puts a value of the token in the last one."""
+"""States that are windows: each step drops the oldest of a few places and puts a value of the token in the last one.
+
+A state that becomes a value of the token, whatever it was before, is a window of one place.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,23 @@ from forerun.passes.matching import SEQUENCE
 
 @dataclass(frozen=True)
 class MovingWindow:
-    """A state of `count` values along `axis`, those before the token's own `value`, which is of size 1 there."""
+    """A state of `count` values along `axis`, those before the token's own `value`, which is of size 1 there.
+
+    `axis` is None for the one value before.
+    """
 
     before: SSAValue
     value: SSAValue
-    axis: int
+    axis: int | None
     count: int
 
     def lift(self, lifting: Lifting) -> None:
         """Defines the state over all positions, from its value over all positions."""
         build, dims = lifting.build, tensor_type(self.value).dims
+        if self.axis is None:
+            before = build.add(Window, lifting.row(self.value), count=1)
+            lifting.define(self.before, build.reshape(before, (SEQUENCE, *dims)))
+            return
         rest = (*dims[: self.axis], *dims[self.axis + 1 :])
         value = build.reshape(lifting.row(self.value), (SEQUENCE, *rest))
         window = build.add(Window, value, count=self.count)  # [T, count, *rest]
@@ -36,6 +46,10 @@ def windows(states: Sequence[tuple[SSAValue, SSAValue]]) -> list[MovingWindow]:
 
 
 def _window(before: SSAValue, after: SSAValue) -> MovingWindow | None:
+    if after is before:
+        return None
+    if not _reads(after, before):
+        return MovingWindow(before, after, None, 1)
     kept = after.owner
     if isinstance(kept, Slice) and (kept.start, kept.step) == (1, 1) and isinstance(kept.x.owner, Concat):
         joined, first, dim = kept.x.owner, kept.x.owner.inputs[0], kept.dim
@@ -52,6 +66,8 @@ def _window(before: SSAValue, after: SSAValue) -> MovingWindow | None:
     value, count = joined.inputs[1], tensor_type(before).dims[dim]
     if after.type != before.type or tensor_type(value).dims[dim] != 1 or not isinstance(count, int):
         return None
-    if value is before or any(before in each.operands for each in backward_slice(value)):
-        return None
-    return MovingWindow(before, value, dim, count)
+    return None if _reads(value, before) else MovingWindow(before, value, dim, count)
+
+
+def _reads(value: SSAValue, state: SSAValue) -> bool:
+    return value is state or any(state in each.operands for each in backward_slice(value))

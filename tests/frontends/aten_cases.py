@@ -237,6 +237,8 @@ PRODUCTS: Rules = {
     "baddbmm": lambda v: aten.baddbmm(v.x, v.x, v.square[None], beta=0, alpha=0.5),
     "einsum": lambda v: aten.einsum("btd,ed->bte", [v.x, v.matrix]),
     "conv1d": lambda v: aten.conv1d(v.x.mT, v.square[:, None, :3], v.vector, padding=[2], dilation=[1], groups=8),
+    "conv1d_groups": lambda v: aten.conv1d(v.x.mT, v.square.view(8, 4, 2), v.vector, padding=[1], groups=2),
+    "conv1d_whole": lambda v: aten.conv1d(v.x.mT, v.square[:, :, None], v.vector),
     "outer": lambda v: aten.outer(v.i[0].float(), v.vector),
     "layer_norm": lambda v: aten.layer_norm(v.x, [8], v.vector, v.vector, 1e-3),
     "rms_norm": lambda v: aten.rms_norm(v.x, [8], v.vector, 1e-3),
