@@ -102,6 +102,8 @@ def _size(x: SSAValue, dim: int) -> int:
 def _norm(
     build: Builder, x: SSAValue, order: Scalar = 2, dim: Any = None, keepdim: bool = False, **keywords: Any
 ) -> SSAValue:
+    if order == 1:
+        return build.reduce("sum", build.map("abs", x), axes(x, dim), keepdim)
     if order != 2:
         raise ValueError(f"a norm of order {order}")
     return build.map("sqrt", build.reduce("sum", build.map("mul", x, x), axes(x, dim), keepdim))

@@ -1,6 +1,8 @@
 """From a module to an ExportedProgram: `input_ids[1, T] -> logits[1, T, V]` with a dynamic T."""
 
 import inspect
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from transformers import GenerationMixin
 
 from forerun.errors import TraceError, first_sentence
+from forerun.frontends.every_place import EveryPlace
 from forerun.frontends.forward import (
     LONGEST,
     SHORTEST,
@@ -29,6 +32,9 @@ setattr(import_module("torch.export._trace"), "print", print_unless_quiet)  # no
 # Primes: no size of a model is likely to equal one, so a coincidence of sizes is not taken for a rule.
 EXAMPLE_LENGTHS = (11, SHORTEST, 67)
 SPECIALISED = "Constraints violated"  # how torch.export says that a dynamic dimension came out fixed
+DEPENDS_ON_DATA = "data-dependent"  # how it says that a size or a branch does
+EQUAL = 1e-4
+"""Of the largest logit: sums in another order may differ by so much."""
 
 
 INNER = "model."
@@ -78,30 +84,45 @@ def takes_positions(model: nn.Module) -> bool:
 def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedProgram:
     """Export the module for every T up to `max_length`, or raise `TraceError` with the reason."""
     require_stateless(module, name)
+    lengths = [each for each in EXAMPLE_LENGTHS if each <= max_length]
+    if not lengths:
+        raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {SHORTEST}.")
+    found = _traced(module, name, max_length, lengths, None)
+    if isinstance(found, Exception) and DEPENDS_ON_DATA in str(found):
+        looped = _traced(module, name, max_length, lengths, EveryPlace())
+        found = looped if isinstance(looped, ExportedProgram | TraceError) else found
+    if isinstance(found, ExportedProgram):
+        return found
+    if isinstance(found, TraceError):
+        raise found
+    if SPECIALISED in str(found):
+        raise TraceError(
+            f"{name} fixes the sequence length when it is traced: its forward(input_ids) must work for any T."
+        ) from found
+    raise TraceError(
+        f"torch.export cannot trace {name} ({first_sentence(found)}): "
+        f"its forward(input_ids) must run for any length without branching on values."
+    ) from found
+
+
+def _traced(
+    module: TokenLogits, name: str, max_length: int, lengths: Sequence[int], places: EveryPlace | None
+) -> ExportedProgram | Exception:
+    """Returns the program of the first example length that works, or what is most worth saying of those that fail."""
     failure: Exception | None = None
-    for length in EXAMPLE_LENGTHS:
-        if length > max_length:
-            continue
+    for length in lengths:
         try:
-            program = _export(module, length, max_length)
+            program = _export(module, length, max_length, places)
             check_program(program, name, max_length)
+            if places is not None:
+                _require_equal(program, module, name, max_length)
             return program
         except TraceError as error:
             failure = error if failure is None or not isinstance(failure, TraceError) else failure
         except Exception as error:
             failure = failure or error
-    if isinstance(failure, TraceError):
-        raise failure
-    if failure is None:
-        raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {SHORTEST}.")
-    if SPECIALISED in str(failure):
-        raise TraceError(
-            f"{name} fixes the sequence length when it is traced: its forward(input_ids) must work for any T."
-        ) from failure
-    raise TraceError(
-        f"torch.export cannot trace {name} ({first_sentence(failure)}): "
-        f"its forward(input_ids) must run for any length without branching on values."
-    ) from failure
+    assert failure is not None
+    return failure
 
 
 def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
@@ -134,12 +155,27 @@ def _table_of(program: ExportedProgram, size: int) -> str:
     return ""
 
 
-def _export(module: TokenLogits, length: int, max_length: int) -> ExportedProgram:
+def _export(module: TokenLogits, length: int, max_length: int, places: EveryPlace | None) -> ExportedProgram:
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     example = torch.arange(1, length + 1, device=device)[None]  # [1, length]
     dynamic = Dim.DYNAMIC(max=max_length)  # pyright: ignore[reportCallIssue]
-    with torch.no_grad(), quiet_libraries():
+    with torch.no_grad(), quiet_libraries(), places or nullcontext():
         return torch.export.export(module, (example,), dynamic_shapes=({1: dynamic},), strict=False)
+
+
+def _require_equal(program: ExportedProgram, module: TokenLogits, name: str, max_length: int) -> None:
+    """Raises `TraceError` unless a program that takes all places for those where values are true gives equal logits."""
+    traced = program.module()
+    for length in (SHORTEST, min(EXAMPLE_LENGTHS[-1], max_length)):
+        tokens = torch.arange(length)[None] * 7 % 61 + 1
+        with torch.no_grad(), quiet_libraries():
+            found, expected = traced(tokens), module(tokens)
+        error = float((found - expected).abs().max())
+        if not error <= EQUAL * float(expected.abs().max()):
+            raise TraceError(
+                f"{name} does more with the places where values are true than to add what is computed at them: traced "
+                f"for all places, its logits differ by {error:.2g}."
+            )
 
 
 def _placeholders(program: ExportedProgram, kind: InputKind) -> list[torch.fx.Node]:

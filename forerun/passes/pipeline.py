@@ -26,6 +26,7 @@ from forerun.passes.canonicalize import Canonicalize
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
 from forerun.passes.insert_kv_cache import InsertKVCache
+from forerun.passes.join_experts import JoinExperts
 from forerun.passes.narrow_products import FLOAT32, NarrowProducts
 from forerun.passes.plan_memory import PlanMemory
 from forerun.passes.raise_attention import RaiseAttention
@@ -86,6 +87,8 @@ def step_pipeline(
         RaiseNorms(),
         UnmergeSequence(),  # before any pattern that looks for the sequence, which code for experts merges with choices
         Canonicalize(),  # views meet where a dimension was taken apart
+        JoinExperts(),
+        Canonicalize(),  # transposes of weights and of choices meet
         RaiseExperts(),
         RaiseRotaryEmbedding(),
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax
@@ -115,6 +118,7 @@ PASSES: dict[str, type[Pass]] = {
         Canonicalize,
         RaiseNorms,
         UnmergeSequence,
+        JoinExperts,
         RaiseExperts,
         RaiseRotaryEmbedding,
         RaiseSoftmax,

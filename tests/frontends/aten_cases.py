@@ -206,6 +206,8 @@ REDUCTIONS: Rules = {
     "min": lambda v: aten.min(v.x, 2)[1],
     "var": lambda v: aten.var(v.x, [-1], correction=0, keepdim=True),
     "var_mean": lambda v: torch.cat(aten.var_mean(v.x, [-1], correction=1, keepdim=True), -1),
+    "greater": lambda v: aten.greater(v.x, v.y),
+    "linalg_vector_norm_1": lambda v: aten.linalg_vector_norm(v.x, 1, [-1], True),
     "linalg_vector_norm": lambda v: aten.linalg_vector_norm(v.x, 2, [-1], True),
     "norm": lambda v: aten.norm(v.x, 2, [-1]),
     "cumsum": lambda v: aten.cumsum(v.x, 1),

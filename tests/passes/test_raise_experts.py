@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from torch.nn import functional
 
 from forerun import ir
 from forerun.errors import LookAheadError
+from forerun.frontends.every_place import EveryPlace
 from forerun.frontends.torch_export import import_program
 from forerun.frontends.weights import program_weights
 from forerun.passes.base import PassContext
 from forerun.passes.pipeline import parse_passes, run_pipeline
 from forerun.passes.sequence_axis import require_incremental
 
-RAISING = "ungroup-experts,canonicalize,unmerge-sequence,canonicalize,raise-experts,canonicalize"
+RAISING = (
+    "ungroup-experts,canonicalize,unmerge-sequence,canonicalize,join-experts,canonicalize,raise-experts,canonicalize"
+)
 EXPERTS, CHOICES, WIDTH, INNER, VOCABULARY = 5, 2, 8, 6, 32
 
 
@@ -108,14 +112,27 @@ def dense(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return (y * kept.T[..., None]).sum(0)
 
 
-SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, grouped, dense)}
+def looped(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """One expert after the other, each for the tokens that chose it."""
+    found = torch.zeros_like(x)
+    chosen = functional.one_hot(ids, EXPERTS).permute(2, 1, 0)
+    for (expert,) in chosen.sum((-1, -2)).nonzero():
+        choice, token = torch.where(chosen[expert])
+        y = functional.silu(functional.linear(x[token], m.up[expert], m.up_bias[expert]))
+        y = functional.linear(y, m.down[expert], m.down_bias[expert])
+        found.index_add_(0, token, y * scores[token, choice, None])
+    return found
+
+
+SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, grouped, dense, looped)}
 
 
 def imported(spelled: Callable[[Experts, Tensor, Tensor, Tensor], Tensor]) -> tuple[ir.ModuleOp, dict[str, Tensor]]:
     length = torch.export.Dim("length", min=2, max=64)
-    program = torch.export.export(
-        Experts(spelled), (torch.arange(11)[None],), dynamic_shapes=({1: length},), strict=False
-    )
+    with EveryPlace() if spelled is looped else nullcontext():
+        program = torch.export.export(
+            Experts(spelled), (torch.arange(11)[None],), dynamic_shapes=({1: length},), strict=False
+        )
     return import_program(program), program_weights(program)
 
 
