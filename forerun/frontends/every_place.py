@@ -88,7 +88,7 @@ class EveryPlace(TorchFunctionMode):
     def _every(self, truths: Tensor, separate: bool) -> Any:
         sizes: tuple[int | torch.SymInt, ...] = tuple(truths.shape)
         if not separate:
-            if all(isinstance(each, int) for each in sizes):
+            if not any(isinstance(each, torch.SymInt) for each in sizes):
                 return [Place(map(Coordinate, each)) for each in product(*map(range, sizes))]
             raise TraceError("The model looks for places along the sequence in a form that cannot be traced.")
         indices: list[Tensor] = []

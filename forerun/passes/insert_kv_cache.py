@@ -71,7 +71,7 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        recurs = any(isinstance(each, Recurrence) or _runs_along(each) for each in forward.body)
+        recurs = _recurs(forward)
         names = (*ARGUMENTS[:-1], *(RECORDS if recurs else ()), ARGUMENTS[-1])
         arguments = [(name, step_argument(name)) for name in names]
         step = Function.of(STEP, arguments)
@@ -90,6 +90,7 @@ class _Step:
         self.block = block
         self.build = Builder(step.block)
         self.declarations = Builder(InsertPoint.before(forward))
+        self.recurs = _recurs(forward)
         self.values: dict[SSAValue, SSAValue] = {}
         self.count = 0
 
@@ -188,14 +189,33 @@ class _Step:
         self.values.update(zip(operation.results, made.results, strict=True))
 
     def window(self, operation: Window) -> None:
-        """Each row leaves its value, and reads what its ancestors left."""
+        """Each row leaves its value, and reads what its ancestors left.
+
+        If rows have states of their own, the window is one of these, so that memory does not grow with the text.
+        """
         build, value = self.build, self.values[operation.x]
         build.location = operation.location
-        symbol, kind = self.state(f"window.{self.count}", value), tensor_type(value)
         self.count += 1
+        if self.recurs:
+            self.values[operation.result] = self.kept(value, operation.count)
+            return
+        symbol, kind = self.state(f"window.{self.count - 1}", value), tensor_type(value)
         slots = build.add(Ancestors, *self.history(), count=operation.count, block=self.block)
         read = build.add(StateRead, slots, symbol=symbol, shape=kind.dims[1:], dtype="f32")
         self.values[operation.result] = build.cast(read, kind.dtype)
+
+    def kept(self, value: SSAValue, count: int) -> SSAValue:
+        """A window [N, count, *shape] that rows hand on: each drops the oldest value and appends its own."""
+        kind = tensor_type(value)
+        symbol, record = Symbol(f"window.{self.count - 1}"), kind.with_dims((count, *kind.dims[1:]))
+        self.declarations.emit(State.make(symbol=symbol, per="row", shape=record.dims, dtype=record.dtype))
+        body = Region(Block(arg_types=[record, kind.with_dims(kind.dims[1:])]))
+        build, (before, own) = Builder(body.block), body.block.args
+        last = build.reshape(own, (1, *kind.dims[1:]))
+        after = last if count == 1 else build.concat([build.slice(before, 0, 1, count), last], 0)
+        build.emit(Yield.make(after, before))
+        operands = [*map(self.step.argument, RECORDS), value]
+        return self.build.emit(TreeRecurrence.of(operands, body, symbol=symbol)).results[0]
 
     def state(self, name: str, value: SSAValue) -> Symbol:
         """A state per position, in which the rows leave a value."""
@@ -220,6 +240,11 @@ class _Step:
         rank = tensor_type(like).rank
         full = self.build.reshape(value, (1,) * (rank - 3) + tensor_type(value).dims)
         return self.build.transpose(full, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
+
+
+def _recurs(forward: Function) -> bool:
+    """Whether rows have states of their own."""
+    return any(isinstance(each, Recurrence) or _runs_along(each) for each in forward.body)
 
 
 def _runs_along(operation: SpecOperation) -> bool:

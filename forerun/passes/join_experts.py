@@ -256,7 +256,6 @@ class _Joining:
         made = build.add(ExpertLinear, rows, weight.value, ids, *biases)
         return build.transpose(made, (*order, len(order)))
 
-
     def _same_for_choices(self, x: SSAValue, back: Sequence[int]) -> SSAValue | None:
         """[..., in] of rows [..., k, in], in the order of the ids, if x repeats one row for all choices."""
         repeated, choice, rank = defined_by(x, Broadcast), back[-1], tensor_type(x).rank

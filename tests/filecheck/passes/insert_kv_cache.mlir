@@ -99,3 +99,26 @@ spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
 // CHECK: [[A:%[0-9a-z_]+]] = spec.ancestors(%positions, %sequences, {{%[0-9a-z_]+}}, {{%[0-9a-z_]+}}, %block_tables) {count = 2, block = 8} -> !spec.tensor<[N, 2], i32>
 // CHECK-NEXT: [[R:%[0-9a-z_]+]] = spec.state_read @window.0([[A]]) {shape = [4], dtype = "f32"} -> !spec.tensor<[N, 2, 4], f32>
 // CHECK-NEXT: %sum = spec.reduce([[R]])
+
+// -----
+
+// Beside a running sum, which is a state per row, a window is one too: memory does not grow with the text.
+
+spec.func @forward(%input_ids: !spec.tensor<[1, T], i64>) {
+  %ids = spec.reshape(%input_ids) {shape = ["T"]} -> !spec.tensor<[T], i64>
+  %x = spec.cast(%ids) {dtype = "f32"} -> !spec.tensor<[T], f32>
+  %window = spec.window(%x) {count = 2} -> !spec.tensor<[T, 2], f32>
+  %total = spec.scan(%x) {dim = 0} -> !spec.tensor<[T], f32>
+  %sum = spec.reduce(%window) {function = "sum", dims = [1]} -> !spec.tensor<[T], f32>
+  %both = spec.map(%sum, %total) {function = "add"} -> !spec.tensor<[T], f32>
+  %y = spec.reshape(%both) {shape = [1, "T", 1]} -> !spec.tensor<[1, T, 1], f32>
+  spec.return(%y)
+}
+// CHECK: spec.state @window.0 {per = "row", shape = [2], dtype = "f32"}
+// CHECK: spec.tree_recurrence @window.0(%parents, %records, %order, %x) {} {
+// CHECK-NEXT: ^bb0([[BEFORE:%[0-9a-z]+]]: !spec.tensor<[2], f32>, [[OWN:%[0-9a-z]+]]: !spec.tensor<[], f32>):
+// CHECK-NEXT: [[LAST:%[0-9a-z]+]] = spec.reshape([[OWN]]) {shape = [1]} -> !spec.tensor<[1], f32>
+// CHECK-NEXT: [[KEPT:%[0-9a-z]+]] = spec.slice([[BEFORE]]) {dim = 0, start = 1, stop = 2, step = 1} -> !spec.tensor<[1], f32>
+// CHECK-NEXT: [[AFTER:%[0-9a-z]+]] = spec.concat([[KEPT]], [[LAST]]) {dim = 0} -> !spec.tensor<[2], f32>
+// CHECK-NEXT: spec.yield([[AFTER]], [[BEFORE]])
+// CHECK-NOT: spec.ancestors
