@@ -18,6 +18,7 @@ from forerun.ir import (
     Dim,
     Map,
     MatMul,
+    Parameter,
     PatternRewriter,
     Reduce,
     Reshape,
@@ -35,12 +36,16 @@ from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, 
 
 @dataclass(frozen=True)
 class ScoreMask:
-    """factor * value, added to the scores; for i1, a key is seen where it is `visible`, else it gets `low`."""
+    """factor * value, added to the scores; for i1, a key is seen where it is `visible`, else it gets `low`.
+
+    With `kept`, numbers that the scores are multiplied by as well: a key is seen where they are 1, if all are 0 or 1.
+    """
 
     value: SSAValue
     visible: bool = True
     factor: float = 1.0
     low: float = HIDDEN
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ def peel(value: SSAValue) -> Scores | None:
             scores, factor = peel(operation.inputs[0]), number(operation.inputs[1])
             return None if scores is None or not factor else _scaled(scores, 1.0 / factor)
         case "add":
+            if (scores := _peel_kept(operation)) is not None:
+                return scores
             for inner, mask in either_order(operation):
                 if (scores := peel(inner)) is not None:
                     return dataclasses.replace(scores, masks=(*scores.masks, ScoreMask(mask)))
@@ -88,6 +95,22 @@ def peel(value: SSAValue) -> Scores | None:
             return None
         case _:
             return None
+
+
+def _peel_kept(operation: Map) -> Scores | None:
+    """scores * kept + low * (1 - kept)."""
+    for inner, outer in either_order(operation):
+        product, hidden = mapped(inner, "mul"), mapped(outer, "mul")
+        for scores, kept in either_order(product) if product is not None else ():
+            for low, rest in either_order(hidden) if hidden is not None else ():
+                value, other = number(low), mapped(rest, "sub")
+                if value is None or value > HIDDEN or other is None or number(other.inputs[0]) != 1:
+                    continue
+                if other.inputs[1] is kept and (found := peel(scores)) is not None:
+                    return dataclasses.replace(
+                        found, masks=(*found.masks, ScoreMask(kept, low=float(value), kept=True))
+                    )
+    return None
 
 
 def _peel_product(operation: Map) -> Scores | None:
@@ -112,7 +135,7 @@ def _scaled(scores: Scores, factor: float) -> Scores | None:
     masks = tuple(
         dataclasses.replace(mask, factor=mask.factor * factor, low=mask.low * factor) for mask in scores.masks
     )
-    if any(mask.low > HIDDEN for mask in masks if tensor_type(mask.value).dtype == "i1"):
+    if any(mask.low > HIDDEN for mask in masks if mask.kept or tensor_type(mask.value).dtype == "i1"):
         return None
     return dataclasses.replace(scores, scale=scores.scale * factor, masks=masks)
 
@@ -147,6 +170,9 @@ class RaiseSpelledAttention(RewritePattern):
         if sinks is not None and tensor_type(sinks).dims != _three(scores.query)[:1]:
             self.decline(f"the sinks of the softmax at {op.location} are not one for each head")
             return
+        if not all(self._is_zero_or_one(mask.value) for mask in scores.masks if mask.kept):
+            self.decline(f"the scores at {op.location} are multiplied by numbers that are not all 0 or 1")
+            return
         build = Builder.before(op, rewriter)
         query, value = _heads_first(scores.query, build), _heads_first(value, build)
         key = build.transpose(_heads_first(scores.key, build), (0, 2, 1))
@@ -155,6 +181,16 @@ class RaiseSpelledAttention(RewritePattern):
             Attention, query, key, value, scale=scores.scale, softcap=scores.softcap, mask=mask, sinks=sinks
         )
         replace(rewriter, op, build.reshape(result, tensor_type(op.result).dims))
+
+    def _is_zero_or_one(self, value: SSAValue) -> bool:
+        """Whether a value is a part of a weight of zeros and ones."""
+        while isinstance(view := value.owner, Slice | Reshape | Broadcast | Transpose):
+            value = view.x
+        weight = defined_by(value, Parameter)
+        if weight is None:
+            return False
+        numbers = self.context.weights(weight.symbol)
+        return bool(((numbers == 0) | (numbers == 1)).all())
 
     def decline(self, why: str) -> None:
         self.context.note(f"raise-attention: {why}")
@@ -255,6 +291,8 @@ def combined(masks: Sequence[ScoreMask], build: Builder) -> SSAValue | None:
     for mask in masks:
         value = _heads_first(mask.value, build)
         dtype = tensor_type(value).dtype
+        if mask.kept:
+            value, dtype = build.map("ne", value, build.constant(0, dtype)), "i1"
         if dtype == "i1":
             value = value if mask.visible else build.map("not", value)
             visible = value if visible is None else build.map("and", visible, value)

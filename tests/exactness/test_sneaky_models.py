@@ -22,6 +22,7 @@ class Sneaky(nn.Module):
         torch.manual_seed(0)
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.table = nn.Parameter(torch.randn(LENGTH, WIDTH))
+        self.seen = nn.Buffer(torch.ones(LENGTH, LENGTH).tril())
         self.project = nn.Linear(WIDTH, 3 * WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY)
         self.layer = layer
@@ -55,6 +56,17 @@ def spelled(
 
 LOW = torch.finfo(torch.float32).min
 
+
+def kept(seen: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Scores that are multiplied by numbers, and numbers added to them."""
+
+    def change(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        own = seen[: scores.shape[-2], : scores.shape[-1]]
+        return scores * own + -1e4 * (1 - own)
+
+    return change
+
+
 WORKS: dict[str, Layer] = {
     "a truth value that crosses kernels": lambda m, i, x: torch.where(
         (i % 3 != 0)[..., None], functional.gelu(m.project(functional.silu(m.project(x)[..., :WIDTH])))[..., :WIDTH], x
@@ -63,6 +75,7 @@ WORKS: dict[str, Layer] = {
     "learned positions": lambda m, i, x: x + m.table[torch.arange(i.shape[1])],
     "an index that wraps": lambda m, i, x: x + m.table[i - 5],
     "a mask behind a scale": lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, s, LOW) * 0.5),
+    "a mask of zeros and ones": lambda m, i, x: spelled(m, x, kept(m.seen)),
     "a soft cap": lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, 3.0 * torch.tanh(s / 3.0), LOW)),
     "a sum over earlier tokens": lambda m, i, x: x.cumsum(1),
     "one key head": lambda m, i, x: merged(
@@ -101,6 +114,7 @@ REFUSED: dict[str, tuple[type[ForerunError], Layer]] = {
         UnsupportedOperationError,
         lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, s * m.table[0, :4].view(1, 4, 1, 1), LOW)),
     ),
+    "a mask of other numbers": (UnsupportedOperationError, lambda m, i, x: spelled(m, x, kept(m.seen * 0.5))),
     "a mask that is none any more": (
         UnsupportedOperationError,
         lambda m, i, x: spelled(m, x, lambda s, v: torch.where(v, s, -1e4) * 1e-4),
