@@ -141,7 +141,8 @@ class OpenedStep:
                 if not error <= TOLERANCE * float(expected.abs().max()):
                     raise TraceError(
                         f"one step of {name} with its states gives other logits than its forward pass (by "
-                        f"{error:.2g}): the states hold less than what it reads."
+                        f"{error:.2g}): the states hold less than what it reads, or the model computes a prompt in "
+                        "another way than single tokens."
                     )
 
 

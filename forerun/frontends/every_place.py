@@ -4,7 +4,10 @@
         choice, token = torch.where(chosen[expert])
         result.index_add_(0, token, f(x[token]) * weights[token, choice, None])
 
-How many places there are is not known in a trace. It takes all places, and adds zeros for those where nothing is true.
+    result[chosen] = f(x[chosen])
+
+How many places there are is not known in a trace. It takes all places; where nothing is true, it adds zeros, and keeps
+what is there.
 What else is done with places, or with what lies at them, is refused, or shows in a comparison with the model itself.
 """
 
@@ -58,11 +61,6 @@ class EveryPlace(TorchFunctionMode):
         super().__init__()
         self.found: dict[int, Places] = {}
 
-    @property
-    def is_used(self) -> bool:
-        """Whether places were looked for."""
-        return bool(self.found)
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -72,6 +70,8 @@ class EveryPlace(TorchFunctionMode):
         if func in FINDS and len(args) == 1 and named.keys() <= {"as_tuple"}:
             separate = named.get("as_tuple", func in (torch.where, Tensor.where))
             return self._every(args[0], separate)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and _is_mask(args[1]):
+            return _where_true(*args)
         if not any(id(each) in self.found for each in _tensors(args)):
             return func(*args, **named)
         if func is Tensor.__getitem__ and id(args[0]) not in self.found:
@@ -130,6 +130,23 @@ class EveryPlace(TorchFunctionMode):
         if dim != 0:
             raise TraceError("The model adds at places of an axis other than the first, which cannot be traced.")
         return x.add_(total) if func is Tensor.index_add_ else x + total
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() > 0
+
+
+def _where_true(x: Tensor, mask: Tensor, *values: Any) -> Tensor | None:
+    """x[mask], for all places; or x with other values where the mask is true."""
+    features = x.shape[mask.dim() :]
+    if not values:
+        return x.reshape(-1, *features)
+    (value,) = values
+    seen = mask.reshape(*mask.shape, *(1 for _ in features))
+    if isinstance(value, Tensor) and value.dim():
+        value = value.reshape(x.shape)
+    x.copy_(torch.where(seen, value, x))
+    return None
 
 
 def _tensors(values: Any) -> list[Tensor]:

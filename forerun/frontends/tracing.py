@@ -88,9 +88,11 @@ def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedPro
     if not lengths:
         raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {SHORTEST}.")
     found = _traced(module, name, max_length, lengths, None)
-    if isinstance(found, Exception) and DEPENDS_ON_DATA in str(found):
-        looped = _traced(module, name, max_length, lengths, EveryPlace())
-        found = looped if isinstance(looped, ExportedProgram | TraceError) else found
+    if DEPENDS_ON_DATA in str(found) if isinstance(found, Exception) else _has_unknown_sizes(found):
+        placed = _traced(module, name, max_length, lengths, EveryPlace())
+        known = isinstance(placed, ExportedProgram) and not _has_unknown_sizes(placed)
+        if known or (isinstance(placed, TraceError) and isinstance(found, Exception)):
+            found = placed
     if isinstance(found, ExportedProgram):
         return found
     if isinstance(found, TraceError):
@@ -161,6 +163,11 @@ def _export(module: TokenLogits, length: int, max_length: int, places: EveryPlac
     dynamic = Dim.DYNAMIC(max=max_length)  # pyright: ignore[reportCallIssue]
     with torch.no_grad(), quiet_libraries(), places or nullcontext():
         return torch.export.export(module, (example,), dynamic_shapes=({1: dynamic},), strict=False)
+
+
+def _has_unknown_sizes(program: ExportedProgram) -> bool:
+    """Whether sizes in a program are known only when it runs."""
+    return any("unbacked_bindings" in node.meta for node in program.graph.nodes)
 
 
 def _require_equal(program: ExportedProgram, module: TokenLogits, name: str, max_length: int) -> None:

@@ -115,8 +115,16 @@ class Placed(nn.Module):
         return self.head(self.use(x, at))[None]
 
 
-def test_what_is_added_at_places_may_be_anything_of_them() -> None:
-    model = Placed(lambda x, at: x.index_add(0, at, x[at].tanh() * 3))
+def adapted(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Rows whose first number is positive are other ones."""
+    mask, result = x[:, 0] > 0, x * 2
+    result[mask] = x[mask].tanh()
+    return result
+
+
+@pytest.mark.parametrize("use", [lambda x, at: x.index_add(0, at, x[at].tanh() * 3), adapted], ids=["added", "put"])
+def test_what_is_added_or_put_at_places_may_be_anything_of_them(use: Any) -> None:
+    model = Placed(use)
     compiled = forerun.compile(model, strategy="autoregressive", max_length=64)
     found = compiled.generate([3, 8, 5, 2], max_new_tokens=6, return_logits=True)
     with torch.inference_mode():
