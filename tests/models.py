@@ -162,6 +162,7 @@ MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state
 RECURRENT: dict[str, Callable[..., PreTrainedModel]] = {
     "mamba": tiny("mamba", SHORT, state_size=16),
     "mamba2": tiny("mamba2", SHORT, num_heads=8, head_dim=16, state_size=16, n_groups=1, expand=2, chunk_size=8),
+    "rwkv": tiny("rwkv", SHORT, attention_hidden_size=HIDDEN, intermediate_size=INNER),
     "lfm2": tiny("lfm2", GROUPED, layer_types=["conv", "full_attention"]),
     "falcon_h1": tiny("falcon_h1", GROUPED, mamba_d_ssm=128, **MAMBA2),
     "bamba": tiny("bamba", GROUPED, attn_layer_indices=[1], **MAMBA2),
@@ -177,7 +178,7 @@ RECURRENT: dict[str, Callable[..., PreTrainedModel]] = {
         layer_types=["linear_attention", "full_attention"],
     ),
 }
-"""State-space models, short convolutions, a gated delta rule, and hybrids of them with attention."""
+"""State-space models, RWKV, short convolutions, a gated delta rule, and hybrids of them with attention."""
 
 
 WITHOUT_STREAM: dict[str, Callable[..., PreTrainedModel]] = {

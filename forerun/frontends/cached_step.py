@@ -62,7 +62,8 @@ class CachedStep(nn.Module):
 
     def forward(self, token: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """`token[1, 1], states -> logits[1, 1, V], states`; the given states stay as they are."""
-        cache = copy.deepcopy(self._template[0])
+        settings = (_get(self._template[0], path) for path in _paths(self._template[0]))
+        cache = copy.deepcopy(self._template[0], {id(each): each for each in settings})  # tensors that stay are shared
         for path, state in zip(self.tensors.paths, states, strict=True):
             _put(cache, path, state.clone())
         given = {self.tensors.keyword: cache, **self._positions(states)}
