@@ -7,15 +7,16 @@
     result[chosen] = f(x[chosen])
 
 How many places there are is not known in a trace. It takes all places; where nothing is true, it adds zeros, and keeps
-what is there.
-What else is done with places, or with what lies at them, is refused, or shows in a comparison with the model itself.
+what is there. That is the same as long as `f` computes each row by itself and nobody counts: only functions of single
+rows are let through, and a count may only be compared with zero. The caller compares the result with the model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -26,17 +27,58 @@ from forerun.errors import TraceError
 
 FINDS = {torch.nonzero, Tensor.nonzero, torch.where, Tensor.where, torch.argwhere, Tensor.argwhere}
 ADDS = {torch.index_add, Tensor.index_add, Tensor.index_add_}
-HARMLESS = {"size", "numel", "dim", "__len__", "__get__", "item", "tolist", "long", "int", "unbind", "__iter__"}
-"""What may be asked of places."""
+GETS = {getattr(Tensor, name).__get__ for name in ("dtype", "device", "ndim", "is_cuda", "requires_grad", "layout")}
+SHAPE = getattr(Tensor, "shape").__get__  # noqa: B009
+COPIES = {"long", "to", "contiguous", "clone", "detach"}
+"""What gives the same whole numbers again."""
+ELEMENTWISE = {
+    *("add", "sub", "mul", "div", "true_divide", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp"),
+    *("log", "tanh", "sigmoid", "relu", "relu6", "silu", "gelu", "softplus", "leaky_relu", "elu", "mish", "hardswish"),
+    *("erf", "sin", "cos", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where", "dropout", "rsub"),
+    *("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"),
+}
+"""Functions of each number by itself, also as operators and in place."""
+ALONG = {"softmax": 1, "log_softmax": 1, "sum": 1, "mean": 1, "amax": 1, "amin": 1, "chunk": 2, "split": 2, "cat": 1}
+"""Functions along a dimension, by the place of that argument; it must be the last one."""
 
 
-@dataclass(frozen=True)
-class Places:
-    """The coordinates along one axis of all places of `truths`, in the order of memory."""
+class Count:
+    """How many places there are: more than none."""
 
-    truths: Tensor
-    axis: int
-    index: Tensor
+    def _compared(self, other: object, with_zero: bool, with_one: bool | None = None) -> bool:
+        if other == 0 and isinstance(other, int):
+            return with_zero
+        if other == 1 and with_one is not None:
+            return with_one
+        raise TraceError("The model counts the places where values are true, which cannot be traced.")
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared(other, False)
+
+    def __ne__(self, other: object) -> bool:
+        return self._compared(other, True)
+
+    def __gt__(self, other: object) -> bool:
+        return self._compared(other, True)
+
+    def __le__(self, other: object) -> bool:
+        return self._compared(other, False)
+
+    def __ge__(self, other: object) -> bool:
+        return self._compared(other, True, True)
+
+    def __lt__(self, other: object) -> bool:
+        return self._compared(other, False, False)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __index__(self) -> int:
+        self._compared(None, False)
+        return 0
+
+    __int__ = __index__
+    __hash__ = object.__hash__
 
 
 class Coordinate(int):
@@ -54,12 +96,39 @@ class Place(tuple[Coordinate, ...]):
         return only
 
 
+class Rows:
+    """All places of truth values of known sizes, one after the other, as `nonzero` gives those that are true."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.places = [Place(map(Coordinate, each)) for each in product(*map(range, sizes))]
+        self.shape = (Count(), len(sizes))
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.places)
+
+    def numel(self) -> Count:
+        return Count()
+
+    def __len__(self) -> int:
+        return int(Count())
+
+
+@dataclass(frozen=True)
+class Places:
+    """The coordinates along one axis of all places of `truths`, in the order of memory."""
+
+    truths: Tensor
+    axis: int
+    index: Tensor
+
+
 class EveryPlace(TorchFunctionMode):
     """While it is entered, the places where values are true are all places."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[int, Places] = {}
+        self.rows: dict[int, Tensor] = {}  # what lies at places, and what is computed of it
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -70,27 +139,25 @@ class EveryPlace(TorchFunctionMode):
         if func in FINDS and len(args) == 1 and named.keys() <= {"as_tuple"}:
             separate = named.get("as_tuple", func in (torch.where, Tensor.where))
             return self._every(args[0], separate)
-        if func in (Tensor.__getitem__, Tensor.__setitem__) and _is_mask(args[1]):
-            return _where_true(*args)
-        if not any(id(each) in self.found for each in _tensors(args)):
-            return func(*args, **named)
-        if func is Tensor.__getitem__ and id(args[0]) not in self.found:
-            return self._taken(*args)
-        if func in ADDS and not named and len(args) == 4:
-            return self._added(func, *args)
-        if getattr(func, "__name__", "") in HARMLESS or func is Tensor.__getitem__:
-            return func(*args, **named)
-        raise TraceError(
-            f"The model uses the places where values are true in {getattr(func, '__name__', func)}, which cannot be "
-            "traced: index by them, and add what is computed with index_add_."
-        )
+        if func is Tensor.__getitem__ and _is_mask(args[1]) and id(args[0]) not in self.rows:
+            return self._kept(_flat(*args))
+        if func is Tensor.__setitem__ and _is_mask(args[1]) and id(args[0]) not in self.rows:
+            _put(*args)
+            return None
+        given = [*_tensors(args), *_tensors(list(named.values()))]
+        if any(id(each) in self.found for each in given):
+            return self._at_places(func, args, named)
+        if any(id(each) in self.rows for each in given):
+            return self._of_rows(func, args, named)
+        return func(*args, **named)
 
     def _every(self, truths: Tensor, separate: bool) -> Any:
         sizes: tuple[int | torch.SymInt, ...] = tuple(truths.shape)
         if not separate:
-            if not any(isinstance(each, torch.SymInt) for each in sizes):
-                return [Place(map(Coordinate, each)) for each in product(*map(range, sizes))]
-            raise TraceError("The model looks for places along the sequence in a form that cannot be traced.")
+            known = [each for each in sizes if not isinstance(each, torch.SymInt)]
+            if len(known) < len(sizes):
+                raise TraceError("The model looks for places along the sequence in a form that cannot be traced.")
+            return Rows(known)
         indices: list[Tensor] = []
         for axis, size in enumerate(sizes):
             shape = [1] * len(sizes)
@@ -100,12 +167,40 @@ class EveryPlace(TorchFunctionMode):
             indices.append(index)
         return tuple(indices)
 
+    def _kept(self, rows: Any) -> Any:
+        """Remembers rows at places."""
+        for each in _tensors(rows):
+            self.rows[id(each)] = each
+        return rows
+
+    def _at_places(self, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]) -> Any:
+        """What is done with places: rows are taken there, or added; or they are counted."""
+        name = getattr(func, "__name__", str(func))
+        if func is Tensor.__getitem__ and id(args[0]) not in self.found:
+            if id(args[0]) in self.rows:
+                raise TraceError("The model indexes what lies at places by places, which cannot be traced.")
+            return self._kept(self._taken(*args))
+        if func in ADDS and not named and len(args) == 4:
+            return self._added(func, *args)
+        if func in (Tensor.numel, Tensor.size, Tensor.__len__) or func == SHAPE:
+            return (Count(),) if func == SHAPE else int(Count()) if func is Tensor.__len__ else Count()
+        if func in GETS:
+            return func(*args, **named)
+        if name in COPIES and len(args) == 1 and args[0].dtype == torch.int64 and not named:
+            return args[0]
+        raise TraceError(
+            f"The model uses the places where values are true in {name}, which cannot be traced: index by them, and "
+            "add what is computed with index_add_."
+        )
+
     def _taken(self, x: Tensor, index: Any) -> Tensor:
         """x at places, for its first axes: x spread over all places."""
         parts = list(index) if isinstance(index, tuple) else [index]
         chosen = [self.found[id(each)] for each in parts if id(each) in self.found]
         rest = parts[len(chosen) :]
-        if any(id(each) not in self.found for each in parts[: len(chosen)]) or any(each is not None for each in rest):
+        first = all(id(each) in self.found for each in parts[: len(chosen)])
+        together = all(each.truths is chosen[0].truths for each in chosen)
+        if not first or not together or any(each is not None for each in rest):
             raise TraceError("The model indexes by places and by something else, which cannot be traced.")
         truths = chosen[0].truths
         order = sorted(range(len(chosen)), key=lambda at: chosen[at].axis)
@@ -121,32 +216,96 @@ class EveryPlace(TorchFunctionMode):
         return flat
 
     def _added(self, func: Callable[..., Any], x: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
+        if dim != 0 or id(index) not in self.found or id(values) not in self.rows or id(x) in self.rows:
+            raise TraceError("The model adds at places in a form that cannot be traced: add rows taken there, along 0.")
         places = self.found[id(index)]
         truths = places.truths
         seen = (truths != 0).reshape(-1, *(1 for _ in values.shape[1:]))
         kept = torch.where(seen, values, torch.zeros_like(values)).reshape(*truths.shape, *values.shape[1:])
         others = [axis for axis in range(truths.dim()) if axis != places.axis]
         total = kept.sum(others) if others else kept
-        if dim != 0:
-            raise TraceError("The model adds at places of an axis other than the first, which cannot be traced.")
         return x.add_(total) if func is Tensor.index_add_ else x + total
+
+    def _of_rows(self, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]) -> Any:
+        """A function of rows at places, if it is one of each row by itself."""
+        name = getattr(func, "__name__", str(func))
+        if func in GETS or name in ("dim", "is_floating_point"):
+            return func(*args, **named)
+        if func in (Tensor.numel, Tensor.__len__):
+            return Count() if func is Tensor.numel else int(Count())
+        if func == SHAPE or (func is Tensor.size and len(args) == 1):
+            return (Count(), *list(func(*args))[1:])
+        if not self._is_row_by_row(name, args, named):
+            raise TraceError(
+                f"The model computes what lies at the places where values are true with {name}, in which places may "
+                "meet: compute each row by itself."
+            )
+        return self._kept(func(*args, **named))
+
+    def _is_row_by_row(self, name: str, args: Sequence[Any], named: dict[str, Any]) -> bool:
+        given = [*_tensors(args), *_tensors(list(named.values()))]
+        rows = [each for each in given if id(each) in self.rows]
+        rank = max(each.dim() for each in rows)
+        if any(each.dim() != rank for each in rows) or rank < 1:
+            return False
+        plain = name.strip("_") if name.startswith("__") else name.removesuffix("_")
+        if plain.removeprefix("i") in ELEMENTWISE and name.startswith("__i"):
+            plain = plain.removeprefix("i")
+        if plain.removeprefix("r") in ELEMENTWISE and name.startswith("__r"):
+            plain = plain.removeprefix("r")
+        plain = {"truediv": "div", "itruediv": "div", "rtruediv": "div"}.get(plain, plain)
+        first = args[0] if args else None
+        if plain in ELEMENTWISE:
+            return all(each.dim() <= rank for each in given) and "out" not in named
+        if plain in ALONG and rank >= 2:
+            place = ALONG[plain]
+            dim = named.get("dim", args[place] if len(args) > place else None)
+            dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+            return all(each in (-1, rank - 1) for each in dims)
+        alone = id(first) in self.rows and len(rows) == 1
+        if plain == "linear":
+            return alone and rank >= 2
+        if plain in ("matmul", "mm"):
+            return alone and rank >= 2 and len(given) == 2 and given[1].dim() == 2
+        if plain in ("layer_norm", "rms_norm"):
+            return alone and rank >= 2 and len(args) >= 2 and len(args[1]) == 1
+        if plain == "unsqueeze":
+            dim = named.get("dim", args[1] if len(args) > 1 else 0)
+            return dim == -1 or 0 < dim <= rank
+        if plain in ("view", "reshape"):
+            return _keeps_rows(args[0], args[1:])
+        if plain == "getitem":
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            others = all(each is None or isinstance(each, (int, slice)) for each in parts[1:])
+            return (
+                parts[0] in (Ellipsis, slice(None)) and others and (parts[0] is not Ellipsis or len(parts) < rank + 1)
+            )
+        return False
+
+
+def _keeps_rows(rows: Tensor, sizes: Sequence[Any]) -> bool:
+    """Whether a view changes the features of rows alone."""
+    asked = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else list(sizes)
+    known = [each for each in asked[1:] if isinstance(each, int) and each > 0]
+    return asked[:1] == [-1] and len(known) == len(asked) - 1 and prod(known) == prod(rows.shape[1:])
+
+
+def _flat(x: Tensor, mask: Tensor) -> Tensor:
+    """x[mask], for all places: other memory, as the model may change it."""
+    return x.reshape(-1, *x.shape[mask.dim() :]).clone()
 
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() > 0
 
 
-def _where_true(x: Tensor, mask: Tensor, *values: Any) -> Tensor | None:
-    """x[mask], for all places; or x with other values where the mask is true."""
-    features = x.shape[mask.dim() :]
-    if not values:
-        return x.reshape(-1, *features)
-    (value,) = values
-    seen = mask.reshape(*mask.shape, *(1 for _ in features))
+def _put(x: Tensor, mask: Tensor, value: Any) -> None:
+    """x with other values where the mask is true."""
+    seen = mask.reshape(*mask.shape, *(1 for _ in x.shape[mask.dim() :]))
     if isinstance(value, Tensor) and value.dim():
-        value = value.reshape(x.shape)
+        whole = value.dim() == 1 + x.dim() - mask.dim() and value.shape[0] != 1
+        value = value.reshape(x.shape) if whole else value
     x.copy_(torch.where(seen, value, x))
-    return None
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """From a module to an ExportedProgram: `input_ids[1, T] -> logits[1, T, V]` with a dynamic T."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
@@ -91,8 +91,7 @@ def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedPro
     if DEPENDS_ON_DATA in str(found) if isinstance(found, Exception) else _has_unknown_sizes(found):
         placed = _traced(module, name, max_length, lengths, EveryPlace())
         known = isinstance(placed, ExportedProgram) and not _has_unknown_sizes(placed)
-        if known or (isinstance(placed, TraceError) and isinstance(found, Exception)):
-            found = placed
+        found = placed if known or isinstance(placed, TraceError) else found
     if isinstance(found, ExportedProgram):
         return found
     if isinstance(found, TraceError):
@@ -165,6 +164,23 @@ def _export(module: TokenLogits, length: int, max_length: int, places: EveryPlac
         return torch.export.export(module, (example,), dynamic_shapes=({1: dynamic},), strict=False)
 
 
+def _compared_texts(vocabulary: int, longest: int) -> Iterator[Tensor]:
+    """Texts [1, T] in which all, some or none of the tokens fulfil a condition."""
+    generator = torch.Generator().manual_seed(0)
+    for length in sorted({SHORTEST, min(11, longest), longest}):
+        yield torch.randint(0, vocabulary, (1, length), generator=generator)
+    for token in (
+        0,
+        vocabulary // 2,
+        vocabulary - 1,
+        *torch.randint(0, vocabulary, (4,), generator=generator).tolist(),
+    ):
+        yield torch.full((1, SHORTEST), token)
+        mixed = torch.randint(0, vocabulary, (1, min(11, longest)), generator=generator)
+        mixed[:, ::2] = token
+        yield mixed
+
+
 def _has_unknown_sizes(program: ExportedProgram) -> bool:
     """Whether sizes in a program are known only when it runs."""
     return any("unbacked_bindings" in node.meta for node in program.graph.nodes)
@@ -173,8 +189,8 @@ def _has_unknown_sizes(program: ExportedProgram) -> bool:
 def _require_equal(program: ExportedProgram, module: TokenLogits, name: str, max_length: int) -> None:
     """Raises `TraceError` unless a program that takes all places for those where values are true gives equal logits."""
     traced = program.module()
-    for length in (SHORTEST, min(EXAMPLE_LENGTHS[-1], max_length)):
-        tokens = torch.arange(length)[None] * 7 % 61 + 1
+    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+    for tokens in _compared_texts(int(output.meta["val"].shape[-1]), min(EXAMPLE_LENGTHS[-1], max_length)):
         with torch.no_grad(), quiet_libraries():
             found, expected = traced(tokens), module(tokens)
         error = float((found - expected).abs().max())

@@ -193,16 +193,23 @@ class _Step:
 
         If rows have states of their own, the window is one of these, so that memory does not grow with the text.
         """
-        build, value = self.build, self.values[operation.x]
+        if tensor_type(operation.x).dtype in INTEGER_DTYPES - {"i1"}:
+            raise UnsupportedOperationError(
+                f"spec.window at {operation.location} reads whole numbers of earlier positions, which states in "
+                "float32 cannot hold exactly; keep floating-point numbers.\n" + neighbourhood(operation)
+            )
+        build = self.build
         build.location = operation.location
+        value = build.cast(self.values[operation.x], "f32")
         self.count += 1
         if self.recurs:
-            self.values[operation.result] = self.kept(value, operation.count)
+            kept = self.kept(value, operation.count)
+            self.values[operation.result] = build.cast(kept, tensor_type(operation.x).dtype)
             return
         symbol, kind = self.state(f"window.{self.count - 1}", value), tensor_type(value)
         slots = build.add(Ancestors, *self.history(), count=operation.count, block=self.block)
         read = build.add(StateRead, slots, symbol=symbol, shape=kind.dims[1:], dtype="f32")
-        self.values[operation.result] = build.cast(read, kind.dtype)
+        self.values[operation.result] = build.cast(read, tensor_type(operation.x).dtype)
 
     def kept(self, value: SSAValue, count: int) -> SSAValue:
         """A window [N, count, *shape] that rows hand on: each drops the oldest value and appends its own."""

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from forerun import dims as dimensions
 from forerun.ir import (
+    AlongAxes,
     Broadcast,
     Builder,
     Cast,
     Context,
+    Elementwise,
     ExpertLinear,
     InsertPoint,
     Iota,
@@ -95,7 +98,9 @@ def _join(root: Map) -> int:
         if not isinstance(value, SSAValue) or not joining.sees_experts:
             continue
         if bound is None or count < bound:
-            own = build.map("lt", joining.placed(), build.constant(count, tensor_type(joining.choice.ids).dtype))
+            ids, dtype = joining.placed(), tensor_type(joining.choice.ids).dtype
+            below = build.map("lt", ids, build.constant(count, dtype))
+            own = build.map("and", below, build.map("ge", ids, build.constant(0, dtype)))
             dims = (*tensor_type(own).dims, *(1 for _ in range(tensor_type(value).rank - tensor_type(own).rank)))
             zero = build.constant(0.0, tensor_type(value).dtype)
             value = build.map("where", build.reshape(own, dims), value, zero)
@@ -153,6 +158,8 @@ def _choice(condition: SSAValue) -> Choice | None:
         view = defined_by(ids, Reshape)
         if counted is None or view is None or tensor_type(ids).dims[-1] != 1 or order[taken.dim] != last:
             continue
+        if any(dim != 1 for dim in tensor_type(numbers).dims[:-1]) or tensor_type(ids).dtype not in ("i64", "i32"):
+            continue
         if tensor_type(view.x).dims != tensor_type(ids).dims[:-1]:
             continue
         rest = tuple(each for at, each in enumerate(order) if at != taken.dim)
@@ -169,9 +176,10 @@ def _unviewed(value: SSAValue) -> SSAValue:
 
 
 def _bound(ids: SSAValue) -> int | None:
-    """A number that all ids are below."""
-    choice = defined_by(_unviewed(ids), TopK)
-    size = None if choice is None else tensor_type(choice.x).dims[-1]
+    """A number that all ids are below; none is negative then."""
+    value = _unviewed(ids)
+    choice = defined_by(value, TopK)
+    size = None if choice is None or value is not choice.indices else tensor_type(choice.x).dims[-1]
     return size if isinstance(size, int) else None
 
 
@@ -216,13 +224,26 @@ class _Joining:
             return None
         columns = zip(*(each.operands for each in operations), strict=True)
         given = [self.of(list(each)) for each in columns]
-        if any(each is None for each in given):
+        if any(each is None for each in given) or not self._is_row_by_row(first):
             return None
         if not any(isinstance(each, Stack) for each in given):
             return self.build.emit(first.remade([each for each in given if isinstance(each, SSAValue)])).results[0]
         if isinstance(first, Linear):
             return self._linear(given)
         return _stacked(self.build, first, given[0]) if isinstance(given[0], Stack) and len(given) == 1 else None
+
+    def _is_row_by_row(self, operation: SpecOperation) -> bool:
+        """Whether each row and choice is computed by itself: all experts' results then are those of the chosen one.
+
+        Views of weights are checked where they are stacked.
+        """
+        rank = len(self.choice.order) + 1
+        if not any(dimensions.symbol(dim) for dim in tensor_type(operation.operands[0]).dims):
+            return isinstance(operation, Reshape | Transpose | Cast | Map)
+        if isinstance(operation, Elementwise | Linear):
+            return tensor_type(operation.results[0]).rank == rank
+        alike = all(tensor_type(each).rank == rank for each in operation.operands[:1])
+        return isinstance(operation, AlongAxes) and alike and tuple(operation.axes) == (rank - 1,)
 
     def _experts(self, slices: Sequence[object]) -> Stack | None:
         """The weights of which each expert takes its place."""
@@ -250,9 +271,13 @@ class _Joining:
         back = tuple(order.index(each) for each in range(len(order)))
         ids = self.choice.ids
         if (bound := _bound(ids)) is None or bound > self.count:
-            ids = build.map("min", ids, build.constant(self.count - 1, tensor_type(ids).dtype))
+            dtype = tensor_type(ids).dtype
+            ids = build.map("min", ids, build.constant(self.count - 1, dtype))
+            ids = build.map("max", ids, build.constant(0, dtype))
         rows = self._same_for_choices(x, back) or build.transpose(x, (*back, len(order)))
         biases = [each.value for each in bias if isinstance(each, Stack)]
+        if tensor_type(rows).dims[:-1] not in (tensor_type(ids).dims, tensor_type(ids).dims[:-1]):
+            return None
         made = build.add(ExpertLinear, rows, weight.value, ids, *biases)
         return build.transpose(made, (*order, len(order)))
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from forerun.errors import UnsupportedOperationError
 from forerun.ir import (
+    INTEGER_DTYPES,
     Block,
     Builder,
     Concat,
@@ -107,9 +108,9 @@ def _build(
     lifting = Lifting(cached, forward)
     waiting = list(moving)
     for node in nodes:
-        for each in [each for each in waiting if lifting.has(each.value)]:
-            each.lift(lifting)
-            waiting.remove(each)
+        while ready := [each for each in waiting if lifting.has(each.value)]:
+            ready[0].lift(lifting)
+            waiting.remove(ready[0])
         if isinstance(node, Part):
             _recurrence(node, lifting)
         elif isinstance(node, Return):
@@ -126,6 +127,12 @@ def _recurrence(part: Part, lifting: Lifting) -> None:
     """Emits the recurrence of a part. Several states that depend on one another are one record, side by side."""
     inputs, outputs = part.inputs(), part.outputs()
     records = [tensor_type(each) for each in part.befores]
+    for before, kind in zip(part.befores, records, strict=True):
+        if kind.dtype in INTEGER_DTYPES:
+            raise UnsupportedOperationError(
+                f"The state %{before.name_hint} of {kind} is rewritten from its own whole numbers, but states are in "
+                "float32; keep floating-point numbers."
+            )
     alike = len(records) > 1 and len(set(records)) == 1
     joined = records[0] if len(records) == 1 else _joined(part, alike)
     region = Region(Block(arg_types=[joined, *(tensor_type(each) for each in inputs)]))
