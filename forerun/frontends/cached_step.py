@@ -125,7 +125,8 @@ class OpenedStep:
 
     def _require_equal(self, program: ExportedProgram, name: str) -> None:
         """Raises `TraceError` unless the traced step gives the model's own logits, from its first states on."""
-        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % 97 + 1
+        output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % min(97, int(output.meta["val"].shape[-1]))
         traced = program.module()
         with torch.no_grad(), quiet_libraries():
             given, own = self.first, self.first
@@ -149,7 +150,7 @@ class OpenedStep:
 
 def open_step(model: nn.Module) -> OpenedStep:
     """Finds a model's states by running it for a few tokens. Raises `TraceError` if it shows none."""
-    if _is_step(model):
+    if is_step(model):
         return _given_step(model)
     tensors, cache = _probe(model)
     states = [_get(cache, path) for path in tensors.paths]
@@ -157,7 +158,8 @@ def open_step(model: nn.Module) -> OpenedStep:
     return OpenedStep(model, CachedStep(model, tensors, cache), states, first, tensors.grows)
 
 
-def _is_step(model: nn.Module) -> bool:
+def is_step(model: nn.Module) -> bool:
+    """Whether a module is given as a step over one token."""
     return list(inspect.signature(model.forward).parameters) == ["token", "states"]
 
 

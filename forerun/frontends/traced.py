@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from forerun.errors import TraceError, UnsupportedOperationError
-from forerun.frontends.cached_step import CACHED, OpenedStep, open_step
+from forerun.frontends.cached_step import CACHED, OpenedStep, is_step, open_step
 from forerun.frontends.forward import FORWARD
 from forerun.frontends.importer import Imported
 from forerun.frontends.torch_export import import_programs
@@ -52,6 +52,8 @@ class TracedModel:
         """The model's step over one token, or None if it has none: then only its forward pass can be traced."""
         if not isinstance(self.model, TokenLogits) or self.values is not None:
             return None
+        if is_step(self.model.model):
+            return open_step(self.model.model)
         try:
             return open_step(self.model.model)
         except TraceError:
