@@ -82,6 +82,7 @@ OF_TWO = [
     aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.true_divide, aten.floor_divide, aten.remainder,
     aten.multiply, aten.subtract, aten.divide, aten.maximum, aten.minimum, aten.eq,
     aten.ne, aten.lt, aten.le, aten.gt, aten.ge,
+    aten.not_equal, aten.less, aten.less_equal, aten.greater, aten.greater_equal,
 ]  # fmt: skip
 OF_TRUTH = [
     aten.__and__, aten.__or__, aten.__xor__, aten.bitwise_and, aten.bitwise_or, aten.logical_and, aten.logical_or,
@@ -206,9 +207,9 @@ REDUCTIONS: Rules = {
     "min": lambda v: aten.min(v.x, 2)[1],
     "var": lambda v: aten.var(v.x, [-1], correction=0, keepdim=True),
     "var_mean": lambda v: torch.cat(aten.var_mean(v.x, [-1], correction=1, keepdim=True), -1),
-    "greater": lambda v: aten.greater(v.x, v.y),
-    "linalg_vector_norm_1": lambda v: aten.linalg_vector_norm(v.x, 1, [-1], True),
-    "linalg_vector_norm": lambda v: aten.linalg_vector_norm(v.x, 2, [-1], True),
+    "linalg_vector_norm": lambda v: (
+        aten.linalg_vector_norm(v.x, 2, [-1], True) + aten.linalg_vector_norm(v.x, 1, [-1], True)
+    ),
     "norm": lambda v: aten.norm(v.x, 2, [-1]),
     "cumsum": lambda v: aten.cumsum(v.x, 1),
     "diff": lambda v: aten.diff(v.i, 1, -1, v.i[:, :1] - 1),
@@ -238,9 +239,11 @@ PRODUCTS: Rules = {
     "addmm": lambda v: aten.addmm(v.vector, v.x[0], v.square, beta=0.5, alpha=2),
     "baddbmm": lambda v: aten.baddbmm(v.x, v.x, v.square[None], beta=0, alpha=0.5),
     "einsum": lambda v: aten.einsum("btd,ed->bte", [v.x, v.matrix]),
-    "conv1d": lambda v: aten.conv1d(v.x.mT, v.square[:, None, :3], v.vector, padding=[2], dilation=[1], groups=8),
-    "conv1d_groups": lambda v: aten.conv1d(v.x.mT, v.square.view(8, 4, 2), v.vector, padding=[1], groups=2),
-    "conv1d_whole": lambda v: aten.conv1d(v.x.mT, v.square[:, :, None], v.vector),
+    "conv1d": lambda v: (
+        aten.conv1d(v.x.mT, v.square[:, None, :3], v.vector, padding=[1], dilation=[1], groups=8)
+        + aten.conv1d(v.x.mT, v.square[:, :, None], v.vector)
+        + aten.conv1d(v.x.mT, v.square.reshape(8, 4, 2)[..., :1], v.vector, groups=2)
+    ),
     "outer": lambda v: aten.outer(v.i[0].float(), v.vector),
     "layer_norm": lambda v: aten.layer_norm(v.x, [8], v.vector, v.vector, 1e-3),
     "rms_norm": lambda v: aten.rms_norm(v.x, [8], v.vector, 1e-3),

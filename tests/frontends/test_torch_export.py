@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Callable[[Values], Any], str]] = {
     "a norm over two dimensions": (lambda v: nn.functional.layer_norm(v.x.view(1, v.T, 2, 4), (2, 4)), "several dim"),
     "a mean counted by the length": (lambda v: v.x.var(1), "counts the named dimension T"),
     "a sort of the sequence": (lambda v: v.i.sort(1)[0], "the named dimension"),
-    "a convolution over channels": (lambda v: nn.functional.conv1d(v.x.mT, v.square[:, :, None]), "each channel"),
+    "a convolution in steps": (lambda v: nn.functional.conv1d(v.x.mT, v.square[:, :, None], stride=2), "a stride"),
     "places of the sequence": (lambda v: v.x.scatter(1, v.i[..., None], 1.0), "places of the named dimension"),
     "a list where a mask is": (lambda v: v.i.index_put([v.odd], v.i[0]), "a list of values by a mask"),
     "diagonals by letters": (lambda v: torch.einsum("btd,dd->bt", v.x, v.square), "the equation"),
