@@ -34,8 +34,8 @@ from forerun.ir import (
     Transpose,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, pass_context
-from forerun.passes.canonicalize import clean
+from forerun.passes.base import Needs, Pass, function_named, pass_context, rewrite
+from forerun.passes.canonicalize import PATTERNS, clean
 from forerun.passes.matching import defined_by, either_order, mapped, number, used_once
 
 
@@ -48,12 +48,17 @@ class JoinExperts(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
+        changed = False
         for operation in forward.body:
             if isinstance(operation, Map) and operation.function == "add" and not _is_added(operation):
                 joined = _join(operation)
                 if joined:
                     pass_context(ctx).note(f"{self.name}: {joined} experts at {operation.location}")
+                    changed = True
         clean(forward)
+        if changed:
+            rewrite(forward, PATTERNS)  # transposes of weights and of choices meet
+            clean(forward)
 
 
 def _is_added(operation: Map) -> bool:

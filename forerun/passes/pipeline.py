@@ -88,7 +88,6 @@ def step_pipeline(
         UnmergeSequence(),  # before any pattern that looks for the sequence, which code for experts merges with choices
         Canonicalize(),  # views meet where a dimension was taken apart
         JoinExperts(),
-        Canonicalize(),  # transposes of weights and of choices meet
         RaiseExperts(),
         RaiseRotaryEmbedding(),
         RaiseSoftmax(),  # before attention, whose pattern looks for spec.softmax

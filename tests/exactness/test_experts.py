@@ -1,6 +1,5 @@
 """Mixtures of experts, from graphs alone: transformers' greedy tokens, and the same bits in any schedule."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssMLP
 
 import forerun
-from forerun.errors import TraceError
 from forerun.runtime.certify import certify
 from tests.contract import SAMPLINGS, check_bits_of_plain_decoding, check_tokens_of_transformers
 from tests.models import FAMILIES, HIDDEN, MIXTURES
@@ -97,49 +95,3 @@ def test_a_loop_over_chosen_experts_is_one_computation(name: str) -> None:
     experts = [each for each in compiled.executable.step.weights.values() if len(each.shape) == 3]
     assert experts, "the experts of a layer are one weight"
     assert all(each.read is not None and each.read <= each.bytes // 2 for each in experts), "a row reads some of them"
-
-
-class Placed(nn.Module):
-    """A token's embedding, and what some code makes of those whose id is even."""
-
-    def __init__(self, use: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding, self.head, self.use = nn.Embedding(64, 16), nn.Linear(16, 64), use
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(input_ids[0])
-        (at,) = torch.where(input_ids[0] % 2 == 0)
-        if at.numel() == 0:
-            return self.head(x)[None]
-        return self.head(self.use(x, at))[None]
-
-
-def adapted(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Rows whose first number is positive are other ones."""
-    mask, result = x[:, 0] > 0, x * 2
-    result[mask] = x[mask].tanh()
-    return result
-
-
-@pytest.mark.parametrize("use", [lambda x, at: x.index_add(0, at, x[at].tanh() * 3), adapted], ids=["added", "put"])
-def test_what_is_added_or_put_at_places_may_be_anything_of_them(use: Any) -> None:
-    model = Placed(use)
-    compiled = forerun.compile(model, strategy="autoregressive", max_length=64)
-    found = compiled.generate([3, 8, 5, 2], max_new_tokens=6, return_logits=True)
-    with torch.inference_mode():
-        expected = model(torch.tensor([[3, 8, 5, 2, *found.token_ids]]))[0, 3:-1]
-    torch.testing.assert_close(torch.from_numpy(found.logits), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("use", "message"),
-    [
-        (lambda x, at: x.index_fill(0, at, 0.0), "uses the places where values are true in index_fill"),
-        (lambda x, at: x + x[at].amax(0), "does more with the places where values are true"),
-    ],
-    ids=["filled", "largest"],
-)
-def test_other_uses_of_places_are_refused_in_one_sentence(use: Any, message: str) -> None:
-    with pytest.raises(TraceError, match=message):
-        forerun.compile(Placed(use), strategy="autoregressive", target="reference", max_length=64)
