@@ -126,7 +126,7 @@ class OpenedStep:
     def _require_equal(self, program: ExportedProgram, name: str) -> None:
         """Raises `TraceError` unless the traced step gives the model's own logits, from its first states on."""
         output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
-        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % min(97, int(output.meta["val"].shape[-1]))
+        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % (min(97, int(output.meta["val"].shape[-1])) - 1) + 1
         traced = program.module()
         with torch.no_grad(), quiet_libraries():
             given, own = self.first, self.first

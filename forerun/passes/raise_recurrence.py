@@ -127,6 +127,8 @@ def _recurrence(part: Part, lifting: Lifting) -> None:
     """Emits the recurrence of a part. Several states that depend on one another are one record, side by side."""
     inputs, outputs = part.inputs(), part.outputs()
     records = [tensor_type(each) for each in part.befores]
+    if not outputs:  # such as a count that nothing reads
+        return
     for before, kind in zip(part.befores, records, strict=True):
         if kind.dtype in INTEGER_DTYPES:
             raise UnsupportedOperationError(
