@@ -141,6 +141,11 @@ class Kernel:
     places: bool = False  # whether its results say where rows lie, and nothing of the text
 
     @property
+    def traced(self) -> tuple[Value, ...]:
+        """The results that a trace compares: none that say where rows lie."""
+        return () if self.places else self.results
+
+    @property
     def matrices(self) -> tuple[str, ...]:
         """The weights of its products, each once."""
         return tuple(dict.fromkeys(name for launch in self.launches for name in launch.matrices))

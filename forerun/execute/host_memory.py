@@ -64,7 +64,7 @@ class HostMemory:
     def outputs(self, kernel: Kernel) -> list[KernelOutput]:
         """Returns a copy of each result of a kernel that has just run, its rows first, but none that are places."""
         found: list[KernelOutput] = []
-        for result in () if kernel.places else kernel.results:
+        for result in kernel.traced:
             axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
             along = None if axis is None else str(result.dims[axis])
             value = np.moveaxis(self.view(result), axis or 0, 0) if result.dims else self.view(result)

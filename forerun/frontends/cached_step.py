@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from forerun.errors import TraceError, first_sentence
 from forerun.frontends.huggingface import keep_all_positions
 from forerun.frontends.quiet import quiet_libraries
-from forerun.frontends.tracing import takes_positions
+from forerun.frontends.tracing import first_result, takes_positions
 
 CACHED = "cached"
 """The name of the traced step among a module's functions."""
@@ -125,8 +125,9 @@ class OpenedStep:
 
     def _require_equal(self, program: ExportedProgram, name: str) -> None:
         """Raises `TraceError` unless the traced step gives the model's own logits, from its first states on."""
-        output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
-        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % (min(97, int(output.meta["val"].shape[-1])) - 1) + 1
+        logits = first_result(program)
+        assert logits is not None
+        tokens = torch.arange(1, CHECKED + 1)[None] * 7 % (min(97, int(logits.shape[-1])) - 1) + 1
         traced = program.module()
         with torch.no_grad(), quiet_libraries():
             given, own = self.first, self.first

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from forerun.errors import TraceError
+from forerun.frontends.row_functions import is_row_by_row, tensors
 
 FINDS = {torch.nonzero, Tensor.nonzero, torch.where, Tensor.where, torch.argwhere, Tensor.argwhere}
 ADDS = {torch.index_add, Tensor.index_add, Tensor.index_add_}
@@ -31,15 +31,6 @@ GETS = {getattr(Tensor, name).__get__ for name in ("dtype", "device", "ndim", "i
 SHAPE = getattr(Tensor, "shape").__get__  # noqa: B009
 COPIES = {"long", "to", "contiguous", "clone", "detach"}
 """What gives the same whole numbers again."""
-ELEMENTWISE = {
-    *("add", "sub", "mul", "div", "true_divide", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "exp"),
-    *("log", "tanh", "sigmoid", "relu", "relu6", "silu", "gelu", "softplus", "leaky_relu", "elu", "mish", "hardswish"),
-    *("erf", "sin", "cos", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where", "dropout", "rsub"),
-    *("to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"),
-}
-"""Functions of each number by itself, also as operators and in place."""
-ALONG = {"softmax": 1, "log_softmax": 1, "sum": 1, "mean": 1, "amax": 1, "amin": 1, "chunk": 2, "split": 2, "cat": 1}
-"""Functions along a dimension, by the place of that argument; it must be the last one."""
 
 
 class Count:
@@ -144,7 +135,7 @@ class EveryPlace(TorchFunctionMode):
         if func is Tensor.__setitem__ and _is_mask(args[1]) and id(args[0]) not in self.rows:
             _put(*args)
             return None
-        given = [*_tensors(args), *_tensors(list(named.values()))]
+        given = tensors([*args, *named.values()])
         if any(id(each) in self.found for each in given):
             return self._at_places(func, args, named)
         if any(id(each) in self.rows for each in given):
@@ -169,7 +160,7 @@ class EveryPlace(TorchFunctionMode):
 
     def _kept(self, rows: Any) -> Any:
         """Remembers rows at places."""
-        for each in _tensors(rows):
+        for each in tensors(rows):
             self.rows[id(each)] = each
         return rows
 
@@ -235,59 +226,12 @@ class EveryPlace(TorchFunctionMode):
             return Count() if func is Tensor.numel else int(Count())
         if func == SHAPE or (func is Tensor.size and len(args) == 1):
             return (Count(), *list(func(*args))[1:])
-        if not self._is_row_by_row(name, args, named):
+        if not is_row_by_row(name, args, named, lambda each: id(each) in self.rows):
             raise TraceError(
                 f"The model computes what lies at the places where values are true with {name}, in which places may "
                 "meet: compute each row by itself."
             )
         return self._kept(func(*args, **named))
-
-    def _is_row_by_row(self, name: str, args: Sequence[Any], named: dict[str, Any]) -> bool:
-        given = [*_tensors(args), *_tensors(list(named.values()))]
-        rows = [each for each in given if id(each) in self.rows]
-        rank = max(each.dim() for each in rows)
-        if any(each.dim() != rank for each in rows) or rank < 1:
-            return False
-        plain = name.strip("_") if name.startswith("__") else name.removesuffix("_")
-        if plain.removeprefix("i") in ELEMENTWISE and name.startswith("__i"):
-            plain = plain.removeprefix("i")
-        if plain.removeprefix("r") in ELEMENTWISE and name.startswith("__r"):
-            plain = plain.removeprefix("r")
-        plain = {"truediv": "div", "itruediv": "div", "rtruediv": "div"}.get(plain, plain)
-        first = args[0] if args else None
-        if plain in ELEMENTWISE:
-            return all(each.dim() <= rank for each in given) and "out" not in named
-        if plain in ALONG and rank >= 2:
-            place = ALONG[plain]
-            dim = named.get("dim", args[place] if len(args) > place else None)
-            dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
-            return all(each in (-1, rank - 1) for each in dims)
-        alone = id(first) in self.rows and len(rows) == 1
-        if plain == "linear":
-            return alone and rank >= 2
-        if plain in ("matmul", "mm"):
-            return alone and rank >= 2 and len(given) == 2 and given[1].dim() == 2
-        if plain in ("layer_norm", "rms_norm"):
-            return alone and rank >= 2 and len(args) >= 2 and len(args[1]) == 1
-        if plain == "unsqueeze":
-            dim = named.get("dim", args[1] if len(args) > 1 else 0)
-            return dim == -1 or 0 < dim <= rank
-        if plain in ("view", "reshape"):
-            return _keeps_rows(args[0], args[1:])
-        if plain == "getitem":
-            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            others = all(each is None or isinstance(each, (int, slice)) for each in parts[1:])
-            return (
-                parts[0] in (Ellipsis, slice(None)) and others and (parts[0] is not Ellipsis or len(parts) < rank + 1)
-            )
-        return False
-
-
-def _keeps_rows(rows: Tensor, sizes: Sequence[Any]) -> bool:
-    """Whether a view changes the features of rows alone."""
-    asked = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else list(sizes)
-    known = [each for each in asked[1:] if isinstance(each, int) and each > 0]
-    return asked[:1] == [-1] and len(known) == len(asked) - 1 and prod(known) == prod(rows.shape[1:])
 
 
 def _flat(x: Tensor, mask: Tensor) -> Tensor:
@@ -306,11 +250,3 @@ def _put(x: Tensor, mask: Tensor, value: Any) -> None:
         whole = value.dim() == 1 + x.dim() - mask.dim() and value.shape[0] != 1
         value = value.reshape(x.shape) if whole else value
     x.copy_(torch.where(seen, value, x))
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, (list, tuple)):
-        return [tensor for each in values for tensor in _tensors(each)]
-    return []

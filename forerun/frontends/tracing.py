@@ -88,7 +88,8 @@ def trace_module(module: TokenLogits, name: str, max_length: int) -> ExportedPro
     if not lengths:
         raise TraceError(f"max_length={max_length} is too short to trace {name}: give at least {SHORTEST}.")
     found = _traced(module, name, max_length, lengths, None)
-    if DEPENDS_ON_DATA in str(found) if isinstance(found, Exception) else _has_unknown_sizes(found):
+    counts = _has_unknown_sizes(found) if isinstance(found, ExportedProgram) else DEPENDS_ON_DATA in str(found)
+    if counts:
         placed = _traced(module, name, max_length, lengths, EveryPlace())
         known = isinstance(placed, ExportedProgram) and not _has_unknown_sizes(placed)
         found = placed if known or isinstance(placed, TraceError) else found
@@ -139,9 +140,15 @@ def check_program(program: ExportedProgram, name: str, max_length: int) -> None:
     if limits is not None:
         least, most = int(limits.lower), int(min(limits.upper, LONGEST))
         require_range(name, least, most, max_length, _table_of(program, most) if most < max_length else "")
+    value = first_result(program)
+    require_logits(name, [] if value is None else traced_sizes(value.shape), str(tokens.shape[1]))
+
+
+def first_result(program: ExportedProgram) -> Tensor | None:
+    """The first result of a program as it was traced, if it is a tensor."""
     output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
     value = output.meta.get("val") if isinstance(output, torch.fx.Node) else None
-    require_logits(name, traced_sizes(value.shape) if isinstance(value, Tensor) else [], str(tokens.shape[1]))
+    return value if isinstance(value, Tensor) else None
 
 
 def _table_of(program: ExportedProgram, size: int) -> str:
@@ -169,12 +176,8 @@ def _compared_texts(vocabulary: int, longest: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     for length in sorted({SHORTEST, min(11, longest), longest}):
         yield torch.randint(0, vocabulary, (1, length), generator=generator)
-    for token in (
-        0,
-        vocabulary // 2,
-        vocabulary - 1,
-        *torch.randint(0, vocabulary, (4,), generator=generator).tolist(),
-    ):
+    others = torch.randint(0, vocabulary, (4,), generator=generator).tolist()
+    for token in (0, vocabulary // 2, vocabulary - 1, *others):
         yield torch.full((1, SHORTEST), token)
         mixed = torch.randint(0, vocabulary, (1, min(11, longest)), generator=generator)
         mixed[:, ::2] = token
@@ -189,8 +192,9 @@ def _has_unknown_sizes(program: ExportedProgram) -> bool:
 def _require_equal(program: ExportedProgram, module: TokenLogits, name: str, max_length: int) -> None:
     """Raises `TraceError` unless a program that takes all places for those where values are true gives equal logits."""
     traced = program.module()
-    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
-    for tokens in _compared_texts(int(output.meta["val"].shape[-1]), min(EXAMPLE_LENGTHS[-1], max_length)):
+    logits = first_result(program)
+    assert logits is not None
+    for tokens in _compared_texts(int(logits.shape[-1]), min(EXAMPLE_LENGTHS[-1], max_length)):
         with torch.no_grad(), quiet_libraries():
             found, expected = traced(tokens), module(tokens)
         error = float((found - expected).abs().max())

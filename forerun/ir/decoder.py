@@ -13,7 +13,7 @@ from forerun.ir.elementwise import broadcast_dims
 from forerun.ir.families import AlongAxes, Computation, StepOperation
 from forerun.ir.operation import Environment, Types, ValueOperation, operation, require
 from forerun.ir.properties import FLAG, INTEGER, NUMBER, SYMBOL, TEXT, Symbol, default, optional, parameter
-from forerun.ir.states import require_history
+from forerun.ir.states import history_slots, require_history
 from forerun.ir.types import TensorType
 
 
@@ -249,14 +249,12 @@ class TreeAttention(StepOperation, ValueOperation):
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         keys, values = environment.states[self.symbol], environment.states[self.values]
-        block, scale, softcap = self.block, self.scale, self.softcap
+        scale, softcap = self.scale, self.softcap
         results: list[torch.Tensor] = []
         for row in range(len(positions)):
+            slots = history_slots(row, positions, sequences, bases, paths, block_tables, self.block)
             position = int(positions[row])
             history = torch.arange(position + 1)
-            committed = block_tables[sequences[row], history // block].long() * block + history % block
-            base = int(bases[row])
-            slots = torch.cat((committed[:base], paths[row, : max(0, position + 1 - base)].long()))
             start = 0 if first is None else int(first[row])
             added = None
             if bias is not None:

@@ -34,6 +34,22 @@ def require_history(
     require(all(each.dtype in WHOLE for each in (*of_rows, paths, block_tables)), "needs rows described by i64 or i32")
 
 
+def history_slots(
+    row: int,
+    positions: torch.Tensor,
+    sequences: torch.Tensor,
+    bases: torch.Tensor,
+    paths: torch.Tensor,
+    block_tables: torch.Tensor,
+    block: int,
+) -> torch.Tensor:
+    """The slots of a row's positions, the row's own last: in its sequence's blocks below its base, then on its path."""
+    position, base = int(positions[row]), int(bases[row])
+    history = torch.arange(position + 1)
+    committed = block_tables[sequences[row], history // block].long() * block + history % block
+    return torch.cat((committed[:base], paths[row, : max(0, position + 1 - base)].long()))
+
+
 @operation
 class StateWrite(StepOperation):
     """Write a record [N, *shape] to each of the slots [N] of a state."""
@@ -135,11 +151,7 @@ class Ancestors(StepOperation, ValueOperation):
     ) -> torch.Tensor:
         found = torch.full((len(positions), self.count), -1, dtype=positions.dtype)
         for row in range(len(positions)):
-            base, position = int(bases[row]), int(positions[row])
-            for column, before in enumerate(range(position - self.count, position)):
-                if before >= base:
-                    found[row, column] = paths[row, before - base]
-                elif before >= 0:
-                    first = block_tables[sequences[row], before // self.block] * self.block
-                    found[row, column] = first + before % self.block
+            slots = history_slots(row, positions, sequences, bases, paths, block_tables, self.block)[:-1]
+            before = slots[-self.count :]
+            found[row, self.count - len(before) :] = before
         return found

@@ -179,9 +179,8 @@ def group(step: Function, found: Residual) -> list[Group]:
             waiting[operation] = None
         else:
             index = latest(operation)
-            written = max(
-                (writers.get(each, -1) for each in operation.reads), default=-1
-            )  # no row reads before all wrote
+            # All rows write before any reads, so what reads a state comes in a later kernel than what writes it.
+            written = max((writers.get(each, -1) for each in operation.reads), default=-1)
             if index > written and _takes(groups[index], branch_of.get(operation)):
                 join(index, operation)
             else:

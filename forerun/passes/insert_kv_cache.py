@@ -71,26 +71,26 @@ class InsertKVCache(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        recurs = _recurs(forward)
+        recurs = any(isinstance(each, Recurrence) or _runs_along(each) for each in forward.body)
         names = (*ARGUMENTS[:-1], *(RECORDS if recurs else ()), ARGUMENTS[-1])
         arguments = [(name, step_argument(name)) for name in names]
         step = Function.of(STEP, arguments)
         op.body.block.add_op(step)
-        _Step(op, forward, step, self.block).build_body()
+        _Step(op, forward, step, self.block, recurs).build_body()
         clean(step)
 
 
 class _Step:
     """Clones `@forward` into `@step`, T as N, with attention over the cache."""
 
-    def __init__(self, module: ModuleOp, forward: Function, step: Function, block: int) -> None:
+    def __init__(self, module: ModuleOp, forward: Function, step: Function, block: int, recurs: bool) -> None:
         self.module = module
         self.forward = forward
         self.step = step
         self.block = block
         self.build = Builder(step.block)
         self.declarations = Builder(InsertPoint.before(forward))
-        self.recurs = _recurs(forward)
+        self.recurs = recurs
         self.values: dict[SSAValue, SSAValue] = {}
         self.count = 0
 
@@ -130,16 +130,12 @@ class _Step:
         front = [operation.dim, *(each for each in range(len(dims)) if each != operation.dim)]
         own = self.build.cast(self.build.transpose(value, front), "f32")
         shape = tensor_type(own).dims[1:]
-        symbol = Symbol(f"scan.{self.count}")
-        self.count += 1
-        self.declarations.emit(State.make(symbol=symbol, per="row", shape=shape, dtype="f32"))
         record = TensorType.of(shape, "f32")
         body = Region(Block(arg_types=[record, record]))
         inner = Builder(body.block)
         total = inner.map("add", *body.block.args)
         inner.emit(Yield.make(total, total))
-        operands = [*map(self.step.argument, RECORDS), own]
-        summed = self.build.emit(TreeRecurrence.of(operands, body, symbol=symbol)).results[0]
+        (summed,) = self.recurring("scan", record, [own], body)
         summed = self.build.cast(summed, tensor_type(operation.result).dtype)
         self.values[operation.result] = self.build.transpose(summed, [front.index(each) for each in range(len(front))])
 
@@ -181,12 +177,17 @@ class _Step:
     def recurrence(self, operation: Recurrence) -> None:
         """Each row's record is computed from that of its parent."""
         self.build.location = operation.location
-        symbol, kind = Symbol(f"recurrence.{self.count}"), tensor_type(operation.before)
+        inputs = [self.values[each] for each in operation.inputs]
+        made = self.recurring("recurrence", tensor_type(operation.before), inputs, operation.region.clone())
+        self.values.update(zip(operation.results, made, strict=True))
+
+    def recurring(self, kind: str, record: TensorType, inputs: Sequence[SSAValue], body: Region) -> Sequence[SSAValue]:
+        """The outputs of a recurrence over the rows, with a state of its own."""
+        symbol = Symbol(f"{kind}.{self.count}")
         self.count += 1
-        self.declarations.emit(State.make(symbol=symbol, per="row", shape=kind.dims, dtype=kind.dtype))
-        operands = [*map(self.step.argument, RECORDS), *(self.values[each] for each in operation.inputs)]
-        made = self.build.emit(TreeRecurrence.of(operands, operation.region.clone(), symbol=symbol))
-        self.values.update(zip(operation.results, made.results, strict=True))
+        self.declarations.emit(State.make(symbol=symbol, per="row", shape=record.dims, dtype=record.dtype))
+        operands = [*map(self.step.argument, RECORDS), *inputs]
+        return self.build.emit(TreeRecurrence.of(operands, body, symbol=symbol)).results
 
     def window(self, operation: Window) -> None:
         """Each row leaves its value, and reads what its ancestors left.
@@ -198,31 +199,29 @@ class _Step:
                 f"spec.window at {operation.location} reads whole numbers of earlier positions, which states in "
                 "float32 cannot hold exactly; keep floating-point numbers.\n" + neighbourhood(operation)
             )
-        build = self.build
-        build.location = operation.location
-        value = build.cast(self.values[operation.x], "f32")
-        self.count += 1
-        if self.recurs:
-            kept = self.kept(value, operation.count)
-            self.values[operation.result] = build.cast(kept, tensor_type(operation.x).dtype)
-            return
-        symbol, kind = self.state(f"window.{self.count - 1}", value), tensor_type(value)
-        slots = build.add(Ancestors, *self.history(), count=operation.count, block=self.block)
-        read = build.add(StateRead, slots, symbol=symbol, shape=kind.dims[1:], dtype="f32")
-        self.values[operation.result] = build.cast(read, tensor_type(operation.x).dtype)
+        self.build.location = operation.location
+        value = self.build.cast(self.values[operation.x], "f32")
+        found = (self.handed_on if self.recurs else self.left)(value, operation.count)
+        self.values[operation.result] = self.build.cast(found, tensor_type(operation.x).dtype)
 
-    def kept(self, value: SSAValue, count: int) -> SSAValue:
+    def left(self, value: SSAValue, count: int) -> SSAValue:
+        """A window [N, count, *shape] of what ancestors left at their positions."""
+        symbol = self.state(f"window.{self.count}", value)
+        self.count += 1
+        slots = self.build.add(Ancestors, *self.history(), count=count, block=self.block)
+        return self.build.add(StateRead, slots, symbol=symbol, shape=tensor_type(value).dims[1:], dtype="f32")
+
+    def handed_on(self, value: SSAValue, count: int) -> SSAValue:
         """A window [N, count, *shape] that rows hand on: each drops the oldest value and appends its own."""
         kind = tensor_type(value)
-        symbol, record = Symbol(f"window.{self.count - 1}"), kind.with_dims((count, *kind.dims[1:]))
-        self.declarations.emit(State.make(symbol=symbol, per="row", shape=record.dims, dtype=record.dtype))
+        record = kind.with_dims((count, *kind.dims[1:]))
         body = Region(Block(arg_types=[record, kind.with_dims(kind.dims[1:])]))
         build, (before, own) = Builder(body.block), body.block.args
         last = build.reshape(own, (1, *kind.dims[1:]))
         after = last if count == 1 else build.concat([build.slice(before, 0, 1, count), last], 0)
         build.emit(Yield.make(after, before))
-        operands = [*map(self.step.argument, RECORDS), value]
-        return self.build.emit(TreeRecurrence.of(operands, body, symbol=symbol)).results[0]
+        (found,) = self.recurring("window", record, [value], body)
+        return found
 
     def state(self, name: str, value: SSAValue) -> Symbol:
         """A state per position, in which the rows leave a value."""
@@ -247,11 +246,6 @@ class _Step:
         rank = tensor_type(like).rank
         full = self.build.reshape(value, (1,) * (rank - 3) + tensor_type(value).dims)
         return self.build.transpose(full, (*range(rank - 3), rank - 2, rank - 3, rank - 1))
-
-
-def _recurs(forward: Function) -> bool:
-    """Whether rows have states of their own."""
-    return any(isinstance(each, Recurrence) or _runs_along(each) for each in forward.body)
 
 
 def _runs_along(operation: SpecOperation) -> bool:

@@ -21,22 +21,20 @@ from forerun.ir import (
     Elementwise,
     ExpertLinear,
     InsertPoint,
-    Iota,
     Linear,
     Map,
     ModuleOp,
-    Reduce,
     Reshape,
     Slice,
     SpecOperation,
     SSAValue,
-    TopK,
     Transpose,
     tensor_type,
 )
-from forerun.passes.base import Needs, Pass, function_named, pass_context, rewrite
-from forerun.passes.canonicalize import PATTERNS, clean
-from forerun.passes.matching import defined_by, either_order, mapped, number, used_once
+from forerun.passes.base import Needs, Pass, function_named, pass_context
+from forerun.passes.canonicalize import Canonicalize, clean
+from forerun.passes.expert_terms import Choice, bound_of, leaves, term_of
+from forerun.passes.matching import defined_by
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ class JoinExperts(Pass):
                     changed = True
         clean(forward)
         if changed:
-            rewrite(forward, PATTERNS)  # transposes of weights and of choices meet
-            clean(forward)
+            Canonicalize().apply(ctx, op)  # transposes of weights and of choices meet
 
 
 def _is_added(operation: Map) -> bool:
@@ -67,42 +64,24 @@ def _is_added(operation: Map) -> bool:
     return len(users) == 1 and isinstance(users[0], Map) and users[0].function == "add"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The rows that chose an expert: those of ids [..., k], transposed by `order`, that are its number."""
-
-    ids: SSAValue
-    order: tuple[int, ...]
-    expert: int
-
-
-@dataclass(frozen=True)
-class Term:
-    """The sum, over a row's choices, of what one expert computes."""
-
-    value: SSAValue  # of all rows and choices
-    choice: Choice
-    total: Reduce
-
-
 def _join(root: Map) -> int:
     """Replaces the terms of a sum; returns how many became one."""
-    leaves = _leaves(root.result)
-    found = [(leaf, _term(leaf)) for leaf in leaves]
+    found = [(leaf, term_of(leaf)) for leaf in leaves(root.result)]
     terms = sorted((each for _, each in found if each is not None), key=lambda each: each.choice.expert)
     if len({(each.choice.ids, each.choice.order, each.total.dims, each.total.keep) for each in terms}) != 1:
         return 0
     if [each.choice.expert for each in terms] != list(range(len(terms))) or len(terms) < 2:
         return 0
-    bound = _bound(terms[0].choice.ids)
+    bound = bound_of(terms[0].choice.ids)
     build = Builder(InsertPoint.before(root))
     build.location = root.location
     for count in range(len(terms), 1, -1):
-        joining = _Joining(build, terms[0].choice, count)
+        all_known = bound is not None and bound <= count
+        joining = _Joining(build, terms[0].choice, count, all_known)
         value = joining.of([each.value for each in terms[:count]])
         if not isinstance(value, SSAValue) or not joining.sees_experts:
             continue
-        if bound is None or count < bound:
+        if not all_known:
             ids, dtype = joining.placed(), tensor_type(joining.choice.ids).dtype
             below = build.map("lt", ids, build.constant(count, dtype))
             own = build.map("and", below, build.map("ge", ids, build.constant(0, dtype)))
@@ -116,76 +95,6 @@ def _join(root: Map) -> int:
         root.result.replace_all_uses_with(total)
         return count
     return 0
-
-
-def _leaves(value: SSAValue) -> list[SSAValue]:
-    found: list[SSAValue] = []
-    pending = [value]
-    while pending:
-        each = pending.pop()
-        added = mapped(each, "add")
-        if added is not None and (each is value or used_once(each)) and added.result.type == value.type:
-            pending.extend(reversed(added.inputs))
-        else:
-            found.append(each)
-    return found
-
-
-def _term(value: SSAValue) -> Term | None:
-    total = defined_by(value, Reduce)
-    guarded = None if total is None or total.function != "sum" else mapped(total.x, "where")
-    if total is None or guarded is None or number(guarded.inputs[2]) != 0:
-        return None
-    condition, kept, _ = guarded.inputs
-    choice = _choice(condition)
-    fits = choice is not None and kept.type == guarded.result.type
-    return Term(kept, choice, total) if fits and choice is not None else None
-
-
-def _choice(condition: SSAValue) -> Choice | None:
-    """What the places of a one-hot encoding of ids say, of which one is taken."""
-    dims = tensor_type(condition).dims
-    value = _unviewed(condition)
-    if (differs := mapped(value, "ne")) is not None and number(differs.inputs[1]) == 0:
-        value = _unviewed(differs.inputs[0])
-    taken = defined_by(value, Slice)
-    if taken is None or not isinstance(taken.start, int) or taken.stop != taken.start + 1:
-        return None
-    value, order = taken.x, tuple(range(tensor_type(taken.x).rank))
-    while isinstance(value.owner, Cast | Transpose):
-        if isinstance(value.owner, Transpose):
-            order = tuple(value.owner.permutation[each] for each in order)
-        value = value.owner.x
-    equal = mapped(value, "eq")
-    for ids, numbers in either_order(equal) if equal is not None else ():
-        last = tensor_type(value).rank - 1
-        counted = defined_by(_unviewed(numbers), Iota)
-        view = defined_by(ids, Reshape)
-        if counted is None or view is None or tensor_type(ids).dims[-1] != 1 or order[taken.dim] != last:
-            continue
-        if any(dim != 1 for dim in tensor_type(numbers).dims[:-1]) or tensor_type(ids).dtype not in ("i64", "i32"):
-            continue
-        if tensor_type(view.x).dims != tensor_type(ids).dims[:-1]:
-            continue
-        rest = tuple(each for at, each in enumerate(order) if at != taken.dim)
-        placed = [tensor_type(view.x).dims[each] for each in rest]
-        if [each for each in dims if each != 1] == [each for each in placed if each != 1]:
-            return Choice(view.x, rest, taken.start)
-    return None
-
-
-def _unviewed(value: SSAValue) -> SSAValue:
-    while isinstance(value.owner, Reshape | Cast):
-        value = value.owner.x
-    return value
-
-
-def _bound(ids: SSAValue) -> int | None:
-    """A number that all ids are below; none is negative then."""
-    value = _unviewed(ids)
-    choice = defined_by(value, TopK)
-    size = None if choice is None or value is not choice.indices else tensor_type(choice.x).dims[-1]
-    return size if isinstance(size, int) else None
 
 
 @dataclass(frozen=True)
@@ -202,6 +111,7 @@ class _Joining:
     build: Builder
     choice: Choice
     count: int
+    all_known: bool  # whether every row chose some of them
     sees_experts: bool = False
     known: dict[tuple[SSAValue, ...], SSAValue | Stack | None] = field(
         default_factory=dict[tuple[SSAValue, ...], "SSAValue | Stack | None"]
@@ -275,7 +185,7 @@ class _Joining:
             return None
         back = tuple(order.index(each) for each in range(len(order)))
         ids = self.choice.ids
-        if (bound := _bound(ids)) is None or bound > self.count:
+        if not self.all_known:
             dtype = tensor_type(ids).dtype
             ids = build.map("min", ids, build.constant(self.count - 1, dtype))
             ids = build.map("max", ids, build.constant(0, dtype))

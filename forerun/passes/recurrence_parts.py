@@ -6,7 +6,7 @@ from smaller values, and by those that read values larger than its inputs down t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -82,6 +82,14 @@ class Part:
         return any(each not in self.operations and not isinstance(each, Return) for each in users)
 
 
+def joined(parts: Sequence[Part], operations: Iterable[SpecOperation] = ()) -> Part:
+    """Several parts, and further operations, as one."""
+    befores = [before for each in parts for before in each.befores]
+    afters = [after for each in parts for after in each.afters]
+    inside = {operation for each in parts for operation in each.operations}
+    return Part(parts[0].places, befores, afters, inside | set(operations))
+
+
 def size_of(value: SSAValue) -> int:
     return prod(dim for dim in tensor_type(value).dims if isinstance(dim, int))
 
@@ -98,13 +106,9 @@ def recurrence_parts(
     parts: list[Part] = []
     for before, after in states:
         own = _reached(graph, [before]) & set(backward_slice(after))
-        joined = [each for each in parts if each.operations & own]
-        part = Part(places, [before], [after], own)
-        for each in joined:
-            befores, afters = [*each.befores, *part.befores], [*each.afters, *part.afters]
-            part = Part(places, befores, afters, each.operations | part.operations)
-            parts.remove(each)
-        parts.append(part)
+        shared = [each for each in parts if each.operations & own]
+        parts = [each for each in parts if each not in shared]
+        parts.append(joined([*reversed(shared), Part(places, [before], [after], own)]))
     of_tokens = _reached(graph, function.block.args)
     for part in parts:
         others = {operation for each in parts if each is not part for operation in each.operations}
@@ -176,23 +180,26 @@ def in_order(
     """
     places: dict[SpecOperation | Part, int] = {operation: place for place, operation in enumerate(function.body)}
     graph = _dependencies(function, parts, made_of)
-    for waiting in [each for each in networkx.strongly_connected_components(graph) if len(each) > 1]:
-        outside = [each for each in waiting if isinstance(each, SpecOperation)]
-        reads = {value for each in waiting for value in _reads(each)}
-        if not all(isinstance(each, INSIDE) for each in outside) or reads & made_of.keys():
-            large = next((each for each in outside if not isinstance(each, INSIDE)), None)
-            raise UnsupportedOperationError(
-                "The model's recurrent states wait for one another through other layers, which cannot be one "
-                "recurrence.\n" + ("" if large is None else neighbourhood(large))
-            )
-        joined = [each for each in parts if each in waiting]
-        befores = [before for each in joined for before in each.befores]
-        afters = [after for each in joined for after in each.afters]
-        operations = {operation for each in joined for operation in each.operations} | set(outside)
-        parts = [*(each for each in parts if each not in joined), Part(joined[0].places, befores, afters, operations)]
-        return in_order(function, parts, made_of)
+    waiting = next((each for each in networkx.strongly_connected_components(graph) if len(each) > 1), None)
+    if waiting is not None:
+        one = _together(waiting, parts, made_of)
+        return in_order(function, [*(each for each in parts if each not in waiting), one], made_of)
     first = {part: min((places[each] for each in part.operations), default=0) for part in parts}
     return list(networkx.lexicographical_topological_sort(graph, key=(places | first).__getitem__))
+
+
+def _together(
+    waiting: Collection[SpecOperation | Part], parts: Sequence[Part], made_of: Mapping[SSAValue, SSAValue]
+) -> Part:
+    """The parts, and the operations between them, that wait for one another, as one part."""
+    outside = [each for each in waiting if isinstance(each, SpecOperation)]
+    large = next((each for each in outside if not isinstance(each, INSIDE)), None)
+    if large is not None or made_of.keys() & {value for each in waiting for value in _reads(each)}:
+        raise UnsupportedOperationError(
+            "The model's recurrent states wait for one another through other layers, which cannot be one recurrence.\n"
+            + ("" if large is None else neighbourhood(large))
+        )
+    return joined([each for each in parts if each in waiting], outside)
 
 
 def _reads(node: SpecOperation | Part) -> list[SSAValue]:

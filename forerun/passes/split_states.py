@@ -57,12 +57,9 @@ def _is_read_in_places(state: SSAValue, axis: int) -> bool:
 def _place(value: SSAValue, axis: int, at: int) -> tuple[SSAValue, int]:
     """The value that a place along an axis is taken from, and its place there."""
     operation = value.owner
-    if (
-        isinstance(operation, Slice)
-        and (operation.dim, operation.step) == (axis, 1)
-        and isinstance(operation.start, int)
-    ):
-        return _place(operation.x, axis, at + operation.start)
+    if isinstance(operation, Slice) and (operation.dim, operation.step) == (axis, 1):
+        start = operation.start
+        return _place(operation.x, axis, at + start) if isinstance(start, int) else (value, at)
     if isinstance(operation, Concat) and operation.dim == axis:
         start = 0
         for each in operation.inputs:

@@ -131,7 +131,7 @@ class TritonExecutable(EntryRunner[State]):
         for kernel in self.step.kernels:
             self.launcher.launch_all(state, layout, [kernel], every)
             self.launcher.launch_each(kernel.on_demand, state, layout, every)
-            for result in () if kernel.places else kernel.results:
+            for result in kernel.traced:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
                 value = self.launcher.value(result, sizes)
