@@ -274,3 +274,29 @@ def test_a_table_of_large_integers_is_refused():
 
 def test_rows_of_the_helper_are_int32():
     assert rows_of([1], [0], [0], [0], [1], [[0]], [[0]]).tokens.dtype == np.int32
+
+
+NAN_OF_NAN = ("exp", "expm1", "sigmoid", "tanh", "erf", "silu", "gelu", "gelu_tanh", "softplus", "sqrt", "floor", "abs")
+
+
+def test_not_a_number_stays_one_and_compares_like_one():
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 1.5, math.nan] * 4)
+    step = Step()
+    table = step.weight("values", tensor=torch.stack((special, special.roll(1))))
+    compared = ("eq", "ne", "lt", "le", "gt", "ge")
+
+    def body(b, table, tokens):
+        x = b.add(ir.Gather, table, tokens)
+        y = b.constant(0.5, "f32")
+        pairs = [b.cast(b.map(name, x, other), "f32") for name in compared for other in (x, y)]
+        return (*pairs, *(b.map(name, x) for name in NAN_OF_NAN))
+
+    module = step.finish(*step.kernel([table, step.argument("tokens")], body, "row_wise"))
+    results, expected = evaluate(module, step.weights, indices(2))
+    names = [f"{name} {other}" for name in compared for other in ("itself", "0.5")] + list(NAN_OF_NAN)
+    missing = np.isnan(torch.stack((special, special.roll(1))).numpy())
+    for name, result, right in zip(names, results, expected, strict=True):
+        if name in NAN_OF_NAN:
+            assert np.isnan(result[missing]).all(), name
+        else:
+            assert np.array_equal(result, right), name

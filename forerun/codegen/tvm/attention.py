@@ -24,6 +24,7 @@ from forerun.codegen.tvm.builder import (
     otherwise,
     splat,
     store,
+    vectorized,
     when,
 )
 from forerun.codegen.tvm.code import Code, Term
@@ -130,7 +131,7 @@ class _Unit:
             store(self.code.window(self.nest.result), buffer[lane] / total, place, 1)
 
         if size == LANES:
-            with T.vectorized(LANES) as lane:
+            with vectorized() as lane:
                 one(lane)
             return
         for lane in range(size):
@@ -322,7 +323,7 @@ class _Unit:
         for head in range(self.count):
             scores = [local(LANES) for _ in range(self.span // LANES)]
             for vector, buffer in enumerate(scores):
-                with T.vectorized(LANES) as lane:
+                with vectorized() as lane:
                     place = lane + integer(vector * LANES)
                     position = begin + place
                     score = self._adjusted(self.weights[head][place], head, position)

@@ -19,6 +19,8 @@ from forerun.codegen.tvm.untyped import IRBuilder, T, tirx
 Expr = Any
 Buffer = Any
 
+NAMED = (tirx.Var, tirx.FloatImm, type(tirx.decl_buffer((1,), "float32")[0]))
+"""What needs no other name: names, constants and loads."""
 UNBOUNDED = 1 << 40
 MEMORIES = {
     "weights": "float32",
@@ -91,8 +93,32 @@ def _index(index: Expr | int) -> Expr:
 
 
 def let(value: Expr) -> Expr:
-    """Binds a value to a name, so that it is computed once."""
-    return T.Bind(value)
+    """Names a value, so that it is computed once.
+
+    A computed number is kept in local memory, which LLVM makes a register: TVM's analyses put the value of a name in
+    its place, so that a chain of them would grow exponentially.
+    """
+    if not str(value.ty.dtype).startswith("float32") or isinstance(value, NAMED):
+        return T.Bind(value)
+    lanes, lane = lanes_of(value), _vectorized[-1]
+    memory, at = local(lanes if lane is None else LANES), integer(0) if lane is None else lane
+    store(memory, value, at, lanes)
+    return load(memory, at, lanes)
+
+
+_vectorized: list[Expr | None] = [None]
+"""The lanes of the vectorized loops that are open."""
+
+
+@contextmanager
+def vectorized() -> Generator[Expr]:
+    """Opens a loop over the lanes of a vector."""
+    with T.vectorized(LANES) as lane:
+        _vectorized.append(lane)
+        try:
+            yield lane
+        finally:
+            _vectorized.pop()
 
 
 @contextmanager

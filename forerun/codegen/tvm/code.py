@@ -15,7 +15,7 @@ from forerun.codegen.loops.expr import Apply, Const, Count, Expr, Load, Partial,
 from forerun.codegen.loops.index import Combined, Computed, Index, Lane, NamedSize, flat
 from forerun.codegen.loops.nest import invariants
 from forerun.codegen.tvm.builder import Buffer as Memory
-from forerun.codegen.tvm.builder import Frame, across, integer, let, local, number, splat, store
+from forerun.codegen.tvm.builder import Frame, across, integer, let, local, number, splat, store, vectorized
 from forerun.codegen.tvm.formats import WeightFormat
 from forerun.codegen.tvm.functions import BY_KIND, alike
 from forerun.codegen.tvm.target import LANES, OUTPUTS
@@ -63,7 +63,7 @@ class Code:
 
     @contextmanager
     def vectorized(self, lane: Lane) -> Generator[Term]:
-        with T.vectorized(LANES) as at, self.scope():
+        with vectorized() as at, self.scope():
             self.bound[lane] = at
             yield at
 

@@ -6,6 +6,7 @@ called for each lane.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 from forerun.codegen.tvm.builder import Expr, fma, integer, lanes_of, let, like, multiply, number
 from forerun.codegen.tvm.untyped import tirx
@@ -52,8 +53,38 @@ def _to_integer(x: Expr) -> Expr:
     return tirx.Select(x, integer(1), integer(0)) if str(x.ty.dtype).startswith("bool") else x.astype("int32")
 
 
+def _unordered(*operands: Expr) -> Expr:
+    """Whether a number is NaN, asked of its bits: TVM takes x == x to hold, and x <= y to be not (y < x)."""
+
+    def nan(x: Expr) -> Expr:
+        lanes = lanes_of(x)
+        bits = tirx.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", x)
+        return tirx.bitwise_and(bits, like(integer(0x7FFFFFFF), x)) > like(integer(0x7F800000), x)
+
+    distinct = [each for at, each in enumerate(operands) if not any(each is other for other in operands[:at])]
+    return reduce(tirx.Or, map(nan, distinct))
+
+
+def _ordered(compare: Leaf) -> Leaf:
+    """A comparison that does not hold if a number is NaN."""
+
+    def leaf(x: Expr, y: Expr) -> Expr:
+        found = compare(x, y)
+        return tirx.And(found, tirx.Not(_unordered(x, y))) if _is_number(x) else found
+
+    return leaf
+
+
+def _ne(x: Expr, y: Expr) -> Expr:
+    return tirx.Or(tirx.NE(x, y), _unordered(x, y)) if _is_number(x) else tirx.NE(x, y)
+
+
+def _is_number(x: Expr) -> bool:
+    return str(x.ty.dtype).startswith("float")
+
+
 def _to_truth(x: Expr) -> Expr:
-    return tirx.NE(x, number(0.0) if str(x.ty.dtype).startswith("float") else integer(0))
+    return _ne(x, number(0.0) if _is_number(x) else integer(0))
 
 
 LEAVES: dict[str, Leaf] = {
@@ -65,12 +96,12 @@ LEAVES: dict[str, Leaf] = {
     "max": tirx.max,
     "min": tirx.min,
     "abs": tirx.abs,
-    "eq": lambda x, y: tirx.EQ(x, y),
-    "ne": lambda x, y: tirx.NE(x, y),
+    "eq": _ordered(lambda x, y: tirx.EQ(x, y)),
+    "ne": _ne,
     "lt": lambda x, y: x < y,
-    "le": lambda x, y: x <= y,
+    "le": _ordered(lambda x, y: x <= y),
     "gt": lambda x, y: x > y,
-    "ge": lambda x, y: x >= y,
+    "ge": _ordered(lambda x, y: x >= y),
     "where": tirx.Select,
     **{name: _intrinsic(name) for name in ("floor", "ceil", "sqrt", "log", "sin", "cos", "pow")},
     "round": _intrinsic("nearbyint"),

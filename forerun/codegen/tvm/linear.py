@@ -14,7 +14,7 @@ from forerun.codegen.loops.index import Index, Lane, unflat, volume
 from forerun.codegen.loops.nest import Matrix, ProductNest, Segment
 from forerun.codegen.tvm.bfloat16_products import Bfloat16Products
 from forerun.codegen.tvm.builder import Buffer as Memory
-from forerun.codegen.tvm.builder import integer, let, local, splat, store, when
+from forerun.codegen.tvm.builder import integer, let, load, local, splat, store, when
 from forerun.codegen.tvm.code import Code, Term
 from forerun.codegen.tvm.experts import Grouped
 from forerun.codegen.tvm.float_products import FloatProducts
@@ -139,11 +139,11 @@ class _Tile:
             for vector in range(VECTORS):
                 start = Index.of(unit).times(OUTPUTS).plus(vector * LANES)
 
-                def one(here: Index, row: int = row, vector: int = vector, start: Index = start, at: Term = at) -> None:
+                def one(here: Index, total: Term, start: Index = start, at: Term = at) -> None:
                     code.bound[self.nest.row] = at
-                    self._outputs(number, sums[row][vector][code.index(here)], start.plus(here))
+                    self._outputs(number, total, start.plus(here))
 
-                self._lanes(code.index(start), lane, one)
+                self._lanes(vector, code.index(start), sums[row][vector], lane, one)
 
     def _outputs(self, number: int, total: Term, column: Index) -> None:
         """A matrix's row at a column: stores the sum, or, for the last matrix, writes all outputs."""
@@ -166,17 +166,24 @@ class _Tile:
                     code.know(load_, products[load_.buffer])
             code.write(taken.to, here.index, code.render(here.value))
 
-    def _lanes(self, start: Term, lane: Lane, one: Callable[[Index], None]) -> None:
-        """All lanes at once if the vector is whole; only the existing ones, singly, if outputs end inside it."""
-        code = self.code
-        if self.outputs % LANES == 0 and self.outputs % OUTPUTS == 0:
-            with code.vectorized(lane):
-                one(Index.of(lane))
+    def _lanes(self, vector: int, start: Term, sums: Memory, lane: Lane, one: Callable[[Index, Term], None]) -> None:
+        """All lanes at once where the vector is whole; a loop over those that exist where the outputs end inside it."""
+        code, here = self.code, Index.of(lane)
+
+        def whole() -> None:
+            with code.vectorized(lane) as at:
+                one(here, sums[at])
+
+        if self.outputs % OUTPUTS == 0:
+            whole()
             return
-        with when(start + integer(LANES) <= integer(self.outputs)), code.vectorized(lane):
-            one(Index.of(lane))
-        if rest := self.outputs % LANES:
+        if self.outputs >= (vector + 1) * LANES:
+            with when(start + integer(LANES) <= integer(self.outputs)):
+                whole()
+        last, rest = divmod(self.outputs % OUTPUTS, LANES)
+        if rest and vector == last:
             with when(tirx.EQ(start, integer(self.outputs - rest))):
-                for number in range(rest):
-                    with code.scope():
-                        one(Index(constant=number))
+                copied = local(LANES)  # the sums themselves stay in registers, as no index into them varies
+                store(copied, load(sums, 0), 0)
+                with code.serial(lane, 0, rest) as at:
+                    one(here, copied[at])
