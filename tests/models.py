@@ -151,6 +151,7 @@ MIXTURES: dict[str, Callable[..., PreTrainedModel]] = {
     "granitemoe": tiny("granitemoe", ROUTED, num_local_experts=8, attention_multiplier=0.25),
     "glm4_moe": tiny("glm4_moe", GROUPS, head_dim=16),
     "dots1": tiny("dots1", GROUPS, head_dim=16),
+    "jetmoe": tiny("jetmoe", ROUTED, num_local_experts=4, kv_channels=16),
 }
 """Mixtures of experts."""
 FAMILIES |= MIXTURES

@@ -6,7 +6,7 @@ a loop over the writes. What is written at a place several times is added up, or
 
 from __future__ import annotations
 
-from forerun.frontends.aten_rules import Operand, axis, promoted, rule
+from forerun.frontends.aten_rules import Operand, Scalar, axis, promoted, rule
 from forerun.frontends.aten_views import transposed_back, unsqueeze
 from forerun.ir import Builder, Iota, SSAValue, tensor_type
 
@@ -68,6 +68,22 @@ def _scatter_add(build: Builder, x: SSAValue, dim: int, index: SSAValue, source:
     found = build.map("where", hits, each, build.constant(0, tensor_type(x).dtype))
     added = build.reduce("sum", found, (tensor_type(hits).rank - 2,))
     return build.map("add", x, transposed_back(build, added, order))
+
+
+@rule("index_add")
+def _index_add(
+    build: Builder, x: SSAValue, dim: int, index: SSAValue, source: SSAValue, *, alpha: Scalar = 1
+) -> SSAValue:
+    """Rows of x, each with all rows of the source added whose place it is."""
+    if axis(x, dim) != 0 or alpha != 1:
+        raise ValueError("a sum at places along another dimension than the first, or of multiples")
+    (size, *rest), (count,) = tensor_type(x).dims, tensor_type(index).dims
+    places = build.cast(build.add(Iota, size=size), tensor_type(index).dtype)
+    hits = build.map("eq", build.reshape(index, (1, count)), build.reshape(places, (size, 1)))
+    hits = build.reshape(hits, (size, count, *(1 for _ in rest)))
+    dtype = tensor_type(x).dtype
+    found = build.map("where", hits, build.reshape(source, (1, count, *rest)), build.constant(0, dtype))
+    return build.map("add", x, build.reduce("sum", found, (1,)))
 
 
 @rule("one_hot")

@@ -6,6 +6,8 @@
 
     result[chosen] = f(x[chosen])
 
+Rows that are split by how many each expert has (`row_pieces.py`) are such places, too.
+
 How many places there are is not known in a trace. It takes all places; where nothing is true, it adds zeros, and keeps
 what is there. That is the same as long as `f` computes each row by itself and nobody counts: only functions of single
 rows are let through, and a count may only be compared with zero. The caller compares the result with the model's.
@@ -23,7 +25,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from forerun.errors import TraceError
+from forerun.frontends.counts import Count
 from forerun.frontends.row_functions import is_row_by_row, tensors
+from forerun.frontends.row_pieces import JOINS, SPLITS, Pieces
 
 FINDS = {torch.nonzero, Tensor.nonzero, torch.where, Tensor.where, torch.argwhere, Tensor.argwhere}
 ADDS = {torch.index_add, Tensor.index_add, Tensor.index_add_}
@@ -31,45 +35,6 @@ GETS = {getattr(Tensor, name).__get__ for name in ("dtype", "device", "ndim", "i
 SHAPE = getattr(Tensor, "shape").__get__  # noqa: B009
 COPIES = {"long", "to", "contiguous", "clone", "detach"}
 """What gives the same whole numbers again."""
-
-
-class Count:
-    """How many places there are: more than none."""
-
-    def _compared(self, other: object, with_zero: bool, with_one: bool | None = None) -> bool:
-        if other == 0 and isinstance(other, int):
-            return with_zero
-        if other == 1 and with_one is not None:
-            return with_one
-        raise TraceError("The model counts the places where values are true, which cannot be traced.")
-
-    def __eq__(self, other: object) -> bool:
-        return self._compared(other, False)
-
-    def __ne__(self, other: object) -> bool:
-        return self._compared(other, True)
-
-    def __gt__(self, other: object) -> bool:
-        return self._compared(other, True)
-
-    def __le__(self, other: object) -> bool:
-        return self._compared(other, False)
-
-    def __ge__(self, other: object) -> bool:
-        return self._compared(other, True, True)
-
-    def __lt__(self, other: object) -> bool:
-        return self._compared(other, False, False)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __index__(self) -> int:
-        self._compared(None, False)
-        return 0
-
-    __int__ = __index__
-    __hash__ = object.__hash__
 
 
 class Coordinate(int):
@@ -120,6 +85,7 @@ class EveryPlace(TorchFunctionMode):
         super().__init__()
         self.found: dict[int, Places] = {}
         self.rows: dict[int, Tensor] = {}  # what lies at places, and what is computed of it
+        self.pieces = Pieces()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -135,11 +101,17 @@ class EveryPlace(TorchFunctionMode):
         if func is Tensor.__setitem__ and _is_mask(args[1]) and id(args[0]) not in self.rows:
             _put(*args)
             return None
+        if func in JOINS and self.pieces.appends(*args, **named):
+            return self.pieces.appended(*args, **named)
         given = tensors([*args, *named.values()])
         if any(id(each) in self.found for each in given):
             return self._at_places(func, args, named)
         if any(id(each) in self.rows for each in given):
             return self._of_rows(func, args, named)
+        if self.pieces.counts_by(func, args):
+            return self.pieces.counted(func, args, named)
+        if func in SPLITS and self.pieces.splits(*args, **named):
+            return self._kept(self.pieces.split(*args, **named))
         return func(*args, **named)
 
     def _every(self, truths: Tensor, separate: bool) -> Any:
@@ -231,7 +203,8 @@ class EveryPlace(TorchFunctionMode):
                 f"The model computes what lies at the places where values are true with {name}, in which places may "
                 "meet: compute each row by itself."
             )
-        return self._kept(func(*args, **named))
+        rows = [each for each in tensors([*args, *named.values()]) if id(each) in self.rows]
+        return self._kept(self.pieces.kept(rows, func(*args, **named)))
 
 
 def _flat(x: Tensor, mask: Tensor) -> Tensor:

@@ -15,18 +15,18 @@ from forerun.passes.matching import defined_by, either_order, mapped, number, us
 class Choice:
     """The rows that chose an expert: those of ids [..., k], transposed by `order`, that are its number."""
 
-    ids: SSAValue
+    ids: SSAValue  # or [..., k, 1]
     order: tuple[int, ...]
     expert: int
 
 
 @dataclass(frozen=True)
 class Term:
-    """The sum, over a row's choices, of what one expert computes."""
+    """What one expert computes of all rows, or the sum of it over a row's choices."""
 
     value: SSAValue  # of all rows and choices
     choice: Choice
-    total: Reduce
+    summed: tuple[tuple[int, ...], bool] | None  # along which dimensions, and whether they stay, as of size one
 
 
 def leaves(value: SSAValue) -> list[SSAValue]:
@@ -46,14 +46,16 @@ def leaves(value: SSAValue) -> list[SSAValue]:
 def term_of(value: SSAValue) -> Term | None:
     """The term that one of these is, or None."""
     total = defined_by(value, Reduce)
-    guarded = None if total is None or total.function != "sum" else mapped(total.x, "where")
-    if total is None or guarded is None or number(guarded.inputs[2]) != 0:
+    if total is not None and total.function != "sum":
+        return None
+    guarded = mapped(value if total is None else total.x, "where")
+    if guarded is None or number(guarded.inputs[2]) != 0:
         return None
     condition, kept, _ = guarded.inputs
     choice = _choice(condition)
     if choice is None or kept.type != guarded.result.type:
         return None
-    return Term(kept, choice, total)
+    return Term(kept, choice, None if total is None else (tuple(total.dims), bool(total.keep)))
 
 
 def _choice(condition: SSAValue) -> Choice | None:
@@ -75,16 +77,18 @@ def _choice(condition: SSAValue) -> Choice | None:
         last = tensor_type(value).rank - 1
         counted = defined_by(_unviewed(numbers), Iota)
         view = defined_by(ids, Reshape)
-        if counted is None or view is None or tensor_type(ids).dims[-1] != 1 or order[taken.dim] != last:
+        if counted is None or tensor_type(ids).rank != last + 1 or order[taken.dim] != last:
             continue
         if any(dim != 1 for dim in tensor_type(numbers).dims[:-1]) or tensor_type(ids).dtype not in ("i64", "i32"):
             continue
-        if tensor_type(view.x).dims != tensor_type(ids).dims[:-1]:
+        *lead, one = tensor_type(ids).dims
+        if one != 1:
             continue
         rest = tuple(each for at, each in enumerate(order) if at != taken.dim)
-        placed = [tensor_type(view.x).dims[each] for each in rest]
+        placed = [lead[each] for each in rest]
         if [each for each in dims if each != 1] == [each for each in placed if each != 1]:
-            return Choice(view.x, rest, taken.start)
+            narrow = view is not None and tensor_type(view.x).dims == (*lead,)
+            return Choice(view.x if view is not None and narrow else ids, rest, taken.start)
     return None
 
 

@@ -68,7 +68,7 @@ def _join(root: Map) -> int:
     """Replaces the terms of a sum; returns how many became one."""
     found = [(leaf, term_of(leaf)) for leaf in leaves(root.result)]
     terms = sorted((each for _, each in found if each is not None), key=lambda each: each.choice.expert)
-    if len({(each.choice.ids, each.choice.order, each.total.dims, each.total.keep) for each in terms}) != 1:
+    if len({(each.choice.ids, each.choice.order, each.summed) for each in terms}) != 1:
         return 0
     if [each.choice.expert for each in terms] != list(range(len(terms))) or len(terms) < 2:
         return 0
@@ -88,7 +88,7 @@ def _join(root: Map) -> int:
             dims = (*tensor_type(own).dims, *(1 for _ in range(tensor_type(value).rank - tensor_type(own).rank)))
             zero = build.constant(0.0, tensor_type(value).dtype)
             value = build.map("where", build.reshape(own, dims), value, zero)
-        total = build.reduce("sum", value, terms[0].total.dims, terms[0].total.keep)
+        total = value if terms[0].summed is None else build.reduce("sum", value, *terms[0].summed)
         left = [leaf for leaf, term in found if term is None or count <= term.choice.expert < (bound or len(terms))]
         for each in left:
             total = build.map("add", total, each)
@@ -119,7 +119,12 @@ class _Joining:
 
     def placed(self) -> SSAValue:
         """The ids in the order of the rows."""
-        return self.build.transpose(self.choice.ids, self.choice.order)
+        return self.build.transpose(self.ids(), self.choice.order)
+
+    def ids(self) -> SSAValue:
+        """The ids, one for each place."""
+        given = self.choice.ids
+        return self.build.reshape(given, tensor_type(given).dims[: len(self.choice.order)])
 
     def of(self, values: Sequence[SSAValue]) -> SSAValue | Stack | None:
         """One value for those that the experts have in the same place; None if they are computed differently."""
@@ -184,16 +189,20 @@ class _Joining:
         if any(not isinstance(each, Stack) for each in bias):
             return None
         back = tuple(order.index(each) for each in range(len(order)))
-        ids = self.choice.ids
+        ids = self.ids()
         if not self.all_known:
             dtype = tensor_type(ids).dtype
             ids = build.map("min", ids, build.constant(self.count - 1, dtype))
             ids = build.map("max", ids, build.constant(0, dtype))
         rows = self._same_for_choices(x, back) or build.transpose(x, (*back, len(order)))
         biases = [each.value for each in bias if isinstance(each, Stack)]
+        lead = tensor_type(ids).dims
+        if not isinstance(lead[-1], int):  # one choice a row
+            ids = build.reshape(ids, (*lead, 1))
         if tensor_type(rows).dims[:-1] not in (tensor_type(ids).dims, tensor_type(ids).dims[:-1]):
             return None
         made = build.add(ExpertLinear, rows, weight.value, ids, *biases)
+        made = build.reshape(made, (*lead, tensor_type(made).dims[-1]))
         return build.transpose(made, (*order, len(order)))
 
     def _same_for_choices(self, x: SSAValue, back: Sequence[int]) -> SSAValue | None:

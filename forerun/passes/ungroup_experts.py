@@ -44,6 +44,7 @@ from forerun.ir import (
     is_pure,
     run_body,
     tensor_type,
+    torch_dtype,
 )
 from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
@@ -52,12 +53,15 @@ from forerun.passes.matching import SEQUENCE, mapped, number
 LENGTHS = (5, 8, 13)
 """The numbers of tokens for which integers are compared."""
 
+INTEGERS = ("i64", "i32")
+
 
 class Order(Enum):
     """What a vector of integers is, for the rows in the order of their experts."""
 
     PLACES = auto()  # where each row was
     INVERSE = auto()  # where each row went
+    TOKENS = auto()  # the token of each row, of k rows a token
     EXPERTS = auto()  # the experts, in order
 
 
@@ -86,7 +90,7 @@ def _choices(function: Function) -> Iterator[SSAValue]:
             continue
         kind = tensor_type(left.x)
         along = kind.rank == 1 and dimensions.symbol(kind.dims[0]) == SEQUENCE
-        if along and kind.dtype in ("i64", "i32") and not isinstance(left.x.owner, Iota):
+        if along and kind.dtype in INTEGERS and not isinstance(left.x.owner, Iota):
             yield left.x
 
 
@@ -96,6 +100,7 @@ class _Ungrouping:
     def __init__(self, function: Function, ids: SSAValue) -> None:
         self.function, self.ids = function, ids
         (self.rows,) = tensor_type(ids).dims
+        self.choices = dimensions.affine(self.rows).scale
         self.orders = self._orders()
         self.own: dict[SSAValue, SSAValue] = {}
         self.build = Builder(function.block)
@@ -106,18 +111,52 @@ class _Ungrouping:
         for operation in self.function.body:
             self.build = Builder(InsertPoint.before(operation), operation.location)
             for value in operation.results:
-                order = self.orders.get(value)
-                if order is Order.PLACES:
-                    self.own[value] = self.build.add(Iota, size=self.rows)
-                elif order is Order.EXPERTS:
-                    self.own[value] = self.build.cast(self.ids, tensor_type(value).dtype)
+                if (own := self._known(self.orders.get(value))) is not None:
+                    self.own[value] = self.build.cast(own, tensor_type(value).dtype)
             if isinstance(operation, Gather) and len(operation.indices) == 1:
                 count += self._gather(operation)
+            elif isinstance(operation, Reduce) and (total := self._added(operation)) is not None:
+                operation.result.replace_all_uses_with(total)
+                count += 1
             elif self._by_rows(operation):
                 operands = [self.own.get(each, each) for each in operation.operands]
                 made = self.build.emit(operation.remade(operands))
                 self.own.update(zip(operation.results, made.results, strict=True))
         return count
+
+    def _known(self, order: Order | None) -> SSAValue | None:
+        """Integers of that order, for rows in their own order."""
+        places = self.build.add(Iota, size=self.rows) if order in (Order.PLACES, Order.TOKENS) else None
+        if places is not None and order is Order.TOKENS:
+            return self.build.map("floor_div", places, self.build.constant(self.choices, "i64"))
+        return self.ids if order is Order.EXPERTS else places
+
+    def _added(self, operation: Reduce) -> SSAValue | None:
+        """Sorted rows, each added at its place or at its token's, are the rows, or the sums of each token's."""
+        guarded = mapped(operation.x, "where")
+        hits = None if guarded is None else mapped(_unviewed(guarded.inputs[0]), "eq")
+        if guarded is None or hits is None or (operation.function, operation.dims) != ("sum", (1,)) or operation.keep:
+            return None
+        index, rows = self._unreshaped(hits.inputs[0]), self._unreshaped(guarded.inputs[1])
+        size, count, *rest = tensor_type(guarded.result).dims
+        numbers, places = (tensor_type(each).dims for each in hits.inputs)
+        if index is None or rows is None or number(guarded.inputs[2]) != 0 or count != self.rows:
+            return None
+        if (numbers, places) != ((1, count), (size, 1)) or not isinstance(_unviewed(hits.inputs[1]).owner, Iota):
+            return None
+        if tensor_type(rows).dims != (count, *rest) or tensor_type(guarded.inputs[1]).dims != (1, count, *rest):
+            return None
+        if isinstance(index.owner, Iota) and size == count:
+            return rows
+        if self._repeats(index, self.choices) and dimensions.multiply(size, self.choices) == count:
+            return self.build.reduce("sum", self.build.reshape(rows, (size, self.choices, *rest)), (1,))
+        return None
+
+    def _unreshaped(self, value: SSAValue) -> SSAValue | None:
+        """In their own order, the rows that a value is a view of."""
+        while value not in self.own and isinstance(value.owner, Reshape):
+            value = value.owner.x
+        return self.own.get(value)
 
     def _gather(self, operation: Gather) -> int:
         """Rows that are put back are the rows in their own order; others are looked up for each row."""
@@ -177,33 +216,25 @@ class _Ungrouping:
 
     def _orders(self) -> dict[SSAValue, Order]:
         """The vectors that depend on the choices of experts alone and sort the rows, or put them back."""
-        body = self._closed()
+        source = _unviewed(self.ids)
+        body = self._closed(source)
         found: dict[SSAValue, set[Order]] = {}
         for length in LENGTHS:
-            count = dimensions.evaluate(self.rows, {SEQUENCE: length})
-            random = torch.Generator().manual_seed(length)
-            chosen = torch.randint(self._experts(), (count,), generator=random)
-            values = {self.ids: chosen.to(torch.int64 if tensor_type(self.ids).dtype == "i64" else torch.int32)}
+            values = {source: _chosen(source, length), self.ids: _chosen(source, length).reshape(-1)}
             kept = {each for operation in body for each in operation.results if tensor_type(each).dims == (self.rows,)}
             run_body(body, values, Environment(_no_weight, bindings={SEQUENCE: length}), keep=kept)
-            experts, places = torch.sort(chosen, stable=True)
+            experts, places = torch.sort(values[self.ids], stable=True)
             known = {Order.PLACES: places, Order.INVERSE: places.argsort(), Order.EXPERTS: experts}
+            if self.choices > 1:
+                known[Order.TOKENS] = places // self.choices
             for value in kept:
                 same = {order for order, each in known.items() if torch.equal(values[value].to(each.dtype), each)}
                 found[value] = found.get(value, same) & same
         return {value: next(iter(orders)) for value, orders in found.items() if len(orders) == 1}
 
-    def _experts(self) -> int:
-        """A number of experts that choices are below: all of them, where it is known what they were chosen from."""
-        owner = self.ids.owner
-        while isinstance(owner, Reshape | Cast):
-            owner = owner.x.owner
-        size = tensor_type(owner.x).dims[-1] if isinstance(owner, TopK) else 2
-        return size if isinstance(size, int) else 2
-
-    def _closed(self) -> list[SpecOperation]:
+    def _closed(self, source: SSAValue) -> list[SpecOperation]:
         """The operations that depend on the choices alone."""
-        known, after = {self.ids}, list[SpecOperation]()
+        known, after = {source, self.ids}, list[SpecOperation]()
         for operation in self.function.body:
             free = isinstance(operation, Constant | Iota)
             if (
@@ -221,7 +252,32 @@ class _Ungrouping:
 
     def _is_vector(self, value: SSAValue) -> bool:
         kind = tensor_type(value)
-        return kind.dims == (self.rows,) and kind.dtype in ("i64", "i32")
+        return kind.dims == (self.rows,) and kind.dtype in INTEGERS
+
+
+def _chosen(ids: SSAValue, length: int) -> torch.Tensor:
+    """Random experts; those that a top-k gives are different in each row."""
+    kind, owner = tensor_type(ids), ids.owner
+    dims = [dimensions.evaluate(each, {SEQUENCE: length}) for each in kind.dims]
+    generator = torch.Generator().manual_seed(length)
+    experts = tensor_type(owner.x).dims[-1] if isinstance(owner, TopK) else 2
+    count = experts if isinstance(experts, int) else 2
+    if isinstance(owner, TopK) and ids is owner.indices and count == experts:
+        chosen = torch.rand(*dims[:-1], count, generator=generator).topk(dims[-1]).indices
+    else:
+        chosen = torch.randint(count, dims, generator=generator)
+    return chosen.to(torch_dtype(kind.dtype))
+
+
+def _unviewed(value: SSAValue) -> SSAValue:
+    """What a value has the elements of, up to the dtype of whole numbers."""
+    while isinstance(value.owner, Reshape) or (isinstance(value.owner, Cast) and _is_whole(value.owner.x)):
+        value = value.owner.x
+    return value
+
+
+def _is_whole(value: SSAValue) -> bool:
+    return tensor_type(value).dtype in INTEGERS
 
 
 def _no_weight(name: str) -> torch.Tensor:

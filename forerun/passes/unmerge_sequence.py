@@ -156,6 +156,9 @@ def _reshape(self: _Unmerging, operation: Reshape) -> Made:
         wide = [dim for dim in after[new] if dim != 1]
         if len(wide) == 1 and is_merged(wide[0]) and len(parts) > 1:
             axes.extend(parts if dim == wide[0] else (dim,) for dim in after[new])
+        elif wide and is_merged(wide[0]) and parts[:1] == (SEQUENCE,):  # features that are seen as rows of fewer
+            split = (SEQUENCE, dimensions.affine(wide[0]).scale)
+            axes.extend(split if dim == wide[0] else (dim,) for dim in after[new])
         else:
             axes.extend((dim,) for dim in after[new])
     if operation.x not in self.apart and all(len(each) == 1 for each in axes):

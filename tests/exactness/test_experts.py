@@ -63,7 +63,7 @@ class Biased(nn.Module):
         return self.inner(x)[0]
 
 
-@pytest.mark.parametrize("spelling", ["transposed", "one", "dense", "gpt_oss"])
+@pytest.mark.parametrize("spelling", ["transposed", "one", "dense", "split", "gpt_oss"])
 def test_other_spellings(spelling: str) -> None:
     model = FAMILIES["llama"]()
     for layer in model.model.layers:

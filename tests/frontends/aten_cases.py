@@ -175,6 +175,7 @@ INDICES: Rules = {
     "gather": lambda v: aten.gather(v.x, 2, v.i[..., None] % 8),
     "scatter": lambda v: aten.scatter(v.x, 2, v.i[..., None] % 8, 5.0),
     "scatter_add": lambda v: aten.scatter_add(v.x, 2, (v.i[..., None] + torch.tensor([0, 3, 0])) % 8, v.y),
+    "index_add": lambda v: aten.index_add(v.x[0], 0, v.i[0] % 3, v.y[0]),
     "index_put": lambda v: aten.index_put(v.x, [v.odd], v.vector),
     "one_hot": lambda v: aten.one_hot(v.i % 5, 5),
     "sort": lambda v: torch.cat(aten.sort(v.x), -1),

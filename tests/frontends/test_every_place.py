@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import forerun
-from forerun.errors import TraceError
+from forerun.errors import LookAheadError, TraceError
 
 VOCABULARY, WIDTH, EXPERTS = 40, 16, 4
 PROMPTS = ([3, 8, 5, 2], [0, 5, 0, 7, 0, 0], [0, 0, 0], [39] * 5)
@@ -80,7 +80,39 @@ def skipped(m: Model, ids: Tensor, x: Tensor) -> Tensor:
     return x.index_add(0, at, x[at])
 
 
-@pytest.mark.parametrize("use", [added, put, changed, skipped, dropped, summed])
+def in_groups(
+    m: Model,
+    x: Tensor,
+    sizes: Callable[[Tensor], Any],
+    expert: Callable[[int, Tensor], Tensor],
+    descending: bool = False,
+) -> Tensor:
+    """Rows sorted by expert, in pieces of the sizes that are made of the counts, each of its expert, and put back."""
+    scores, ids = routed(m, x)
+    order = ids.flatten().sort(descending=descending)[1]
+    token = order.div(2, rounding_mode="trunc")
+    counts = functional.one_hot(ids, EXPERTS).sum((0, 1))
+    pieces = [expert(number, rows) for number, rows in enumerate(x[token].split(sizes(counts)))]
+    return torch.zeros_like(x).index_add(0, token, torch.cat(pieces) * scores.flatten()[order][:, None])
+
+
+def split(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """Without a look at the size, and with one; an expert of several functions."""
+
+    def expert(number: int, rows: Tensor) -> Tensor:
+        if rows.shape[0] == 0:
+            return rows
+        gate, up = functional.linear(rows, m.experts[number]).chunk(2, dim=-1)
+        return torch.cat([functional.silu(gate) * up, gate], dim=-1)
+
+    return in_groups(m, x, lambda counts: counts.tolist(), expert)
+
+
+def split_in_place(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return in_groups(m, x, lambda counts: [each.item() for each in counts], lambda number, rows: rows.mul_(number + 1))
+
+
+@pytest.mark.parametrize("use", [added, put, changed, skipped, dropped, summed, split, split_in_place])
 def test_any_text_has_the_models_own_logits(use: Any) -> None:
     model = Model(use).eval()
     compiled = forerun.compile(model, strategy="autoregressive", target="reference", max_length=32)
@@ -122,9 +154,50 @@ def running(m: Model, ids: Tensor, x: Tensor) -> Tensor:
     return result
 
 
+def split_by_others(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return in_groups(m, x, lambda counts: counts.tolist()[::-1], lambda number, rows: rows @ m.experts[number])
+
+
+def split_by_sums(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """The first experts share what they compute."""
+    return in_groups(m, x, lambda c: [c[0] + c.tolist()[1], *c.tolist()[2:]], lambda number, rows: rows)
+
+
+def split_and_running(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return in_groups(m, x, lambda counts: counts.tolist(), lambda number, rows: rows.cumsum(0))
+
+
+def appended(m: Model, x: Tensor, order: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> Tensor:
+    counts = functional.one_hot(m.router(x).argmax(-1), EXPERTS).sum(0)
+    return x + torch.cat(order(x.split(counts.tolist())))[: x.shape[0]]
+
+
+def appended_backwards(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return appended(m, x, lambda pieces: [*reversed(pieces)])
+
+
+def appended_in_part(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return appended(m, x, lambda pieces: [*pieces[:-1]])
+
+
+def appended_to_others(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return appended(m, x, lambda pieces: [*pieces, x])
+
+
+def together(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    return appended(m, x, lambda pieces: [pieces[0] + pieces[1], *pieces[1:]])
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
+        (split_by_others, "splits rows by counts"),
+        (split_by_sums, "counts the places where values are true"),
+        (split_and_running, "with cumsum, in which places may meet"),
+        (appended_backwards, "appends rows by counts"),
+        (appended_in_part, "appends rows by counts"),
+        (appended_to_others, "appends rows by counts"),
+        (together, "rows of several pieces at once"),
         (packed, "in which places may meet"),
         (running, "with cumsum, in which places may meet"),
         (counted, "counts the places where values are true"),
@@ -135,3 +208,13 @@ def running(m: Model, ids: Tensor, x: Tensor) -> Tensor:
 def test_what_depends_on_how_many_places_there_are_is_refused(use: Any, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         forerun.compile(Model(use).eval(), strategy="autoregressive", target="reference", max_length=32)
+
+
+def split_otherwise(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """Rows are in the order of their experts from the last to the first, and counts are not."""
+    return in_groups(m, x, lambda c: c.tolist(), lambda number, rows: rows @ m.experts[number], descending=True)
+
+
+def test_counts_of_experts_in_another_order_are_refused() -> None:
+    with pytest.raises(LookAheadError):
+        forerun.compile(Model(split_otherwise).eval(), strategy="autoregressive", target="reference", max_length=32)

@@ -124,12 +124,31 @@ def looped(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return found
 
 
-SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, grouped, dense, looped)}
+def split(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """Rows sorted by expert, split by how many each has, and added at their tokens."""
+    order = ids.flatten().sort(0)[1]
+    token = order.div(ids.shape[1], rounding_mode="trunc")
+    counts = torch.zeros(x.shape[0], EXPERTS).scatter(1, ids, 1).long().sum(0).tolist()
+
+    def product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        pieces = rows.split(counts, dim=0)
+        return torch.cat([functional.linear(each, weight[at], bias[at]) for at, each in enumerate(pieces)], dim=0)
+
+    y = product(functional.silu(product(x[token], m.up, m.up_bias)), m.down, m.down_bias)
+    return torch.zeros_like(x).index_add_(0, token, y * scores.flatten()[order][:, None])
+
+
+def split_once(m: Experts, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """The same with the best expert of each token alone."""
+    return split(m, x, ids[:, :1], scores[:, :1])
+
+
+SPELLED = {each.__name__: each for each in (merged, transposed, apart, one, grouped, dense, looped, split, split_once)}
 
 
 def imported(spelled: Callable[[Experts, Tensor, Tensor, Tensor], Tensor]) -> tuple[ir.ModuleOp, dict[str, Tensor]]:
     length = torch.export.Dim("length", min=2, max=64)
-    with EveryPlace() if spelled is looped else nullcontext():
+    with EveryPlace() if spelled in (looped, split, split_once) else nullcontext():
         program = torch.export.export(
             Experts(spelled), (torch.arange(11)[None],), dynamic_shapes=({1: length},), strict=False
         )
@@ -147,7 +166,7 @@ def test_experts_are_raised_and_mean_the_same(name: str) -> None:
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4), each.name
     body = ir.functions(module)["forward"].body
     experts = [each for each in body if isinstance(each, ir.ExpertLinear)]
-    assert [each.by_choice for each in experts] == [False, name != "one"]
+    assert [each.by_choice for each in experts] == [False, name not in ("one", "split_once")]
     assert all((each.bias is None) == (name == "dense") for each in experts)
     assert not any(isinstance(each, ir.MatMul) for each in body)
     require_incremental(ir.functions(module)["forward"])
