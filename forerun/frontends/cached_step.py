@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from forerun.errors import TraceError, first_sentence
+from forerun.frontends.forward import LONGEST, require_range
 from forerun.frontends.huggingface import keep_all_positions
 from forerun.frontends.quiet import quiet_libraries
 from forerun.frontends.tracing import first_result, takes_positions
@@ -115,6 +116,7 @@ class OpenedStep:
                 f"torch.export cannot trace one step of {name} with its states ({first_sentence(error)}): it must run "
                 "for one token without branching on values."
             ) from error
+        self._require_lengths(program, name, max_length)
         try:
             self._require_equal(program, name)
         except (AssertionError, RuntimeError) as error:
@@ -122,6 +124,14 @@ class OpenedStep:
                 f"one step of {name} with its states does not run for any length ({first_sentence(error)})."
             ) from error
         return program
+
+    def _require_lengths(self, program: ExportedProgram, name: str, max_length: int) -> None:
+        """Raises `TraceError` if code that branches on the length of a state was traced for fewer positions."""
+        given = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+        for state, axis in zip(given[1:], self.grows, strict=True):
+            size = 0 if axis is None else state.shape[axis]
+            if isinstance(size, torch.SymInt) and (limits := program.range_constraints.get(size.node.expr)) is not None:
+                require_range(name, 0, int(min(limits.upper, LONGEST)) + 1, max_length)
 
     def _require_equal(self, program: ExportedProgram, name: str) -> None:
         """Raises `TraceError` unless the traced step gives the model's own logits, from its first states on."""

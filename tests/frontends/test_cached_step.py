@@ -103,11 +103,18 @@ def last_number(m: Step, x: Tensor, states: States) -> tuple[Tensor, list[Tensor
     return x * states[0], [(x[:, :1] * 10).long()]
 
 
+def turning(m: Step, x: Tensor, states: States) -> tuple[Tensor, list[Tensor]]:
+    """Another step from the 21st token on."""
+    seen = torch.cat([states[0], x])
+    return -x if seen.shape[0] > 20 else x, [seen]
+
+
 @pytest.mark.parametrize(
     ("use", "first", "message"),
     [
         (numbers, torch.zeros(1, dtype=torch.int64), "rewritten from its own whole numbers"),
         (last_number, torch.zeros(1, 1, dtype=torch.int64), "reads whole numbers of earlier positions"),
+        (turning, torch.zeros(0, WIDTH), "traced for at most 20 positions, fewer than max_length=64"),
         (sums, torch.ones(1, WIDTH), "has initial states other than zero"),
     ],
 )
