@@ -31,6 +31,7 @@ from forerun.ir import (
     tensor_type,
 )
 from forerun.passes.base import PassContext, RewritePass, replace
+from forerun.passes.key_terms import KeyTermIntoKeys
 from forerun.passes.matching import HIDDEN, SEQUENCE, defined_by, either_order, mapped, number, symbols
 
 
@@ -343,4 +344,4 @@ class RaiseAttention(RewritePass):
     name: ClassVar[str] = "raise-attention"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseSpelledAttention(context), ScaleIntoAttention()]
+        return [RaiseSpelledAttention(context), ScaleIntoAttention(), KeyTermIntoKeys()]

@@ -10,6 +10,7 @@ from forerun.ir import (
     Attention,
     Broadcast,
     Builder,
+    Concat,
     Dim,
     PatternRewriter,
     Reshape,
@@ -28,17 +29,45 @@ class ReadUnrepeated(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
         query, _, _, *extra = op.operands
-        keys, values = _unrepeated(op.key), _unrepeated(op.value)
-        if keys is None or values is None:
+        found = [_parts(each) for each in (op.key, op.value)]
+        counts = {dims[-3] for parts in found for _, dims in parts} - {1} or {1}
+        if len(counts) != 1 or not all(found):
             return
-        if keys[1][-3] != values[1][-3]:
-            return
+        (heads,) = counts
         build = Builder.before(op, rewriter)
-        narrow = [build.reshape(source, dims) for source, dims in (keys, values)]
-        replace(rewriter, op, op.remade([query, *narrow, *extra]))
+        narrow = [[_with_heads(part, heads, build) for part in parts] for parts in found]
+        rank = tensor_type(query).rank
+        replace(rewriter, op, op.remade([query, *(build.concat(each, rank - 1) for each in narrow), *extra]))
 
 
-def _unrepeated(value: SSAValue) -> tuple[SSAValue, tuple[Dim, ...]] | None:
+Part = tuple[SSAValue, tuple[Dim, ...]]
+"""A value to be viewed in a shape [.., Hkv, T, D]."""
+
+
+def _with_heads(part: Part, heads: Dim, build: Builder) -> SSAValue:
+    source, dims = part
+    return build.broadcast(build.reshape(source, dims), (*dims[:-3], heads, *dims[-2:]))
+
+
+def _parts(value: SSAValue) -> list[Part]:
+    """What a value, or each of those whose features it joins, repeats for each group; empty if one does not."""
+    joined = defined_by(value, Concat)
+    if joined is None or joined.dim != tensor_type(value).rank - 1:
+        found = [_unrepeated(value)]
+    else:
+        found = [_unrepeated(each) or _same_for_heads(each) for each in joined.inputs]
+    return [] if None in found else [each for each in found if each is not None]
+
+
+def _same_for_heads(value: SSAValue) -> Part | None:
+    """What a value repeats for all heads."""
+    wide = defined_by(value, Broadcast)
+    dims = tensor_type(value).dims
+    one = (*dims[:-3], 1, *dims[-2:])
+    return None if wide is None or tensor_type(wide.x).dims != one else (wide.x, one)
+
+
+def _unrepeated(value: SSAValue) -> Part | None:
     """What a value repeats for each group, and its shape [.., Hkv, T, D]: reshape(broadcast [.., Hkv, g, T, D])."""
     merged = defined_by(value, Reshape)
     wide = None if merged is None else defined_by(merged.x, Broadcast)

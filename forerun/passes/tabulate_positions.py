@@ -14,7 +14,6 @@ from forerun.available import require_memory
 from forerun.ir import (
     Attention,
     Builder,
-    Constant,
     Context,
     Function,
     Gather,
@@ -34,7 +33,7 @@ from forerun.passes.attention_masks import Mask, Steps, classify
 from forerun.passes.base import Needs, Pass, PassContext, function_named, option, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.lengths import require_same_at_every_length
-from forerun.passes.matching import HIDDEN, SEQUENCE
+from forerun.passes.matching import HIDDEN, SEQUENCE, number
 from forerun.passes.pair_rules import Span
 from forerun.passes.pairwise import Pairs
 from forerun.passes.sequence_axis import look_ahead, require_incremental
@@ -106,7 +105,9 @@ class _Tables:
                 continue
             for place, value in enumerate(operation.operands):
                 along = self.known.get(value)
-                if along is None or along.kind > Kind.POSITIONAL or isinstance(value.owner, Constant | Parameter):
+                if along is None or along.kind > Kind.POSITIONAL or isinstance(value.owner, Parameter):
+                    continue
+                if number(value) is not None:  # a number needs no table, however it is spread
                     continue
                 if value not in self.replaced:
                     self.replaced[value] = self.constant(value) if along.axis is None else self.table(value, along)

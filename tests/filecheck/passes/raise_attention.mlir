@@ -214,3 +214,68 @@ spec.func @forward(%q: !spec.tensor<[1, 2, T, 4], f32>, %k: !spec.tensor<[1, 2, 
 // CHECK: %column: !spec.tensor<[1, 2, T, 1], f32>) {
 // CHECK-NOT: spec.attention
 // CHECK: spec.softmax
+
+// -----
+
+// A term of the key's token in front of a causal mask: one more feature of the keys, beside 1 / scale in the queries.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[2, T, 4], f32>, %v: !spec.tensor<[2, T, 4], f32>, %term: !spec.tensor<[2, T], f32>) {
+  %keys = spec.iota() {size = "T"} -> !spec.tensor<[T], i64>
+  %rows = spec.reshape(%keys) {shape = ["T", 1]} -> !spec.tensor<[T, 1], i64>
+  %ahead = spec.map(%keys, %rows) {function = "gt"} -> !spec.tensor<[T, T], i1>
+  %low = spec.constant() {value = -1.0e+09, dtype = "f32"} -> !spec.tensor<[], f32>
+  %across = spec.reshape(%term) {shape = [2, 1, "T"]} -> !spec.tensor<[2, 1, T], f32>
+  %mask = spec.map(%ahead, %low, %across) {function = "where"} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.attention(%q, %k, %v, %mask) {scale = 0.5, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: [[TERM:%[0-9]+]] = spec.reshape(%term) {shape = [2, "T", 1]} -> !spec.tensor<[2, T, 1], f32>
+// CHECK-NEXT: [[TWO:%[0-9]+]] = spec.constant() {value = 2.0, dtype = "f32"} -> !spec.tensor<[], f32>
+// CHECK-NEXT: [[TWOS:%[0-9]+]] = spec.broadcast([[TWO]]) {shape = [2, "T", 1]} -> !spec.tensor<[2, T, 1], f32>
+// CHECK-NEXT: [[QUERIES:%[0-9]+]] = spec.concat(%q, [[TWOS]]) {dim = 2} -> !spec.tensor<[2, T, 5], f32>
+// CHECK-NEXT: [[KEYS:%[0-9]+]] = spec.concat(%k, [[TERM]]) {dim = 2} -> !spec.tensor<[2, T, 5], f32>
+// CHECK-NEXT: [[ZERO:%[0-9]+]] = spec.constant() {value = 0.0, dtype = "f32"} -> !spec.tensor<[], f32>
+// CHECK-NEXT: [[MASK:%[0-9]+]] = spec.map(%ahead, %low, [[ZERO]]) {function = "where"} -> !spec.tensor<[T, T], f32>
+// CHECK-NEXT: %y = spec.attention([[QUERIES]], [[KEYS]], %v, [[MASK]]) {scale = 0.5, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+
+// -----
+
+// A term of each query head, where two of these share keys: each has keys of its own then.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %k: !spec.tensor<[1, T, 4], f32>, %term: !spec.tensor<[2, T], f32>) {
+  %across = spec.reshape(%term) {shape = [2, 1, "T"]} -> !spec.tensor<[2, 1, T], f32>
+  %y = spec.attention(%q, %k, %k, %across) {scale = 1.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK: [[TERM:%[0-9]+]] = spec.reshape(%term) {shape = [2, "T", 1]} -> !spec.tensor<[2, T, 1], f32>
+// CHECK: [[WIDE:%[0-9]+]] = spec.broadcast({{%[0-9]+}}) {shape = [1, 2, "T", 4]} -> !spec.tensor<[1, 2, T, 4], f32>
+// CHECK-NEXT: [[REPEATED:%[0-9]+]] = spec.reshape([[WIDE]]) {shape = [2, "T", 4]} -> !spec.tensor<[2, T, 4], f32>
+// CHECK: [[QUERIES:%[0-9]+]] = spec.concat(%q, {{%[0-9]+}}) {dim = 2} -> !spec.tensor<[2, T, 5], f32>
+// CHECK-NEXT: [[KEYS:%[0-9]+]] = spec.concat([[REPEATED]], [[TERM]]) {dim = 2} -> !spec.tensor<[2, T, 5], f32>
+// CHECK-NEXT: %y = spec.attention([[QUERIES]], [[KEYS]], [[REPEATED]]) {scale = 1.0} -> !spec.tensor<[2, T, 4], f32>
+
+// -----
+
+// Declines: a term of both tokens, which is no sum.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %term: !spec.tensor<[2, T], f32>) {
+  %across = spec.reshape(%term) {shape = [2, 1, "T"]} -> !spec.tensor<[2, 1, T], f32>
+  %down = spec.reshape(%term) {shape = [2, "T", 1]} -> !spec.tensor<[2, T, 1], f32>
+  %mask = spec.map(%across, %down) {function = "mul"} -> !spec.tensor<[2, T, T], f32>
+  %y = spec.attention(%q, %q, %q, %mask) {scale = 1.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK-NOT: spec.concat
+// CHECK: %y = spec.attention(%q, %q, %q, %mask) {scale = 1.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+
+// -----
+
+// Declines: scores are capped before the term is added.
+
+spec.func @forward(%q: !spec.tensor<[2, T, 4], f32>, %term: !spec.tensor<[2, T], f32>) {
+  %across = spec.reshape(%term) {shape = [2, 1, "T"]} -> !spec.tensor<[2, 1, T], f32>
+  %y = spec.attention(%q, %q, %q, %across) {scale = 1.0, softcap = 30.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
+  spec.return(%y)
+}
+// CHECK-NOT: spec.concat
+// CHECK: %y = spec.attention(%q, %q, %q, %across) {scale = 1.0, softcap = 30.0, extra = ["mask"]} -> !spec.tensor<[2, T, 4], f32>
