@@ -20,7 +20,7 @@ SLOW = (
     *("test_states.py::*[memory-triton-sampled]", "test_states.py::*[windows-triton-sampled]"),
     *(f"test_families.py::*[{name}*" for name in ("roberta", "gptj", "gpt_neox", "mpt", "cohere", "opt", "phi3")),
     *(f"test_families.py::*[{name}*" for name in ("youtu", "flint")),
-    *(f"test_experts.py::*[{name}*" for name in ("dots1", "qwen3_moe", "olmoe", "granitemoe")),
+    *(f"test_experts.py::*[{name}*" for name in ("dots1", "qwen3_moe", "olmoe", "granitemoe", "jetmoe")),
     *("test_device_loop.py::test_the_bits_of_plain_decoding[gpt2-*", "test_device_loop.py::*[gemma2-float32]"),
     *("test_device_loop.py::*[llama-bfloat16]", "test_device_loop.py::test_certify_finds_a_planted_difference[True]"),
     *("test_device_loop.py::test_what_is_drawn_is_drawn_alike[sampling1]", "test_triton.py::*[gpt2-float32]"),
