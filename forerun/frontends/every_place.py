@@ -104,6 +104,7 @@ class EveryPlace(TorchFunctionMode):
         if func in JOINS and self.pieces.appends(*args, **named):
             return self.pieces.appended(*args, **named)
         given = tensors([*args, *named.values()])
+        self.pieces.require_unchanged(given)
         if any(id(each) in self.found for each in given):
             return self._at_places(func, args, named)
         if any(id(each) in self.rows for each in given):
@@ -204,6 +205,7 @@ class EveryPlace(TorchFunctionMode):
                 "meet: compute each row by itself."
             )
         rows = [each for each in tensors([*args, *named.values()]) if id(each) in self.rows]
+        self.pieces.note_changes(name, rows)
         return self._kept(self.pieces.kept(rows, func(*args, **named)))
 
 

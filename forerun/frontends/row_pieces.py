@@ -41,6 +41,7 @@ class Piece:
     counts: Tensor  # the number of rows in each piece
     place: int
     rows: Tensor
+    source: Tensor  # what it was split from
 
 
 class Pieces:
@@ -49,6 +50,7 @@ class Pieces:
     def __init__(self) -> None:
         self.counts: dict[int, CountOf] = {}
         self.pieces: dict[int, Piece] = {}
+        self.changed: dict[int, Tensor] = {}  # rows of which a piece was changed in place, but not here
 
     def counts_by(self, func: Callable[..., Any], args: Sequence[Any]) -> bool:
         """Whether a function takes a vector of whole numbers apart, or gives one of them; `tolist` does both."""
@@ -74,7 +76,7 @@ class Pieces:
             raise _refused("splits")
         rows = tuple(x.clone() for _ in found)
         for each, (counts, place) in zip(rows, found, strict=True):
-            self.pieces[id(each)] = Piece(counts, place, each)
+            self.pieces[id(each)] = Piece(counts, place, each, x)
         return rows
 
     def kept(self, rows: Sequence[Tensor], results: Any) -> Any:
@@ -83,8 +85,21 @@ class Pieces:
         if len({None if each is None else (id(each.counts), each.place) for each in found}) > 1:
             raise TraceError("The model computes with rows of several pieces at once, which cannot be traced.")
         if found and (piece := found[0]) is not None:
-            self.pieces.update((id(each), Piece(piece.counts, piece.place, each)) for each in tensors(results))
+            self.pieces.update(
+                (id(each), Piece(piece.counts, piece.place, each, piece.source)) for each in tensors(results)
+            )
         return results
+
+    def note_changes(self, name: str, rows: Sequence[Tensor]) -> None:
+        """Notes that a function changes pieces in place, and so the rows that they were split from."""
+        if name.startswith("__i") or (name.endswith("_") and not name.endswith("__")):
+            sources = [self.pieces[id(each)].source for each in rows if id(each) in self.pieces]
+            self.changed.update((id(each), each) for each in sources)
+
+    def require_unchanged(self, given: Sequence[Tensor]) -> None:
+        """Raises `TraceError` for rows that the model has changed through one of their pieces."""
+        if any(id(each) in self.changed for each in given):
+            raise TraceError("The model reads rows of which it has changed a piece in place: compute new rows.")
 
     def appends(self, values: Any, dim: int = 0, **named: Any) -> bool:
         """Whether a concatenation appends rows of pieces."""

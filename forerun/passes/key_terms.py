@@ -5,14 +5,19 @@ The keys in the cache hold the term then, as one more feature. What is left of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from forerun.ir import (
     Attention,
     Broadcast,
     Builder,
     Cast,
+    Gather,
     Map,
+    Parameter,
     PatternRewriter,
     Reshape,
     RewritePattern,
@@ -21,8 +26,13 @@ from forerun.ir import (
     op_type_rewrite_pattern,
     tensor_type,
 )
-from forerun.passes.base import replace
+from forerun.passes.base import PassContext, replace
 from forerun.passes.matching import HIDDEN, SEQUENCE, is_constant, number
+
+LOWEST = -1e9
+"""A score to which a term adds nothing: at most this, instead of the score, is a key that is hidden."""
+UNBOUNDED = ("log", "log1p", "div", "pow", "rsqrt")
+"""Functions that may give -inf."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,9 @@ class Step:
 class KeyTermIntoKeys(RewritePattern):
     """A mask that is a term [..., 1, T] of tokens, behind views and sums with what depends on positions alone."""
 
+    def __init__(self, context: PassContext) -> None:
+        self.context = context
+
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: Attention, rewriter: PatternRewriter) -> None:
         if op.mask is None or op.softcap is not None or not op.scale:
@@ -43,7 +56,7 @@ class KeyTermIntoKeys(RewritePattern):
         if tensor_type(op.query).dims[-2] != SEQUENCE or is_constant(op.mask):
             return
         found = _reached(op.mask)
-        if found is None or _hides(found[0]):
+        if found is None or _hides(found[0], self.context.weights):
             return
         build = Builder.before(op, rewriter)
         column = _column(*found, build)
@@ -89,16 +102,22 @@ def _place(operation: SpecOperation) -> int | None:
             return next((1 - at for at, other in enumerate(operation.inputs) if is_constant(other)), None)
         case Map(function="where") if is_constant(operation.inputs[0]):
             lows = (number(each) for each in operation.inputs[1:])
-            return next((2 - at for at, low in enumerate(lows) if low is not None and low <= HIDDEN), None)
+            return next((2 - at for at, low in enumerate(lows) if low is not None and low <= LOWEST), None)
         case _:
             return None
 
 
-def _hides(term: SSAValue) -> bool:
+def _hides(term: SSAValue, weights: Callable[[str], torch.Tensor]) -> bool:
     """Whether a token may hide its key by a term: a row that sees no key then is a case of its own in each model."""
     pending, seen = [term], {term}
     while pending:
         operation = pending.pop().owner
+        if isinstance(operation, Gather) and isinstance(operation.table.owner, Parameter):
+            if bool((weights(operation.table.owner.symbol) <= HIDDEN).any()):
+                return True
+            continue
+        if isinstance(operation, Map) and operation.function in UNBOUNDED:
+            return True
         if not isinstance(operation, Map | Cast | Reshape | Broadcast):
             continue
         if any((low := number(each)) is not None and low <= HIDDEN for each in operation.operands):

@@ -344,4 +344,4 @@ class RaiseAttention(RewritePass):
     name: ClassVar[str] = "raise-attention"
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
-        return [RaiseSpelledAttention(context), ScaleIntoAttention(), KeyTermIntoKeys()]
+        return [RaiseSpelledAttention(context), ScaleIntoAttention(), KeyTermIntoKeys(context)]

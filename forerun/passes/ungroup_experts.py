@@ -7,9 +7,10 @@ histogram or of an inverse permutation: what depends on the experts' numbers alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -51,7 +52,10 @@ from forerun.passes.canonicalize import clean
 from forerun.passes.matching import SEQUENCE, mapped, number
 
 LENGTHS = (5, 8, 13)
-"""The numbers of tokens for which integers are compared."""
+"""The numbers of tokens for which integers are compared, besides the most that there may be."""
+
+MOST_ROWS = 2048
+"""The most rows for which integers are compared."""
 
 INTEGERS = ("i64", "i32")
 
@@ -74,7 +78,8 @@ class UngroupExperts(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         forward = function_named(op, "forward")
-        count = sum(_Ungrouping(forward, ids).run() for ids in list(_choices(forward)))
+        longest = pass_context(ctx).max_length
+        count = sum(_Ungrouping(forward, ids, longest).run() for ids in list(_choices(forward)))
         if count:
             pass_context(ctx).note(f"{self.name}: {count} values of sorted rows are computed in their own order")
             clean(forward)
@@ -97,8 +102,8 @@ def _choices(function: Function) -> Iterator[SSAValue]:
 class _Ungrouping:
     """The values of a function in the order of sorted rows, each with the same value in the rows' own order."""
 
-    def __init__(self, function: Function, ids: SSAValue) -> None:
-        self.function, self.ids = function, ids
+    def __init__(self, function: Function, ids: SSAValue, max_length: int) -> None:
+        self.function, self.ids, self.max_length = function, ids, max_length
         (self.rows,) = tensor_type(ids).dims
         self.choices = dimensions.affine(self.rows).scale
         self.orders = self._orders()
@@ -215,12 +220,20 @@ class _Ungrouping:
                 return False
 
     def _orders(self) -> dict[SSAValue, Order]:
-        """The vectors that depend on the choices of experts alone and sort the rows, or put them back."""
+        """The vectors that depend on the choices of experts alone and sort the rows, or put them back.
+
+        They do for all choices that are tried, up to as many tokens as there may be: no number in the computation lies
+        between the largest place that is tried and the largest that there is.
+        """
         source = _unviewed(self.ids)
-        body = self._closed(source)
+        experts, body = _experts(source), self._closed(source)
+        longest = max(1, min(self.max_length, MOST_ROWS // self.choices))
+        numbers = [each.value for each in body if isinstance(each, Constant)]
+        if experts is None or (longest < self.max_length and any(each > MOST_ROWS // 2 for each in numbers)):
+            return {}
         found: dict[SSAValue, set[Order]] = {}
-        for length in LENGTHS:
-            values = {source: _chosen(source, length), self.ids: _chosen(source, length).reshape(-1)}
+        for length, chosen in _samples(source, experts, sorted({*LENGTHS, longest})):
+            values = {source: chosen, self.ids: chosen.reshape(-1)}
             kept = {each for operation in body for each in operation.results if tensor_type(each).dims == (self.rows,)}
             run_body(body, values, Environment(_no_weight, bindings={SEQUENCE: length}), keep=kept)
             experts, places = torch.sort(values[self.ids], stable=True)
@@ -255,18 +268,31 @@ class _Ungrouping:
         return kind.dims == (self.rows,) and kind.dtype in INTEGERS
 
 
-def _chosen(ids: SSAValue, length: int) -> torch.Tensor:
-    """Random experts; those that a top-k gives are different in each row."""
-    kind, owner = tensor_type(ids), ids.owner
-    dims = [dimensions.evaluate(each, {SEQUENCE: length}) for each in kind.dims]
-    generator = torch.Generator().manual_seed(length)
-    experts = tensor_type(owner.x).dims[-1] if isinstance(owner, TopK) else 2
-    count = experts if isinstance(experts, int) else 2
-    if isinstance(owner, TopK) and ids is owner.indices and count == experts:
-        chosen = torch.rand(*dims[:-1], count, generator=generator).topk(dims[-1]).indices
+def _experts(ids: SSAValue) -> int | None:
+    """From how many experts ids are chosen, if that is known: they are places in a row of scores, or some of these."""
+    while isinstance(ids.owner, Slice):
+        ids = ids.owner.x
+    owner = ids.owner
+    if isinstance(owner, TopK) and ids is owner.indices:
+        size = tensor_type(owner.x).dims[-1]
+    elif isinstance(owner, Reduce) and owner.function == "argmax" and len(owner.dims) == 1:
+        size = tensor_type(owner.x).dims[owner.dims[0]]
     else:
-        chosen = torch.randint(count, dims, generator=generator)
-    return chosen.to(torch_dtype(kind.dtype))
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _samples(ids: SSAValue, experts: int, lengths: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Choices for numbers of tokens: random ones, and those in which every expert has its turn."""
+    kind = tensor_type(ids)
+    for length in lengths:
+        dims = [dimensions.evaluate(each, {SEQUENCE: length}) for each in kind.dims]
+        count, last = prod(dims), 1 if isinstance(ids.owner, Reduce) else dims[-1]
+        scores = torch.rand(count // last, experts, generator=torch.Generator().manual_seed(length))
+        starts = range(0, experts, count) if length == max(lengths) else ()
+        turns = [(torch.arange(count) + start) % experts for start in starts]
+        for chosen in (scores.topk(last).indices, *turns):
+            yield length, chosen.reshape(dims).to(torch_dtype(kind.dtype))
 
 
 def _unviewed(value: SSAValue) -> SSAValue:

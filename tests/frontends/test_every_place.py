@@ -112,7 +112,14 @@ def split_in_place(m: Model, ids: Tensor, x: Tensor) -> Tensor:
     return in_groups(m, x, lambda counts: [each.item() for each in counts], lambda number, rows: rows.mul_(number + 1))
 
 
-@pytest.mark.parametrize("use", [added, put, changed, skipped, dropped, summed, split, split_in_place])
+def of_remainders(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """Experts share matrices: what is looked up for a row is not its own number."""
+    chosen = m.router(x).argmax(-1)
+    order = chosen.argsort(stable=True)
+    return x + torch.bmm(x[order][:, None], m.experts[chosen[order] % 2])[:, 0][order.argsort()]
+
+
+@pytest.mark.parametrize("use", [added, put, changed, skipped, dropped, summed, split, split_in_place, of_remainders])
 def test_any_text_has_the_models_own_logits(use: Any) -> None:
     model = Model(use).eval()
     compiled = forerun.compile(model, strategy="autoregressive", target="reference", max_length=32)
@@ -215,6 +222,30 @@ def split_otherwise(m: Model, ids: Tensor, x: Tensor) -> Tensor:
     return in_groups(m, x, lambda c: c.tolist(), lambda number, rows: rows @ m.experts[number], descending=True)
 
 
-def test_counts_of_experts_in_another_order_are_refused() -> None:
+def of_early_rows(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """Behind the 15th row, each is taken for that one."""
+    chosen = m.router(x).argmax(-1)
+    order = chosen.argsort(stable=True)
+    return x + torch.bmm(x[order.clamp(max=14)][:, None], m.experts[chosen[order]])[:, 0][order.argsort()]
+
+
+@pytest.mark.parametrize("use", [split_otherwise, of_early_rows])
+def test_rows_that_are_not_sorted_alike_are_refused(use: Any) -> None:
     with pytest.raises(LookAheadError):
-        forerun.compile(Model(split_otherwise).eval(), strategy="autoregressive", target="reference", max_length=32)
+        forerun.compile(Model(use).eval(), strategy="autoregressive", target="reference", max_length=32)
+
+
+def changed_through_a_piece(m: Model, ids: Tensor, x: Tensor) -> Tensor:
+    """Pieces are views: who changes one changes the rows."""
+    chosen = m.router(x).argmax(-1)
+    order = chosen.argsort(stable=True)
+    rows = x[order]
+    pieces = rows.split(functional.one_hot(chosen, EXPERTS).sum(0).tolist())
+    pieces[0].neg_()
+    return x + (torch.cat(pieces) + rows)[order.argsort()]
+
+
+def test_rows_that_are_changed_through_a_piece_are_refused() -> None:
+    model = Model(changed_through_a_piece).eval()
+    with pytest.raises(TraceError, match="reads rows of which it has changed a piece in place"):
+        forerun.compile(model, strategy="autoregressive", target="reference", max_length=32)

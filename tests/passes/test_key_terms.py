@@ -143,6 +143,18 @@ def hiding(term: Tensor) -> Tensor:
     return masked(torch.where(term > 0, term, LOW))
 
 
+def infinite(term: Tensor) -> Tensor:
+    """Tokens hide themselves by the logarithm of nothing."""
+    return masked(torch.log(torch.where(term > 0, term, 0.0)))
+
+
+def instead(term: Tensor) -> Tensor:
+    """Far keys have a score that terms may be below."""
+    size = term.shape[-1]
+    near = torch.arange(size)[:, None] - torch.arange(size) < 3
+    return torch.where(near, added(term), -1e4)
+
+
 def squared(term: Tensor) -> Tensor:
     """Behind the sum with a bias by position stands a function that is no sum."""
     return (added(term) * 1e-3).square()
@@ -158,6 +170,8 @@ REFUSED: dict[Callable[[Tensor], Tensor], str] = {
     larger: "combines tokens of different positions",
     of_the_query: "relates tokens to tokens outside an attention",
     hiding: "relates tokens to tokens outside an attention",
+    infinite: "relates tokens to tokens outside an attention",
+    instead: "relates tokens to tokens outside an attention",
     squared: "relates tokens to tokens outside an attention",
     everywhere: "attends to later positions",
 }

@@ -2,7 +2,8 @@
 
 // Rows of tokens and their choices are sorted by expert, multiplied by a row of a weight, and put back: they may stay.
 
-spec.func @forward(%x: !spec.tensor<[T, 4], f32>, %ids: !spec.tensor<[T, 2], i64>, %w: !spec.tensor<[3, 4], f32>) {
+spec.func @forward(%x: !spec.tensor<[T, 4], f32>, %scores: !spec.tensor<[T, 3], f32>, %w: !spec.tensor<[3, 4], f32>) {
+  %best, %ids = spec.topk(%scores) {k = 2, index_dtype = "i64"} -> !spec.tensor<[T, 2], f32>, !spec.tensor<[T, 2], i64>
   %0 = spec.reshape(%ids) {shape = ["2*T"]} -> !spec.tensor<[2*T], i64>
   %1 = spec.reshape(%0) {shape = [1, "2*T"]} -> !spec.tensor<[1, 2*T], i64>
   %2 = spec.reshape(%0) {shape = ["2*T", 1]} -> !spec.tensor<[2*T, 1], i64>
@@ -56,7 +57,8 @@ spec.func @forward(%x: !spec.tensor<[T, 4], f32>, %ids: !spec.tensor<[T, 2], i64
 
 // Declines: the rows are looked up in the order of the sort once more, which does not put them back.
 
-spec.func @forward(%x: !spec.tensor<[T, 4], f32>, %ids: !spec.tensor<[T, 2], i64>, %w: !spec.tensor<[3, 4], f32>) {
+spec.func @forward(%x: !spec.tensor<[T, 4], f32>, %scores: !spec.tensor<[T, 3], f32>, %w: !spec.tensor<[3, 4], f32>) {
+  %best, %ids = spec.topk(%scores) {k = 2, index_dtype = "i64"} -> !spec.tensor<[T, 2], f32>, !spec.tensor<[T, 2], i64>
   %0 = spec.reshape(%ids) {shape = ["2*T"]} -> !spec.tensor<[2*T], i64>
   %1 = spec.reshape(%0) {shape = [1, "2*T"]} -> !spec.tensor<[1, 2*T], i64>
   %2 = spec.reshape(%0) {shape = ["2*T", 1]} -> !spec.tensor<[2*T, 1], i64>
