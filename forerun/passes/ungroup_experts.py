@@ -2,7 +2,8 @@
 
 A row's results do not depend on its place, so everything between the sort and its inverse is the same computation on
 unsorted rows. Which integers sort the rows, and which put them back, is not known by the spelling of a sort, of a
-histogram or of an inverse permutation: what depends on the experts' numbers alone is evaluated for some, and compared.
+histogram or of an inverse permutation: what depends on the experts' numbers alone is evaluated for choices of all
+experts, up to the longest text, and compared.
 """
 
 from __future__ import annotations
@@ -231,10 +232,10 @@ class _Ungrouping:
         numbers = [each.value for each in body if isinstance(each, Constant)]
         if experts is None or (longest < self.max_length and any(each > MOST_ROWS // 2 for each in numbers)):
             return {}
+        kept = {each for operation in body for each in operation.results if tensor_type(each).dims == (self.rows,)}
         found: dict[SSAValue, set[Order]] = {}
         for length, chosen in _samples(source, experts, sorted({*LENGTHS, longest})):
             values = {source: chosen, self.ids: chosen.reshape(-1)}
-            kept = {each for operation in body for each in operation.results if tensor_type(each).dims == (self.rows,)}
             run_body(body, values, Environment(_no_weight, bindings={SEQUENCE: length}), keep=kept)
             experts, places = torch.sort(values[self.ids], stable=True)
             known = {Order.PLACES: places, Order.INVERSE: places.argsort(), Order.EXPERTS: experts}
@@ -268,17 +269,24 @@ class _Ungrouping:
         return kind.dims == (self.rows,) and kind.dtype in INTEGERS
 
 
-def _experts(ids: SSAValue) -> int | None:
-    """From how many experts ids are chosen, if that is known: they are places in a row of scores, or some of these."""
+def _chosen_by(ids: SSAValue) -> TopK | Reduce | None:
+    """The operation that gives places in a row of scores, if the ids are its results, or some of them."""
     while isinstance(ids.owner, Slice):
         ids = ids.owner.x
-    owner = ids.owner
-    if isinstance(owner, TopK) and ids is owner.indices:
-        size = tensor_type(owner.x).dims[-1]
-    elif isinstance(owner, Reduce) and owner.function == "argmax" and len(owner.dims) == 1:
-        size = tensor_type(owner.x).dims[owner.dims[0]]
-    else:
-        return None
+    match ids.owner:
+        case TopK() as best if ids is best.indices:
+            return best
+        case Reduce(function="argmax", dims=(_,)) as best:
+            return best
+        case _:
+            return None
+
+
+def _experts(ids: SSAValue) -> int | None:
+    """From how many experts ids are chosen, if that is known."""
+    owner = _chosen_by(ids)
+    axis = owner.dims[0] if isinstance(owner, Reduce) else -1
+    size = None if owner is None else tensor_type(owner.x).dims[axis]
     return size if isinstance(size, int) else None
 
 
@@ -287,11 +295,11 @@ def _samples(ids: SSAValue, experts: int, lengths: Sequence[int]) -> Iterator[tu
     kind = tensor_type(ids)
     for length in lengths:
         dims = [dimensions.evaluate(each, {SEQUENCE: length}) for each in kind.dims]
-        count, last = prod(dims), 1 if isinstance(ids.owner, Reduce) else dims[-1]
-        scores = torch.rand(count // last, experts, generator=torch.Generator().manual_seed(length))
+        count, together = prod(dims), dims[-1] if isinstance(_chosen_by(ids), TopK) else 1
+        scores = torch.rand(count // together, experts, generator=torch.Generator().manual_seed(length))
         starts = range(0, experts, count) if length == max(lengths) else ()
         turns = [(torch.arange(count) + start) % experts for start in starts]
-        for chosen in (scores.topk(last).indices, *turns):
+        for chosen in (scores.topk(together).indices, *turns):
             yield length, chosen.reshape(dims).to(torch_dtype(kind.dtype))
 
 

@@ -188,3 +188,19 @@ def test_canonical_experts_stay() -> None:
     text = ir.print_ir(module)
     run_pipeline(module, list(parse_passes("unmerge-sequence,raise-experts,canonicalize")), PassContext())
     assert ir.print_ir(module) == text
+
+
+def test_a_part_of_the_best_experts_is_evaluated_as_well() -> None:
+    """Ids without their first row are no row of choices by themselves."""
+    text = """
+spec.func @forward(%scores: !spec.tensor<[T, 3], f32>) {
+  %best = spec.reduce(%scores) {function = "argmax", dims = [1], keep = false} -> !spec.tensor<[T], i64>
+  %rest = spec.slice(%best) {dim = 0, start = 1, stop = "T"} -> !spec.tensor<[T-1], i64>
+  %across = spec.reshape(%rest) {shape = [1, "T-1"]} -> !spec.tensor<[1, T-1], i64>
+  %down = spec.reshape(%rest) {shape = ["T-1", 1]} -> !spec.tensor<[T-1, 1], i64>
+  %less = spec.map(%across, %down) {function = "lt"} -> !spec.tensor<[T-1, T-1], i1>
+  spec.return(%less)
+}"""
+    module = ir.parse_ir(text)
+    run_pipeline(module, list(parse_passes("ungroup-experts")), PassContext())
+    assert "slice" in ir.print_ir(module)
