@@ -60,15 +60,16 @@ class _Batch:
         self.first: str | None = None
 
     def run(self, numbers: range) -> None:
-        """Decodes some texts together, which arrive one after another, and compares them."""
+        """Decodes some texts together, which arrive a few at a time, and compares them."""
         pending = [self._request(number) for number in numbers]
         live: list[_Text] = []
         ended: list[_Text] = []
         began = self.serving.scheduler.iteration
         while pending or live:
             if pending and (not live or self.random.random() < 0.3):
-                number, request = pending.pop()
-                live.append(_Text(number, self.serving.begin([request])[0]))
+                arrived = [pending.pop() for _ in range(min(len(pending), int(self.random.integers(1, TOGETHER))))]
+                sessions = self.serving.begin([request for _, request in arrived])
+                live += [_Text(number, session) for (number, _), session in zip(arrived, sessions, strict=True)]
             text = live[int(self.random.integers(len(live)))]
             self.serving.wait([text.session])
             text.steps.extend(steps_of(text.session.take()))

@@ -72,8 +72,11 @@ class Rows:
 
     @property
     def order(self) -> Int32:
-        """[N] the rows, parents before their children."""
-        return np.argsort(self.positions, kind="stable").astype(np.int32)
+        """[N] the rows of one sequence after those of another, parents before their children.
+
+        Rows of a prompt that only the next one reads share two records with those of other prompts.
+        """
+        return np.lexsort((self.positions, self.sequences)).astype(np.int32)
 
 
 @dataclass(frozen=True)

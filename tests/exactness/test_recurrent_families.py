@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import forerun
@@ -43,6 +44,18 @@ def test_sessions_that_share_steps_and_fork_are_certified(family: tuple[Any, for
     model = family[1]
     report = certify_sessions(model.engine, model.drafter, model.policy, texts=6, seed=3)
     assert report.exact, str(report)
+
+
+def test_rows_of_several_prompts_in_turn_are_found(
+    family: tuple[Any, forerun.CompiledModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of one step share records for what only their next row reads, so each is computed by itself."""
+    by_position = property(lambda rows: np.argsort(rows.positions, kind="stable").astype(np.int32))
+    monkeypatch.setattr(Rows, "order", by_position)
+    model = family[1]
+    if not model.executable.row_bytes:
+        pytest.skip("the family has no state per row")
+    assert not certify_sessions(model.engine, model.drafter, model.policy, texts=6, seed=3).exact
 
 
 def sibling(rows: Rows, block: int) -> Int32:

@@ -81,6 +81,16 @@ def test_rows_find_their_parents(data: st.DataObject) -> None:
         token += len(tokens)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=4))
+def test_prompts_of_one_step_do_not_read_each_others_records(counts: list[int]) -> None:
+    texts = Texts(len(counts))
+    tokens = [np.arange(count, dtype=np.int32) + 10 * number for number, count in enumerate(counts)]
+    parts = [prompt_rows(*each, np.zeros(1, np.int32)) for each in zip(texts.sequences, tokens, strict=True)]
+    found = texts.run(join(parts))
+    assert found == [tuple(each[: at + 1].tolist()) for each in tokens for at in range(len(each))]
+
+
 def commit(texts: Texts, sequence: CachedSequence, slots: Int32) -> None:
     home = sequence.home(np.arange(sequence.length, sequence.length + len(slots), dtype=np.int32))
     moved = slots != home
