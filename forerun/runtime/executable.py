@@ -72,9 +72,9 @@ class Rows:
 
     @property
     def order(self) -> Int32:
-        """[N] the rows of one sequence after those of another, parents before their children.
+        """[N] the rows, one sequence after the other, and within it parents before their children.
 
-        Rows of a prompt that only the next one reads share two records with those of other prompts.
+        Sequences must not alternate: the prompts of a step share records (`runtime.records`).
         """
         return np.lexsort((self.positions, self.sequences)).astype(np.int32)
 

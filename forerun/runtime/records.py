@@ -34,8 +34,9 @@ class RecordCache:
     def placed(self, rows: Rows) -> Rows:
         """Returns the rows of a run with the places of their records.
 
-        Of consecutive positions of a prompt only the last one's record is kept. Raises `TooLongError` if a parent's
-        record is not there, or the rows have no room.
+        Of consecutive positions of a prompt only the last one's record is kept. The others take turns at two records,
+        which all prompts of the run share, as rows are evaluated one sequence after the other (`Rows.order`). Raises
+        `TooLongError` if a parent's record is not there, or the rows have no room.
         """
         self._run += 1
         parents = rows.parent_slots(self._block)

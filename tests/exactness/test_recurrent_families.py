@@ -49,7 +49,7 @@ def test_sessions_that_share_steps_and_fork_are_certified(family: tuple[Any, for
 def test_rows_of_several_prompts_in_turn_are_found(
     family: tuple[Any, forerun.CompiledModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts of one step share records for what only their next row reads, so each is computed by itself."""
+    """Prompts of one step share two records, so the rows of one prompt must be evaluated before those of the next."""
     by_position = property(lambda rows: np.argsort(rows.positions, kind="stable").astype(np.int32))
     monkeypatch.setattr(Rows, "order", by_position)
     model = family[1]
