@@ -60,6 +60,14 @@ class DeviceMemoryError(DeviceError):
     """A model for which the device has too little memory."""
 
 
+class DistributedError(ForerunError):
+    """A rank that does not answer, answers something else than it should, or was started with another model."""
+
+
+class PlanningError(ForerunError):
+    """A description of a model, of hardware or of measured times that cannot be used, or limits that no plan meets."""
+
+
 class ForkError(ForerunError):
     """A use, in a forked process, of what only the parent process can use."""
 

@@ -22,7 +22,8 @@ from forerun.ir.decoder import Attention, Rotary, TreeAttention
 from forerun.ir.dialect import OPERATIONS, load_dialects
 from forerun.ir.effects import is_pure, only_reads
 from forerun.ir.elementwise import COMPARISONS, FUNCTIONS, Cast, Constant, Iota, Map, Parameter, broadcast_dims
-from forerun.ir.families import AlongAxes, Computation, Elementwise, StepOperation
+from forerun.ir.exchange import Receive, Send
+from forerun.ir.families import AlongAxes, Computation, Elementwise, Exchange, StepOperation
 from forerun.ir.foreign import Resource, foreign_attributes, foreign_line, foreign_name, foreign_type, parse_foreign
 from forerun.ir.interpreter import OutsideTableError, called, evaluate, new_states, run_body, with_derived
 from forerun.ir.operation import Environment, SpecOperation, ValueOperation, tensor_type
@@ -91,6 +92,7 @@ __all__ = [
     "Elementwise",
     "Encoding",
     "Environment",
+    "Exchange",
     "ExpertLinear",
     "FileLineColLoc",
     "Function",
@@ -116,6 +118,7 @@ __all__ = [
     "PatternRewriteWalker",
     "PatternRewriter",
     "RMSNorm",
+    "Receive",
     "Recurrence",
     "Reduce",
     "ReductionTable",
@@ -128,6 +131,7 @@ __all__ = [
     "Rotary",
     "SSAValue",
     "Scan",
+    "Send",
     "Slice",
     "Softmax",
     "SpecOperation",

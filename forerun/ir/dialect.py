@@ -8,13 +8,13 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin
 from xdsl.ir import Dialect
 
-from forerun.ir import decoder, elementwise, products, recurrences, reductions, states, structure, views
+from forerun.ir import decoder, elementwise, exchange, products, recurrences, reductions, states, structure, views
 from forerun.ir.operation import SpecOperation
 from forerun.ir.types import TensorType
 
 OPERATIONS: tuple[type[SpecOperation], ...] = tuple(
     each
-    for source in (structure, elementwise, reductions, views, products, decoder, states, recurrences)
+    for source in (structure, elementwise, reductions, views, products, decoder, states, recurrences, exchange)
     for _, each in inspect.getmembers(source, inspect.isclass)
     if issubclass(each, SpecOperation) and each.__module__ == source.__name__ and hasattr(each, "name")
 )

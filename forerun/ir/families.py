@@ -10,7 +10,7 @@ from xdsl.irdl import traits_def
 from xdsl.traits import Pure
 
 from forerun.ir.operation import SpecOperation, ValueOperation, tensor_type
-from forerun.ir.properties import INTEGER, parameter
+from forerun.ir.properties import FLAG, INTEGER, TEXT, default, optional, parameter
 
 
 class Computation(SpecOperation):
@@ -49,4 +49,16 @@ class StepOperation(SpecOperation):
     """An operation on the rows of a step, which reads or writes states; a traced function has none."""
 
 
-FAMILIES: tuple[type[SpecOperation], ...] = (Computation, Elementwise, AlongAxes, AlongDim, StepOperation)
+class Exchange(StepOperation):
+    """A message between two parts of a step, which both have in the same order.
+
+    `branch` is the residual branch of the step that it belongs to: without the branch, there is no message. With
+    `peers`, it is between the ranks that share a part: each gives its columns, and takes those of all.
+    """
+
+    payload: str = parameter(TEXT)
+    branch: int | None = optional(INTEGER)
+    peers: bool = default(FLAG, False)
+
+
+FAMILIES: tuple[type[SpecOperation], ...] = (Computation, Elementwise, AlongAxes, AlongDim, StepOperation, Exchange)

@@ -55,7 +55,7 @@ def called(
     bindings = dict(environment.bindings)
     for argument, tensor in zip(function.block.args, inputs, strict=True):
         dimensions.bind(tensor_type(argument).dims, tensor.shape, bindings)
-    inner = Environment(as_stored(module, environment.weights), environment.states, bindings)
+    inner = Environment(as_stored(module, environment.weights), environment.states, bindings, environment.channel)
     return dict(zip(function.block.args, inputs, strict=True)), inner
 
 
@@ -173,13 +173,16 @@ def _run_position(
 
 
 def with_derived(module: ModuleOp, stored: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
-    """All weights of a module: the stored ones, and those of `@constants`, evaluated on demand.
+    """All weights of a module: the stored ones, parts of them, and those of `@constants`, evaluated on demand.
 
     Nothing is kept: tables and masks over positions have large intermediate values.
     """
     declared = weights(module)
 
     def weight(name: str) -> torch.Tensor:
+        given = declared.get(name)
+        if given is not None and given.source is not None:
+            return given.part_of(weight(given.source))
         derived = declared[name].derived if name in declared else None
         if derived is None:
             return stored(name)

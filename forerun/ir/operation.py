@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 from xdsl.ir import Attribute, SSAValue
@@ -48,13 +48,33 @@ T = TypeVar("T")
 Defined = TypeVar("Defined", bound="SpecOperation")
 
 
+class Channel(Protocol):
+    """The way between parts of a step that are evaluated side by side; with `peers`, between those that share one."""
+
+    def send(self, payload: str, value: torch.Tensor, peers: bool = False) -> None: ...
+
+    def receive(self, payload: str, peers: bool = False) -> torch.Tensor: ...
+
+
+class NoChannel:
+    """What a function has that is evaluated by itself."""
+
+    def send(self, payload: str, value: torch.Tensor, peers: bool = False) -> None:
+        raise UnsupportedOperationError(f"The payload {payload} needs another part; evaluate both parts together.")
+
+    def receive(self, payload: str, peers: bool = False) -> torch.Tensor:
+        raise UnsupportedOperationError(f"The payload {payload} needs another part; evaluate both parts together.")
+
+
 @dataclass
 class Environment:
-    """The data that evaluation may use besides operands: weights, states, and the values of dimension names."""
+    """The data that evaluation may use besides operands: weights, states, the values of dimension names, and the way to
+    another part."""
 
     weights: Callable[[str], torch.Tensor]
     states: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])  # [slots, *shape]
     bindings: dict[str, int] = field(default_factory=dict[str, int])
+    channel: Channel = field(default_factory=NoChannel)
 
 
 class SpecOperation(DeclaredOperation):

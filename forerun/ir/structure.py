@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, Self, cast
 
+import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, Region, SSAValue
 from xdsl.irdl import region_def, traits_def, var_operand_def, var_result_def
@@ -56,6 +57,7 @@ class _Declaration(SpecOperation):
 class Weight(_Declaration):
     """A tensor of the weight store: `shape`, `dtype`. With `derived`, result `derived` of `@constants` instead.
 
+    With `source`, elements of another weight: those from part[1] up to part[2] along the axis part[0].
     `storage` is the weight dtype of a float32 matrix (`forerun.ir.storage`), by default `dtype`.
     """
 
@@ -65,6 +67,13 @@ class Weight(_Declaration):
     dtype: str = parameter(TEXT)
     derived: int | None = optional(INTEGER)
     storage: str | None = optional(TEXT)
+    source: str | None = optional(TEXT)
+    part: tuple[int, ...] = default(INTEGERS, ())
+
+    def part_of(self, source: torch.Tensor) -> torch.Tensor:
+        """The part of the source that the weight is; of its elements, or of what they are stored as."""
+        axis, begin, end = self.part
+        return source.narrow(axis, begin, end - begin).contiguous()
 
     @property
     def type(self) -> TensorType:
@@ -72,9 +81,21 @@ class Weight(_Declaration):
 
     @classmethod
     def infer(
-        cls, *, symbol: Symbol, shape: Sequence[Dim], dtype: str, derived: int | None = None, storage: str | None = None
+        cls,
+        *,
+        symbol: Symbol,
+        shape: Sequence[Dim],
+        dtype: str,
+        derived: int | None = None,
+        storage: str | None = None,
+        source: str | None = None,
+        part: Sequence[int] = (),
     ) -> Types:
         TensorType.of(shape, dtype)
+        require(bool(part) == (source is not None), "needs a source and a part of it, or neither")
+        if part:
+            fits = len(part) == 3 and 0 <= part[0] < len(shape) and shape[part[0]] == part[2] - part[1] and part[1] >= 0
+            require(fits, f"has the shape {list(shape)}, which the part {list(part)} does not give")
         return []
 
 

@@ -20,6 +20,8 @@ from forerun.dims import Dim
 from forerun.errors import VerificationError
 from forerun.ir.decoder import TreeAttention
 from forerun.ir.elementwise import Parameter
+from forerun.ir.exchange import Receive
+from forerun.ir.families import Exchange
 from forerun.ir.faults import wrong_parameter
 from forerun.ir.operation import SpecOperation, tensor_type
 from forerun.ir.properties import SYMBOL
@@ -70,7 +72,8 @@ def verify(module: ModuleOp) -> None:
     declared = Declared(weights(module), states(module))
     _check_stored(declared.weights)
     for function in functions(module).values():
-        names = {dimensions.symbol(dim) for each in function.block.args for dim in tensor_type(each).dims} - {""}
+        given = [*function.block.args, *(each.result for each in function.body if isinstance(each, Receive))]
+        names = {dimensions.symbol(dim) for each in given for dim in tensor_type(each).dims} - {""}
         visible: set[SSAValue] = set(function.block.args)
         for operation in function.block.ops:
             _check(operation, visible, names, declared)
@@ -114,6 +117,13 @@ def _check_derived(module: ModuleOp, declared: dict[str, Weight]) -> None:
 
 def _check_stored(declared: dict[str, Weight]) -> None:
     for name, each in declared.items():
+        if each.source is not None:
+            axis, _, end = each.part
+            whole = declared.get(each.source)
+            if whole is None or whole.type.rank <= axis or int(whole.shape[axis]) < end or whole.dtype != each.dtype:
+                raise VerificationError(
+                    f"weight @{name} is no part of a weight @{each.source}; declare one that has it."
+                )
         storage = each.storage
         if storage is None:
             continue
@@ -242,8 +252,9 @@ def _check_order(function: Function, declared: Declared) -> None:
     read: set[str] = set()
     branches = len(function.branches)
     for operation in walk(function.body):
-        if isinstance(operation, Kernel) and operation.branch is not None and not 0 <= operation.branch < branches:
-            raise _fault(operation, f"belongs to branch {operation.branch}, but @{function.symbol} has {branches}")
+        branch = operation.branch if isinstance(operation, Kernel | Exchange) else None
+        if branch is not None and not 0 <= branch < branches:
+            raise _fault(operation, f"belongs to branch {branch}, but @{function.symbol} has {branches}")
         if isinstance(operation, TreeRecurrence):
             if operation.symbol in written:
                 raise _fault(operation, f"is the second recurrence over @{operation.symbol} in @{function.symbol}")

@@ -61,6 +61,8 @@ ACCEPTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], Types]] = [
         {"count": 3, "block": 16},
         [i("N", 3)],
     ),
+    (ir.Send, [t("N", 8)], {"payload": "x"}, []),
+    (ir.Receive, [], {"payload": "x", "shape": ("N", 8), "dtype": "f32"}, [t("N", 8)]),
     (ir.Window, [t("T", 8, 2)], {"count": 3}, [t("T", 3, 8, 2)]),
     (
         ir.TreeAttention,
@@ -130,6 +132,8 @@ REJECTED: list[tuple[type[ir.SpecOperation], Types, dict[str, Any], str]] = [
     (ir.Ancestors, [*ROWS[1:4], i("N", 2), i("S")], {"count": 3, "block": 16}, r"needs block tables \[S, B\]"),
     (ir.Ancestors, [*ROWS[1:4], i("D"), ROWS[5]], {"count": 3, "block": 16}, "has paths .* which do not fit the rows"),
     (ir.Ancestors, ROWS[1:], {"count": 0, "block": 16}, "needs a count and blocks of at least 1"),
+    (ir.Send, [t("N", 8)], {"payload": ""}, "needs a name for its payload"),
+    (ir.Receive, [], {"payload": "", "shape": ("N", 8), "dtype": "f32"}, "needs the name of a payload"),
     (ir.Window, [t("T", 8)], {"count": 0}, "a count of at least 1"),
     (ir.Reduce, [i("T", 8)], {"function": "all", "dims": (1,)}, "takes i1 for all"),
     (ir.Reduce, [t("T", 8, dtype="i1")], {"function": "sum", "dims": (1,)}, "takes numbers for sum"),

@@ -169,3 +169,12 @@ spec.func @forward() {
 ^bb1:
   spec.return()
 }
+
+// -----
+
+// CHECK: spec.receive belongs to branch 1, but @step has 1:
+
+spec.func @step() attributes {branches = [[0, "feed_forward"]]} {
+  %x = spec.receive() {payload = "x", shape = ["N", 4], dtype = "f32", branch = 1} -> !spec.tensor<[N, 4], f32>
+  spec.return(%x)
+}

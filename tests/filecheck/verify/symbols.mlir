@@ -122,3 +122,29 @@ spec.func @step(%x: !spec.tensor<[N, 4], f32>, %slots: !spec.tensor<[N], i32>) {
   spec.state_write @s(%x, %slots) {symbol = @s}
   spec.return()
 }
+
+// -----
+
+// CHECK: weight @half is no part of a weight @w; declare one that has it.
+
+spec.weight @w {shape = [4, 8], dtype = "f32"}
+spec.weight @half {shape = [2, 8], dtype = "f32", source = "w", part = [0, 3, 5]}
+
+// -----
+
+// CHECK: weight @half is no part of a weight @v; declare one that has it.
+
+spec.weight @half {shape = [2, 8], dtype = "f32", source = "v", part = [0, 0, 2]}
+
+// -----
+
+// CHECK: has the shape [2, 8], which the part [0, 0, 3] does not give
+
+spec.weight @w {shape = [4, 8], dtype = "f32"}
+spec.weight @half {shape = [2, 8], dtype = "f32", source = "w", part = [0, 0, 3]}
+
+// -----
+
+// CHECK: needs a source and a part of it, or neither
+
+spec.weight @half {shape = [2, 8], dtype = "f32", source = "w"}
