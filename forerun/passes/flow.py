@@ -28,7 +28,8 @@ FLOWS: ir.OperationTable[Flow] = ir.OperationTable(
         ir.Computation: Flow.VALUES,
         **each_of(Flow.READS, ir.TreeAttention, ir.StateRead),
         ir.Ancestors: Flow.VALUES,
-        ir.StateWrite: Flow.WRITES,
+        **each_of(Flow.WRITES, ir.StateWrite, ir.Send),
+        ir.Receive: Flow.READS,
         ir.TreeRecurrence: Flow.UPDATES,
         ir.Return: Flow.ENDS,
         **each_of(

@@ -10,6 +10,7 @@
     row_wise    everything else (embedding lookup, first norm, ...)
 
 Views, constants, parameters and lookups in positional tables cost nothing to repeat: each kernel has its own copy.
+Messages to another part stay between kernels, in their order.
 A kernel belongs to one residual branch or to none, so that a branch can be left out by leaving out its kernels: it gets
 the number of its `branch`, and `stream = i` if its first result is the stream's value i. `@step` gets `branches`: the
 layer and the kind of each.
@@ -65,6 +66,7 @@ class Role(Enum):
     ANCESTORS = auto()
     NORM = auto()  # stands in front of the linears that read it, if nothing else reads it
     ROW_WISE = auto()
+    MESSAGE = auto()  # stays between kernels
     END = auto()
 
 
@@ -87,10 +89,15 @@ ROLES: ir.OperationTable[Role] = ir.OperationTable(
             ir.Recurrence,
             ir.Window,
         ),
+        ir.Exchange: Role.MESSAGE,
         **each_of(refused("is made by fuse-kernels, which has run already"), Kernel, Yield),
         **each_of(refused("cannot stand in a function"), Function, ir.Weight, ir.State),
     },
 )
+
+
+MESSAGE = "message"
+"""The kind of a group that is no kernel, but one message."""
 
 
 @dataclass
@@ -107,7 +114,7 @@ class FuseKernels(Pass):
     """Every operation of `@step`, and of the module's other entries, ends up in a kernel."""
 
     name: ClassVar[str] = "fuse-kernels"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("step", before_kernels=True)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
@@ -128,7 +135,7 @@ def group(step: Function, found: Residual) -> list[Group]:
     groups: list[Group] = []
     place: dict[SpecOperation, int] = {}
     linear_on: dict[tuple[SSAValue, SSAValue | None, int | None], int] = {}
-    branch_of = {operation: index for index, each in enumerate(found.branches) for operation in each.operations}
+    branch_of = branches_of(step, found)
     waiting: dict[SpecOperation, None] = {}
     writers: dict[str, int] = {}
 
@@ -144,12 +151,15 @@ def group(step: Function, found: Residual) -> list[Group]:
     def latest(operation: SpecOperation) -> int:
         return max((place[each] for each in producers(operation) if each in place), default=-1)
 
-    returned = {each.owner for each in step.returned}
+    sent = [each.value for each in step.body if isinstance(each, ir.Send)]
+    returned = {each.owner for each in (*step.returned, *sent)}
     for operation in step.body:
         role = ROLES.of(operation)
         if role is Role.END or (inline(operation) and operation not in returned):
             continue
-        if isinstance(operation, ir.WeightProduct):
+        if role is Role.MESSAGE:
+            start(MESSAGE, operation)
+        elif isinstance(operation, ir.WeightProduct):
             ids = operation.ids if isinstance(operation, ir.ExpertLinear) else None
             x = operation.x, ids, branch_of.get(operation)
             if x in linear_on:
@@ -186,6 +196,19 @@ def group(step: Function, found: Residual) -> list[Group]:
             else:
                 start("row_wise", operation)
     return groups
+
+
+def branches_of(step: Function, found: Residual) -> dict[SpecOperation, int]:
+    """The residual branch of each operation that is in one; in a part without a stream, that of what it receives."""
+    if found.branches:
+        return {operation: index for index, each in enumerate(found.branches) for operation in each.operations}
+    known: dict[SpecOperation, int] = {}
+    for operation in step.body:
+        given = [known[each] for each in producers(operation) if each in known]
+        own = operation.branch if isinstance(operation, ir.Exchange) else max(given, default=None)
+        if own is not None:
+            known[operation] = own
+    return known
 
 
 def _takes(group: Group, branch: int | None) -> bool:
@@ -242,7 +265,7 @@ class _Emitter:
         build = Builder(InsertPoint.before(last))
         escaping = [self.escaping(index) for index in range(len(self.groups))]
         for each, results in zip(self.groups, escaping, strict=True):
-            kernel = self.kernel(each, results)
+            kernel = self.message(each.members[0]) if each.kind == MESSAGE else self.kernel(each, results)
             build.location = each.members[0].location
             build.emit(kernel)
             for old, new in zip(results, kernel.results, strict=True):
@@ -260,6 +283,9 @@ class _Emitter:
         for operation in self.groups[index].members:
             needed.extend(value for value in operation.results if _read_outside(value, members))
         return sorted(needed, key=lambda each: each not in self.stream)
+
+    def message(self, operation: SpecOperation) -> SpecOperation:
+        return operation.clone({each: self.outside[each] for each in operation.operands})
 
     def kernel(self, group: Group, results: list[SSAValue]) -> Kernel:
         body = self.with_inlined(group.members)

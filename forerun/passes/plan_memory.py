@@ -1,7 +1,8 @@
 """plan_memory: places every buffer of a step in one arena, by lifetime.
 
-The results of a kernel live from the kernel to their last reader. Buffers are placed largest first, each at the lowest
-offset that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of logits (M).
+The results of a kernel, and what is received, live from there to their last reader. Buffers are placed largest first,
+each at the lowest offset that is free for its whole lifetime. Sizes count `max_rows` rows (N) and `max_outputs` rows of
+logits (M).
 
 The values of the residual stream alternate between two buffers of their own: wherever a branch is left out, the next
 one finds the value it adds to in one of them.
@@ -9,14 +10,18 @@ one finds the value it adds to in one of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 from forerun.ir import (
     Context,
+    Exchange,
     Kernel,
     ModuleOp,
+    Operation,
+    Receive,
     SSAValue,
     tensor_type,
     torch_dtype,
@@ -53,9 +58,11 @@ class PlanMemory(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step = function_named(op, "step")
-        kernels = [each for each in step.body if isinstance(each, Kernel)]
-        order = {each: index for index, each in enumerate(kernels)}
-        stream = {each.results[0]: each.stream for each in kernels if each.stream is not None}
+        kernels = [each for each in step.body if isinstance(each, Kernel | Exchange)]
+        order: dict[Operation, int] = {each: index for index, each in enumerate(kernels)}
+        stream = {
+            each.results[0]: each.stream for each in kernels if isinstance(each, Kernel) and each.stream is not None
+        }
         turns = {index % 2: value for value, index in reversed(stream.items())}  # one for the others of its turn
         buffers = [
             Buffer(value, self.bytes_of(value), 0, len(kernels))
@@ -68,7 +75,9 @@ class PlanMemory(Pass):
         offsets = place(buffers)
         offsets |= {value: offsets[turns[index % 2]] for value, index in stream.items()}
         for kernel in kernels:
-            if kernel.results:
+            if isinstance(kernel, Receive):
+                kernel.offset = offsets[kernel.result]
+            elif isinstance(kernel, Kernel) and kernel.results:
                 kernel.offsets = tuple(offsets[each] for each in kernel.results)
         arena = max((offsets[each.value] + each.size for each in buffers), default=0)
         step.arena = arena
@@ -84,10 +93,9 @@ class PlanMemory(Pass):
         return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _last_use(value: SSAValue, order: dict[Kernel, int], end: int) -> int:
-    """The last kernel that reads a value, 0 if none does; returned values live to the end."""
-    users = [use.operation for use in value.uses]
-    return max((order[each] if isinstance(each, Kernel) else end for each in users), default=0)
+def _last_use(value: SSAValue, order: Mapping[Operation, int], end: int) -> int:
+    """The last kernel or message that reads a value, 0 if none does; returned values live to the end."""
+    return max((order.get(use.operation, end) for use in value.uses), default=0)
 
 
 def place(buffers: list[Buffer]) -> dict[SSAValue, int]:

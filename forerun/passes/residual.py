@@ -17,11 +17,13 @@ import networkx as nx
 
 from forerun.ir import (
     Block,
+    Exchange,
     Function,
     Kernel,
     Map,
     ModuleOp,
     Operation,
+    Receive,
     Reshape,
     SpecOperation,
     SSAValue,
@@ -100,7 +102,12 @@ def measured(module: ModuleOp) -> tuple[list[tuple[int, str, int]], int]:
 
 
 def residual(step: Function) -> Residual:
-    """The residual stream of a function of rows: of `@step`, before its operations are in kernels."""
+    """The residual stream of a function of rows: of `@step`, before its operations are in kernels.
+
+    A part of a step that has no tokens has none.
+    """
+    if all(each.name_hint != "tokens" for each in step.block.args):
+        return Residual((), ())
     graph = _flow(step)
     logits = step.returned[0].owner if step.returned else None
     if logits is None or logits not in graph:
@@ -165,18 +172,23 @@ def _dominators(graph: Graph, root: Node) -> dict[Node, Node]:
 
 
 def _flow(step: Function) -> Graph:
-    """The graph of what depends on the tokens: definition to use, write to read. The function is the root."""
+    """The graph of what depends on the tokens: definition to use, write to read, and one message to the next, as the
+    other part answers. The function is the root."""
     graph: Graph = {step: []}
     tokens = step.argument("tokens")
     writes: dict[str, SpecOperation] = {}
+    messages: list[SpecOperation] = []
     for operation in step.body:
         flow = FLOWS.of(operation)
         sources: list[Node] = [step for each in operation.operands if each is tokens]
         sources += [each.owner for each in operation.operands if each.owner in graph and each not in step.block.args]
         sources += [writes[symbol] for symbol in operation.reads if symbol in writes]
+        if isinstance(operation, Receive):
+            sources += messages[-1:]
         if sources and flow is not Flow.ENDS:
             graph[operation] = sources
             writes.update(dict.fromkeys(operation.writes, operation))
+            messages += [operation] if isinstance(operation, Exchange) else []
     return graph
 
 

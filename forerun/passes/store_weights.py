@@ -47,7 +47,7 @@ class StoreWeights(Pass):
     """Matrices get `storage`: one dtype for all, or "native" for that of their source; "f32" sets none."""
 
     name: ClassVar[str] = "store-weights"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("step", before_kernels=True)
 
     storage: str = FULL
 
@@ -60,7 +60,8 @@ class StoreWeights(Pass):
         context, declared = pass_context(ctx), weights(op)
         chosen = dict.fromkeys(matrices(function_named(op, "step")), self.storage)
         if self.storage == NATIVE:
-            chosen = {name: context.storages[name] for name in chosen if name in context.storages}
+            sources = {name: declared[name].source or name for name in chosen}
+            chosen = {name: context.storages[each] for name, each in sources.items() if each in context.storages}
         for name, storage in chosen.items():
             declared[name].storage = storage
         for storage, count in Counter(chosen.values()).items():
@@ -69,7 +70,7 @@ class StoreWeights(Pass):
 
 def matrices(step: Function) -> Iterator[str]:
     """The float32 matrices that a linear or an expert multiplies with, or whose rows tokens choose."""
-    tokens = step.argument("tokens")
+    tokens = next((each for each in step.block.args if each.name_hint == "tokens"), None)
     for operation in step.body:
         matrix = MATRICES.of(operation)(operation, tokens)
         if matrix is None:
@@ -79,24 +80,26 @@ def matrices(step: Function) -> Iterator[str]:
             yield matrix.owner.symbol
 
 
-def _made_of(value: SSAValue, argument: SSAValue) -> bool:
-    return value is argument or any(argument in each.operands for each in backward_slice(value))
+def _made_of(value: SSAValue, argument: SSAValue | None) -> bool:
+    return argument is not None and (
+        value is argument or any(argument in each.operands for each in backward_slice(value))
+    )
 
 
-def _none(operation: SpecOperation, tokens: SSAValue) -> SSAValue | None:
+def _none(operation: SpecOperation, tokens: SSAValue | None) -> SSAValue | None:
     """The operation reads no matrix, or reads one other than row by row."""
     return None
 
 
-def _linear(operation: WeightProduct, tokens: SSAValue) -> SSAValue | None:
+def _linear(operation: WeightProduct, tokens: SSAValue | None) -> SSAValue | None:
     return first_of(operation.weight)
 
 
-def _gather(operation: Gather, tokens: SSAValue) -> SSAValue | None:
+def _gather(operation: Gather, tokens: SSAValue | None) -> SSAValue | None:
     return operation.table if any(_made_of(each, tokens) for each in operation.indices) else None
 
 
-MATRICES: ir.OperationTable[Callable[[Any, SSAValue], SSAValue | None]] = ir.OperationTable(
+MATRICES: ir.OperationTable[Callable[[Any, SSAValue | None], SSAValue | None]] = ir.OperationTable(
     "matrices that are stored",
     {
         **each_of(_linear, Linear, ExpertLinear),
