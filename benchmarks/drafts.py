@@ -51,6 +51,7 @@ def methods(exit_layer: int, draft: Any, other: Any) -> dict[str, tuple[Any, ...
     }
     if draft is not None:
         found["draft model"] = (forerun.DraftModel(draft),)
+        found["draft model, parallel layers"] = (forerun.DraftModel(draft, parallel_layers=2),)
         found["draft model, staged"] = (forerun.DraftModel(draft, drafter=forerun.TokenRecycling()),)
     if other is not None:
         found["draft model, other vocabulary"] = (forerun.DraftModel(other),)

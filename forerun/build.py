@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from forerun.frontends.rotary_scaling import LengthLimit
     from forerun.frontends.source import Source
-    from forerun.ir import ModuleOp
+    from forerun.ir import ModuleOp, Weight
     from forerun.passes.base import Pass
     from forerun.passes.pipeline import PassRecord
 
@@ -82,6 +83,7 @@ class Lowered:
     source: Source
     module: ModuleOp
     weights: Callable[[str], torch.Tensor]
+    stored: Mapping[str, torch.Tensor]  # the weights as imported
     max_length: int
     records: list[PassRecord]
     capped: str | None  # why `max_length` is less than requested
@@ -183,7 +185,8 @@ def lower(
     passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, storage, draft, fused, arithmetic, tokens, cached)
     with progress.stage("passes"):
         records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
-    return Lowered(opened, module, with_derived(module, stored.__getitem__), max_length, records, capped)
+    weights = with_derived(module, stored.__getitem__)
+    return Lowered(opened, module, weights, stored, max_length, records, capped)
 
 
 def generate_code(
@@ -210,10 +213,25 @@ def emit(lowered: Lowered, target: str, dtype: str = "float32", drafting: Drafti
     drafting    chooses the part of a step without kernels that becomes its `@draft`, or none
     """
     native = lowered.source.native
-    blocks = None if native is None else native.blocks
+    blocks = None if native is None else _with_parts(lowered.module, native.blocks)
     parts = None if BACKENDS[target].fused else _parts(lowered.module, drafting)
     planned = PlannedStep(lowered.module, lowered.weights, limits_of(lowered), WEIGHT_DTYPES[dtype], blocks, parts)
     return named(BACKENDS[target].emit)(planned)
+
+
+def _with_parts(module: ModuleOp, blocks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The blocks of a file, and of the weights that are parts of its matrices."""
+    from forerun.frontends.weights import OnDemand
+    from forerun.ir import weights
+
+    def part(weight: Weight, source: str) -> torch.Tensor:
+        return weight.part_of(blocks[source])
+
+    found = {name: partial(blocks.__getitem__, name) for name in blocks}
+    for name, each in weights(module).items():
+        if each.source in found:
+            found[name] = partial(part, each, str(each.source))
+    return OnDemand(found)
 
 
 def _parts(module: ModuleOp, drafting: Drafting) -> StepParts:

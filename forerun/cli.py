@@ -1,4 +1,4 @@
-"""The command line: forerun demo | generate | verify | dump | export.
+"""The command line: forerun demo | generate | verify | dump | export | plan.
 
 Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
 """
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forerun", description="The same bits, in fewer steps.", epilog=f"{strategies}\n\nforerun COMMAND --help "
         "lists the options of a command, with their defaults."
     )  # fmt: skip
+    root.set_defaults(compiled=commands.compiled)
     root.add_argument("--version", action="version", version=f"forerun {__version__}")
     known_commands = root.add_subparsers(required=True, metavar="COMMAND")
 
@@ -99,8 +100,13 @@ def parser() -> argparse.ArgumentParser:
     dump.add_argument(
         "--draft",
         metavar="PASS",
-        help="also derive a draft, by early-exit{layers=N} or skip-layers{branches=1,2,3}, and say which of its values "
-        "a verifying step can use (default: none)",
+        help="also derive a draft, by early-exit{layers=N}, skip-layers{branches=1,2,3} or parallel-layers{layers=N}, "
+        "and say which of its values a verifying step can use (default: none)",
+    )
+    dump.add_argument(
+        "--part",
+        choices=("attention_part", "ffn_part"),
+        help="of the step, keep only the part that one process of several has (default: the whole step)",
     )
     dump.add_argument("--no-kernels", action="store_true", help="write only the IR")
     dump.set_defaults(run=commands.run_dump, strategy="autoregressive")
@@ -116,6 +122,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--mcpu", help="compile for another processor, by LLVM's name (tvm; default: this machine's)")
     export.add_argument("--mtriple", help="compile for another system, by LLVM's triple (tvm; default: this machine's)")
     export.set_defaults(run=commands.run_export, target=AUTO)
+
+    _add_plan(
+        known_commands.add_parser("plan", help="plan attention/FFN disaggregation on hardware described in a file")
+    )
 
     known = targets()
     for command in (demo, generate, verify, dump, export):
@@ -148,6 +158,33 @@ def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'")
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    from forerun.planning.planner import PlanOptions
+
+    default = PlanOptions()
+    plan.add_argument("--model", required=True, metavar="FILE", help="a YAML file of the model's shape")
+    plan.add_argument("--hardware", required=True, metavar="FILE", help="a YAML file of devices")
+    plan.add_argument("--context", type=int, default=default.context, help="positions that a row attends to")
+    plan.add_argument("--latency", type=float, default=default.latency, help="milliseconds per token, at most")
+    plan.add_argument("--devices", type=int, default=default.devices, help="devices of a plan, at most")
+    in_flight = "micro-batches in flight, at most"
+    plan.add_argument("--micro-batches", type=int, default=default.micro_batches, help=in_flight)
+    plan.add_argument("--batch", type=int, help="sequences in flight, at most (default: as many as fit)")
+    plan.add_argument(
+        "--accepted", metavar="ROWS:LENGTH,...", help="accepted lengths by the rows of a tree (default: 1:1, no tree)"
+    )
+    plan.add_argument(
+        "--acceptance", type=float, help="how often each token of a drafted chain is right, instead (default: no draft)"
+    )
+    fraction = "the fraction of the devices' peaks that is reached"
+    plan.add_argument("--efficiency", type=float, default=default.efficiency, help=fraction)
+    plan.add_argument("--measured", metavar="FILE", help="measured seconds of the parts (default: a roofline)")
+    plan.add_argument("--attention-device", metavar="NAME", help="the attention part's device (default: the best)")
+    plan.add_argument("--ffn-device", metavar="NAME", help="the FFN part's device (default: the best)")
+    plan.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    plan.set_defaults(run=commands.run_plan)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     _check(arguments, takes_bundles=True)
     text = prompt_text(arguments.prompt, "--prompt")
     _request(arguments)
-    model = _compiled(arguments)
+    model = arguments.compiled(arguments)
     prompt = _encoded(model, text)
     streamer = None if arguments.json else _streamer(model)
     out = _console()
@@ -78,7 +78,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         given = (prompts[0], "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
         _require_tokenizer(arguments.model)
-    model = _compiled(arguments)
+    model = arguments.compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
     result = model.generate(
@@ -112,7 +112,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         raise InvalidOptionError(
             f"The target {arguments.target} is not bit-exact, so there is nothing to verify: choose another target."
         )
-    model = _compiled(arguments)
+    model = arguments.compiled(arguments)
     if not BACKENDS[model.target].exact:
         raise InvalidOptionError(
             f"{arguments.model} runs on {model.target}, which is not bit-exact: nothing to verify."
@@ -144,7 +144,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
     from forerun.build import lower, warn_of_length
     from forerun.progress import open_progress
 
-    draft = dumping.draft_passes(arguments.draft)
+    derived = [*dumping.draft_passes(arguments.draft), *dumping.part_passes(arguments.part, arguments.draft)]
     target = resolve_target(arguments.target, arguments.dtype)
     if not arguments.no_kernels:
         dumping.require_kernels(target)
@@ -155,7 +155,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
         arguments.max_length,
         folder,
         progress,
-        draft,
+        derived,
         _opening(arguments),
         arithmetic=resolve_arithmetic(arguments.arithmetic, target, arguments.dtype),
     )
@@ -214,6 +214,28 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_plan(arguments: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from forerun.planning.planner import PlanOptions, plan
+
+    options = PlanOptions(**{each.name: getattr(arguments, each.name) for each in fields(PlanOptions)})
+    planned = plan(arguments.model, arguments.hardware, options)
+    if arguments.json:
+        print(json.dumps(planned.to_dict()))
+        return 0
+    from rich.table import Table
+
+    from forerun.planning.report import SERVINGS
+
+    table = Table(planned.model, *SERVINGS)
+    for row in planned.rows():
+        table.add_row(*row)
+    _console().print(table)
+    print(planned.verdict())
+    return 0
+
+
 def _check(arguments: argparse.Namespace, takes_bundles: bool = False) -> None:
     """Refuses what can be refused without loading the model."""
     from forerun.compile_options import check_options
@@ -240,7 +262,7 @@ def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
     return request
 
 
-def _compiled(arguments: argparse.Namespace) -> Any:
+def compiled(arguments: argparse.Namespace) -> Any:
     """Compiles the model that the arguments name, or loads it if it is a bundle."""
     from forerun.progress import open_progress
 

@@ -13,8 +13,9 @@ MOST_THREADS = 1024
 """The most threads that may share a step."""
 
 
-def thread_count(threads: int | None = None) -> int:
-    """Returns the given number of threads, else that of `$FORERUN_THREADS`, else one for each core (`cores`).
+def thread_count(threads: int | None = None, processes: int = 1) -> int:
+    """Returns the given number of threads, else that of `$FORERUN_THREADS`, else one for each core (`cores`), of which
+    each of several processes gets its share.
 
     Raises `InvalidOptionError`.
     """
@@ -22,7 +23,7 @@ def thread_count(threads: int | None = None) -> int:
         return threads
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
-        return cores()
+        return max(1, cores() // processes)
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
         raise InvalidOptionError(f"{VARIABLE} is {text!r}: give a number of threads from 1 to {MOST_THREADS}.")
     return int(text)

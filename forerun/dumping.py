@@ -12,7 +12,9 @@ from forerun.codegen.backends import BACKENDS, Report, named
 from forerun.errors import InvalidOptionError
 from forerun.ir import ModuleOp
 from forerun.passes.base import Pass
+from forerun.passes.disaggregate import Disaggregate
 from forerun.passes.early_exit import EarlyExit
+from forerun.passes.parallel_layers import ParallelLayers
 from forerun.passes.pipeline import parse_passes
 from forerun.passes.residual import summary
 from forerun.passes.reuse_kv_cache import ReuseKVCache
@@ -25,11 +27,21 @@ def draft_passes(text: str | None) -> list[Pass]:
     if text is None:
         return []
     passes = list(parse_passes(text))
-    if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers):
+    if len(passes) != 1 or not isinstance(passes[0], EarlyExit | SkipLayers | ParallelLayers):
         raise InvalidOptionError(
-            f"--draft {text!r} does not derive a draft; use early-exit{{layers=N}} or skip-layers{{branches=1,2}}."
+            f"--draft {text!r} does not derive a draft; use early-exit{{layers=N}}, skip-layers{{branches=1,2}} or "
+            "parallel-layers{layers=N}."
         )
     return [*passes, ReuseKVCache()]
+
+
+def part_passes(part: str | None, draft: str | None) -> list[Pass]:
+    """Returns the passes that leave one part of the step; none without a part."""
+    if part is None:
+        return []
+    if draft is not None:
+        raise InvalidOptionError("--draft derives a draft from the whole step; leave out --part.")
+    return [Disaggregate(part)]
 
 
 def require_kernels(target: str) -> None:

@@ -169,6 +169,7 @@ class DraftModel(Checked):
                 where a tokenizer numbers its merges in order (FR-Spec, arXiv 2502.14856, counts them); 0 for all. A
                 model that is already compiled keeps its whole head
     threads     how many threads share a step of the draft; by default those of the target
+    parallel_layers     the consecutive layers whose attentions read one input (arXiv 2502.02493); not with a `drafter`
     dtype       the draft's weight dtype; "auto" is the format of its file: "native" for a GGUF file, where the draft's
                 back end has it, otherwise "float32"
 
@@ -183,9 +184,16 @@ class DraftModel(Checked):
     threads: int | None = integer(None, least=1, optional=True)
     shape: Shape = instance(Shape, Shape())
     confidence: Confidence = checked(CONFIDENCE, Always())
+    parallel_layers: int = integer(1, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel_layers > 1 and self.drafter is not None:
+            raise InvalidOptionError("a draft verifies its drafter's rows as a whole: give drafter or parallel_layers")
 
     def build(self, target: Target) -> base.Drafter:
         draft = self._draft(target)
+        part = draft_model.part_with(draft.engine, self.parallel_layers)
         read = draft.executable.vocabulary  # of the tokens that the draft reads; those that it proposes may be fewer
         if draft.tokenizer is not None:
             read = max(read, 1 + max(draft.tokenizer.get_vocab().values()))
@@ -197,7 +205,7 @@ class DraftModel(Checked):
             with target.progress.stage("calibrate the draft"), draft.engine.serving:
                 cost = calibrate(draft.engine, seconds=0.3, sizes=DRAFT_SIZES)
         grower = Grower(self.shape, LaunchCost(cost), plain_seconds(target), self.confidence, *draft_model.HOPED)
-        return draft_model.DraftModel(draft.engine, met, grower, inner)
+        return draft_model.DraftModel(draft.engine, met, grower, inner, part)
 
     def _draft(self, target: Target) -> Target:
         if isinstance(self.source, CompiledModel):
@@ -213,16 +221,8 @@ class DraftModel(Checked):
         dtype = own_dtype(self.source) if self.dtype == "auto" else self.dtype
         threads = self.threads or target.threads
         back_end = resolve_target("auto", dtype)
-        built = build(
-            self.source,
-            dtype,
-            back_end,
-            length,
-            None,
-            target.progress,
-            threads=threads if BACKENDS[back_end].threads else None,
-            tokens=self.tokens,
-        )
+        own = threads if BACKENDS[back_end].threads else None
+        built = build(self.source, dtype, back_end, length, None, target.progress, threads=own, tokens=self.tokens)
         warn_of_length(built.capped, "in the draft model, ")
         return Target(Engine(built.executable), None, built.tokenizer, target.progress, threads)
 

@@ -239,7 +239,7 @@ def test_what_a_model_lacks_is_said_before_it_is_compiled(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = gguf_files.write(tmp_path / "model.gguf", "llama", {}, {"x": np.zeros(4, np.float32)})
-    monkeypatch.setattr(commands, "_compiled", None)
+    monkeypatch.setattr(commands, "compiled", None)
     for model in (folder, file):
         assert main(["generate", str(model), "--prompt", "x"]) == 2
         assert "The model has no tokenizer; give the prompt as --token-ids." in capsys.readouterr().err

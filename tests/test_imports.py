@@ -25,6 +25,10 @@ def python(code: str) -> Any:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+PLAN = [
+    f"{flag}={Path(__file__).parent.parent}/examples/plan/{file}.yaml"
+    for flag, file in (("--model", "models/step3"), ("--hardware", "hardware/step3_paper"))
+]
 LIGHT = {
     "the package": "import forerun",
     "a strategy": "import forerun; forerun.TreeSpec(); forerun.EarlyExit(layer=2); forerun.DraftModel('x')",
@@ -35,6 +39,7 @@ LIGHT = {
     "('compile', 'with_strategy')]",
     "help": "from forerun.cli import main\ntry: main(['--help'])\nexcept SystemExit: print()",
     "help of a command": "from forerun.cli import main\ntry: main(['generate', '--help'])\nexcept SystemExit: print()",
+    "a plan": f"from forerun.cli import main\nmain(['plan', *{PLAN}, '--devices=16'])",
     "the other tool's help": "from forerun.opt import main\ntry: main(['--help'])\nexcept SystemExit: print()",
 }
 
@@ -125,6 +130,9 @@ REFUSED: dict[str, list[str]] = {
     "a folder that is a file": ["dump", "MODEL", "--out", "MODEL/config.json"],
     "an empty demo": ["demo", "--prompt", ""],
     "no new tokens of the demo": ["demo", "--max-new-tokens", "0"],
+    "a plan without hardware": ["plan", "--model", "MODEL/config.json"],
+    "a plan of no context": ["plan", *PLAN, "--context", "0"],
+    "a plan for a file that is no model": ["plan", PLAN[1], "--model", "MODEL/config.json"],
     "no command": [],
     "an unknown command": ["compile"],
     "an unknown option": ["generate", "MODEL", "--token-ids", "1", "--fast"],
@@ -165,7 +173,7 @@ def test_every_strategy_has_a_line_in_the_help(capsys: pytest.CaptureFixture[str
         assert text in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump"])
+@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump", "plan"])
 def test_every_option_shows_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from forerun.cli import main
 
@@ -173,7 +181,7 @@ def test_every_option_shows_its_default(command: str, capsys: pytest.CaptureFixt
         main([command, "--help"])
     options = capsys.readouterr().out.partition("options:")[2].partition("strategies,")[0]
     described = [" ".join(each.split()) for each in options.split("\n  -")[2:]]  # after --help
-    required = () if command == "demo" else ("-prompt", "-prompt-file", "-token-ids")  # one of them
+    required = () if command == "demo" else ("-prompt", "-prompt-file", "-token-ids", "-model", "-hardware")
     assert [each for each in described if "(default: " not in each and each.split()[0] not in required] == []
 
 

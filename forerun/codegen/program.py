@@ -18,6 +18,9 @@ from forerun.signature import Signature
 NUMBER = 4
 """Bytes of a number."""
 
+APART = 64
+"""Where the third buffer of the stream begins and ends is a multiple of this."""
+
 BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2}
 """Bytes of an element in memory."""
 
@@ -127,8 +130,21 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Message:
+    """What a part of a step gives the other part, or takes from it."""
+
+    payload: str
+    value: Value
+    received: bool
+    peers: bool = False  # between ranks that share the part
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """A kernel of an entry: the launches of one region; those `on_demand` compute results that a step leaves out."""
+    """A kernel of an entry: the launches of one region; those `on_demand` compute results that a step leaves out.
+
+    Or, without launches, a message between kernels of a part.
+    """
 
     name: str
     launches: tuple[Launch, ...]
@@ -139,6 +155,17 @@ class Kernel:
     begins: bool  # whether the stream's first value is its only result
     on_demand: tuple[Launch, ...] = ()
     places: bool = False  # whether its results say where rows lie, and nothing of the text
+    message: Message | None = None
+    adds: bool | None = None
+    """Whether it reads the residual stream only as an addend of its branch's sum (True), or only as the branch's input
+    (False); None if it does neither or both."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its reads of the stream cannot be told apart."""
+        read = [operand.stream for launch in (*self.launches, *self.on_demand) for operand in launch.operands]
+        read += [] if self.message is None else [self.message.value.stream]
+        return self.adds is None and self.branch is not None and self.branch in read
 
     @property
     def traced(self) -> tuple[Value, ...]:
@@ -252,6 +279,21 @@ class Program:
     max_length: int
 
     @property
+    def stream_places(self) -> tuple[int, ...]:
+        """The places of the stream's values: those of `stream`, and a third behind the arena, for parts in which layers
+        read an earlier value."""
+        return (*self.stream, self._behind) if self.stream else ()
+
+    @property
+    def memory(self) -> int:
+        """The size of the arena and of that third buffer."""
+        return self._behind + _apart(self.max_rows * self.width) if self.stream else self.arena
+
+    @property
+    def _behind(self) -> int:
+        return _apart(self.arena)
+
+    @property
     def step(self) -> Entry:
         return self.entries[0]
 
@@ -304,6 +346,10 @@ class Program:
     def read(text: str) -> Program:
         """Reads a program from JSON. Raises KeyError, TypeError or ValueError if the text is not a program."""
         return restored(Program, json.loads(text))
+
+
+def _apart(count: int) -> int:
+    return -(-count // APART) * APART
 
 
 def has_rows(program: Program) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -12,10 +12,14 @@ from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER
 from forerun.codegen.reference_step import ReferenceProgram, State
 from forerun.codegen.regions import block_size
+from forerun.codegen.stream_reads import stream_reads
+from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.ir import (
     Environment,
+    Exchange,
     Kernel,
     ModuleOp,
+    SpecOperation,
     WeightProduct,
     called,
     entries,
@@ -39,15 +43,26 @@ class Evaluator:
 
     def __init__(self, module: ModuleOp, weights: Callable[[str], torch.Tensor]) -> None:
         self.module = module
-        stored = [name for name, each in weights_of(module).items() if each.derived is None]
+        given = weights_of(module)
+        stored = {each.source or name for name, each in given.items() if each.derived is None} - {
+            name for name, each in given.items() if each.derived is not None
+        }
         self.weights = with_derived(module, {name: weights(name).detach().clone() for name in stored}.__getitem__)
         self.function = functions(module)[STEP]
+        self.reads = stream_reads(self.function)
+        marked = (each for each in self.function.body if isinstance(each, Kernel) and each.stream is not None)
+        self.stream = {int(each.stream or 0): each.results[0] for each in marked}
 
     def entry(self, name: str, inputs: Sequence[torch.Tensor], state: State) -> Sequence[torch.Tensor]:
         return evaluate(self.module, name, inputs, Environment(self.weights, state))
 
     def step(
-        self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
+        self,
+        inputs: Sequence[torch.Tensor],
+        state: State,
+        evaluated: Sequence[int],
+        earlier: Mapping[int, int],
+        stream: torch.Tensor | None,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Kernels of a skipped branch pass the stream through unchanged (`EvaluateStep`)."""
         values, environment = called(self.module, self.function, inputs, Environment(self.weights, state))
@@ -63,10 +78,26 @@ class Evaluator:
                 sizes = tensor_type(operation.results[0]).sizes(environment.bindings)
                 values[operation.results[0]] = found.reshape(sizes)
             else:
-                run_body([operation], values, environment, keep=set(operation.results))
+                seen = dict(values)
+                if branch is not None and branch in earlier and not self._adds(operation, branch):
+                    own = self.stream[branch]
+                    seen[own] = values[self.stream[earlier[branch]]].reshape(values[own].shape)
+                run_body([operation], seen, environment, keep=set(operation.results))
+                values.update((each, seen[each]) for each in operation.results)
             if number is not None:
                 found = values[operation.results[0]]
         return [values[each] for each in self.function.returned], found
+
+    def _adds(self, kernel: SpecOperation, branch: int) -> bool:
+        """Whether a kernel reads the stream only as an addend of its branch's sum."""
+        if self.stream[branch] not in kernel.operands:
+            return True
+        if kernel not in self.reads:
+            raise InvalidOptionError(
+                f"a kernel of branch {branch} reads the residual stream both as the branch's input and as what it adds "
+                "to: evaluate its layers one after another (parallel layers: 1)"
+            )
+        return self.reads[kernel]
 
     def weight_bytes(self, branch: int | None) -> int:
         """The bytes of weights that the linears of a residual branch read, or, for None, those outside all branches."""
@@ -80,7 +111,10 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
     module = planned.module
     evaluator = Evaluator(module, planned.weights)
     step = evaluator.function
-    streams = [each.results[0] for each in step.body if isinstance(each, Kernel) and each.stream is not None]
+    if any(isinstance(each, Exchange) for each in step.body):
+        raise UnsupportedOperationError(
+            "the reference target runs whole steps, and this is a part of one: compile it for the cpu target."
+        )
     logits, candidates, _ = (tensor_type(each).dims for each in step.returned)
     declared = states(module)
     record_bytes = {
@@ -96,7 +130,7 @@ def emit(planned: PlannedStep) -> ReferenceProgram:
         of_rows=frozenset(name for name, each in declared.items() if each.per == "row"),
         branches=tuple((layer, kind, evaluator.weight_bytes(i)) for i, (layer, kind) in enumerate(step.branches)),
         head_bytes=evaluator.weight_bytes(None),
-        width=int(tensor_type(streams[0]).dims[-1]) if streams else 0,
+        width=int(tensor_type(evaluator.stream[0]).dims[-1]) if evaluator.stream else 0,
         vocabulary=int(logits[-1]),
         candidates=int(candidates[-1]),
         block=block_size(module) or 1,

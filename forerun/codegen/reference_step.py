@@ -17,10 +17,16 @@ class EvaluateStep(Protocol):
     """Evaluates `@step` with some residual branches skipped."""
 
     def __call__(
-        self, inputs: Sequence[torch.Tensor], state: State, evaluated: Sequence[int], stream: torch.Tensor | None
+        self,
+        inputs: Sequence[torch.Tensor],
+        state: State,
+        evaluated: Sequence[int],
+        earlier: Mapping[int, int],
+        stream: torch.Tensor | None,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Returns the step's results, and the stream after the last of the branches `evaluated`; `stream` [N, D] is the
-        input of a part that starts at a later branch."""
+        input of a part that starts at a later branch. A branch in `earlier` reads the stream as it was before that
+        branch, and adds to the last value."""
         ...
 
 

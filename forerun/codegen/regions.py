@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from forerun import ir
+from forerun.codegen.stream_reads import stream_reads
 from forerun.errors import UnsupportedOperationError
 from forerun.signature import STEP
 
@@ -25,6 +26,7 @@ class Region:
     results: list[tuple[ir.SSAValue, ir.SSAValue]]  # yielded value, the function's value
     branch: int | None = None  # the residual branch that it belongs to
     stream: int | None = None  # the number of the residual stream's value that is its first result
+    adds: bool | None = None  # whether it reads the stream as an addend or as the branch's input (`stream_reads`)
 
 
 def regions(function: ir.Function) -> list[Region]:
@@ -34,6 +36,7 @@ def regions(function: ir.Function) -> list[Region]:
     """
     prefix = "" if function.symbol == STEP else f"{function.symbol}_"
     found: list[Region] = []
+    reads = stream_reads(function)
     for operation in function.body:
         if isinstance(operation, ir.Parameter | ir.Constant | ir.Return):
             continue
@@ -45,12 +48,15 @@ def regions(function: ir.Function) -> list[Region]:
                 zip(operation.yielded, operation.results, strict=True)
             )
             body = operation.body
-            name, marks = operation.kind, (operation.branch, operation.stream)
+            name, marks = operation.kind, (operation.branch, operation.stream, reads.get(operation))
         else:
             arguments = {value: value for value in operation.operands}
             results = [(value, value) for value in operation.results]
             body = [operation]
-            name, marks = operation.mnemonic, (None, None)
+            name, marks = (
+                operation.mnemonic,
+                (operation.branch if isinstance(operation, ir.Exchange) else None, None, None),
+            )
         found.append(Region(f"{prefix}{name}_{len(found)}", body, arguments, results, *marks))
     return found
 

@@ -17,7 +17,7 @@ from forerun.runtime.executable import Float32, KernelOutput, Rows
 class HostMemory:
     """What the kernels of a program read and write, but for weights and states.
 
-    arena       float32 [program.arena]: float arguments, intermediate values and results
+    arena       float32 [program.memory]: float arguments, intermediate values and results
     inputs      int32: integer arguments. It is replaced by a larger array when an entry's arguments need one
     sizes       int32: the sizes of an entry's dimensions, in the order of `Entry.sizes`
     """
@@ -39,7 +39,7 @@ class HostMemory:
 
     def fill(self, entry: Entry, given: Mapping[str, NDArray[Any]]) -> None:
         """Puts an entry's arguments and the sizes of its dimensions where its kernels find them."""
-        self.bindings = sizes_of(entry.signature, {name: value.shape for name, value in given.items()})
+        self.bind(entry, sizes_of(entry.signature, {name: value.shape for name, value in given.items()}))
         for argument in entry.signature.arguments:
             value, place = given[argument.name], entry.places[argument.name]
             if argument.dtype == "f32":
@@ -48,7 +48,11 @@ class HostMemory:
             if place + value.size > len(self.inputs):
                 self.inputs = np.concatenate([self.inputs, np.zeros(2 * value.size, np.int32)])
             self.inputs[place : place + value.size] = value.reshape(-1)
-        self.sizes[: len(entry.sizes)] = [self.bindings.get(name, 0) for name in entry.sizes]
+
+    def bind(self, entry: Entry, sizes: Mapping[str, int]) -> None:
+        """Puts the sizes of an entry's dimensions where its kernels find them."""
+        self.bindings = dict(sizes)
+        self.sizes[: len(entry.sizes)] = [sizes.get(name, 0) for name in entry.sizes]
 
     def view(self, value: Value) -> NDArray[Any]:
         """Returns a value of the last run; it is valid until the next run."""

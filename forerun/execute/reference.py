@@ -62,11 +62,12 @@ class ReferenceExecutable(EntryRunner[State]):
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
         evaluated = part.branches(len(self.branches))
+        earlier = part.inputs([(each.layer, each.kind) for each in self.branches])
         check_hidden(part, hidden is not None)
         names = [each.name for each in self.entries[STEP].arguments]
         inputs = [torch.from_numpy(np.ascontiguousarray(getattr(rows, name))) for name in names]
         stream = None if hidden is None else torch.from_numpy(hidden.copy())
-        values, left = self.program.step(inputs, state, evaluated, stream)
+        values, left = self.program.step(inputs, state, evaluated, earlier, stream)
         logits, candidates, best = (each.numpy() for each in values)
         return StepResult(logits, candidates, best, left.reshape(len(rows.tokens), self.width).numpy())
 

@@ -23,11 +23,13 @@ from forerun.ir import (
 )
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
+from forerun.passes.disaggregate import Disaggregate
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
 from forerun.passes.insert_kv_cache import InsertKVCache
 from forerun.passes.join_experts import JoinExperts
 from forerun.passes.narrow_products import FLOAT32, NarrowProducts
+from forerun.passes.parallel_layers import ParallelLayers
 from forerun.passes.plan_memory import PlanMemory
 from forerun.passes.raise_attention import RaiseAttention
 from forerun.passes.raise_experts import RaiseExperts
@@ -41,6 +43,7 @@ from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.select_outputs import SelectOutputs
 from forerun.passes.sequence_axis import SequenceAxis
 from forerun.passes.skip_layers import SkipLayers
+from forerun.passes.split_outputs import SplitOutputs
 from forerun.passes.split_states import SplitStates
 from forerun.passes.store_weights import FULL, StoreWeights
 from forerun.passes.tabulate_positions import TabulatePositions
@@ -133,7 +136,10 @@ PASSES: dict[str, type[Pass]] = {
         SelectOutputs,
         SkipLayers,
         EarlyExit,
+        ParallelLayers,
         ReuseKVCache,
+        Disaggregate,
+        SplitOutputs,
         StoreWeights,
         NarrowProducts,
         FuseKernels,

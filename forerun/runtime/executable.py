@@ -10,9 +10,9 @@ The last path entry of a row is its own slot. A row whose whole history, itself 
 (as for a prompt's rows) has `bases[r] = positions[r] + 1` and an empty path.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,11 +95,16 @@ class Part:
     An omitted branch leaves the stream unchanged, and writes no keys and values. After the last one come the final norm
     and the head, for the rows whose logits are requested. A step that enters later than branch 0 is given the rows'
     stream as an earlier step left it, so that two parts give the bits of the whole.
+
+    With `parallel` above 1, the attentions of so many consecutive layers all read the stream as it was before the
+    group's first branch, and still add to it in turn (EasySpec, arXiv 2502.02493; the pass parallel-layers). Keys and
+    values then differ from the whole step's too.
     """
 
     enter: int = 0
     leave: int | None = None  # None: up to the last
     skipped: frozenset[int] = frozenset()
+    parallel: int = 1  # layers
 
     def branches(self, count: int) -> list[int]:
         """Returns the evaluated branches of `count`. Raises `InvalidOptionError` if the part does not fit them."""
@@ -111,13 +116,33 @@ class Part:
             )
         return [branch for branch in range(self.enter, leave) if branch not in self.skipped]
 
+    def inputs(self, branches: Sequence[tuple[int, str]]) -> dict[int, int]:
+        """Returns which evaluated branches, of all with their layers and kinds, read the stream as it was before an
+        earlier one, and before which. Raises `InvalidOptionError` for groups of no layers."""
+        if self.parallel < 1:
+            raise InvalidOptionError(
+                f"a part evaluates groups of at least one layer, not of {self.parallel}, from one input: give "
+                "parallel >= 1"
+            )
+        begins: dict[int, int] = {}
+        found: dict[int, int] = {}
+        for number in self.branches(len(branches)):
+            layer, kind = branches[number]
+            begin = begins.setdefault(layer // self.parallel, number)
+            if self.parallel > 1 and begin < number and kind != "feed_forward":
+                found[number] = begin
+        return found
+
     def shared(self, count: int) -> int:
         """Returns how many of the first of `count` branches it evaluates as the whole step does.
 
         After the first omitted branch the values differ from the whole step's (the pass reuse-kv-cache proves both by
-        structure), so a step can be entered there, and no later.
+        structure), so a step can be entered there, and no later. Of layers that share an input, only the first branch
+        is sure to be evaluated as there.
         """
         left_out = [count if self.leave is None else self.leave, *self.skipped]
+        if self.parallel > 1:
+            left_out.append(1)
         return 0 if self.enter else min(left_out)
 
 
@@ -169,6 +194,21 @@ class KernelOutput:
     value: NDArray[Any]  # [N, ...] or [M, ...] for values of rows, wherever that axis is in the IR
     along: str | None
     """The leading axis: "N" for the step's rows, "M" for its outputs, None if no axis runs along them."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A message at which a part of a step waits: `array` is to be sent, or to be filled with what was received."""
+
+    payload: str
+    array: NDArray[Any]
+    received: bool
+    peers: bool = False  # between the ranks that share the part: `array` has this rank's columns, or is to have all
+
+
+R = TypeVar("R")
+Running = Generator[Exchange, None, R]
+"""A part of a step that runs from message to message."""
 
 
 class Executable(Protocol):

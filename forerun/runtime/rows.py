@@ -1,6 +1,8 @@
 """Pure functions from prompts and trees to the rows of a step; several sequences are joined without padding."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +128,16 @@ def pick(rows: Rows, chosen: NDArray[np.intp], outputs: bool) -> Rows:
     return _at(rows, chosen, np.arange(len(chosen) if outputs else 0, dtype=np.int32))
 
 
+def taken(rows: Rows, chosen: NDArray[np.integer[Any]]) -> tuple[Rows, NDArray[np.intp]]:
+    """Returns only the chosen rows, with their places and those of their logits that were requested, and the numbers of
+    these among the outputs."""
+    place = np.full(len(rows.tokens), -1, np.int32)
+    place[chosen] = np.arange(len(chosen), dtype=np.int32)
+    wanted = np.flatnonzero(place[rows.outputs] >= 0)
+    places = None if rows.places is None else (rows.parents[chosen], rows.records[chosen])
+    return replace(_at(rows, chosen, place[rows.outputs[wanted]]), places=places), wanted
+
+
 def join(parts: Sequence[Rows]) -> Rows:
     """Returns the rows of several sequences, in this order, as those of one step."""
     if len(parts) == 1:
@@ -156,7 +168,7 @@ def reorder(rows: Rows, order: NDArray[np.intp]) -> Rows:
     return _at(rows, order, place[rows.outputs])
 
 
-def _at(rows: Rows, chosen: NDArray[np.intp], outputs: Int32) -> Rows:
+def _at(rows: Rows, chosen: NDArray[np.integer[Any]], outputs: Int32) -> Rows:
     return Rows(
         tokens=rows.tokens[chosen],
         positions=rows.positions[chosen],

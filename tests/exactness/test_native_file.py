@@ -22,8 +22,11 @@ PROMPT = [5, 9, 5, 9, 17, 5, 9]
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As llama.cpp writes it; each matrix has another format."""
-    path = tmp_path_factory.mktemp("native") / "tiny.gguf"
+    return written(tmp_path_factory.mktemp("native") / "tiny.gguf")
+
+
+def written(path: Path) -> Path:
+    """Writes a file as llama.cpp does; each matrix has another format."""
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "max_position_embeddings": 256}
     model = random_model("llama", **sizes, **heads, tie_word_embeddings=False)

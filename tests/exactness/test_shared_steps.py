@@ -34,9 +34,10 @@ def small() -> forerun.CompiledModel:
     return forerun.compile(FAMILIES["gpt2"](), "autoregressive", max_length=256)
 
 
-@pytest.mark.parametrize("name", [*COMPOSITIONS, "a model that drafts"])
+@pytest.mark.parametrize("name", [*COMPOSITIONS, "a model that drafts", "a model that drafts by parallel layers"])
 def test_certified(name: str) -> None:
-    drafts = forerun.TreeSpec((forerun.DraftModel(small(), vocabulary="same"), LOOKUP), FIXED)
+    layers = 2 if "parallel" in name else 1
+    drafts = forerun.TreeSpec((forerun.DraftModel(small(), vocabulary="same", parallel_layers=layers), LOOKUP), FIXED)
     model = forerun.with_strategy(llama(), COMPOSITIONS.get(name, drafts))
     report = certify_sessions(model.engine, model.drafter, model.policy, texts=8, seed=5)
     assert report.exact, str(report)

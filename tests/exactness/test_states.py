@@ -132,6 +132,21 @@ def test_an_entry_is_run_by_its_name(target: str) -> None:
         compiled.run("encode", state, long)
 
 
+def test_states_find_inputs_that_have_grown() -> None:
+    """An entry's long argument takes a larger array, which the executable's other states must read too."""
+    compiled = tvm_step(planned(MODELS["memory"][0]), weights().__getitem__, **LIMITS)
+    states = [compiled.new_state(1, 2) for _ in range(2)]
+    places = compiled.step.entry("encode").places
+    compiled.memory.inputs = np.zeros(max(places.values()) + 4, np.int32)
+    for length in (3, 150):
+        given = np.arange(length, dtype=np.int32)[None] % 7
+        for state in states:
+            compiled.memory.inputs[:] = 0
+            compiled.run("encode", state, {"source": given, "requests": np.array([1], np.int32)})
+    assert np.array_equal(states[0].requests, states[1].requests)
+    assert states[0].requests.any()
+
+
 def request(number: int) -> np.ndarray[Any, Any]:
     return np.array([number], np.int32)
 

@@ -26,8 +26,8 @@ from forerun.runtime.model import CompiledModel
 from forerun.runtime.rows import join, reorder
 from forerun.runtime.sampling import SamplingSettings, sample_token
 from forerun.strategies import Target
-from tests.compiled import triton_step
-from tests.models import GPT, GROUPED, UNTIED, build
+from tests.compiled import reference_step, triton_step
+from tests.models import FAMILIES, GPT, GROUPED, UNTIED, build
 
 LIMITS = {"max_rows": 64, "max_outputs": 64, "max_path": 16, "max_length": 160}
 LENGTH = 72
@@ -185,6 +185,21 @@ def test_parts_meet_to_the_bits_of_the_whole() -> None:
         assert second.hidden.tobytes() == stream.tobytes()
     with pytest.raises(InvalidOptionError):
         executable.run(Part(enter=1), executable.new_state(24), rows)
+
+
+def test_layers_that_share_an_input_give_what_the_interpreter_says() -> None:
+    deep = FAMILIES["llama"](num_hidden_layers=3)
+    found = lower(deep, "float32", LIMITS["max_length"], progress=SilentProgress())
+    executable = triton_step(found.module, found.weights, device="cpu", **LIMITS)
+    executable.launcher.tuner = _wide
+    reference = reference_step(found.module, found.weights, **LIMITS)
+    rows = text_rows(tokens_of(executable)[:9], 0, [3, 8, 1])
+    whole = executable.run(WHOLE, executable.new_state(24), rows).logits.copy()
+    for part in (Part(parallel=2), Part(leave=5, parallel=4)):
+        ours, meant = (each.run(part, each.new_state(24), rows) for each in (executable, reference))
+        np.testing.assert_allclose(ours.logits, meant.logits, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(ours.hidden, meant.hidden, rtol=2e-3, atol=2e-3)
+        assert not np.allclose(whole, ours.logits, rtol=2e-3, atol=2e-3)
 
 
 def test_a_skipped_branch_writes_no_keys_and_slots_are_copied() -> None:

@@ -7,6 +7,7 @@ import torch
 from forerun import ir
 from forerun.passes.base import PassContext
 from forerun.passes.early_exit import EarlyExit
+from forerun.passes.parallel_layers import ParallelLayers, group_inputs
 from forerun.passes.pipeline import step_pipeline
 from forerun.passes.residual import residual
 from forerun.passes.reuse_kv_cache import ReuseKVCache
@@ -72,6 +73,38 @@ def test_a_draft_is_the_part_of_the_step(family: str) -> None:
         logits = evaluated(module, context, "draft")[0].numpy()
         part = executable.run(Part(skipped=frozenset(skipped)), executable.new_state(4), rows())
         assert np.array_equal(logits.reshape(part.logits.shape).view(np.uint32), part.logits.view(np.uint32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_with_parallel_layers_is_the_part_of_the_step(family: str) -> None:
+    """Two rules say which branches read which value, the pass's and the runtime's: they agree."""
+    planned, context = lowered(family, fused=True)
+    executable = reference_step(
+        planned, ir.with_derived(planned, context.weights), max_rows=16, max_outputs=8, max_path=8, max_length=LENGTH
+    )
+    whole = executable.run(Part(), executable.new_state(4), rows()).logits.copy()
+    for layers in (1, 2, 3):
+        module, context = lowered(family, fused=False)
+        found = residual(ir.functions(module)["step"]).branches
+        part = Part(parallel=layers)
+        assert group_inputs(found, layers) == part.inputs([(each.layer, each.kind) for each in found])
+        ParallelLayers(layers).apply(context, module)
+        ir.verify(module)
+        logits = evaluated(module, context, "draft")[0].numpy()
+        ours = executable.run(part, executable.new_state(4), rows()).logits
+        assert np.array_equal(logits.reshape(ours.shape).view(np.uint32), ours.view(np.uint32))
+        assert np.array_equal(ours, whole) == (layers == 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_shares_the_first_branch_with_a_draft_of_parallel_layers(family: str) -> None:
+    """It could share some more, up to the second attention; `Part.shared` is careful."""
+    module, context = lowered(family, fused=False)
+    count = len(residual(ir.functions(module)["step"]).branches)
+    ParallelLayers(2).apply(context, module)
+    ReuseKVCache().apply(context, module)
+    assert Part(parallel=2).shared(count) == 1
+    assert f"they diverge in branch {2 if count == 4 else 1} (layer 1" in context.notes[-1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

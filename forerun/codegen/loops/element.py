@@ -344,6 +344,7 @@ ELEMENTS: ir.OperationTable[Rule] = ir.OperationTable(
         ir.StateRead: _state_read,
         ir.Ancestors: _ancestors,
         **each_of(_in_memory, ir.Parameter, ir.ExpertLinear, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
+        ir.Exchange: refused("passes between two parts; kernels are made of one"),
         **each_of(
             refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence, ir.Window
         ),

@@ -4,105 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from forerun import dims as dimensions
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer, element_of
+from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest
-from forerun.codegen.loops.placing import Facts, Plan, Traits
+from forerun.codegen.loops.placing import Facts, Plan
 from forerun.codegen.loops.schedule import Scheduler
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.loops.text import NestText, plain
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import (
-    BYTES,
     NUMBER,
-    Config,
     Entry,
-    Grid,
     Kernel,
     Launch,
+    Message,
     Operand,
     Program,
     Source,
     State,
     Value,
-    Weight,
 )
-from forerun.codegen.regions import BLOCK, block_size, products, regions
+from forerun.codegen.regions import BLOCK, Region, block_size, products, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
 GROWTH = 4096
 """The initial size of the block tables, in numbers."""
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """A kernel that a back end makes from a nest, or from a part of one.
-
-    key      equal for kernels with equal code
-    buffers  the buffers that its pointer arguments point to, in order
-    source   generates its text; called once for each key
-    reads_matrices  whether it is the one that reads the matrices of a nest of products
-    """
-
-    kind: str
-    key: str
-    buffers: Sequence[Buffer]
-    source: Callable[[str], str]
-    words: str = ""
-    grid: Grid | None = None
-    config: Config | None = None
-    reads_matrices: bool = True
-
-
-class Emitter(ABC):
-    """The interface of a back end that lowering needs."""
-
-    traits: ClassVar[Traits]
-    storages: ClassVar[Collection[str]]
-    """The storages of weights that it has kernels for."""
-    alignment: ClassVar[int]
-    """Every place is a multiple of this, in numbers."""
-    floats_in_arena: ClassVar[bool] = True
-    """Whether an entry's float arguments lie in the arena; inputs are then integers."""
-    first_input: ClassVar[int] = 0
-    """Where the inputs begin."""
-
-    def widths(self) -> dict[str, int]:
-        """The dimensions of inputs whose size is always that of the largest step."""
-        return {}
-
-    def sizes(self, entry: str, symbols: Sequence[str]) -> tuple[str, ...]:
-        """The dimensions, among all of the module, whose sizes are passed to the kernels of an entry."""
-        return tuple(symbols)
-
-    @abstractmethod
-    def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
-        """Returns the layout of a state's records."""
-
-    def weight(self, weight: ir.Weight) -> Weight:
-        """Returns how a weight lies in memory."""
-        if weight.storage not in (None, *self.storages):
-            raise UnsupportedOperationError(
-                f"the {self.traits.target} target has no kernels for weights stored as {weight.storage}; use dtype "
-                "float32."
-            )
-        element = weight.storage or ("i32" if weight.dtype in ir.INTEGER_DTYPES else "f32")
-        return self.stored(weight, tuple(int(dim) for dim in weight.type.dims), element)
-
-    def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
-        """Returns a weight in memory; a back end may have a format of its own for some."""
-        return Weight(shape, element, math.prod(shape) * BYTES[element])
-
-    @abstractmethod
-    def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
-        """Returns the kernels that compute a nest, in order; `sizes` are the dimensions passed to them."""
 
 
 @dataclass
@@ -130,6 +63,10 @@ class _Memory:
         return self.end - self.volume(dims)
 
 
+def _received(function: ir.Function) -> list[ir.SSAValue]:
+    return [each.result for each in function.body if isinstance(each, ir.Receive)]
+
+
 class Lowering:
     """The kernels of a module's entries, and the program that they make.
 
@@ -155,7 +92,7 @@ class Lowering:
         candidates = returned[1] if len(returned) == 3 else None
         storage = {name: each.element for name, each in self.weights.items()}
         self.facts = Facts(self.states, self.block, storage, self.emitter.widths(), candidates)
-        arguments = [argument for each in self.entries.values() for argument in each.block.args]
+        arguments = [value for each in self.entries.values() for value in (*each.block.args, *_received(each))]
         dims = [dim for argument in arguments for dim in ir.tensor_type(argument).dims]
         self.symbols = tuple(dict.fromkeys(filter(None, map(dimensions.symbol, dims))))
         self.sources: dict[str, Source] = {}
@@ -205,7 +142,12 @@ class Lowering:
     def _plans(self, function: ir.Function) -> list[Plan]:
         found = regions(function)
         last = found[-1] if found and function is self.function else None
-        return [Scheduler(each, self.facts, self.emitter.traits, each is last).run() for each in found]
+        return [
+            Plan(each)
+            if isinstance(each.operations[0], ir.Exchange)
+            else Scheduler(each, self.facts, self.emitter.traits, each is last).run()
+            for each in found
+        ]
 
     def _label(self) -> dict[ir.SSAValue, str]:
         """Names each value that kernels pass on, as nests show it, after the kernel that writes it."""
@@ -235,6 +177,8 @@ class Lowering:
             if isinstance(operation, ir.Kernel):
                 places = (offset // NUMBER for offset in operation.offsets)
                 found.values.update(zip(operation.results, places, strict=False))
+            if isinstance(operation, ir.Receive) and operation.offset is not None:
+                found.values[operation.result] = operation.offset // NUMBER
         found.end = found.aligned(-(-(function.arena or 0) // NUMBER))
         if self.emitter.floats_in_arena:
             for argument in function.block.args:
@@ -305,7 +249,17 @@ class Lowering:
             begins,
             tuple(on_demand),
             all(isinstance(each, ir.Ancestors) for each in region.operations),
+            self._message(region, memory),
+            region.adds,
         )
+
+    def _message(self, region: Region, memory: _Memory) -> Message | None:
+        operation = region.operations[0]
+        if not isinstance(operation, ir.Exchange):
+            return None
+        received = isinstance(operation, ir.Receive)
+        value = operation.result if received else operation.operands[0]
+        return Message(operation.payload, self._value(value, operation.payload, memory), received, operation.peers)
 
     def _launches(self, plan: Plan, nest: Nest, memory: _Memory, sizes: Sequence[str]) -> list[Launch]:
         matrices: tuple[str, ...] = ()

@@ -272,6 +272,7 @@ PLANNED: ir.OperationTable[Callable[[Scheduler, Any], None]] = ir.OperationTable
         **each_of(Scheduler.separate, ir.TreeAttention, ir.TreeRecurrence, ir.TopK),
         ir.Slice: Scheduler.first_rows,
         **each_of(Scheduler.where_used, ir.Computation, ir.StateRead, ir.Ancestors),
+        ir.Exchange: refused("passes between two parts; kernels are made of one"),
         **each_of(
             refused("runs over a whole sequence; kernels are made of steps"), ir.Attention, ir.Recurrence, ir.Window
         ),

@@ -322,6 +322,7 @@ RULES: ir.OperationTable[Rule] = ir.OperationTable(
         ir.StateWrite: _state_write,
         ir.StateRead: _state_read,
         ir.TreeRecurrence: refused("keeps a state per row, which is not exported to ONNX; export the model for TVM"),
+        ir.Exchange: refused("passes between two parts, which are not exported"),
         ir.Ancestors: refused("reads a state at single positions, which is not exported to ONNX; export for TVM"),
         **each_of(
             refused("runs over a whole sequence; what is exported is a step"), ir.Attention, ir.Recurrence, ir.Window

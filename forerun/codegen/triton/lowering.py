@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from forerun import ir
-from forerun.codegen.loops.lowering import Emitted, Emitter, Lowering
+from forerun.codegen.loops.emitter import Emitted, Emitter
+from forerun.codegen.loops.lowering import Lowering
 from forerun.codegen.loops.nest import (
     AttentionNest,
     Choice,

@@ -143,6 +143,6 @@ def needed_bytes(program: Program) -> dict[str, int]:
     numbers = {
         "weights": weight_places(program)[1],
         "cache": blocks * state_places(program).record,
-        "buffers": program.arena + inputs,
+        "buffers": program.memory + inputs,
     }
     return {name: count * NUMBER for name, count in numbers.items()}

@@ -11,8 +11,8 @@ import torch
 
 from forerun import ir
 from forerun.codegen.loops.buffer import Buffer
+from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.integers import as_int32
-from forerun.codegen.loops.lowering import Emitted, Emitter
 from forerun.codegen.loops.lowering import Lowering as LoopLowering
 from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest, RecurrenceNest, RowNest, TopKNest
 from forerun.codegen.loops.placing import Traits

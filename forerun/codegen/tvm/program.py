@@ -1,9 +1,10 @@
 """The functions of a compiled step: `run` executes a program of kernel calls, shared among the threads of a team.
 
 The program is an int64 array [calls, 2 + slots]: the number of the kernel's function, how many words of weights it
-reads whole, then its offsets. Layers that
-differ only in their weights and states share functions, so code size and compile time do not grow with depth. A call
-begins when all pieces of the one before it are finished (`codegen.tvm.team`).
+reads whole, then its offsets. Layers that differ only in their weights and states share functions, so code size and
+compile time do not grow with depth. A call begins when all pieces of the one before it are finished
+(`codegen.tvm.team`). One call can run a function several times, on other offsets, with no wait between: the number of
+the function has 16 bits, the 16 above them say how often more, and the 32 above those how many offsets are one run's.
 
     run(program, sizes, weights, tables, numbers, indices, state, requests, inputs, first, last, team)
     help(team, member)      what a helper does, from 1 on: it returns after `dismiss`
@@ -64,9 +65,12 @@ def _work(names: Sequence[Any], functions: Sequence[Any]) -> Any:
                 first = T.Bind(_bits(taken[0], 16, 16).astype("int32"))
                 last = T.Bind(first + _bits(taken[0], 0, 8).astype("int32"))
                 pieces = T.Bind((members * _bits(taken[0], 8, 8)).astype("int32"))
-                slots = tirx.address_of(program[start + long(2)])
-                arguments = [first, last, pieces, pointers[1], slots, *pointers[2:]]
-                _dispatch(T.Bind(program[start]), names, functions, arguments, 0)
+                head = T.Bind(program[start])
+                kind, offsets = T.Bind(_bits(head, 0, 16)), T.Bind(tirx.shift_right(head, long(32)))
+                with T.serial(0, _bits(head, 16, 16).astype("int32") + integer(1)) as run:
+                    slots = tirx.address_of(program[start + long(2) + run.astype("int64") * offsets])
+                    arguments = [first, last, pieces, pointers[1], slots, *pointers[2:]]
+                    _dispatch(kind, names, functions, arguments, 0)
     return builder.get()
 
 

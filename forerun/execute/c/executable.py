@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 
 from forerun.available import require_memory
 from forerun.codegen.c.program import CProgram
-from forerun.codegen.program import NUMBER, Entry, Kernel, Launch, Operand, Program
+from forerun.codegen.program import NUMBER, Entry, Kernel, Operand, Program
 from forerun.errors import ForerunError
-from forerun.execute.branches import check_hidden, read_bytes, remaining, turn
+from forerun.execute.branches import StepPart, check_hidden, read_bytes, require_whole
 from forerun.execute.compilers import c_compiler
 from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.forking import with_live_threads
 from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
-from forerun.signature import STEP
 
 FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 """No contraction: every operation rounds by itself, in every loop."""
@@ -70,7 +69,7 @@ class CExecutable(EntryRunner[State]):
         self.vocabulary, self.candidates, self.width = program.vocabulary, program.candidates, program.width
         self._library = library
         self._weights = dict(weights)
-        self.memory = HostMemory(program, np.zeros(max(1, program.arena), np.float32))
+        self.memory = HostMemory(program, np.zeros(max(1, program.memory), np.float32))
         self.branches, self.head_bytes = read_bytes(program)
         self.row_bytes = sum(each.words * NUMBER for each in program.states.values() if each.per == "row")
 
@@ -94,7 +93,7 @@ class CExecutable(EntryRunner[State]):
         """Runs another entry. The returned arrays are views, valid until the next run."""
         entry = self.program.entry(name)
         self.memory.fill(entry, dict(zip((each.name for each in entry.signature.arguments), given, strict=True)))
-        self._call(entry, state, entry.kernels, [])
+        self._call(entry, state, entry.kernels)
         return tuple(self.memory.view(value) for value in entry.returned)
 
     @with_live_threads
@@ -107,25 +106,24 @@ class CExecutable(EntryRunner[State]):
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
         """Runs a part of the step. The result's arrays are views, valid until the next run."""
-        kernels, evaluated = remaining(self.program.kernels, part, len(self.program.branches))
+        found, count = StepPart(self.program, part), len(rows.tokens)
         check_hidden(part, hidden is not None)
         self.memory.load(rows)
-        stream, count = self.program.stream, len(rows.tokens)
-        if hidden is not None:
-            self.memory.stream(stream[0], count)[:] = hidden
-        self._call(self.program.step, state, kernels, evaluated)
+        if hidden is not None and found.given is not None:
+            self.memory.stream(found.given, count)[:] = hidden
+        self._call(self.program.step, state, found.kernels, found)
         logits, *chosen = (self.memory.view(value) for value in self.program.returned)
         none = np.zeros((len(logits), 0))
         ids, best = chosen if len(chosen) == 2 else (none.astype(np.int32), none.astype(np.float32))
-        return StepResult(logits, ids, best, self.memory.stream(stream[len(evaluated) % 2] if stream else 0, count))
+        return StepResult(logits, ids, best, self.memory.stream(found.left or 0, count))
 
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every kernel's results, in order."""
         self.memory.load(self.placed(rows))
         found: list[KernelOutput] = []
-        every = list(range(len(self.program.branches)))
+        whole = StepPart(self.program)
         for kernel in self.program.kernels:
-            self._call(self.program.step, state, [kernel], every)
+            self._call(self.program.step, state, [kernel], whole)
             found += self.memory.outputs(kernel)
         return found
 
@@ -142,19 +140,15 @@ class CExecutable(EntryRunner[State]):
 
     # --- one run
 
-    def _call(self, entry: Entry, state: State, kernels: Sequence[Kernel], evaluated: list[int]) -> None:
+    def _call(self, entry: Entry, state: State, kernels: Sequence[Kernel], part: StepPart | None = None) -> None:
+        """Runs kernels of an entry; of the step, those of a part."""
         for kernel in kernels:
             for launch in kernel.launches:
-                self._launch(entry, state, launch, evaluated)
+                addresses = (self._address(entry, state, kernel, each, part) for each in launch.operands)
+                pointers = map(ctypes.c_void_p, (self.memory.sizes.ctypes.data, *addresses))
+                self._library[launch.source](*pointers)
 
-    def _launch(self, entry: Entry, state: State, launch: Launch, evaluated: list[int]) -> None:
-        pointers = [
-            self.memory.sizes.ctypes.data,
-            *(self._address(entry, state, each, evaluated) for each in launch.operands),
-        ]
-        self._library[launch.source](*map(ctypes.c_void_p, pointers))
-
-    def _address(self, entry: Entry, state: State, operand: Operand, evaluated: list[int]) -> int:
+    def _address(self, entry: Entry, state: State, kernel: Kernel, operand: Operand, part: StepPart | None) -> int:
         match operand.kind:
             case "input":
                 memory = self.memory.arena if operand.element == "f32" else self.memory.inputs
@@ -165,8 +159,8 @@ class CExecutable(EntryRunner[State]):
                 return state.records[str(operand.key)].ctypes.data
             case _:
                 place = int(operand.key)
-                if operand.stream is not None and entry.name == STEP:
-                    place = self.program.stream[turn(evaluated, operand.stream)]
+                if operand.stream is not None and part is not None:
+                    place = part.place(kernel, operand.stream)
                 return self.memory.arena.ctypes.data + place * NUMBER
 
 
@@ -184,6 +178,7 @@ def build(text: str) -> ctypes.CDLL:
 
 def bind(program: CProgram) -> CExecutable:
     """Makes a program ready to run."""
+    require_whole(program.program)
     needed = sum(each.bytes for each in program.program.weights.values())
-    require_memory({"weights": needed, "buffers": program.program.arena * NUMBER})
+    require_memory({"weights": needed, "buffers": program.program.memory * NUMBER})
     return CExecutable(program.program, build(program.text), program.packed())

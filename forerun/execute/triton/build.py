@@ -10,6 +10,7 @@ import torch
 from forerun.codegen.backends import Report
 from forerun.codegen.program import Program, nests
 from forerun.codegen.triton.layout import TritonProgram
+from forerun.execute.branches import require_whole
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
 from forerun.execute.triton.loop_calls import loop_source
@@ -25,6 +26,7 @@ def bind(program: TritonProgram, device: str = "cuda", tune: bool | None = None)
     `tune` measures the best division of each launch when it first occurs; the default is on, unless `$FORERUN_TUNE` is
     0. Nothing is allocated before the GPU and its memory are known to fit.
     """
+    require_whole(program.program)
     if device != "cpu":
         require_gpu()
         require_memory(needed_bytes(program.program))

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.program import NUMBER, Kernel, Program, Value
-from forerun.execute.branches import check_hidden, read_bytes, remaining
+from forerun.codegen.program import NUMBER, Program, Value
+from forerun.execute.branches import StepPart, check_hidden, read_bytes
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
 from forerun.execute.triton.loop import TritonLoop
@@ -98,39 +98,38 @@ class TritonExecutable(EntryRunner[State]):
         hidden: Float32 | None,
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
-        kernels, evaluated = remaining(self.step.kernels, part, len(self.step.branches))
+        found = StepPart(self.step, part)
         check_hidden(part, hidden is not None)
         drawing = draws if self.draws and draws is not None else ()
         layout, sizes = self.launcher.load(rows, drawing)
-        if hidden is not None:
-            self.launcher.give_stream(hidden)
+        if hidden is not None and found.given is not None:
+            self.launcher.give_stream(found.given, hidden)
         if self.launcher.interpreted or not self._answers:
-            self.launcher.launch_all(state, layout, kernels, evaluated)
-            found: list[Any] = [self.launcher.value(each, sizes) for each in self._answers]
+            self.launcher.launch_all(state, layout, found.kernels, found)
+            answers: list[Any] = [self.launcher.value(each, sizes) for each in self._answers]
         else:
-            found = self._replay(state, layout, kernels, evaluated, sizes["M"])
+            answers = self._replay(state, layout, found, part.parallel, sizes["M"])
         none: list[Any] = [np.zeros((sizes["M"], 0), kind) for kind in (np.int32, np.float32)]
-        ids, best = found[:2] if self.candidates else none
-        chosen: Any = found[2] if self.draws else None
+        ids, best = answers[:2] if self.candidates else none
+        chosen: Any = answers[2] if self.draws else None
         drawn = chosen if drawing else np.zeros(0, np.int32)
-        return DeviceStepResult(Ran(self.launcher, state, layout, sizes, evaluated), ids, best, drawn, chosen)
+        return DeviceStepResult(Ran(self.launcher, state, layout, sizes, found), ids, best, drawn, chosen)
 
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
         """Returns the launches of some kernels of a step, to be measured or captured; the inputs are in place."""
         layout, _ = self.launcher.load(rows)
         chosen = [each for each in self.step.kernels if each.name in kernels]
-        every = list(range(len(self.step.branches)))
-        return lambda: self.launcher.launch_all(state, layout, chosen, every)
+        return lambda: self.launcher.launch_all(state, layout, chosen, self.launcher.whole)
 
     @with_live_threads
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:
         """Runs one step kernel by kernel; returns a copy of every result in order, but not of places of rows."""
         layout, sizes = self.launcher.load(rows)
         entries: list[KernelOutput] = []
-        every = list(range(len(self.step.branches)))
+        whole = self.launcher.whole
         for kernel in self.step.kernels:
-            self.launcher.launch_all(state, layout, [kernel], every)
-            self.launcher.launch_each(kernel.on_demand, state, layout, every)
+            self.launcher.launch_all(state, layout, [kernel], whole)
+            self.launcher.launch_all(state, layout, [kernel], whole, on_demand=True)
             for result in kernel.traced:
                 axis = next((axis for axis, dim in enumerate(result.dims) if dim in ("N", "M")), None)
                 along = None if axis is None else str(result.dims[axis])
@@ -162,18 +161,18 @@ class TritonExecutable(EntryRunner[State]):
                 records[whole[len(source) :]] = records[whole[: len(source)]]
 
     def _replay(
-        self, state: State, layout: InputLayout, kernels: list[Kernel], evaluated: list[int], outputs: int
+        self, state: State, layout: InputLayout, part: StepPart, parallel: int, outputs: int
     ) -> list[NDArray[Any]]:
         """Launches the graph of this shape, captured the first time, and waits for the values it copies back."""
-        key = (layout.rows, layout.outputs, tuple(each.name for each in kernels))
+        key = (layout.rows, layout.outputs, tuple(each.name for each in part.kernels), parallel)
         sizes = {"N": layout.rows, "M": layout.outputs}
         stream = torch.cuda.current_stream(self.launcher.device)
         if key not in state.graphs:
-            self.launcher.launch_all(state, layout, kernels, evaluated)  # compiles and tunes outside the capture
+            self.launcher.launch_all(state, layout, part.kernels, part)  # compiles and tunes outside the capture
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.launcher.launch_all(state, layout, kernels, evaluated)
+                self.launcher.launch_all(state, layout, part.kernels, part)
                 for host, value in zip(self._found, self._answers, strict=True):
                     count = prod(value.sizes(sizes))
                     host[:count].copy_(self.launcher.place(value)[:count], non_blocking=True)

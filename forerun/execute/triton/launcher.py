@@ -6,7 +6,8 @@ On the CPU, the kernels run in Triton's interpreter.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from forerun.codegen.program import Config, Entry, Kernel, Launch, Operand, Prog
 from forerun.codegen.triton.layout import function_name
 from forerun.errors import TooLongError
 from forerun.execute.arguments import require_size
-from forerun.execute.branches import turn
+from forerun.execute.branches import StepPart
 from forerun.execute.triton.configs import first_config, grid_of
 from forerun.execute.triton.memory import InputLayout, State, inputs_size
 from forerun.execute.triton.sources import load, overridden
@@ -26,6 +27,10 @@ from forerun.runtime.executable import Draw, Float32, Rows
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """The row counts of graphs; rows beyond a step's own do nothing."""
+
+
+Find = Callable[[int], int]
+"""Says where a kernel finds a value of the residual stream, by its number."""
 
 
 class Tuner(Protocol):
@@ -55,6 +60,7 @@ class Launcher:
         self, step: Program, weights: Mapping[str, torch.Tensor], device: torch.device, tuner: Tuner | None = None
     ) -> None:
         self.step, self.weights, self.device = step, weights, device
+        self.whole = StepPart(step)
         self._process = os.getpid()
         self.interpreted = self.device.type == "cpu"
         self.sources = overridden(step.sources)
@@ -62,7 +68,7 @@ class Launcher:
         """The chosen divisions, by kernel, rows and number of tiles that share a load."""
         self.tuner = tuner
         self._modules: dict[str, Any] = {}
-        self.arena = torch.zeros(step.arena, device=self.device)
+        self.arena = torch.zeros(step.memory, device=self.device)
         self._views = {"i32": self.arena.view(torch.int32), "f64": self.arena.view(torch.float64)}
         self._inputs = torch.zeros(inputs_size(step), dtype=torch.int32, device=self.device)
         self._staging = torch.zeros(inputs_size(step), dtype=torch.int32, pin_memory=not self.interpreted)
@@ -113,9 +119,9 @@ class Launcher:
         """Returns [N, D]."""
         return self.arena[place : place + rows * self.step.width].reshape(rows, self.step.width).cpu().numpy()
 
-    def give_stream(self, hidden: Float32) -> None:
+    def give_stream(self, place: int, hidden: Float32) -> None:
         """Puts the stream's values [N, D] where a part that enters late reads them."""
-        place, count = self.step.stream[0], hidden.size
+        count = hidden.size
         self.arena[place : place + count].copy_(torch.from_numpy(np.ascontiguousarray(hidden).reshape(-1)))
 
     def place(self, value: Value) -> torch.Tensor:
@@ -123,7 +129,7 @@ class Launcher:
         return (self.arena if value.dtype == "f32" else self._views["i32"])[value.place :]
 
     def _pointer(
-        self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], evaluated: list[int]
+        self, operand: Operand, state: State, inputs: torch.Tensor, places: Mapping[str, int], find: Find
     ) -> torch.Tensor:
         match operand.kind:
             case "input":
@@ -136,7 +142,7 @@ class Launcher:
             case _:
                 place = int(operand.key)
                 if operand.stream is not None:
-                    place = self.step.stream[turn(evaluated, operand.stream)]
+                    place = find(operand.stream)
                 if operand.element == "f64":
                     return self._views["f64"][place // 2 :]
                 return (self._views["i32"] if operand.element == "i32" else self.arena)[place:]
@@ -145,36 +151,28 @@ class Launcher:
 
     def launch_step(self, state: State, layout: InputLayout, inputs: torch.Tensor | None = None) -> None:
         """Launches a whole step; its inputs may lie elsewhere."""
-        self.launch_all(state, layout, self.step.kernels, list(range(len(self.step.branches))), inputs)
+        self.launch_all(state, layout, self.step.kernels, self.whole, inputs)
 
     def launch_all(
         self,
         state: State,
         layout: InputLayout,
         kernels: Sequence[Kernel],
-        evaluated: list[int],
+        part: StepPart,
         inputs: torch.Tensor | None = None,
+        on_demand: bool = False,
     ) -> None:
-        """Launches some kernels of a step."""
+        """Launches some kernels of a part of a step, or what these compute on demand; the inputs are in place."""
+        sizes, given = {"N": layout.rows, "M": layout.outputs}, self._inputs if inputs is None else inputs
         for kernel in kernels:
-            self.launch_each(kernel.launches, state, layout, evaluated, inputs)
-
-    def launch_each(
-        self,
-        launches: Sequence[Launch],
-        state: State,
-        layout: InputLayout,
-        evaluated: list[int],
-        inputs: torch.Tensor | None = None,
-    ) -> None:
-        """Performs launches of a step one after another; the inputs are in place."""
-        sizes = {"N": layout.rows, "M": layout.outputs}
-        self._launch_on(launches, state, layout.places, sizes, evaluated, self._inputs if inputs is None else inputs)
+            launches = kernel.on_demand if on_demand else kernel.launches
+            self._launch_on(launches, state, layout.places, sizes, partial(part.place, kernel), given)
 
     def launch_entry(self, entry: Entry, state: State, sizes: Mapping[str, int]) -> None:
         """Launches an entry other than the step; its arguments are in place."""
         for kernel in entry.kernels:
-            self._launch_on([*kernel.launches, *kernel.on_demand], state, entry.places, sizes, [], self._inputs)
+            launches = [*kernel.launches, *kernel.on_demand]
+            self._launch_on(launches, state, entry.places, sizes, partial(self.whole.place, kernel), self._inputs)
 
     def _launch_on(
         self,
@@ -182,11 +180,11 @@ class Launcher:
         state: State,
         places: Mapping[str, int],
         sizes: Mapping[str, int],
-        evaluated: list[int],
+        find: Find,
         inputs: torch.Tensor,
     ) -> None:
         for launch in launches:
-            operands = (self._pointer(each, state, inputs, places, evaluated) for each in launch.operands)
+            operands = (self._pointer(each, state, inputs, places, find) for each in launch.operands)
             pointers = [inputs, *operands]
             self.launch(launch, pointers, sizes, self.config(launch, pointers, sizes))
 

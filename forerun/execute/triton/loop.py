@@ -105,8 +105,8 @@ class TritonLoop:
         assert size is not None
         assert not self._enqueued, "the logits of this iteration have been overwritten"
         count = max(rows) + 1
-        every = list(range(len(self.launcher.step.branches)))
-        ran = Ran(self.launcher, self.state, size.layout, {"N": count, "M": count}, every, size.inputs)
+        sizes = {"N": count, "M": count}
+        ran = Ran(self.launcher, self.state, size.layout, sizes, self.launcher.whole, size.inputs)
         return ran.logits()[list(rows)]
 
     def end(self) -> None:

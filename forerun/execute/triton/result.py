@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from forerun.execute.branches import StepPart
 from forerun.execute.triton.launcher import Launcher
 from forerun.execute.triton.memory import InputLayout, State
 from forerun.runtime.executable import Float32, Int32, StepResult, nan_of
@@ -20,20 +21,18 @@ class Ran:
     state: State
     layout: InputLayout
     sizes: dict[str, int]
-    evaluated: list[int]
+    part: StepPart
     inputs: torch.Tensor | None = None  # None: the launcher's own
 
     def logits(self) -> Float32:
         """Returns [M, V], computed from the head's input, which is still there."""
         launcher = self.launcher
-        for kernel in launcher.step.kernels:
-            launcher.launch_each(kernel.on_demand, self.state, self.layout, self.evaluated, self.inputs)
+        launcher.launch_all(self.state, self.layout, launcher.step.kernels, self.part, self.inputs, on_demand=True)
         return launcher.value(launcher.step.returned[0], self.sizes)
 
     def hidden(self) -> Float32:
         """[N, D]"""
-        places = self.launcher.step.stream
-        return self.launcher.stream(places[len(self.evaluated) % 2] if places else 0, self.sizes["N"])
+        return self.launcher.stream(self.part.left or 0, self.sizes["N"])
 
 
 class DeviceStepResult(StepResult):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +13,33 @@ from forerun.available import require_memory
 from forerun.codegen.program import NUMBER, Program, has_rows
 from forerun.codegen.tvm.layout import ENTRY, TvmProgram, needed_bytes, state_places, weight_places, zeros
 from forerun.cores import thread_count
+from forerun.errors import InvalidOptionError
 from forerun.execute.branches import check_hidden, read_bytes
 from forerun.execute.host_memory import HostMemory
 from forerun.execute.runner import EntryRunner, EntryState
 from forerun.execute.tvm.calls import Calls, PartCalls
 from forerun.execute.tvm.code import compiled_code
+from forerun.execute.tvm.lane import Lane
 from forerun.execute.tvm.library import Arguments, Module, Tensor
 from forerun.execute.tvm.team import Team
 from forerun.execute.tvm.timing import KernelTime, value_bytes
-from forerun.runtime.executable import Draw, Float32, Int32, KernelOutput, Part, Rows, StepResult
+from forerun.runtime.executable import (
+    Draw,
+    Exchange,
+    Float32,
+    Int32,
+    KernelOutput,
+    Part,
+    Rows,
+    Running,
+    StepResult,
+)
 from forerun.signature import Signature
 
 PARTS_KEPT = 1024
 """The most programs of parts that are cached."""
 
-INPUTS, FIRST, LAST, TEAM = 8, 9, 10, 11
+FIRST, LAST, TEAM = 9, 10, 11
 """Places among the arguments of the compiled code (`codegen.tvm.program`)."""
 
 
@@ -38,6 +50,7 @@ class State(EntryState):
     numbers: Float32  # [blocks * record]
     requests: Float32  # [max(requests, rows + 1) * request]: the first of rows' records is zero
     arguments: Arguments  # of the compiled code, with this memory among them
+    inputs: Tensor  # of the lane whose memory is among them too
 
     @property
     def bytes(self) -> int:
@@ -66,8 +79,7 @@ class TvmExecutable(EntryRunner[State]):
         self._run = code.entry(ENTRY)
         self.weights = weights
         self.team = Team(code, thread_count(threads))
-        self._arena = zeros(max(1, step.arena))
-        self.memory = HostMemory(step, self._arena)
+        self.lanes = [Lane(step)]
         self._states = state_places(step)
         self.slot_bytes = -(-self._states.record * NUMBER // step.block)
         self.row_bytes = self._states.request * NUMBER if has_rows(step) else 0
@@ -75,9 +87,13 @@ class TvmExecutable(EntryRunner[State]):
         self._parts: dict[Part, tuple[PartCalls, Tensor]] = {}
         self.branches, self.head_bytes = read_bytes(step)
         self.width = step.width
-        arrays = (self.memory.sizes, weights, weights.view(np.int32), self._arena, self._arena.view(np.int32))
-        self._memories = [Tensor(each) for each in arrays]
-        self._program, self._inputs = Tensor(self.calls.array), Tensor(self.memory.inputs)
+        self._program = Tensor(self.calls.array)
+        self._weights = Tensor(weights), Tensor(weights.view(np.int32))
+
+    @property
+    def memory(self) -> HostMemory:
+        """That of the first lane."""
+        return self.lanes[0].memory
 
     @property
     def weight_bytes(self) -> int:
@@ -88,9 +104,10 @@ class TvmExecutable(EntryRunner[State]):
         count, more = blocks * self._states.record, max(1, max(requests, rows + 1) * self._states.request)
         require_memory({f"a cache of {blocks * self.block} positions": (count + more) * NUMBER})
         numbers, constants = zeros(count), zeros(more)
-        state = (Tensor(numbers), Tensor(constants))
-        given = Arguments(self._program, *self._memories, *state, self._inputs, 0, 0, 0)
-        return State(numbers, constants, given)
+        state, lane = (Tensor(numbers), Tensor(constants)), self.lanes[0]
+        own = lane.numbers, lane.indices
+        given = Arguments(self._program, lane.sizes, *self._weights, *own, *state, lane.inputs, 0, 0, 0)
+        return State(numbers, constants, given, lane.inputs)
 
     def run_entry(
         self, name: str, state: State, given: Sequence[NDArray[Any]], sizes: Mapping[str, int]
@@ -111,21 +128,60 @@ class TvmExecutable(EntryRunner[State]):
         draws: Sequence[Draw | None] | None,
     ) -> StepResult:
         """Runs a part of the step. The result's arrays are views, valid until the next run."""
-        program, shared = self._part(part)
+        running = self.running(part, state, rows, hidden)
+        try:
+            exchange = next(running)
+        except StopIteration as ended:
+            return cast(StepResult, ended.value)
+        raise InvalidOptionError(
+            f"this step is a part of one, which exchanges {exchange.payload} with the other: run both by "
+            "forerun.distributed"
+        )
+
+    def running(
+        self, part: Part, state: State, rows: Rows, hidden: Float32 | None = None, lane: int = 0
+    ) -> Running[StepResult]:
+        """Runs a part of the step in a lane's memory; the result's arrays are valid until the lane's next run."""
         check_hidden(part, hidden is not None)
-        self.memory.load(rows)
+        program, _ = self.part(part)
+        memory = self._lane(lane, program.copies).memory
+        memory.load(rows)
         if hidden is not None and program.given is not None:
-            self.memory.stream(program.given, len(rows.tokens))[:] = hidden
-        self._call(state, 0, len(program.calls), shared)
-        values = [self.memory.view(value) for value in self.step.returned]
+            memory.stream(program.given, len(rows.tokens))[:] = hidden
+        yield from self._messages(part, state, lane)
+        values = [memory.view(value) for value in self.step.returned]
         empty = np.zeros((len(rows.outputs), 0))
         ids: Any = values[1] if len(values) > 1 else empty.astype(np.int32)
         chosen: Any = values[2] if len(values) > 2 else empty.astype(np.float32)
         if len(values) > 2 and ids.dtype != np.int32:
             ids, chosen = chosen, ids
-        return StepResult(values[0], ids, chosen, self.memory.stream(program.left or 0, len(rows.tokens)))
+        return StepResult(values[0], ids, chosen, memory.stream(program.left or 0, len(rows.tokens)))
 
-    def _part(self, part: Part) -> tuple[PartCalls, Tensor]:
+    def answering(self, part: Part, state: State, sizes: Mapping[str, int], lane: int = 0) -> Running[None]:
+        """Runs a part of a step that has no arguments, for named dimensions of these sizes."""
+        self._lane(lane).memory.bind(self.step.step, sizes)
+        yield from self._messages(part, state, lane)
+
+    def _messages(self, part: Part, state: State, lane: int) -> Running[None]:
+        """Runs the calls of a part; at each message, the caller sends or fills the array."""
+        program, shared = self.part(part)
+        own, at = self._lane(lane), 0
+        for stop, message in program.messages:
+            self._call(state, at, stop, shared, own)
+            at = stop
+            yield Exchange(message.payload, own.memory.view(message.value), message.received, message.peers)
+        self._call(state, at, len(program.calls), shared, own)
+
+    def _lane(self, number: int, copies: int = 1) -> Lane:
+        while len(self.lanes) <= number:
+            self.lanes.append(Lane(self.step))
+        if self.lanes[number].copies < copies:
+            require_memory({"values of layers side by side": copies * self.step.memory * NUMBER})
+            self.lanes[number] = Lane(self.step, copies)
+        return self.lanes[number]
+
+    def part(self, part: Part) -> tuple[PartCalls, Tensor]:
+        """Returns the calls of a part. Raises `InvalidOptionError` if the step has no such part."""
         if part not in self._parts:
             if len(self._parts) >= PARTS_KEPT:
                 del self._parts[next(iter(self._parts))]
@@ -175,22 +231,39 @@ class TvmExecutable(EntryRunner[State]):
         """Copies the cached contents of each source slot to its destination; all reads precede all writes."""
         if len(source) == 0:
             return
-        numbers = state.numbers
-        numbers[self._places(destination)] = numbers[self._places(source)]
-        if state.rows_at_slots:
-            records, words = state.requests.reshape(-1, self._states.request), self._states.row_words
-            records[destination[:, None] + 1, words] = records[source[:, None] + 1, words]
+        none = source[:0]
+        moved = (source, destination) if state.rows_at_slots else (none, none)
+        self.write_records(state, destination, moved[1], *self.read_records(state, source, moved[0]))
+
+    def read_records(self, state: State, slots: Int32, places: Int32) -> tuple[Float32, Float32]:
+        """Returns [n, w] what is cached at slots, and [p, v] the states per row at places."""
+        return state.numbers[self._places(slots)], self._row_records(state)[self._row_words(places)]
+
+    def write_records(self, state: State, slots: Int32, places: Int32, cached: Float32, rows: Float32) -> None:
+        """Puts records where `read_records` finds them."""
+        state.numbers[self._places(slots)] = cached
+        self._row_records(state)[self._row_words(places)] = rows
+
+    def _row_records(self, state: State) -> Float32:
+        return state.requests.reshape(-1, max(1, self._states.request))
+
+    def _row_words(self, places: Int32) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return places[:, None].astype(np.int64) + 1, self._states.row_words
 
     def _places(self, slots: Int32) -> NDArray[np.int64]:
         """Returns [n, w] the places of the numbers cached at slots."""
         whole = np.asarray(slots).astype(np.int64)
         return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
-    def _call(self, state: State, first: int, last: int, program: Tensor | None = None) -> None:
-        if self._inputs.array is not self.memory.inputs:  # an entry's arguments needed a larger array
-            self._inputs = Tensor(self.memory.inputs)
-        chosen = program or self._program, self._inputs, first, last, self.team.memory()
-        for index, argument in zip((0, INPUTS, FIRST, LAST, TEAM), chosen, strict=True):
+    def _call(
+        self, state: State, first: int, last: int, program: Tensor | None = None, lane: Lane | None = None
+    ) -> None:
+        lane = lane or self.lanes[0]
+        if state.inputs is not lane.inputs or lane.moved:
+            lane.put(state.arguments)
+            state.inputs = lane.inputs
+        chosen = program or self._program, first, last, self.team.memory()
+        for index, argument in zip((0, FIRST, LAST, TEAM), chosen, strict=True):
             state.arguments.set(index, argument)
         self._run.call(state.arguments)
 

@@ -2,7 +2,9 @@
 
 After Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192), with
 trees. The draft may have a drafter of its own: Spector and Ré, "Accelerating LLM Inference with Staged Speculative
-Decoding" (arXiv 2308.04623).
+Decoding" (arXiv 2308.04623). Or it drafts with layers that share an input: Wu et al., "EasySpec: Layer-Parallel
+Speculative Decoding for Efficient Multi-GPU Utilization" (arXiv 2502.02493). What it evaluates so is only a guess:
+after each verification the whole draft reads the committed tokens, together with the next root, in one launch.
 """
 
 from collections.abc import Sequence
@@ -11,15 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from forerun.errors import TooLongError
+from forerun.errors import InvalidOptionError, TooLongError
 from forerun.runtime.cache import CachedSequence, StepSlots
+from forerun.runtime.calibration import trial_steps
 from forerun.runtime.draft_rows import DraftRows
 from forerun.runtime.drafters.base import Budget, Context, Drafter, Observation, Proposal, RatedTree, only, propose
 from forerun.runtime.drafters.growing import Grower, Grown, Launches, Shape
 from forerun.runtime.drafters.launching import Launch, Launching, levels, together
 from forerun.runtime.drafters.vocabulary import Follower, Vocabulary
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.executable import WHOLE, Float32, Int32, Part
 from forerun.runtime.rows import prompt_rows
 from forerun.runtime.tree import TreeBuilder, root_only
 from forerun.runtime.verify import verify
@@ -49,15 +52,28 @@ class _Draft:
     wait: int = PROBE  # the tokens from then until the next time
     cached: list[int] = field(default_factory=list[int])  # the tokens in the draft's cache
     proposed: RatedTree | None = None  # in the last iteration, in the draft's tokens
-    slots: dict[int, int] = field(default_factory=dict[int, int])  # the slots of its evaluated rows
+    slots: dict[int, int] = field(default_factory=dict[int, int])  # of its rows that the whole draft has evaluated
     late: bool = False  # `own` lacks what was committed since the last draft
 
 
 class DraftModel(Drafter):
-    """Drafts with another model's engine. `inner` drafts for the draft; the grower's costs are the draft's own."""
+    """Drafts with another model's engine. The grower's costs are the draft's own.
 
-    def __init__(self, engine: Engine, vocabulary: Vocabulary, grower: Grower, inner: Drafter | None = None) -> None:
-        self.engine, self.vocabulary, self.grower, self.inner = engine, vocabulary, grower, inner
+    inner       drafts for the draft
+    part        evaluates the rows below the root (`part_with`); without `inner`, as a draft with a drafter verifies
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        grower: Grower,
+        inner: Drafter | None = None,
+        part: Part = WHOLE,
+    ) -> None:
+        self.engine, self.vocabulary, self.grower, self.inner, self.part = engine, vocabulary, grower, inner, part
+        # What only a part has evaluated is read again, all of it in the next first launch.
+        self.catching_up = CATCHING_UP if part == WHOLE else max(CATCHING_UP, grower.shape.deepest)
         self._drafts: dict[Context, _Draft] = {}
 
     def begin(self, context: Context) -> None:
@@ -104,7 +120,7 @@ class DraftModel(Drafter):
         drafts = budget.depth > 0 and self.grower.drafts(budget, ALONE, min(budget.depth, self.grower.shape.deepest))
         rests = not drafts and (budget.depth == 0 or not self.grower.balance.pays)
         probes = rests and budget.price > 0 and len(context.tokens) >= draft.probe
-        unread = max(0, len(context.tokens) - len(draft.cached) - CATCHING_UP)
+        unread = max(0, len(context.tokens) - len(draft.cached) - self.catching_up)
         if not (drafts or probes) or not self.grower.reads(unread, budget):
             self.grower.begin(context.tokens[-1], budget, context)
             return Proposal(root)
@@ -172,7 +188,8 @@ class DraftModel(Drafter):
         draft.late = False
 
     def _keep_evaluated(self, draft: _Draft, after: list[int]) -> None:
-        """Keeps accepted rows of the last tree in the cache; the last token of `after` is the next root."""
+        """Keeps accepted rows of the last tree in the cache, as far as the whole draft has evaluated them; the last
+        token of `after` is the next root."""
         self._cut(draft, after)
         at = len(draft.cached)
         if draft.proposed is None or at != len(draft.own.tokens) - 1 or after[at : at + 1] != draft.own.tokens[-1:]:
@@ -195,7 +212,7 @@ class DraftModel(Drafter):
 
     def _read(self, draft: _Draft, budget: Budget) -> None:
         """Evaluates the uncached tokens of the context, except the last ones and the root."""
-        last = 1 + min(CATCHING_UP, self.engine.executable.max_rows - 1)
+        last = 1 + min(self.catching_up, self.engine.executable.max_rows - 1)
         pending = draft.own.tokens[len(draft.cached) : -last]
         if pending:
             began = self.grower.clock()
@@ -242,13 +259,14 @@ class DraftModel(Drafter):
                 below = DraftRows(draft.sequence, StepSlots(draft.sequence, spare))
                 below.batch(builder, rows)  # the root, which lies at home
             else:
-                result = yield Launch(below.batch(builder, rows))
+                result = yield Launch(below.batch(builder, rows), self.part)
                 candidates, logits = result.candidates, result.candidate_logits
             return self.vocabulary.candidates(candidates), logits
 
         growing = self.grower.growing(draft.own.tokens[-1], budget, self._launches(draft), shape, context)
         grown = yield from levels(growing, evaluate)
-        draft.slots = {} if below is None else below.slots
+        slots = {} if below is None else below.slots
+        draft.slots = slots if self.part == WHOLE else {row: slot for row, slot in slots.items() if row == 0}
         return grown
 
     def _stage(self, context: Context, draft: _Draft, budget: Budget, shape: Shape) -> Grown:
@@ -303,3 +321,21 @@ class DraftModel(Drafter):
 def common(left: Sequence[int], right: Sequence[int]) -> int:
     """Returns the length of the longest common prefix of two lists."""
     return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def part_with(engine: Engine, parallel_layers: int) -> Part:
+    """Returns the part of a draft in which groups of `parallel_layers` layers share an input.
+
+    Raises `InvalidOptionError` if the draft has no such layers, or its executable no such part.
+    """
+    part = Part(parallel=parallel_layers)
+    if part == WHOLE:
+        return WHOLE
+    if not part.inputs([(each.layer, each.kind) for each in engine.executable.branches]):
+        raise InvalidOptionError(
+            f"no {parallel_layers} consecutive layers of the draft model have attentions in residual branches that "
+            "could read one input: use parallel_layers=1"
+        )
+    with engine.serving, trial_steps(engine, [1], context=1) as [rows]:
+        engine.run(rows, part)
+    return part

@@ -176,7 +176,7 @@ class _Evaluation:
             first = yield Launch(replace(batch, outputs=batch.outputs[:0]), Part(leave=enter))
             hidden = first.hidden.copy()  # the next run reuses the memory
             self._keep(self.prefix, builder, rows, hidden)
-            result = yield Launch(batch, Part(enter, part.leave, part.skipped), hidden)
+            result = yield Launch(batch, replace(part, enter=enter), hidden)
         return result.candidates, result.candidate_logits
 
     def _keep(self, prefix: Prefix, builder: TreeBuilder, rows: Sequence[int], hidden: Float32) -> None:
