@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import forerun
 from forerun.distributed import Layout, join, joining, wire
@@ -124,6 +125,21 @@ def test_a_rank_with_other_weights_is_refused(tmp_path: Path) -> None:
         assert str(error).startswith("rank 1 (feed-forward) has another model than rank 0")
 
 
+def joined_with_another_step(rank: int, layout: Layout) -> None:
+    model = FAMILIES["llama"]()
+    for module in model.modules():
+        if rank and hasattr(module, "act_fn"):
+            module.act_fn = torch.nn.GELU()
+    with join(model, layout, "autoregressive", **OPTIONS):
+        raise AssertionError("joined")
+
+
+def test_a_rank_with_another_step_is_refused(tmp_path: Path) -> None:
+    for error in run(Layout(1, 1, 1), tmp_path, joined_with_another_step):
+        assert isinstance(error, DistributedError)
+        assert str(error).startswith("rank 1 (feed-forward) has another step than rank 0")
+
+
 def joined_as(rank: int, layout: Layout, version: str) -> None:
     if rank:
         joining.__version__ = version
@@ -189,24 +205,37 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, layout: Layout, fault
     assert all("does not answer" in each for each in sentences)
 
 
-def told_something_else(rank: int, layout: Layout, payload: str, shape: tuple[int, ...], dtype: Any) -> None:
-    own, array = wire.Wire(layout, 128), np.ones(shape, dtype)
-    if rank:
-        own.send(0, payload, array, 1)
-        own.flush()
-        return
-    expected = np.zeros((2, 4), np.float32)
-    own.expect(1, Exchange("x", expected, True), expected, 1).wait()
+WRONG = [("y", (2, 4), np.float32), ("x", (4, 2), np.float32), ("x", (2, 4), np.int32), ("x", (3, 4), np.float32)]
+"""Payloads that are not the expected one, by name, shape and element type."""
 
 
-@pytest.mark.parametrize(
-    ("payload", "shape", "dtype"),
-    [("y", (2, 4), np.float32), ("x", (4, 2), np.float32), ("x", (2, 4), np.int32), ("x", (3, 4), np.float32)],
-)
-def test_a_message_of_another_type_is_an_error(tmp_path: Path, payload: str, shape: Any, dtype: Any) -> None:
-    error = run(Layout(1, 1, 1), tmp_path, told_something_else, payload, shape, dtype)[0]
-    assert isinstance(error, DistributedError)
-    assert "rank 1 (feed-forward)" in str(error)
+def told_something_else(rank: int, layout: Layout) -> list[str]:
+    own, sentences = wire.Wire(layout, 128), list[str]()
+    for payload, shape, dtype in WRONG:
+        if rank:
+            own.send(0, payload, np.ones(shape, dtype), 1)
+            own.flush()
+            continue
+        expected = np.zeros((2, 4), np.float32)
+        with pytest.raises(DistributedError) as error:
+            own.expect(1, Exchange("x", expected, True), expected, 1).wait()
+        sentences.append(str(error.value))
+    return sentences
+
+
+def test_a_message_of_another_type_is_an_error(tmp_path: Path) -> None:
+    sentences = run(Layout(1, 1, 1), tmp_path, told_something_else)[0]
+    assert len(sentences) == len(WRONG)
+    assert all("rank 1 (feed-forward) sent something else than x, float32 [2, 4]" in each for each in sentences)
+
+
+def too_large(rank: int, layout: Layout) -> None:
+    wire.Wire(layout, 128).send(0, "x", np.ones(64, np.float32), 1)
+
+
+def test_a_payload_larger_than_agreed_is_not_sent(tmp_path: Path) -> None:
+    for error in run(Layout(1, 1, 1), tmp_path, too_large):
+        assert "x has 256 bytes, and payloads have at most 128" in str(error)
 
 
 def test_a_layout_without_ranks_is_refused() -> None:
