@@ -55,7 +55,7 @@ def test_products_of_narrow_rows_mean_what_the_interpreter_says(features, output
     assert not np.allclose(results[1], exact[1].numpy(), rtol=2e-5, atol=2e-5), "nothing was rounded"
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 5, 8, 11, 25):
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable.memory.view(value), result[:count]), count
@@ -96,7 +96,7 @@ def test_a_product_has_the_same_bits_on_other_processors(hidden, storage):
     found = []
     for lowering.machine in (host, other):
         executable = tvm_executable.bind(lowering.program(), cache=False)
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(9))
         found.append([executable.memory.view(value).copy() for value in executable.step.returned])
     for own, other in zip(*found, strict=True):

@@ -28,7 +28,7 @@ def test_tree_attention_matches_the_interpreter(heads, groups, key_dim, value_di
     state.numbers[:] = torch.randn(state.numbers.shape).numpy() * 1e3
     environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     for rows in (prompt, tree):
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         result = executable.run(WHOLE, state, rows).logits
         inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
         (expected,) = ir.evaluate(module, "step", inputs, environment)
@@ -46,7 +46,7 @@ def test_scores_of_hundreds_are_weighed(sign):
     (expected,) = ir.evaluate(
         module, "step", [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES], environment
     )
-    executable._arena.fill(math.nan)
+    executable.memory.arena.fill(math.nan)
     result = executable.run(WHOLE, executable.new_state(16), rows).logits
     np.testing.assert_allclose(result, expected.numpy(), rtol=1e-3, atol=1e-3)
 
@@ -67,7 +67,7 @@ def plain(executable, tokens, table=(3, 8, 1, 6, 0, 9)):
 def test_a_step_matches_the_interpreter(compiled):
     module, weights, executable = compiled
     rows = prompt_rows(np.random.default_rng(1).integers(0, 331, 45), 0, [4, 2, 7])
-    executable._arena.fill(math.nan)
+    executable.memory.arena.fill(math.nan)
     result = executable.run(WHOLE, executable.new_state(16), rows)
     environment = ir.Environment(weights.__getitem__, ir.new_states(module, 16 * 16))
     inputs = [torch.from_numpy(getattr(rows, name)) for name in ROW_TYPES]
@@ -86,7 +86,7 @@ def test_chunks_of_a_prompt_give_the_same_bits(compiled, chunk):
     state = executable.new_state(16)
     for start in range(0, 70, chunk):
         rows = prompt_rows(tokens[start : start + chunk], start, [9, 0, 4, 11, 2])
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         assert np.array_equal(executable.run(WHOLE, state, rows).logits, expected[start : start + chunk])
 
 

@@ -16,7 +16,7 @@ from tests.compiled import tvm_step
 def evaluate(module, weights, rows, **options):
     """The results of `@step` on poisoned memory, and those of the interpreter."""
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, **options)
-    executable._arena.fill(math.nan)
+    executable.memory.arena.fill(math.nan)
     state = executable.new_state(16)
     executable.run(WHOLE, state, rows)
     results = [executable.memory.view(value).copy() for value in executable.step.returned]
@@ -141,7 +141,7 @@ def test_linears_of_any_size_match_and_rows_do_not_depend_on_their_number(featur
         np.testing.assert_allclose(result, exact, rtol=2e-5, atol=2e-4)
     executable = tvm_step(module, step.weights.__getitem__, max_rows=64, max_length=256)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable.memory.view(value), result[:count]), count

@@ -76,7 +76,7 @@ def test_products_mean_what_the_interpreter_says_for_any_rows(features, outputs,
         np.testing.assert_allclose(result, close, rtol=5e-5, atol=3e-4)
     executable = tvm_step(module, weights.__getitem__, max_rows=ROWS, max_length=256, blocks=blocks)
     for count in (1, 2, 5, 8, 11, 25):
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable.memory.view(value), result[:count]), count

@@ -76,7 +76,7 @@ def test_linears_have_the_bits_of_the_stored_values_in_float32(features, outputs
         np.testing.assert_allclose(result, close, rtol=2e-5, atol=2e-4)
     executable = tvm_step(module, weights.__getitem__, max_rows=64, max_length=256, blocks=blocks)
     for count in (1, 2, 3, 5, 7, 8, 9, 11, 12, 13, 24, 25, 33):
-        executable._arena.fill(math.nan)
+        executable.memory.arena.fill(math.nan)
         executable.run(WHOLE, executable.new_state(1), indices(count))
         for value, result in zip(executable.step.returned, results, strict=True):
             assert np.array_equal(executable.memory.view(value), result[:count]), count
