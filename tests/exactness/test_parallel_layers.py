@@ -109,7 +109,7 @@ def test_kernels_side_by_side_give_the_bits_of_one_after_another(family: str, mo
                     patched.setattr(calls, "batches", lambda part: [])
                 compiled._parts.clear()
                 result = trial.run(part)
-                made = compiled._part(part)[0]
+                made = compiled.part(part)[0]
                 found.append((len(made.calls), made.copies, result))
         compiled._parts.clear()
         (count, copies, expected), (fewer, more, result) = found
