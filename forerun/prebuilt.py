@@ -35,7 +35,7 @@ ROOM = 8.0
 """The gigabytes that all folders together may take, unless `$FORERUN_CACHE_GB` says otherwise."""
 LIBRARIES = (
     *("apache-tvm", "apache-tvm-ffi", "gguf", "jinja2", "networkx", "numpy", "rich", "safetensors", "tokenizers"),
-    *("onnx", "torch", "torch-mlir", "transformers", "xdsl"),
+    *("onnx", "pyyaml", "torch", "torch-mlir", "transformers", "xdsl"),
     *("accelerate", "kernels", "peft", "protobuf", "sentencepiece", "tiktoken"),
 )
 """forerun's dependencies, and packages that its frontends and transformers use if installed."""

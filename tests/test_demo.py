@@ -48,7 +48,7 @@ def test_the_demo_says_so(
         text = SimpleNamespace(stats=stats, text="x", has_bits_of=lambda other: True)
         return SimpleNamespace(generate=lambda *arguments, **options: text, tokenizer=None)
 
-    monkeypatch.setattr(commands, "_compiled", lambda arguments: model(speculative(accepted, 1.2)))
+    monkeypatch.setattr(commands, "compiled", lambda arguments: model(speculative(accepted, 1.2)))
     monkeypatch.setattr("forerun.schedules.with_strategy", lambda given, strategy: model(PLAIN))
     monkeypatch.setattr(commands, "_encoded", lambda *arguments: [1])
     monkeypatch.setattr(commands, "_streamer", lambda given: None)

@@ -13,7 +13,7 @@ from torch.fx import Node
 from forerun.errors import InvalidOptionError, NotAModelError, TraceError
 from forerun.ir import SSAValue
 
-DERIVED = ("constants", "step", "draft", "resume")
+DERIVED = ("constants", "step", "draft", "resume", "attention_part", "ffn_part")
 """The functions that passes add to a module."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)

@@ -39,7 +39,7 @@ class Needs:
     dimension: str | None = None  # a dimension of its first argument
     results: int | None = None
     adds_arguments: tuple[str, ...] = ()
-    adds_function: str | None = None
+    adds_functions: tuple[str, ...] = ()
     before_kernels: bool = False  # whether the operations must not be in kernels yet
 
     def check(self, name: str, module: ModuleOp) -> None:
@@ -61,8 +61,8 @@ class Needs:
             raise PassError(f"{name} needs the dimension {self.dimension} in the argument of @{self.function}.")
         if present := [each for each in self.adds_arguments if each in named]:
             raise PassError(f"@{self.function} has the argument {present[0]} already; run {name} once.")
-        if self.adds_function in found:
-            raise PassError(f"The module has a @{self.adds_function} already; run {name} on one without.")
+        if there := [each for each in self.adds_functions if each in found]:
+            raise PassError(f"The module has a @{there[0]} already; run {name} on one without.")
         if self.before_kernels and any(isinstance(each, Kernel) for each in function.body):
             raise PassError(f"{name} runs before fuse-kernels, but the operations of @{self.function} are in kernels.")
 

@@ -57,7 +57,9 @@ class Disaggregate(Pass):
     """
 
     name: ClassVar[str] = "disaggregate"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function=ATTENTION_PART, before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs(
+        "step", ("tokens",), adds_functions=(ATTENTION_PART, FFN_PART), before_kernels=True
+    )
 
     part: str = ""
 

@@ -20,7 +20,7 @@ class EarlyExit(Pass):
     """`layers`: the number of first layers that `@draft` keeps."""
 
     name: ClassVar[str] = "early-exit"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_functions=("draft",), before_kernels=True)
 
     layers: int = option(1, least=0, most=2**20)
 

@@ -65,7 +65,7 @@ class InsertKVCache(Pass):
     """`block` is P, the number of positions in a cache block."""
 
     name: ClassVar[str] = "insert-kv-cache"
-    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1, adds_function="step")
+    needs: ClassVar[Needs | None] = Needs("forward", inputs=1, dimension="T", results=1, adds_functions=("step",))
 
     block: int = option(16, least=1, most=2**16)
 

@@ -36,7 +36,7 @@ class ParallelLayers(Pass):
     """`layers`: how many consecutive layers are a group."""
 
     name: ClassVar[str] = "parallel-layers"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_functions=("draft",), before_kernels=True)
 
     layers: int = option(4, least=1, most=2**20)
 

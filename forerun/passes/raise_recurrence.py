@@ -48,7 +48,7 @@ class RaiseRecurrence(Pass):
     """The first argument of `@cached` is the token [1, 1], the others are states; it returns logits and states."""
 
     name: ClassVar[str] = "raise-recurrence"
-    needs: ClassVar[Needs | None] = Needs("cached", adds_function="forward")
+    needs: ClassVar[Needs | None] = Needs("cached", adds_functions=("forward",))
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         cached = function_named(op, "cached")

@@ -38,7 +38,7 @@ class ReuseKVCache(Pass):
     """`@resume` from `@draft` and `@step`, if the draft's work can be reused."""
 
     name: ClassVar[str] = "reuse-kv-cache"
-    needs: ClassVar[Needs | None] = Needs("draft", ("tokens",), adds_function="resume", before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("draft", ("tokens",), adds_functions=("resume",), before_kernels=True)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         step, draft = function_named(op, "step"), function_named(op, "draft")

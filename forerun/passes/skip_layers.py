@@ -34,7 +34,7 @@ class SkipLayers(Pass):
     """`branches`: the residual branches that `@draft` leaves out, by number."""
 
     name: ClassVar[str] = "skip-layers"
-    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_function="draft", before_kernels=True)
+    needs: ClassVar[Needs | None] = Needs("step", ("tokens",), adds_functions=("draft",), before_kernels=True)
 
     branches: tuple[int, ...] = option((), least=0, most=2**20)
 
