@@ -40,7 +40,7 @@ SLOW = (
     *("test_prebuilt.py::test_the_second_start_imports_no_compiler['autoregressive']", "test_triton_head.py::*[20]"),
     *("test_tvm_attention.py::test_compiled_code_is_found_again*[True]", "test_threads.py::*compiles[reference]"),
     *("test_ranks.py::*another_version*", "test_ranks.py::*other_weights*", "test_ranks.py::*[layout0-hangs]"),
-    *("test_ranks.py::test_four_processes_with_experts*", "test_parts.py::test_ranks_divide_the_weights[mixtral]"),
+    *("test_ranks.py::test_four_processes_with_experts*", "test_parts_in_turn.py::*[mixtral]"),
 )
 """Tests that a quicker one beside them stands for; `-m slow` runs them."""
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from inspect import unwrap
 from pathlib import Path
@@ -29,6 +30,12 @@ TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in
 def test_no_file_is_too_long() -> None:
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()}
     assert {module: count for module, count in lines.items() if count > LONGEST_FILE} == {}
+
+
+def test_names_of_test_files_differ() -> None:
+    """pytest imports test files by their names alone, and refuses a second file of the same name."""
+    names = Counter(path.name for path in FILES.values() if path.name.startswith("test_"))
+    assert {name: count for name, count in names.items() if count > 1} == {}
 
 
 def defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:

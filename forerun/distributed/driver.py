@@ -49,9 +49,9 @@ class Driver(EntryRunner[DriverState]):
         self.payloads = payloads
         self.measured: Costs | None = None
         """What the number of groups is chosen by; None if it is given."""
-        self._dropped: list[int] = []
         self.last: list[int] = []
         """The rows of the last step, of each attention rank that had some."""
+        self._dropped: list[int] = []
         self._states = 0
         self._broken = False
 
@@ -153,8 +153,8 @@ class Driver(EntryRunner[DriverState]):
         own.part(part)  # refuses one that the step does not have, before other ranks are told
         self._forget()
         ranks, moves = state.owners.of(rows)
-        order = rows.order  # parents first, so that no group reads what a later one writes
-        chosen = {rank: order[ranks[order] == rank] for rank in np.unique(ranks).tolist()}
+        parents_first = rows.order  # so that no group reads what a later one writes
+        chosen = {rank: parents_first[ranks[parents_first] == rank] for rank in np.unique(ranks).tolist()}
         self.last = [len(each) for each in chosen.values()]
         groups = self.groups(self.last)
         orders: dict[int, Attend] = {}

@@ -76,7 +76,8 @@ def join(
     lowered = lower(source, dtype, max_length, progress=progress, draft=passes, opening=opening, arithmetic=arithmetic)
     if rank == 0:
         warn_of_length(lowered.capped)
-    neighbours = _require_alike(layout, said_of(lowered, layout, dtype, arithmetic, step.found), group)
+    described = description(lowered, layout, dtype, arithmetic, step.found)
+    neighbours = _require_alike(layout, described, group)
     threads = thread_count(threads, neighbours)
     executable = generate_code(lowered, TARGET, None, progress, dtype, threads)
     assert isinstance(executable, TvmExecutable)
@@ -116,8 +117,8 @@ class StepDigest(Pass):
         self.found.append(hashlib.sha256(print_ir(op).encode()).hexdigest())
 
 
-def said_of(lowered: Lowered, layout: Layout, dtype: str, arithmetic: str, step: Sequence[str]) -> dict[str, str]:
-    """What all ranks must say alike, and the name of this rank's machine."""
+def description(lowered: Lowered, layout: Layout, dtype: str, arithmetic: str, step: Sequence[str]) -> dict[str, str]:
+    """Returns what must be the same on all ranks, and the name of this rank's machine."""
     return {
         "forerun": __version__,
         "layout": str(layout),

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.codegen.program import NUMBER
+from forerun.distributed.in_flight import Flight, run_together
 from forerun.distributed.orders import Attend, Feed, Kind
-from forerun.distributed.rounds import Flight, run_together
 from forerun.distributed.schedule import Payload
 from forerun.distributed.wire import Wire
 from forerun.errors import DeviceMemoryError

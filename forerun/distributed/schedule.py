@@ -7,7 +7,6 @@ all weights, so how many are best is a matter of times: `best` takes those whose
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,11 +40,8 @@ class PartTimes:
 
     def of(self, rows: int) -> list[float]:
         """[messages + 1] for any number of rows: in proportion to the rows beyond the largest measured."""
-        after = min(max(1, bisect_left(self.rows, rows)), len(self.rows) - 1)
-        before, known = max(0, after - 1), np.asarray(self.seconds)
-        share = (min(rows, self.rows[-1]) - self.rows[before]) / max(1, self.rows[after] - self.rows[before])
-        found = known[before] + share * (known[after] - known[before])
-        return (found * max(1.0, rows / self.rows[-1])).tolist()
+        beyond = max(1.0, rows / self.rows[-1])
+        return [float(np.interp(rows, self.rows, each)) * beyond for each in zip(*self.seconds, strict=True)]
 
     def total(self, rows: int) -> float:
         return sum(self.of(rows))
@@ -118,7 +114,7 @@ class Schedule:
 
 @dataclass
 class _Worker:
-    """A rank that takes its groups in turn, as `rounds.run_together` does."""
+    """A rank that takes its groups in turn, as `in_flight.run_together` does."""
 
     part: str
     rank: int

@@ -53,7 +53,7 @@ class Wire:
         self._free: list[torch.Tensor] = []  # buffers that nothing is received into
         self.sent: list[tuple[int, dist.Work, torch.Tensor]] = []
         self.bytes = {"sent": 0, "received": 0}
-        """Of payloads, seals not counted."""
+        """The bytes of payloads so far, seals not counted."""
 
     # --- orders
 

@@ -34,6 +34,7 @@ from forerun.ir import (
     functions,
     states,
     tensor_type,
+    torch_dtype,
     weights,
 )
 from forerun.passes.base import Needs, Pass, function_named, pass_context
@@ -45,8 +46,6 @@ networkx: Any = nx
 """networkx's stubs leave the results of its algorithms unknown."""
 
 ATTENTION_PART, FFN_PART = "attention_part", "ffn_part"
-BYTES = {"f64": 8, "i64": 8, "f16": 2, "bf16": 2, "i16": 2, "i8": 1, "i1": 1}
-"""The bytes of a number, if not 4."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _feed_forward(branch: Branch) -> list[SpecOperation]:
 def row_bytes(value: SSAValue) -> int:
     """The bytes of a value for each row."""
     kind = tensor_type(value)
-    return prod(dim for dim in kind.dims if isinstance(dim, int)) * BYTES.get(kind.dtype, 4)
+    return prod(dim for dim in kind.dims if isinstance(dim, int)) * torch_dtype(kind.dtype).itemsize
 
 
 def _is_of_rows(value: SSAValue) -> bool:

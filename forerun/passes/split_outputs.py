@@ -37,6 +37,8 @@ from forerun.ir import (
 from forerun.passes.base import Needs, Pass, function_named, option, pass_context
 from forerun.passes.canonicalize import clean
 from forerun.passes.disaggregate import payload_name
+from forerun.passes.fuse_kernels import branches_of
+from forerun.passes.residual import residual
 
 
 def columns(size: int, ranks: int, rank: int) -> tuple[int, int]:
@@ -80,14 +82,12 @@ class _Split:
         self.build = Builder(step.block)
         self.own: dict[SSAValue, SSAValue] = {}
         self.apart: set[SSAValue] = set()  # values of which there are only this rank's columns
-        self.branch: dict[SSAValue, int | None] = {}
+        self.branch_of = branches_of(step, residual(step))
         self.payloads = {each.payload for each in step.body if isinstance(each, Exchange)}
 
     def run(self) -> None:
         for operation in self.step.body:
             self.build = Builder.before(operation)
-            branch = operation.branch if isinstance(operation, Exchange) else self._branch(operation)
-            self.branch.update(dict.fromkeys(operation.results, branch))
             if isinstance(operation, Send):
                 value = self._own(operation.value)
                 self.build.emit(operation.remade([value]))
@@ -95,10 +95,6 @@ class _Split:
             elif not self._split(operation):
                 for place, value in enumerate(operation.operands):
                     operation.operands[place] = self._whole(value)
-
-    def _branch(self, operation: SpecOperation) -> int | None:
-        found = [each for value in operation.operands if (each := self.branch.get(value)) is not None]
-        return max(found, default=None)
 
     def _split(self, operation: SpecOperation) -> bool:
         """Whether only this rank's columns of the result are computed."""
@@ -178,7 +174,8 @@ class _Split:
         """All columns of a value, which the ranks give each other."""
         if value not in self.apart:
             return value
-        kind, branch = tensor_type(value), self.branch.get(value)
+        assert isinstance(value.owner, SpecOperation)
+        kind, branch = tensor_type(value), self.branch_of.get(value.owner)
         payload = payload_name(value, branch, self.step.branches, self.payloads)
         self.payloads.add(payload)
         told = {} if branch is None else {"branch": branch}
@@ -189,7 +186,6 @@ class _Split:
         value.replace_all_uses_with(whole)
         self.apart.discard(value)
         self.own[whole] = self.own.pop(value)
-        self.branch[whole] = branch
         return whole
 
     @staticmethod

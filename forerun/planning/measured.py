@@ -41,9 +41,9 @@ class Measured:
     otherwise: Times
     device: str
     attention_curve: Curve | None = None
-    """Of one attention rank, by its own rows."""
+    """The seconds of one attention rank, by its own rows."""
     feed_forward_curve: Curve | None = None
-    """Of the feed-forward part on `measured_ranks` ranks, by the rows of all."""
+    """The seconds of the feed-forward part on `measured_ranks` ranks, by the rows of all."""
     measured_ranks: int = 1
     link: Network | None = None
 

@@ -55,9 +55,9 @@ class Batching:
     """How sequences share a step."""
 
     micro_batches: int
-    """In flight at the same time, each with its own sequences."""
+    """How many are in flight at the same time, each with its own sequences."""
     sequences: int
-    """Of one micro-batch, over all attention ranks."""
+    """The sequences of one micro-batch, over all attention ranks."""
     tree: int = 1
     """Rows of a sequence in a step."""
     accepted: float = 1.0
@@ -75,9 +75,9 @@ class Stage:
 
     name: str
     seconds: float
-    """During which nothing else of this kind can happen."""
+    """The time in which nothing else of this kind can happen."""
     latency: float = 0.0
-    """Seconds that pass besides, but occupy nothing."""
+    """Seconds that pass besides, and occupy nothing."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from forerun.planning.shape import Shape
 from forerun.planning.times import Times
 
 GROWTH = 1.25
-"""Of the number of nodes, from one that is tried to the next, where each would be too many."""
+"""The ratio of one number of nodes that is tried to the one before, where trying every number would take too long."""
 TREES = (1, 2, 3, 4, 6, 8, 12, 16)
 """Rows of a tree that are tried where a probability of acceptance is given."""
 

@@ -62,9 +62,9 @@ class Bytes:
     weight: float
     cache: float
     send: float
-    """Of an activation on its way to the feed-forward part."""
+    """The bytes of an activation on its way to the feed-forward part."""
     receive: float
-    """Of an activation on its way back."""
+    """The bytes of an activation on its way back."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _attention(fields: Fields, hidden: int, dtype: str) -> Attention:
         head, value = fields.count("head_dim"), fields.count("value_dim")
         query = heads * (head + rotary)
         result = heads * value
-        kept = hidden * (rank + rotary) + heads * rank * (head + value)
+        key_weights = hidden * (rank + rotary) + heads * rank * (head + value)
         cached, products = rank + rotary, heads * (2 * rank + rotary)
     else:
         grouped, head = fields.count("kv_heads"), fields.count("head_dim")
@@ -163,13 +163,13 @@ def _attention(fields: Fields, hidden: int, dtype: str) -> Attention:
             raise PlanningError(f"{fields.place}: {heads} heads cannot share {grouped} kv_heads: give a divisor.")
         query = result = heads * head
         cached = 2 * grouped * head
-        kept, products = hidden * cached, 2 * heads * head
-    asked = hidden * query
+        key_weights, products = hidden * cached, 2 * heads * head
+    query_weights = hidden * query
     if "query_rank" in fields:
-        asked = fields.count("query_rank") * (hidden + query)
+        query_weights = fields.count("query_rank") * (hidden + query)
     own = _dtype(fields, dtype)
     fields.end()
-    return Attention(asked + kept + result * hidden, cached, products, own)
+    return Attention(query_weights + key_weights + result * hidden, cached, products, own)
 
 
 def _feed_forward(fields: Fields, hidden: int) -> tuple[FeedForward, ...]:

@@ -92,7 +92,7 @@ class TvmExecutable(EntryRunner[State]):
 
     @property
     def memory(self) -> HostMemory:
-        """That of the first lane."""
+        """The memory of the first lane."""
         return self.lanes[0].memory
 
     @property
@@ -143,12 +143,12 @@ class TvmExecutable(EntryRunner[State]):
     ) -> Running[StepResult]:
         """Runs a part of the step in a lane's memory; the result's arrays are valid until the lane's next run."""
         check_hidden(part, hidden is not None)
-        program, _ = self.part(part)
+        program, calls = self.part(part)
         memory = self._lane(lane, program.copies).memory
         memory.load(rows)
         if hidden is not None and program.given is not None:
             memory.stream(program.given, len(rows.tokens))[:] = hidden
-        yield from self._messages(part, state, lane)
+        yield from self._messages(program, calls, state, lane)
         values = [memory.view(value) for value in self.step.returned]
         empty = np.zeros((len(rows.outputs), 0))
         ids: Any = values[1] if len(values) > 1 else empty.astype(np.int32)
@@ -160,17 +160,16 @@ class TvmExecutable(EntryRunner[State]):
     def answering(self, part: Part, state: State, sizes: Mapping[str, int], lane: int = 0) -> Running[None]:
         """Runs a part of a step that has no arguments, for named dimensions of these sizes."""
         self._lane(lane).memory.bind(self.step.step, sizes)
-        yield from self._messages(part, state, lane)
+        yield from self._messages(*self.part(part), state, lane)
 
-    def _messages(self, part: Part, state: State, lane: int) -> Running[None]:
+    def _messages(self, program: PartCalls, calls: Tensor, state: State, lane: int) -> Running[None]:
         """Runs the calls of a part; at each message, the caller sends or fills the array."""
-        program, shared = self.part(part)
         own, at = self._lane(lane), 0
         for stop, message in program.messages:
-            self._call(state, at, stop, shared, own)
+            self._call(state, at, stop, calls, own)
             at = stop
             yield Exchange(message.payload, own.memory.view(message.value), message.received, message.peers)
-        self._call(state, at, len(program.calls), shared, own)
+        self._call(state, at, len(program.calls), calls, own)
 
     def _lane(self, number: int, copies: int = 1) -> Lane:
         while len(self.lanes) <= number:

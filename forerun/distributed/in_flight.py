@@ -1,4 +1,4 @@
-"""Groups of rows side by side: while one waits for the other part, another one runs (the ping-pong of Step-3, arXiv
+"""Groups of rows in flight: while one waits for the other part, another one runs (the ping-pong of Step-3, arXiv
 2507.19427, and MegaScale-Infer, arXiv 2504.02263).
 
 All ranks take their groups in turn, so that messages between two ranks have one order.
