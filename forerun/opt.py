@@ -44,18 +44,31 @@ def _main(arguments: Sequence[str]) -> int:
     modules = list(_modules(options.file, options.split_input_file))
 
     from forerun.passes.pipeline import parse_passes
+    from forerun.storage import expanded, write_atomically
     from forerun.tool import refuse
 
-    passes = list(parse_passes(options.passes))
-    code = 0
-    for index, (name, text) in enumerate(modules):
-        if index:
-            print(SEPARATOR)
+    passes = list(parse_passes(_passes(options.passes)))
+    code, results = 0, list[str]()
+    for name, text in modules:
         try:
-            _run_guarded(name, text, passes, options)
+            results.append(_run_guarded(name, text, passes, options))
         except ForerunError as error:
             code = refuse(NAME, error)
+            results.append("")
+    result = f"{SEPARATOR}\n".join(results)
+    if options.output == "-":
+        print(result, end="")
+    elif not code:
+        write_atomically(expanded(options.output), result)
     return code
+
+
+def _passes(text: str) -> str:
+    """The passes that an option or, behind @, a file lists: there a line has one or several, and # begins a comment."""
+    if not text.startswith("@"):
+        return text
+    lines = (line.partition("#")[0].strip().rstrip(",") for line in _read(text[1:]).splitlines())
+    return ",".join(filter(None, lines))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,8 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=NAME, description="Run passes over a module of the spec dialect.")
     parser.add_argument("file", nargs="?", default="-", help="a file of MLIR text, or - for standard input")
     parser.add_argument(
-        "-p", "--passes", default="", metavar="PASSES", help="the passes in order: name,name{option=value}"
+        "-p",
+        "--passes",
+        default="",
+        metavar="PASSES",
+        help="the passes in order: name,name{option=value}; step and kernels are several; @FILE reads them from a file",
     )
+    parser.add_argument("-o", "--output", default="-", metavar="FILE", help="where to write, if all went well")
     parser.add_argument("--generic", action="store_true", help="print MLIR's generic form")
     parser.add_argument("--locations", action="store_true", help="print source lines")
     parser.add_argument("--print-between-passes", action="store_true", help="print the module after every pass")
@@ -113,10 +131,10 @@ def _read(file: str) -> str:
         ) from error
 
 
-def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
+def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> str:
     """Runs passes on any module; if a pass meets something unexpected, the error is a sentence that names the pass."""
     try:
-        _run(name, text, passes, options)
+        return _run(name, text, passes, options)
     except VerificationError as error:
         if f"\n{SEPARATOR}" in text and not options.split_input_file:
             error.args = (f"{error}\nThe file has lines {SEPARATOR}; read what is between them by --split-input-file.",)
@@ -134,7 +152,7 @@ def _run_guarded(name: str, text: str, passes: Sequence[Pass], options: argparse
         ) from error
 
 
-def _run(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> None:
+def _run(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespace) -> str:
     from forerun.ir import parse_ir, print_ir, verify
     from forerun.passes.base import PassContext
     from forerun.passes.pipeline import run_pipeline
@@ -143,17 +161,19 @@ def _run(name: str, text: str, passes: Sequence[Pass], options: argparse.Namespa
     if not options.no_verify:
         verify(module)
     records: list[PassRecord] = []
+    shown: list[str] = []
     context = PassContext()
     for each in passes:
         records += run_pipeline(module, [each], context, check=not options.no_verify)
         if options.print_between_passes:
-            print(f"{records[-1].header(changed=True)}{print_ir(module, options.generic, options.locations)}")
+            header = records[-1].header(changed=True)
+            shown.append(f"{header}{print_ir(module, options.generic, options.locations)}\n")
     if options.time:
         _print_times(records)
-    if not options.print_between_passes or not passes:
-        for note in context.notes:
-            print(f"// {note}")
-        print(print_ir(module, options.generic, options.locations), end="")
+    if not shown:
+        shown += [f"// {note}\n" for note in context.notes]
+        shown.append(print_ir(module, options.generic, options.locations))
+    return "".join(shown)
 
 
 def _print_times(records: Sequence[PassRecord]) -> None:
@@ -166,13 +186,15 @@ def _listing() -> str:
     import inspect
     from dataclasses import fields
 
-    from forerun.passes.pipeline import PASSES
+    from forerun.passes.pipeline import PASSES, PIPELINES
 
     lines: list[str] = []
     for name, kind in PASSES.items():
         summary = (inspect.getdoc(inspect.getmodule(kind)) or "").partition("\n")[0]
         lines.append(f"{name:24}{summary.partition(': ')[2]}")
         lines += [f"{'':24}  {each.name}={each.default}" for each in fields(kind) if each.init]
+    for name, passes in PIPELINES.items():
+        lines.append(f"{name:24}{', '.join(each.name for each in passes)}")
     return "".join(f"{line}\n" for line in lines)
 
 

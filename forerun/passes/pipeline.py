@@ -149,6 +149,18 @@ PASSES: dict[str, type[Pass]] = {
 """Every pass by name, for forerun-opt."""
 
 
+def _in_parts() -> dict[str, tuple[Pass, ...]]:
+    """The pipeline with the passes' own options, cut before kernels."""
+    memory, outputs, cache = PlanMemory(), SelectOutputs(), InsertKVCache()
+    whole = step_pipeline(memory.max_rows, memory.max_outputs, cache.block, outputs.candidates)
+    cut = next(at for at, each in enumerate(whole) if isinstance(each, StoreWeights))
+    return {"step": tuple(whole[:cut]), "kernels": tuple(whole[cut:])}
+
+
+PIPELINES = _in_parts()
+"""Passes that have one name together: from `@forward` to `@step`, and from there to planned kernels."""
+
+
 @dataclass(frozen=True)
 class PassRecord:
     """What one pass did: seconds, operations before and after, and what it noted."""
@@ -242,8 +254,14 @@ def parse_passes(text: str) -> Iterator[Pass]:
     except ArgSpecParseError as error:
         raise InvalidOptionError(f"{text!r} is not a list of passes; write name,name{{option=value}}.") from error
     for spec in specs:
+        if spec.name in PIPELINES:
+            if spec.parameters:
+                raise InvalidOptionError(f"{spec.name} is several passes and takes no options; list the passes.")
+            yield from PIPELINES[spec.name]
+            continue
         if spec.name not in PASSES:
-            raise InvalidOptionError(f"There is no pass {spec.name!r}; choose from {', '.join(PASSES)}.")
+            names = ", ".join([*PIPELINES, *PASSES])
+            raise InvalidOptionError(f"There is no pass {spec.name!r}; choose from {names}.")
         try:
             yield PASSES[spec.name].from_spec(spec)
         except ValueError as error:
