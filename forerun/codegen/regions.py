@@ -32,9 +32,10 @@ class Region:
 def regions(function: ir.Function) -> list[Region]:
     """Returns the kernels of a function in order; an operation outside kernels is one by itself.
 
-    Kernel names are unique in a module: an entry other than the step prefixes its own name.
+    Kernel names are unique in a module: an entry other than the step prefixes its own name. A kernel without a label is
+    named by its kind and its number.
     """
-    prefix = "" if function.symbol == STEP else f"{function.symbol}_"
+    prefix = "" if function.symbol == STEP else f"{function.symbol}."
     found: list[Region] = []
     reads = stream_reads(function)
     for operation in function.body:
@@ -48,16 +49,15 @@ def regions(function: ir.Function) -> list[Region]:
                 zip(operation.yielded, operation.results, strict=True)
             )
             body = operation.body
-            name, marks = operation.kind, (operation.branch, operation.stream, reads.get(operation))
+            name = operation.label or f"{operation.kind}_{len(found)}"
+            marks = operation.branch, operation.stream, reads.get(operation)
         else:
             arguments = {value: value for value in operation.operands}
             results = [(value, value) for value in operation.results]
             body = [operation]
-            name, marks = (
-                operation.mnemonic,
-                (operation.branch if isinstance(operation, ir.Exchange) else None, None, None),
-            )
-        found.append(Region(f"{prefix}{name}_{len(found)}", body, arguments, results, *marks))
+            name = f"{operation.mnemonic}_{len(found)}"
+            marks = operation.branch if isinstance(operation, ir.Exchange) else None, None, None
+        found.append(Region(f"{prefix}{name}", body, arguments, results, *marks))
     return found
 
 

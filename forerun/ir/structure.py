@@ -170,8 +170,9 @@ class Yield(SpecOperation):
 class Kernel(SpecOperation):
     """The work of one launch: a body over the operands, ended by `spec.yield`. `kind` names the template.
 
-    `branch` is the residual branch that it belongs to, `stream` the number of its first result in the residual stream,
-    `offsets` where its results lie in the arena, in bytes.
+    `label` names it for people, in the words of the model, once in its function. `branch` is the residual branch that
+    it belongs to, `stream` the number of its first result in the residual stream, `offsets` where its results lie in
+    the arena, in bytes.
     """
 
     name = "spec.kernel"
@@ -180,6 +181,7 @@ class Kernel(SpecOperation):
     inputs = var_operand_def(TensorType)
     outputs = var_result_def(TensorType)
     region = region_def("single_block")
+    label: str | None = optional(TEXT)
     kind: str = parameter(TEXT)
     branch: int | None = optional(INTEGER)
     stream: int | None = optional(INTEGER)

@@ -13,7 +13,7 @@ Views, constants, parameters and lookups in positional tables cost nothing to re
 Messages to another part stay between kernels, in their order.
 A kernel belongs to one residual branch or to none, so that a branch can be left out by leaving out its kernels: it gets
 the number of its `branch`, and `stream = i` if its first result is the stream's value i. `@step` gets `branches`: the
-layer and the kind of each.
+layer and the kind of each. A kernel's `label` names it in the words of the model (`kernel_names`).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from forerun.ir import (
 )
 from forerun.passes.base import Needs, Pass, function_named, pass_context
 from forerun.passes.canonicalize import clean
+from forerun.passes.kernel_names import KernelNames
 from forerun.passes.residual import Residual, residual
 from forerun.passes.substitute import clone_with
 
@@ -124,9 +125,12 @@ class FuseKernels(Pass):
         if found.branches:
             step.branches = tuple((each.layer, each.kind) for each in found.branches)
         pass_context(ctx).note(f"residual branches: {counted}" if counted else "no residual stream")
+        names = KernelNames(op)
         for entry in entries(op).values():
             stream = found if entry is step else Residual((), ())
-            _Emitter(entry, group(entry, stream), stream).emit()
+            groups = group(entry, stream)
+            named = names.of([(each.kind, each.branch, each.members) for each in groups])
+            _Emitter(entry, groups, named, stream).emit()
             clean(entry)
 
 
@@ -251,8 +255,8 @@ def _feeds_one_linear_input(operation: SpecOperation) -> bool:
 class _Emitter:
     """Rewrites `@step` as a sequence of kernels."""
 
-    def __init__(self, step: Function, groups: list[Group], found: Residual) -> None:
-        self.step = step
+    def __init__(self, step: Function, groups: list[Group], names: list[str], found: Residual) -> None:
+        self.step, self.names = step, names
         self.stream = {value: index for index, value in enumerate(found.stream)}
         self.groups = groups
         self.order = {operation: index for index, operation in enumerate(step.body)}
@@ -264,8 +268,8 @@ class _Emitter:
         assert last is not None
         build = Builder(InsertPoint.before(last))
         escaping = [self.escaping(index) for index in range(len(self.groups))]
-        for each, results in zip(self.groups, escaping, strict=True):
-            kernel = self.message(each.members[0]) if each.kind == MESSAGE else self.kernel(each, results)
+        for each, name, results in zip(self.groups, self.names, escaping, strict=True):
+            kernel = self.message(each.members[0]) if each.kind == MESSAGE else self.kernel(each, name, results)
             build.location = each.members[0].location
             build.emit(kernel)
             for old, new in zip(results, kernel.results, strict=True):
@@ -287,7 +291,7 @@ class _Emitter:
     def message(self, operation: SpecOperation) -> SpecOperation:
         return operation.clone({each: self.outside[each] for each in operation.operands})
 
-    def kernel(self, group: Group, results: list[SSAValue]) -> Kernel:
+    def kernel(self, group: Group, name: str, results: list[SSAValue]) -> Kernel:
         body = self.with_inlined(group.members)
         inside = {value for each in body for value in each.results}
         inputs = list(dict.fromkeys(each for op in body for each in op.operands if each not in inside))
@@ -301,7 +305,7 @@ class _Emitter:
         build.emit(Yield.make(*(values[each] for each in results)))
         stream = self.stream.get(results[0]) if results else None
         outside = [self.outside[each] for each in inputs]
-        return Kernel.of(outside, Region(block), kind=group.kind, branch=group.branch, stream=stream)
+        return Kernel.of(outside, Region(block), label=name, kind=group.kind, branch=group.branch, stream=stream)
 
     def with_inlined(self, members: Iterable[SpecOperation]) -> list[SpecOperation]:
         """A group's operations and what it copies, in program order."""

@@ -156,7 +156,7 @@ def test_certify_finds_no_difference() -> None:
 def test_certify_finds_a_planted_difference(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The generated file is replaced by a kernel whose sums depend on the number of rows."""
     found = lowered("llama", "float32")
-    name = "linear_4_products"
+    name = "layers_mlp_gate_up_products"
     sound = compiled("llama").launcher.sources[name].text
     broken = sound.replace("N = tl.load(sizes + 0)\n", "N = tl.load(sizes + 0)\n    N_rows = N * 1.0\n")
     broken = broken.replace(".to(tl.float32)\n", ".to(tl.float32) * (1.0 + N_rows * 1e-6)\n")
@@ -168,7 +168,7 @@ def test_certify_finds_a_planted_difference(tmp_path: Any, monkeypatch: pytest.M
     report = certify(executable, cases=1, seed=3)
     assert not report.exact
     assert report.first is not None
-    assert report.first.kernel == "linear_4"
+    assert report.first.kernel == "layers.0.mlp.gate_up"
 
 
 def test_parts_meet_to_the_bits_of_the_whole() -> None:

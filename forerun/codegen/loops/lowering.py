@@ -29,6 +29,7 @@ from forerun.codegen.program import (
     Source,
     State,
     Value,
+    identifier,
 )
 from forerun.codegen.regions import BLOCK, Region, block_size, products, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
@@ -278,7 +279,8 @@ class Lowering:
         """Returns the name of a kernel's source, which is generated when first needed."""
         key = f"{emitted.kind} {emitted.key}"
         if key not in self._names:
-            base = f"{plan.region.name}_{emitted.kind}"
+            base = identifier(plan.region.name)
+            base = base if base.endswith(emitted.kind) else f"{base}_{emitted.kind}"
             names = (base, *(f"{base}_{number}" for number in range(2, len(self.sources) + 2)))
             name = next(each for each in names if each not in self.sources)
             self._names[key] = name
