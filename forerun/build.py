@@ -24,6 +24,7 @@ from forerun.compile_options import (
     resolve_arithmetic,
     resolve_target,
 )
+from forerun.dump_folder import DumpFolder
 from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
@@ -31,7 +32,7 @@ from forerun.frontends.gguf_place import is_gguf
 from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
 from forerun.runtime.executable import Branch, Executable, Part
-from forerun.storage import write_atomically
+from forerun.runtime.model import source_name
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from forerun.frontends.source import Source
     from forerun.ir import ModuleOp, Weight
     from forerun.passes.base import Pass
-    from forerun.passes.pipeline import PassRecord
+    from forerun.passes.pipeline import Observer, PassRecord
 
 MAX_ROWS = 256
 """The rows of the largest step: a chunk of a prompt."""
@@ -123,19 +124,22 @@ def build(
         if found is not None:
             return found
     backend = BACKENDS[target]
+    dump = None if dump_dir is None else DumpFolder.of(Path(dump_dir))
     lowered = lower(
         source,
         dtype,
         max_length,
-        dump_dir,
         progress,
+        observer=None if dump is None else dump.observe,
         opening=opening,
         cache_in_memory=backend.cache_in_memory,
         fused=backend.fused,
         arithmetic=arithmetic,
         tokens=tokens,
     )
-    executable = generate_code(lowered, target, dump_dir, progress, dtype, threads)
+    executable = generate_code(lowered, target, progress, dtype, threads, dump)
+    if dump is not None:
+        dump.finish(source_name(source), options)
     times = None if folder is None else prebuilt.times_file(folder, threads)
     built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped, times)
     if kept is not None and path is not None and folder is not None:
@@ -151,9 +155,9 @@ def lower(
     source: Any,
     dtype: str = "float32",
     max_length: int | None = None,
-    dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     draft: Sequence[Pass] = (),
+    observer: Observer | None = None,
     opening: Opening = OPENING,
     cache_in_memory: bool = True,
     fused: bool = True,
@@ -184,7 +188,7 @@ def lower(
     cached = CACHED in functions(module)
     passes = step_pipeline(MAX_ROWS, MAX_OUTPUTS, BLOCK, CANDIDATES, storage, draft, fused, arithmetic, tokens, cached)
     with progress.stage("passes"):
-        records = run_pipeline(module, passes, context, None if dump_dir is None else Path(dump_dir))
+        records = run_pipeline(module, passes, context, observer)
     weights = with_derived(module, stored.__getitem__)
     return Lowered(opened, module, weights, stored, max_length, records, capped)
 
@@ -192,19 +196,18 @@ def lower(
 def generate_code(
     lowered: Lowered,
     target: str,
-    dump_dir: str | os.PathLike[str] | None,
     progress: Progress,
     dtype: str = "float32",
     threads: int | None = None,
+    dump: DumpFolder | None = None,
 ) -> Executable:
     """The back half: generates a program with the back end's code generator and binds it to this machine."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
+        if dump is not None:
+            dump.kernels(program, texts_of(program, target))
         bind = named(BACKENDS[target].bind)
-        executable = bind(program, threads) if BACKENDS[target].threads else bind(program)
-    if dump_dir is not None:
-        write_texts(program, target, dump_dir)
-    return executable
+        return bind(program, threads) if BACKENDS[target].threads else bind(program)
 
 
 def emit(lowered: Lowered, target: str, dtype: str = "float32", drafting: Drafting = no_part) -> Any:
@@ -251,11 +254,10 @@ def _parts(module: ModuleOp, drafting: Drafting) -> StepParts:
     return StepParts(tuple(branches), head, DraftPart(part.leave, tuple(sorted(part.skipped))))
 
 
-def write_texts(program: Any, target: str, dump_dir: str | os.PathLike[str]) -> None:
-    """Writes the loop nest and the text of every kernel to `kernels/`, if the back end has texts."""
+def texts_of(program: Any, target: str) -> Mapping[str, str]:
+    """Returns the loop nest and the text of every kernel by the name of a file, if the back end has texts."""
     texts = BACKENDS[target].texts
-    for name, text in () if texts is None else named(texts)(program).items():
-        write_atomically(Path(dump_dir) / "kernels" / name, text)
+    return {} if texts is None else named(texts)(program)
 
 
 def length_within(limit: LengthLimit | None, asked: int | None) -> int:

@@ -94,8 +94,16 @@ def parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=commands.run_verify, strategy="autoregressive")
 
     dump = known_commands.add_parser("dump", help="write the IR after every pass and the source of every kernel")
-    _add_model(dump)
-    dump.add_argument("--out", default="dumps", help="the folder to write to")
+    _add_model(dump, nargs="?")
+    dump.add_argument("-o", "--out", default="dumps", help="the folder to write to, in place of a dump in it")
+    dump.add_argument("--full", action="store_true", help="write all layers, also those that are alike")
+    dump.add_argument("--after-change", action="store_true", help="only after passes that changed something")
+    for when in ("before", "after"):
+        dump.add_argument(
+            f"--{when}", action="append", metavar="PASS", help=f"only {when} this pass; may be given several times"
+        )
+    dump.add_argument("--diff", nargs=2, metavar=("A", "B"), help="compare two dumps, or two files, and write nothing")
+    dump.add_argument("--netron", metavar="FOLDER", help="also write an ONNX bundle, which Netron shows")
     dump.add_argument("--residual", action="store_true", help="show the residual branches of the step")
     dump.add_argument(
         "--draft",
@@ -156,8 +164,10 @@ def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
     )
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'")
+def _add_model(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    command.add_argument(
+        "model", nargs=nargs, help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'"
+    )
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:

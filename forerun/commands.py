@@ -137,39 +137,49 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_dump(arguments: argparse.Namespace) -> int:
     from forerun.compile_options import require_folder, resolve_arithmetic, resolve_target
 
+    if arguments.diff is not None:
+        return _print_difference(arguments)
+    if arguments.model is None:
+        raise InvalidOptionError("Give the model to dump, or --diff and two dumps.")
     _check(arguments)
     folder = require_folder("--out", arguments.out)
 
     from forerun import dumping
     from forerun.build import lower, warn_of_length
+    from forerun.dump_folder import DumpFolder
     from forerun.progress import open_progress
 
     derived = [*dumping.draft_passes(arguments.draft), *dumping.part_passes(arguments.part, arguments.draft)]
+    selection = dumping.selected(arguments.full, arguments.after_change, arguments.before, arguments.after)
     target = resolve_target(arguments.target, arguments.dtype)
     if not arguments.no_kernels:
         dumping.require_kernels(target)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
+    dump = DumpFolder.of(folder, selection)
+    arithmetic = resolve_arithmetic(arguments.arithmetic, target, arguments.dtype)
     lowered = lower(
         arguments.model,
         arguments.dtype,
         arguments.max_length,
-        folder,
         progress,
         derived,
+        dump.observe,
         _opening(arguments),
-        arithmetic=resolve_arithmetic(arguments.arithmetic, target, arguments.dtype),
+        arithmetic=arithmetic,
     )
     warn_of_length(lowered.capped)
     kernels = None
     if not arguments.no_kernels:
-        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, folder, progress)
+        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, dump, progress)
+    names = ("dtype", "max_length", "draft", "part")
+    dump.finish(arguments.model, {name: getattr(arguments, name) for name in names} | {"target": target})
+    graph = None
+    if arguments.netron is not None:
+        graph = dumping.graph_for_netron(arguments, _opening(arguments), progress)
     if arguments.json:
-        passes = [
-            {"name": r.name, "seconds": r.seconds, "before": r.before, "after": r.after, "notes": r.notes}
-            for r in lowered.records
-        ]
         listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
-        print(json.dumps({"folder": str(folder), "passes": passes, **listed}))
+        shown = {} if graph is None else {"netron": str(graph)}
+        print(json.dumps({"folder": str(folder), "passes": dump.passes, **listed, **shown}))
         return 0
     console = _console()
     if arguments.residual:
@@ -178,6 +188,18 @@ def run_dump(arguments: argparse.Namespace) -> int:
     if kernels is not None:
         dumping.print_kernels(kernels, console)
     print(f"written to {folder}")
+    if graph is not None:
+        print(f"open {graph} in Netron (https://netron.app)")
+    return 0
+
+
+def _print_difference(arguments: argparse.Namespace) -> int:
+    from forerun.dump_difference import difference
+
+    if arguments.model is not None:
+        raise InvalidOptionError("--diff compares two dumps; leave out the model.")
+    found = difference(*arguments.diff)
+    print(json.dumps(found.to_dict()) if arguments.json else found, end="\n" if arguments.json else "")
     return 0
 
 

@@ -21,6 +21,7 @@ from forerun.compile_options import (
 )
 from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
+from forerun.logs import log_as_asked
 from forerun.progress import Progress, open_progress
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin, source_name
@@ -71,6 +72,7 @@ def compile(
 
     Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
+    log_as_asked()
     chosen, dtype = resolve_strategy(strategy), dtype_name(dtype)
     target = resolve_target(target, dtype)
     resolve_arithmetic(arithmetic, target, dtype)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from forerun.build import Lowered, emit, write_texts
+from forerun.artifacts.bundle import Bundle
+from forerun.build import Lowered, Opening, emit, texts_of
 from forerun.codegen.backends import BACKENDS, Report, named
+from forerun.compiler import export
+from forerun.dump_folder import DumpFolder, Selection
 from forerun.errors import InvalidOptionError
 from forerun.ir import ModuleOp
 from forerun.passes.base import Pass
+from forerun.passes.changes import summary
 from forerun.passes.disaggregate import Disaggregate
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.parallel_layers import ParallelLayers
-from forerun.passes.pipeline import parse_passes
-from forerun.passes.residual import summary
+from forerun.passes.pipeline import PASSES, parse_passes
+from forerun.passes.residual import summary as residual_summary
 from forerun.passes.reuse_kv_cache import ReuseKVCache
 from forerun.passes.skip_layers import SkipLayers
 from forerun.progress import Progress
+
+MOST = 4
+"""The most changes of a pass that its line names."""
 
 
 def draft_passes(text: str | None) -> list[Pass]:
@@ -33,6 +43,16 @@ def draft_passes(text: str | None) -> list[Pass]:
             "parallel-layers{layers=N}."
         )
     return [*passes, ReuseKVCache()]
+
+
+def selected(full: bool, changed: bool, before: Sequence[str] | None, after: Sequence[str] | None) -> Selection:
+    """Returns which modules a dump holds. Raises `InvalidOptionError` for a pass that does not exist."""
+    for name in (*(before or ()), *(after or ())):
+        if name not in PASSES:
+            near = difflib.get_close_matches(name, PASSES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(PASSES)}."
+            raise InvalidOptionError(f"There is no pass {name!r}; {hint}")
+    return Selection(full, changed, frozenset(before or ()), frozenset(after or ()))
 
 
 def part_passes(part: str | None, draft: str | None) -> list[Pass]:
@@ -50,21 +70,38 @@ def require_kernels(target: str) -> None:
         named(ahead.probe)()
 
 
-def dump_kernels(lowered: Lowered, target: str, dtype: str, folder: Path, progress: Progress) -> Report | None:
+def dump_kernels(lowered: Lowered, target: str, dtype: str, dump: DumpFolder, progress: Progress) -> Report | None:
     """Writes the kernels' texts; returns the back end's report if it compiles them ahead of time, else None."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
-        write_texts(program, target, folder)
+        dump.kernels(program, texts_of(program, target))
         ahead = BACKENDS[target].ahead
         return None if ahead is None else named(ahead.report)(program)
 
 
+def graph_for_netron(arguments: Namespace, opening: Opening, progress: Progress) -> Path:
+    """Exports an ONNX bundle; returns the graph of its step."""
+    folder = export(
+        arguments.model,
+        arguments.netron,
+        strategy="autoregressive",
+        dtype=arguments.dtype,
+        max_length=arguments.max_length,
+        progress=progress,
+        opening=opening,
+    )
+    return folder / next(name for name in Bundle(folder).manifest.files if name.endswith(".onnx"))
+
+
 def print_passes(lowered: Lowered, console: Console) -> None:
-    """Prints a line for each pass: operations before and after, time, and notes."""
-    table = Table(Column("pass", no_wrap=True), "operations before", "after", "ms", "notes")
+    """Prints a line for each pass: operations before and after, time, what changed, and notes."""
+    table = Table(Column("pass", no_wrap=True), "operations before", "after", "ms", "what changed")
     for record in lowered.records:
-        notes = "\n".join(each.removeprefix(f"{record.name}: ") for each in record.notes)
-        table.add_row(record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", notes)
+        shown = [*([record.applied] if record.patterns else []), *summary(record.changes, MOST)]
+        shown += [each.removeprefix(f"{record.name}: ") for each in record.notes]
+        table.add_row(
+            record.name, str(record.before), str(record.after), f"{record.seconds * 1e3:.1f}", "\n".join(shown)
+        )
     console.print(table)
 
 
@@ -94,7 +131,7 @@ def print_kernels(kernels: Report, console: Console) -> None:
 
 def print_residual(module: ModuleOp, console: Console) -> None:
     """Prints a line for each branch of `@step`."""
-    branches = summary(module)
+    branches = residual_summary(module)
     if not branches:
         print("The step has no residual stream: no value on every path from the tokens to the logits is added to.")
         return

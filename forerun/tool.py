@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from forerun.errors import ForerunError, InvalidOptionError
+from forerun.logs import log_as_asked
 from forerun.storage import expanded
 
 REFUSED = 2
@@ -81,6 +82,7 @@ def run_tool(name: str, run: Callable[[Sequence[str]], int], argv: Sequence[str]
             try:
                 if closed:
                     raise InvalidOptionError("Standard output is closed; redirect it to a file, or to /dev/null.")
+                log_as_asked()
                 return _flushed(run, arguments)
             except BaseException as error:
                 return _code_of(name, error, received, "--json" in arguments)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import forerun
-from forerun import build, commands, errors, opt
+from forerun import build, commands, errors
 from forerun.cli import main
 from forerun.option_names import with_options
 from tests.frontends import gguf_files
@@ -266,35 +266,6 @@ def test_a_prompt_file_that_is_no_text(folder: Path, tmp_path: Path, capsys: pyt
 def test_errors_are_json_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "/no/such/model", "--prompt", "x", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"] == "SourceNotFoundError"
-
-
-def test_dump_writes_one_numbered_file_a_pass(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--json"]) == 0
-    passes = json.loads(capsys.readouterr().out)["passes"]
-    files = sorted(tmp_path.glob("*.mlir"))
-    assert len(files) == len(passes) + 1
-    canonicalized = next(each for each in files if each.name.endswith("_canonicalize.mlir"))
-    assert canonicalized.read_text(encoding="utf-8").startswith("// pass canonicalize\n// operations: ")
-
-
-def test_dump_leaves_no_numbered_file_of_an_earlier_run(folder: Path, tmp_path: Path) -> None:
-    others = [tmp_path / "14_notes.mlir", tmp_path / "notes.mlir", tmp_path / "kernels"]
-    for each in (*others, tmp_path / "14_early_exit.mlir"):
-        each.write_text("", encoding="utf-8")
-    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--quiet"]) == 0
-    assert not (tmp_path / "14_early_exit.mlir").exists()
-    assert all(each.exists() for each in others)
-
-
-def test_dumped_files_hold_the_source_lines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dump", str(folder), "--out", str(tmp_path), "--no-kernels", "--quiet"]) == 0
-    capsys.readouterr()
-    (derived,) = tmp_path.glob("*_insert_kv_cache.mlir")
-    before = sorted(each for each in tmp_path.glob("*.mlir") if each < derived)[-1]
-    assert opt.main([str(before), "-p", "insert-kv-cache", "--locations"]) == 0
-    shown = capsys.readouterr().out
-    assert 'loc("modeling_llama.py":' in shown
-    assert "unknown" not in shown
 
 
 def test_generate_from_token_ids(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -177,19 +176,6 @@ class Kernel:
     def matrices(self) -> tuple[str, ...]:
         """The weights of its products, each once."""
         return tuple(dict.fromkeys(name for launch in self.launches for name in launch.matrices))
-
-
-def alike(name: str) -> str:
-    """Returns the name that a kernel shares with those of other layers: layers.3.mlp.down_proj is
-    layers.*.mlp.down_proj."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def identifier(name: str) -> str:
-    """Returns a kernel's name, without the layer's number, as programs and files spell it."""
-    parts = (re.sub(r"\W+", "_", part).strip("_") for part in name.split(".") if not part.isdigit() and part != "*")
-    found = "_".join(filter(None, parts)) or "kernel"
-    return f"_{found}" if found[0].isdigit() else found
 
 
 @dataclass(frozen=True)
@@ -369,8 +355,3 @@ def _apart(count: int) -> int:
 def has_rows(program: Program) -> bool:
     """Whether a program has states per row."""
     return any(each.per == "row" for each in program.states.values())
-
-
-def nests(program: Program) -> dict[str, str]:
-    """The loop nest of every distinct kernel, by the name of a file."""
-    return {f"{name}.nest": each.nest + "\n" for name, each in program.sources.items()}

@@ -79,7 +79,7 @@ def join(
     described = description(lowered, layout, dtype, arithmetic, step.found)
     neighbours = _require_alike(layout, described, group)
     threads = thread_count(threads, neighbours)
-    executable = generate_code(lowered, TARGET, None, progress, dtype, threads)
+    executable = generate_code(lowered, TARGET, progress, dtype, threads)
     assert isinstance(executable, TvmExecutable)
     told = _gathered(layout, (largest_payload(executable), payloads(executable)), group)
     member = Member(executable, Wire(layout, max(largest for largest, _ in told), group, patience))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, TypeVar, cast
@@ -16,6 +17,7 @@ from forerun.ir import (
     Kernel,
     ModuleOp,
     ModulePass,
+    Operation,
     PatternRewriter,
     PatternRewriteWalker,
     RewritePattern,
@@ -24,8 +26,10 @@ from forerun.ir import (
     TensorType,
     functions,
     load_dialects,
+    only_reads,
     tensor_type,
 )
+from forerun.passes.changes import source_line
 from forerun.signature import STEP_ARGUMENTS
 
 
@@ -104,7 +108,7 @@ def no_weights(name: str) -> torch.Tensor:
 
 class PassContext(Context):
     """What passes share: the weight store, the weight dtypes of the source, the length that positions are tabulated
-    to, whether the cache will lie in this machine's memory, and notes for the dump."""
+    to, whether the cache will lie in this machine's memory, and, for the dump, notes and how often patterns applied."""
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class PassContext(Context):
         self.storages = storages or {}
         self.cache_in_memory = cache_in_memory
         self.notes: list[str] = []
+        self.applied = Counter[str]()
 
     def note(self, text: str) -> None:
         """Add a note for readers of the dump: what was found, or why a pattern declined."""
@@ -139,12 +144,35 @@ def function_named(module: ModuleOp, name: str) -> Function:
     return functions(module)[name]
 
 
-def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern]) -> bool:
-    """Apply patterns until none matches; returns whether anything changed."""
-    walker = PatternRewriteWalker(GreedyRewritePatternApplier(list(patterns), dce_enabled=False))
+class Counted(RewritePattern):
+    """A pattern, and how often it applied."""
+
+    def __init__(self, pattern: RewritePattern, applied: Counter[str]) -> None:
+        self.pattern, self.applied = pattern, applied
+
+    def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
+        self.pattern.match_and_rewrite(op, rewriter)
+        if rewriter.has_done_action:
+            self.applied[type(self.pattern).__name__] += 1
+
+
+def rewrite(target: ModuleOp | Function, patterns: Sequence[RewritePattern], context: PassContext) -> bool:
+    """Apply patterns until none matches; returns whether anything changed. The context learns how often each did."""
+    counted: list[RewritePattern] = [Counted(each, context.applied) for each in patterns]
+    walker = PatternRewriteWalker(GreedyRewritePatternApplier(counted, dce_enabled=False))
     if isinstance(target, ModuleOp):
         return walker.rewrite_module(target)
     return walker.rewrite_region(target.regions[0])
+
+
+def live(function: Function) -> list[SpecOperation]:
+    """The operations of a function without those that have no effect and no use."""
+    found: dict[SpecOperation, None] = {}
+    for each in reversed(function.body):
+        used = any(use.operation in found for value in each.results for use in value.uses)
+        if used or each.ends_body or not only_reads(each):
+            found[each] = None
+    return [*reversed(found)]
 
 
 def replace(rewriter: PatternRewriter, old: SpecOperation, new: SpecOperation | SSAValue) -> None:
@@ -164,4 +192,18 @@ class RewritePass(Pass):
         raise NotImplementedError
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        rewrite(op, self.patterns(pass_context(ctx)))
+        context = pass_context(ctx)
+        rewrite(op, self.patterns(context), context)
+        reasons = Counter(
+            (why, source_line(each))
+            for function in functions(op).values()
+            for each in live(function)
+            if (why := self.declined(each)) is not None
+        )
+        for (why, line), count in reasons.items():
+            times = f" ({count} times)" if count > 1 else ""
+            context.note(f"{self.name}: {f'at {line}, ' if line else ''}{why}{times}")
+
+    def declined(self, operation: SpecOperation) -> str | None:
+        """Why an operation that the patterns begin with is still there; None if it is not one of them."""
+        return None

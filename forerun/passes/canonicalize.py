@@ -47,7 +47,7 @@ from forerun.ir import (
     tensor_type,
     torch_dtype,
 )
-from forerun.passes.base import Pass, replace, rewrite
+from forerun.passes.base import Pass, pass_context, replace, rewrite
 from forerun.passes.matching import defined_by, is_vector, mapped, number, symbols, used_once
 
 NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
@@ -388,5 +388,5 @@ class Canonicalize(Pass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         for function in functions(op).values():
             clean(function)
-            rewrite(function, PATTERNS)
+            rewrite(function, PATTERNS, pass_context(ctx))
             clean(function)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from time import perf_counter
+from typing import Any
 
 from forerun.errors import InvalidOptionError, PassError
 from forerun.ir import (
@@ -15,14 +16,12 @@ from forerun.ir import (
     ModuleOp,
     OutsideTableError,
     VerifyException,
-    functions,
     parse_pipeline,
-    print_ir,
     verify,
-    walk,
 )
 from forerun.passes.base import Pass, PassContext
 from forerun.passes.canonicalize import Canonicalize
+from forerun.passes.changes import Change, census, changes, summary
 from forerun.passes.disaggregate import Disaggregate
 from forerun.passes.early_exit import EarlyExit
 from forerun.passes.fuse_kernels import FuseKernels
@@ -50,7 +49,10 @@ from forerun.passes.tabulate_positions import TabulatePositions
 from forerun.passes.tree_mask import TreeMask
 from forerun.passes.ungroup_experts import UngroupExperts
 from forerun.passes.unmerge_sequence import UnmergeSequence
-from forerun.storage import write_atomically
+
+log = logging.getLogger("forerun.passes")
+LOGGED = 3
+"""The most changes that a line of the log names."""
 
 
 def step_pipeline(
@@ -163,63 +165,84 @@ PIPELINES = _in_parts()
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: seconds, operations before and after, and what it noted."""
+    """What one pass did: seconds, operations before and after, which those are, how often each of its patterns applied,
+    and what it noted."""
 
     name: str
     seconds: float
     before: int
     after: int
+    changes: tuple[Change, ...]
+    patterns: Mapping[str, int]
     notes: tuple[str, ...]
 
+    @property
+    def applied(self) -> str:
+        """The patterns that applied, in words."""
+        return ", ".join(f"{name} {count} times" for name, count in self.patterns.items())
+
+    def __str__(self) -> str:
+        changed = "; ".join([*([self.applied] if self.patterns else []), *summary(self.changes, LOGGED), *self.notes])
+        counts = f"{self.name}: {self.before} -> {self.after} operations in {self.seconds * 1e3:.1f} ms"
+        return f"{counts}; {changed}" if changed else counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return own | {"changes": [asdict(each) for each in self.changes], "patterns": dict(self.patterns)}
+
     def header(self, changed: bool) -> str:
+        """The record as comments above the module."""
         lines = [
             f"pass {self.name}{'' if changed else ' (changed nothing)'}",
             f"operations: {self.before} before, {self.after} after",
             f"time: {self.seconds * 1e3:.1f} ms",
+            *([f"patterns: {self.applied}"] if self.patterns else []),
+            *map(str, self.changes),
             *self.notes,
         ]
         return "".join(f"// {line}\n" for line in lines)
+
+
+Observer = Callable[["PassRecord | None", ModuleOp], None]
+"""Sees the module as imported, with None, and after every pass."""
 
 
 def run_pipeline(
     module: ModuleOp,
     passes: Sequence[Pass],
     context: PassContext,
-    dump_dir: Path | None = None,
+    observer: Observer | None = None,
     check: bool = True,
 ) -> list[PassRecord]:
-    """Run passes in place, verifying between them, and write one numbered file per pass to `dump_dir`.
-
-    The files are MLIR text with source lines and a header of comments: what ran, operations before and after, time,
-    notes. Files of that name that an earlier run has left there are removed first.
-    """
+    """Runs passes in place, verifying between them. Returns what each did."""
     records: list[PassRecord] = []
-    text = ""
-    if dump_dir is not None:
-        remove_dumped(dump_dir)
-        text = print_ir(module, locations=True)
-        write_atomically(dump_dir / "00_import.mlir", "// as imported\n" + text)
-    for index, each in enumerate(passes, start=1):
-        before, noted = count(module), len(context.notes)
+    if observer is not None:
+        observer(None, module)
+    there = census(module)
+    for each in passes:
+        noted, before = len(context.notes), there
+        context.applied.clear()
         start = perf_counter()
         run_pass(each, context, module)
         seconds = perf_counter() - start
         if check:
             verify(module)
-        record = PassRecord(each.name, seconds, before, count(module), tuple(context.notes[noted:]))
+        there = census(module)
+        record = PassRecord(
+            each.name,
+            seconds,
+            before.total(),
+            there.total(),
+            tuple(changes(before, there)),
+            dict(context.applied),
+            tuple(context.notes[noted:]),
+        )
         records.append(record)
-        if dump_dir is not None:
-            last, text = text, print_ir(module, locations=True)
-            name = each.name.replace("-", "_")
-            write_atomically(dump_dir / f"{index:02d}_{name}.mlir", record.header(text != last) + text)
+        log.info("%s", record)
+        if observer is not None:
+            observer(record, module)
     return records
-
-
-def remove_dumped(folder: Path) -> None:
-    """Removes the numbered files of an earlier run, which may have had other passes."""
-    for each in folder.glob("[0-9][0-9]_*.mlir"):
-        if each.stem[3:].replace("_", "-") in ("import", *PASSES):
-            each.unlink()
 
 
 def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:
@@ -236,11 +259,6 @@ def run_pass(given: Pass, context: PassContext, module: ModuleOp) -> None:
         ) from error
     except VerifyException as error:  # by a shape rule, while the pass builds operations
         raise PassError(f"{given.name} does not fit this module ({error}); run the passes before it.") from error
-
-
-def count(module: ModuleOp) -> int:
-    """The operations in all functions, kernels' bodies included."""
-    return sum(1 for function in functions(module).values() for _ in walk(function.body))
 
 
 def parse_passes(text: str) -> Iterator[Pass]:

@@ -16,6 +16,7 @@ from forerun.ir import (
     Reduce,
     RewritePattern,
     RMSNorm,
+    SpecOperation,
     SSAValue,
     op_type_rewrite_pattern,
     tensor_type,
@@ -141,3 +142,8 @@ class RaiseNorms(RewritePass):
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
         return [RaiseRMSNorm(), WeightIntoRMSNorm(), LayerNormFromRMSNorm(), BiasIntoLayerNorm()]
+
+    def declined(self, operation: SpecOperation) -> str | None:
+        if not isinstance(operation, Map) or operation.function != "rsqrt":
+            return None
+        return "a number is divided by a root that is not of a mean of squares over the last dimension plus a number"

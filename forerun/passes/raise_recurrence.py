@@ -52,7 +52,7 @@ class RaiseRecurrence(Pass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         cached = function_named(op, "cached")
-        rewrite(cached, [LateBroadcast()])
+        rewrite(cached, [LateBroadcast()], pass_context(ctx))
         token, *states = cached.block.args
         _, *returned = cached.returned
         rewritten: list[tuple[SSAValue, SSAValue]] = []

@@ -13,6 +13,7 @@ from forerun.ir import (
     RewritePattern,
     Rotary,
     Slice,
+    SpecOperation,
     SSAValue,
     op_type_rewrite_pattern,
     tensor_type,
@@ -67,3 +68,8 @@ class RaiseRotaryEmbedding(RewritePass):
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
         return [RaiseRotary()]
+
+    def declined(self, operation: SpecOperation) -> str | None:
+        if not isinstance(operation, Concat) or _rotated_half(operation.result) is None:
+            return None
+        return "halves are turned, but not in x * cos + turned * sin with tables as wide as x"

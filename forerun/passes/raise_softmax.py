@@ -12,6 +12,7 @@ from forerun.ir import (
     Reduce,
     RewritePattern,
     Softmax,
+    SpecOperation,
     SSAValue,
     op_type_rewrite_pattern,
 )
@@ -56,3 +57,11 @@ class RaiseSoftmax(RewritePass):
 
     def patterns(self, context: PassContext) -> Sequence[RewritePattern]:
         return [RaiseSpelledSoftmax()]
+
+    def declined(self, operation: SpecOperation) -> str | None:
+        if not isinstance(operation, Map) or operation.function != "exp":
+            return None
+        sums = [use.operation for use in operation.result.uses if isinstance(use.operation, Reduce)]
+        if not any(each.function == "sum" for each in sums):
+            return None
+        return "exponentials are summed, but are not exp(x - max(x)) over that sum"

@@ -19,7 +19,7 @@ PROGRESS = SilentProgress()
 
 def compiled(layout: Layout | None, rank: int = 0, family: str = "llama") -> TvmExecutable:
     passes = [] if layout is None else part_passes(layout, rank)
-    found = generate_code(lower(FAMILIES[family](), draft=passes, progress=PROGRESS), "cpu", None, PROGRESS)
+    found = generate_code(lower(FAMILIES[family](), draft=passes, progress=PROGRESS), "cpu", PROGRESS)
     assert isinstance(found, TvmExecutable)
     return found
 
@@ -39,7 +39,7 @@ def test_other_targets_refuse_a_part(target: str) -> None:
     fused = BACKENDS[target].fused
     lowered = lower(FAMILIES["llama"](), draft=[Disaggregate(FFN_PART)], progress=PROGRESS, fused=fused)
     with pytest.raises(ForerunError, match=r"part of one: compile it for the cpu target|which are not exported"):
-        generate_code(lowered, target, None, PROGRESS)
+        generate_code(lowered, target, PROGRESS)
 
 
 def test_a_part_does_not_run_alone() -> None:

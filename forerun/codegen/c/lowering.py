@@ -13,6 +13,7 @@ from forerun import ir
 from forerun.codegen.c.nests import emit as emit_nest
 from forerun.codegen.c.program import CProgram
 from forerun.codegen.c.text import POINTERS, PRELUDE, Text, formula_sources
+from forerun.codegen.kernel_places import nests
 from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.integers import as_int32
 from forerun.codegen.loops.lowering import Lowering
@@ -20,7 +21,7 @@ from forerun.codegen.loops.nest import Nest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.planned import PlannedStep
-from forerun.codegen.program import Entry, Operand, Program, nests
+from forerun.codegen.program import Entry, Operand, Program
 
 
 class CEmitter(Emitter):

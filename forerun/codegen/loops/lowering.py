@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Literal
 
 from forerun import dims as dimensions
 from forerun import ir
+from forerun.codegen.kernel_places import identifier, in_words, places
 from forerun.codegen.loops.buffer import Buffer, element_of
 from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.nest import AttentionNest, Nest, ProductNest
@@ -29,12 +31,12 @@ from forerun.codegen.program import (
     Source,
     State,
     Value,
-    identifier,
 )
 from forerun.codegen.regions import BLOCK, Region, block_size, products, regions
 from forerun.errors import InvalidOptionError, UnsupportedOperationError
 from forerun.signature import STEP, STEP_ARGUMENTS
 
+log = logging.getLogger("forerun.kernels")
 GROWTH = 4096
 """The initial size of the block tables, in numbers."""
 
@@ -106,6 +108,9 @@ class Lowering:
         self._labels = self._label()
         made = [self._entry(name) for name in self.entries]
         self.program = self._program(module, made, key)
+        if log.isEnabledFor(logging.INFO):
+            for name, used in places(self.program).items():
+                log.info("%s: %s", name, in_words(used))
 
     def _check(self) -> None:
         function = self.function

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from forerun import ir
+from forerun.codegen.kernel_places import nests
 from forerun.codegen.loops.buffer import Buffer
 from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.integers import as_int32
@@ -19,7 +20,7 @@ from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout, state_layout
 from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
-from forerun.codegen.program import NUMBER, Program, Weight, nests
+from forerun.codegen.program import NUMBER, Program, Weight
 from forerun.codegen.regions import products
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from forerun.codegen.backends import Report
-from forerun.codegen.program import Program, nests
+from forerun.codegen.kernel_places import nests
+from forerun.codegen.program import Program
 from forerun.codegen.triton.layout import TritonProgram
 from forerun.execute.branches import require_whole
 from forerun.execute.triton.executable import TritonExecutable

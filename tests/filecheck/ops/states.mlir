@@ -66,13 +66,13 @@ builtin.module {
 
 // Every entry is kernels; a recurrence stands alone in its own, and no row reads what another may still write.
 // FUSED: spec.func @encode
-// FUSED-NEXT: spec.kernel(%source, %requests) {kind = "row_wise"}
+// FUSED-NEXT: spec.kernel(%source, %requests) {{.*}}kind = "row_wise"}
 // FUSED: spec.state_write @memory
 // FUSED: spec.func @step
-// FUSED: %x = spec.kernel(%tokens, %slots) {kind = "row_wise"}
-// FUSED: %sum = spec.kernel(%parents, %records, %order, %x) {kind = "recurrence"}
+// FUSED: %x = spec.kernel(%tokens, %slots) {{.*}}kind = "row_wise"}
+// FUSED: %sum = spec.kernel(%parents, %records, %order, %x) {{.*}}kind = "recurrence"}
 // FUSED-NEXT: ^bb0
 // FUSED-NEXT: spec.tree_recurrence @sum
-// FUSED: %earlier = spec.kernel(%positions, %sequences, %bases, %paths, %block_tables) {kind = "ancestors"}
-// FUSED: %window = spec.kernel(%earlier) {kind = "row_wise"}
+// FUSED: %earlier = spec.kernel(%positions, %sequences, %bases, %paths, %block_tables) {{.*}}kind = "ancestors"}
+// FUSED: %window = spec.kernel(%earlier) {{.*}}kind = "row_wise"}
 // FUSED: spec.state_read @window

@@ -52,6 +52,7 @@ spec.func @forward(%x: !spec.tensor<[1, T, 8, 4], f32>) {
   %y = spec.map(%x, %inverse) {function = "mul"} -> !spec.tensor<[1, T, 8, 4], f32>
   spec.return(%y)
 }
+// CHECK: // raise-norms: a number is divided by a root that is not of a mean of squares over the last dimension plus a number
 // CHECK: spec.func @forward(%x: !spec.tensor<[1, T, 8, 4], f32>) {
 // CHECK-NEXT: %square = spec.map(%x, %x) {function = "mul"} -> !spec.tensor<[1, T, 8, 4], f32>
 // CHECK-NEXT: %mean = spec.reduce(%square) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1, 4], f32>
@@ -75,6 +76,7 @@ spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %z: !spec.tensor<[1, T, 8],
   %y = spec.map(%z, %inverse) {function = "mul"} -> !spec.tensor<[1, T, 8], f32>
   spec.return(%y)
 }
+// CHECK: // raise-norms: a number is divided by a root that is not of a mean of squares over the last dimension plus a number
 // CHECK: spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %z: !spec.tensor<[1, T, 8], f32>) {
 // CHECK-NEXT: %square = spec.map(%x, %x) {function = "mul"} -> !spec.tensor<[1, T, 8], f32>
 // CHECK-NEXT: %mean = spec.reduce(%square) {function = "mean", dims = [2], keep = true} -> !spec.tensor<[1, T, 1], f32>

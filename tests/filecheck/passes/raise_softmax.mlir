@@ -27,6 +27,7 @@ spec.func @forward(%x: !spec.tensor<[1, 8, 8], f32>) {
   %y = spec.map(%exp, %sum) {function = "div"} -> !spec.tensor<[1, 8, 8], f32>
   spec.return(%y)
 }
+// CHECK: // raise-softmax: exponentials are summed, but are not exp(x - max(x)) over that sum
 // CHECK: %y = spec.map(%exp, %sum) {function = "div"} -> !spec.tensor<[1, 8, 8], f32>
 
 // -----
@@ -41,4 +42,5 @@ spec.func @forward(%x: !spec.tensor<[1, T, 8], f32>, %z: !spec.tensor<[1, T, 8],
   %y = spec.map(%exp, %sum) {function = "div"} -> !spec.tensor<[1, T, 8], f32>
   spec.return(%y)
 }
+// CHECK: // raise-softmax: exponentials are summed, but are not exp(x - max(x)) over that sum
 // CHECK: %y = spec.map(%exp, %sum) {function = "div"} -> !spec.tensor<[1, T, 8], f32>

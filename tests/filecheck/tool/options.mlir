@@ -16,6 +16,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 // CHECK: // pass canonicalize
 // CHECK-NEXT: // operations: 2 before, 1 after
 // CHECK-NEXT: // time: {{[0-9.]+}} ms
+// CHECK-NEXT: // -1 spec.map exp
 // CHECK-NEXT: builtin.module
 // CHECK: // pass plan-memory
 // CHECK: // plan-memory: 0 buffers, 0 bytes, in an arena of 0 bytes
