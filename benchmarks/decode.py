@@ -18,12 +18,13 @@ from typing import Any
 
 import forerun
 from benchmarks.common import Prompt, arguments, model_path, print_table, progress, read_prompts, report
-from benchmarks.machine import MemoryRead, pin_threads
+from benchmarks.machine import pin_threads
 from benchmarks.peers import PEERS, Contestant, Forerun, PeerAbsentError, Run
 from benchmarks.plot import plot_decoding
 from benchmarks.startup import Startup, measure_startup
 from forerun.runtime.calibration import SIZES, CostModel, trial_steps
 from forerun.runtime.engine import Engine
+from forerun.tuning.cpu import MemoryRead
 
 WARM_UP = "Describe a harbour at dawn in three sentences."
 PREFILL = 512  # prompt tokens

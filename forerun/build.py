@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from forerun import prebuilt
@@ -29,6 +30,7 @@ from forerun.forking import one_at_a_time, with_live_threads
 from forerun.frontends.directory import existing
 from forerun.frontends.generation_config import Given
 from forerun.frontends.gguf_place import is_gguf
+from forerun.overrides import check_edits, is_current, with_overrides
 from forerun.prebuilt import Built
 from forerun.progress import Progress, open_progress
 from forerun.runtime.executable import Branch, Executable, Part
@@ -51,6 +53,9 @@ TEXTLESS = ("source", "dump_dir", "progress", "threads")
 """Arguments of `build` that do not affect the text: a kept model is found by the others and its files' bytes."""
 BLOCK = 16
 CANDIDATES = 8
+
+
+NO_KERNELS: Mapping[str, str] = MappingProxyType({})
 
 
 class LengthWarning(UserWarning):
@@ -110,8 +115,13 @@ def build(
     arithmetic: str = AUTO,
     threads: int | None = None,
     tokens: int = 0,
+    kernels: Mapping[str, str] = NO_KERNELS,
 ) -> Built:
-    """Runs the front half and the back half; the result for a path is cached on disk and reused."""
+    """Runs the front half and the back half; the result for a path is cached on disk and reused.
+
+    kernels     the texts of edited kernels, by file name (`overrides.given_files`)
+    """
+    kernels = dict(kernels)
     arithmetic = resolve_arithmetic(arithmetic, target, dtype)
     options = {name: value for name, value in locals().items() if name not in TEXTLESS}
     kept = BACKENDS[target].kept if dump_dir is None else None
@@ -120,7 +130,7 @@ def build(
     folder = None if kept is None or path is None else prebuilt.folder_for(path, options, kept)
     if kept is not None and folder is not None:
         with progress.stage("read compiled model"):
-            found = prebuilt.load(folder, kept, threads)
+            found = prebuilt.load(folder, kept, threads, partial(is_current, target=target, kernels=kernels))
         if found is not None:
             return found
     backend = BACKENDS[target]
@@ -137,7 +147,7 @@ def build(
         arithmetic=arithmetic,
         tokens=tokens,
     )
-    executable = generate_code(lowered, target, progress, dtype, threads, dump)
+    executable = generate_code(lowered, target, progress, dtype, threads, dump, kernels)
     if dump is not None:
         dump.finish(source_name(source), options)
     times = None if folder is None else prebuilt.times_file(folder, threads)
@@ -200,14 +210,25 @@ def generate_code(
     dtype: str = "float32",
     threads: int | None = None,
     dump: DumpFolder | None = None,
+    kernels: Mapping[str, str] = NO_KERNELS,
 ) -> Executable:
     """The back half: generates a program with the back end's code generator and binds it to this machine."""
     with progress.stage("kernels"):
-        program = emit(lowered, target, dtype)
+        generated = emit(lowered, target, dtype)
+        program = with_overrides(generated, target, kernels)
         if dump is not None:
             dump.kernels(program, texts_of(program, target))
-        bind = named(BACKENDS[target].bind)
-        return bind(program, threads) if BACKENDS[target].threads else bind(program)
+        executable = bound(program, target, threads)
+    if kernels:
+        with progress.stage("check edited kernels"):
+            check_edits(generated, target, executable, kernels)
+    return executable
+
+
+def bound(program: Any, target: str, threads: int | None = None) -> Any:
+    """Returns the executable of a back end's program."""
+    bind = named(BACKENDS[target].bind)
+    return bind(program, threads) if BACKENDS[target].threads else bind(program)
 
 
 def emit(lowered: Lowered, target: str, dtype: str = "float32", drafting: Drafting = no_part) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: forerun demo | generate | verify | dump | export | plan.
+"""The command line: forerun demo | generate | verify | dump | bench | tune | export | plan.
 
 Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
 """
@@ -6,7 +6,7 @@ Nothing is imported before it is needed, so that bad options are refused and Ctr
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forerun import commands
 from forerun.errors import ForerunError
@@ -46,8 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser for the options of all commands, with their defaults."""
     from forerun import __version__
-    from forerun.codegen.backends import BFLOAT16, FLOAT32, INT8
-    from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
+    from forerun.compile_options import AUTO
     from forerun.exporting import formats
     from forerun.strategies import DESCRIPTIONS, strategy_names
     from forerun.tool import Parser
@@ -116,8 +115,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("attention_part", "ffn_part"),
         help="of the step, keep only the part that one process of several has (default: the whole step)",
     )
+    dump.add_argument("--asm", action="store_true", help="also write what each kernel is compiled to")
     dump.add_argument("--no-kernels", action="store_true", help="write only the IR")
     dump.set_defaults(run=commands.run_dump, strategy="autoregressive")
+
+    _add_tuning(known_commands)
 
     export = known_commands.add_parser(
         "export", help="write a bundle that runs without the compiler", epilog=strategies
@@ -135,22 +137,29 @@ def parser() -> argparse.ArgumentParser:
         known_commands.add_parser("plan", help="plan attention/FFN disaggregation on hardware described in a file")
     )
 
-    known = targets()
     for command in (demo, generate, verify, dump, export):
-        command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
-        if command is not export:
-            command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
-        arithmetic = f"the narrowest numbers in products: {FLOAT32}, {BFLOAT16} or {INT8} (default: the weights')"
-        command.add_argument("--arithmetic", default=AUTO, help=arithmetic)
-        positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
-        command.add_argument("--max-length", type=int, help=positions)
-        trust = "run the code in the model's directory"
-        command.add_argument("--trust-remote-code", action="store_true", help=trust)
-        without = "ignore fields of the model's generation config that forerun does not apply"
-        command.add_argument("--no-generation-config", action="store_true", help=without)
-        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        command.add_argument("--quiet", action="store_true", help="do not show progress")
+        _add_compiling(command, takes_target=command is not export)
     return root
+
+
+def _add_compiling(command: argparse.ArgumentParser, takes_target: bool = True) -> None:
+    from forerun.codegen.backends import BFLOAT16, FLOAT32, INT8
+    from forerun.compile_options import AUTO, DEFAULT_LENGTH, targets
+
+    known = targets()
+    command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
+    if takes_target:
+        command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
+    arithmetic = f"the narrowest numbers in products: {FLOAT32}, {BFLOAT16} or {INT8} (default: the weights')"
+    command.add_argument("--arithmetic", default=AUTO, help=arithmetic)
+    positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
+    command.add_argument("--max-length", type=int, help=positions)
+    trust = "run the code in the model's directory"
+    command.add_argument("--trust-remote-code", action="store_true", help=trust)
+    without = "ignore fields of the model's generation config that forerun does not apply"
+    command.add_argument("--no-generation-config", action="store_true", help=without)
+    command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    command.add_argument("--quiet", action="store_true", help="do not show progress")
 
 
 def _dtypes(targets: dict[str, tuple[str, ...]]) -> str:
@@ -168,6 +177,32 @@ def _add_model(command: argparse.ArgumentParser, nargs: str | None = None) -> No
     command.add_argument(
         "model", nargs=nargs, help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'"
     )
+
+
+def _add_tuning(known_commands: Any) -> None:
+    bench = known_commands.add_parser("bench", help="time every kernel of a step against the machine's own limits")
+    _add_model(bench)
+    bench.add_argument("--kernel", metavar="NAME", help="only this kernel (default: all)")
+    bench.add_argument(
+        "--override",
+        metavar="FILE",
+        help="an edited file of the kernel, as forerun dump writes them: its bits are checked, then it is timed beside "
+        "the generated kernel (default: none)",
+    )
+    bench.add_argument("--asm", action="store_true", help="print what the kernel is compiled to, and time nothing")
+    bench.add_argument("--turns", type=int, default=15, help="how often each kernel is timed")
+    bench.set_defaults(run=commands.run_bench, strategy="autoregressive")
+    tune = known_commands.add_parser("tune", help="search for faster kernels with the same bits, and keep them")
+    _add_model(tune, nargs="?")
+    tune.add_argument("--kernel", metavar="NAME", help="only this kernel (default: all, the slowest first)")
+    tune.add_argument("--budget", type=float, default=120.0, help="seconds that the search takes, about")
+    tune.add_argument("--list", action="store_true", help="list what was found on this machine, and search nothing")
+    tune.add_argument("--forget", action="store_true", help="drop what was found, for MODEL or for all")
+    tune.set_defaults(run=commands.run_tune, strategy="autoregressive", turns=15)
+    for command in (bench, tune):
+        command.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="the numbers of rows of a step")
+        command.add_argument("--context", type=int, default=128, help="tokens in the cache")
+        _add_compiling(command)
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:

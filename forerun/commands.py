@@ -152,8 +152,7 @@ def run_dump(arguments: argparse.Namespace) -> int:
     derived = [*dumping.draft_passes(arguments.draft), *dumping.part_passes(arguments.part, arguments.draft)]
     selection = dumping.selected(arguments.full, arguments.after_change, arguments.before, arguments.after)
     target = resolve_target(arguments.target, arguments.dtype)
-    if not arguments.no_kernels:
-        dumping.require_kernels(target)
+    dumping.require_kernels(target, arguments.asm, arguments.no_kernels)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
     dump = DumpFolder.of(folder, selection)
     arithmetic = resolve_arithmetic(arguments.arithmetic, target, arguments.dtype)
@@ -170,12 +169,11 @@ def run_dump(arguments: argparse.Namespace) -> int:
     warn_of_length(lowered.capped)
     kernels = None
     if not arguments.no_kernels:
-        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, dump, progress)
+        kernels = dumping.dump_kernels(lowered, target, arguments.dtype, dump, progress, arguments.asm)
     names = ("dtype", "max_length", "draft", "part")
     dump.finish(arguments.model, {name: getattr(arguments, name) for name in names} | {"target": target})
-    graph = None
-    if arguments.netron is not None:
-        graph = dumping.graph_for_netron(arguments, _opening(arguments), progress)
+    netron = arguments.netron is not None
+    graph = dumping.graph_for_netron(arguments, _opening(arguments), progress) if netron else None
     if arguments.json:
         listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
         shown = {} if graph is None else {"netron": str(graph)}
@@ -201,6 +199,20 @@ def _print_difference(arguments: argparse.Namespace) -> int:
     found = difference(*arguments.diff)
     print(json.dumps(found.to_dict()) if arguments.json else found, end="\n" if arguments.json else "")
     return 0
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    from forerun.tuning_commands import bench
+
+    _check(arguments, takes_bundles=arguments.override is None and not arguments.asm)
+    return bench(arguments, _opening(arguments), _console)
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    from forerun.tuning_commands import tune
+
+    _check(arguments)
+    return tune(arguments, _opening(arguments), _console)
 
 
 def run_export(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from forerun.compile_options import (
 from forerun.exporting import Destination, Exporter, Text, write_bundle
 from forerun.frontends.generation_config import Given
 from forerun.logs import log_as_asked
+from forerun.overrides import given_files, tell_overrides
 from forerun.progress import Progress, open_progress
 from forerun.runtime.engine import Engine
 from forerun.runtime.model import CompiledModel, Origin, source_name
@@ -42,6 +43,7 @@ def compile(
     trust_remote_code: bool = False,
     arithmetic: str = "auto",
     threads: int | None = None,
+    kernel_overrides: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Compiles a decoder for speculative decoding.
 
@@ -69,6 +71,8 @@ def compile(
                 it, "float32" rounds no rows; by default as narrow as the weights on the CPU
     threads     how many threads share a step on the CPU; by default `$FORERUN_THREADS`, or one for each physical core
                 that the process's affinity and quota leave it
+    kernel_overrides    a folder of edited kernels, as `dump_dir` has them in `kernels/`: NAME.schedule on the CPU,
+                NAME.py on a GPU; `model.overrides` lists those that are used. By default `$FORERUN_KERNELS`, if set
 
     Raises a `ForerunError` that names the cause and the remedy; option errors are raised before any work is done.
     """
@@ -81,10 +85,12 @@ def compile(
     check_options([source, *draft_sources(chosen.drafters)], dtype, target, max_length)
     if dump_dir is not None:
         dump_dir = require_folder("dump_dir", dump_dir)
+    kernels = given_files(kernel_overrides, target)
     progress = progress or open_progress()
     opening = Opening(generation_config, trust_remote_code)
-    built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic, threads)
+    built = build(source, dtype, target, max_length, dump_dir, progress, opening, arithmetic, threads, kernels=kernels)
     warn_of_length(built.capped)
+    tell_overrides(built.executable, progress)
     engine = Engine(built.executable)
     cost = measure_cost(engine, progress, built.times) if chosen.needs_cost else None
     origin = Origin(source_name(source), target, dtype)

@@ -64,18 +64,32 @@ def part_passes(part: str | None, draft: str | None) -> list[Pass]:
     return [Disaggregate(part)]
 
 
-def require_kernels(target: str) -> None:
-    """Raises a `ForerunError` if `dump_kernels` lacks a tool on this machine."""
+def require_kernels(target: str, asm: bool = False, left_out: bool = False) -> None:
+    """Raises a `ForerunError` if `dump_kernels` lacks a tool on this machine, or cannot show what is compiled."""
+    if left_out:
+        if asm:
+            raise InvalidOptionError("--asm shows what kernels are compiled to: leave out --no-kernels.")
+        return
+    if asm and BACKENDS[target].tuning is None:
+        raise InvalidOptionError(
+            f"The {target} target does not show what its kernels are compiled to: leave out --asm."
+        )
     if (ahead := BACKENDS[target].ahead) is not None:
         named(ahead.probe)()
 
 
-def dump_kernels(lowered: Lowered, target: str, dtype: str, dump: DumpFolder, progress: Progress) -> Report | None:
-    """Writes the kernels' texts; returns the back end's report if it compiles them ahead of time, else None."""
+def dump_kernels(
+    lowered: Lowered, target: str, dtype: str, dump: DumpFolder, progress: Progress, asm: bool = False
+) -> Report | None:
+    """Writes the kernels' texts, and what they are compiled to; returns the back end's report if it compiles them ahead
+    of time, else None."""
     with progress.stage("kernels"):
         program = emit(lowered, target, dtype)
-        dump.kernels(program, texts_of(program, target))
-        ahead = BACKENDS[target].ahead
+        tuning, ahead = BACKENDS[target].tuning, BACKENDS[target].ahead
+        compiled: dict[str, str] = {}
+        if asm and tuning is not None:
+            compiled = named(tuning.assembly)(program, [*program.program.sources])
+        dump.kernels(program, {**texts_of(program, target), **compiled})
         return None if ahead is None else named(ahead.report)(program)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +41,11 @@ LIBRARIES = (
 """forerun's dependencies, and packages that its frontends and transformers use if installed."""
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
-HARMLESS = ("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_THREADS", "TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY")
+HARMLESS = (
+    *("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_KERNELS", "FORERUN_THREADS"),
+    *("TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY"),
+)
+"""Variables that change nothing; of the files that FORERUN_KERNELS names, the texts are among the options."""
 TOKENIZER, MODEL = "tokenizer", "model.json"
 
 
@@ -81,8 +85,10 @@ def times_file(folder: Path, threads: int | None) -> Path:
     return folder.with_name(f"{folder.name}-{threads or 'default'}.json")
 
 
-def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
-    """Returns the model kept in a folder; None if it is missing or damaged."""
+def load(
+    folder: Path, kept: Kept, threads: int | None = None, current: Callable[[Any], bool] = lambda executable: True
+) -> Built | None:
+    """Returns the model kept in a folder; None if it is missing or damaged, or if its executable is not current."""
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
@@ -92,6 +98,8 @@ def load(folder: Path, kept: Kept, threads: int | None = None) -> Built | None:
             executable = named(kept.load)(entry, threads)
             tokenizer = reading.result()
     except (CorruptFileError, KeyError, TypeError, ValueError):
+        return None
+    if not current(executable):
         return None
     with contextlib.suppress(OSError):  # a read-only folder keeps its time
         os.utime(folder)

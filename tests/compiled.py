@@ -58,10 +58,15 @@ def triton_step(
     *,
     device: str = "cuda",
     tune: bool | None = None,
+    kernels: Mapping[str, str] | None = None,
     **options: Any,
 ) -> TritonExecutable:
-    """A module on a GPU, or in Triton's interpreter; `options` are those of `planned_step`."""
-    return triton_build.bind(triton_lowering.emit(planned_step(module, weights, **options)), device, tune)
+    """A module on a GPU, or in Triton's interpreter, perhaps with other kernels by the names of their files.
+
+    `options` are those of `planned_step`.
+    """
+    program = triton_build.edited(triton_lowering.emit(planned_step(module, weights, **options)), kernels or {})
+    return triton_build.bind(program, device, tune)
 
 
 def c_step(module: ir.ModuleOp, weights: Callable[[str], torch.Tensor], **limits: Any) -> CExecutable:

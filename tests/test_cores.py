@@ -99,7 +99,7 @@ def test_compile_takes_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     def threads(**options: int) -> int:
         model = forerun.compile(tmp_path / "model", "autoregressive", target="cpu", max_length=64, **options)
-        return model.engine.executable.team.threads
+        return model.engine.executable.runner.threads
 
     monkeypatch.setenv("FORERUN_THREADS", "3")
     assert [threads(), threads(threads=1), threads(threads=2)] == [3, 1, 2]  # the second and third from disk

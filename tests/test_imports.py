@@ -173,7 +173,7 @@ def test_every_strategy_has_a_line_in_the_help(capsys: pytest.CaptureFixture[str
         assert text in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump", "plan"])
+@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump", "bench", "tune", "plan"])
 def test_every_option_shows_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from forerun.cli import main
 

@@ -51,6 +51,25 @@ class Ahead:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How the kernels of a back end are edited, measured and tuned: by files, NAME and `suffix`."""
+
+    suffix: str
+    trusted: bool  # whether no edit can change a bit; if not, an edited kernel is checked before it is used
+    files: str  # (program) -> the text of every kernel that can be edited, by file name
+    edited: str  # (program, texts by file name) -> program with these; raises `InvalidOptionError`
+    versions: (
+        str  # (program, executable, kernel, texts of its file) -> `runtime.kernel_versions.Versions`; "": as generated
+    )
+    times: str  # (executable, state, rows) -> the seconds of every kernel of a step
+    peaks: str  # (executable) -> `tuning.roofline.Peaks`
+    assembly: str  # (program, kernels) -> what they are compiled to: texts by file name
+    machine: str  # () -> what was measured; its `str` tells machines apart
+    candidates: str | None = None  # (program, file, text) -> texts that a search tries next; None: nothing to search
+    changes: str | None = None  # (program, file, text) -> in words, what the text changes
+
+
+@dataclass(frozen=True)
 class Report:
     """What `forerun dump` lists for a program's kernels."""
 
@@ -76,6 +95,7 @@ class Backend:
     kept: Kept | None = None  # None: compiled anew at every start
     bundled: Bundled | None = None  # None: cannot be exported
     ahead: Ahead | None = None
+    tuning: Tuning | None = None
 
     def require_usable(self) -> None:
         """Raises a `ForerunError` if this machine cannot run its programs."""
@@ -114,6 +134,17 @@ BACKENDS: dict[str, Backend] = {
                 promise="The tokens and the logits of the model compiled for cuda, bit for bit, whatever the schedule.",
             ),
             ahead=Ahead("forerun.execute.triton.gpu:require_triton", "forerun.execute.triton.build:report"),
+            tuning=Tuning(
+                suffix=".py",
+                trusted=False,
+                files="forerun.execute.triton.build:files",
+                edited="forerun.execute.triton.build:edited",
+                versions="forerun.execute.triton.versions:TritonVersions",
+                times="forerun.execute.triton.timing:times",
+                peaks="forerun.tuning.cuda:CudaPeaks",
+                assembly="forerun.execute.triton.compilation:assembly",
+                machine="forerun.execute.triton.gpu:machine",
+            ),
         ),
         Backend(
             name="cpu",
@@ -134,6 +165,19 @@ BACKENDS: dict[str, Backend] = {
                 write="forerun.execute.tvm.bundle:write",
                 load="forerun.execute.tvm.bundle:load",
                 promise="The tokens and the logits of the compiled model, bit for bit, whatever the schedule.",
+            ),
+            tuning=Tuning(
+                suffix=".schedule",
+                trusted=True,
+                files="forerun.codegen.tvm.lowering:files",
+                edited="forerun.codegen.tvm.lowering:edited",
+                versions="forerun.execute.tvm.versions:TvmVersions",
+                times="forerun.execute.tvm.versions:times",
+                peaks="forerun.tuning.cpu:CpuPeaks",
+                assembly="forerun.execute.tvm.assembly:assembly",
+                candidates="forerun.codegen.tvm.lowering:candidates",
+                changes="forerun.codegen.tvm.lowering:changes",
+                machine="forerun.execute.tvm.processor:this_processor",
             ),
         ),
         Backend(

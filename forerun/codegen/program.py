@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from forerun import dims as dimensions
 from forerun.dims import Dim
@@ -140,6 +140,16 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product of rows with matrices: for each row, `outputs` sums over `features`."""
+
+    rows: tuple[Dim, ...]  # the dims whose product is the number of rows
+    features: int
+    outputs: int  # of all matrices
+    arithmetic: str  # such as "float32"
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A kernel of an entry: the launches of one region; those `on_demand` compute results that a step leaves out.
 
@@ -159,6 +169,8 @@ class Kernel:
     adds: bool | None = None
     """Whether it reads the residual stream only as an addend of its branch's sum (True), or only as the branch's input
     (False); None if it does neither or both."""
+    products: tuple[Product, ...] = ()
+    attended: int = 0  # multiplications of its attention for each row and each position that the row sees
 
     @property
     def mixes(self) -> bool:
@@ -277,6 +289,8 @@ class Program:
     max_outputs: int
     max_path: int
     max_length: int
+    generated: str = ""  # the key of the code as it was generated, before kernels were edited
+    overrides: Mapping[str, str] = field(default_factory=dict[str, str])  # edited kernels: what is other, in words
 
     @property
     def stream_places(self) -> tuple[int, ...]:

@@ -138,13 +138,13 @@ def trial_steps(engine: Engine, sizes: Sequence[int], context: int = 128, seed: 
         engine.prefill(sequence, random.integers(0, executable.vocabulary, context, dtype=np.int32))
         steps: list[Rows] = []
         for size in sizes:
-            tree = _comb(random.integers(0, executable.vocabulary, size, dtype=np.int32), deepest)
+            tree = comb(random.integers(0, executable.vocabulary, size, dtype=np.int32), deepest)
             slots, _ = tree_slots(sequence, tree, engine.cache.spare)
             steps.append(tree_rows(sequence, tree, slots))
         yield steps
 
 
-def _comb(tokens: Int32, deepest: int) -> Tree:
+def comb(tokens: Int32, deepest: int) -> Tree:
     """Returns a tree like those of drafters: half of the rows form a chain, the others are leaves along it."""
     parents, depths = [-1], [0]
     tip = 0

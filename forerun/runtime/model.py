@@ -118,6 +118,11 @@ class CompiledModel:
         """The weight dtype, such as "float32"; None if only the executable is known."""
         return self.origin.dtype if self.origin else None
 
+    @property
+    def overrides(self) -> dict[str, str]:
+        """The kernels that are not as generated, edited or tuned, and what is other about them, in words."""
+        return dict(getattr(self.executable, "overrides", {}))
+
     def __repr__(self) -> str:
         origin = self.origin
         told = [] if origin is None else [repr(origin.source), f"target={origin.target!r}", f"dtype={origin.dtype!r}"]

@@ -14,10 +14,8 @@ from forerun.build import limits_of, lower
 from forerun.cli import main
 from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.triton.lowering import emit
-from forerun.errors import InvalidOptionError
 from forerun.execute.triton import compilation
 from forerun.execute.triton.compilation import compile_loop, compile_step
-from forerun.execute.triton.sources import overridden
 from forerun.progress import SilentProgress
 from tests.compiled import planned_step
 from tests.models import FAMILIES
@@ -51,7 +49,7 @@ def step_of(name: str, length: int = 4096):
 )
 def test_every_kernel_compiles_without_spills(name: str, capability: int) -> None:
     step = step_of(name)
-    sources = overridden(step.sources)
+    sources = step.sources
     few = capability == 80 and not EVERYTHING
     chosen = {each: source for each, source in sources.items() if not few or source.kind in WEIGHTS}
     rows = (1, 32) if not few else (32,)
@@ -107,15 +105,3 @@ def test_dump_writes_sources_and_lists_registers(
     for name, text in files.items():
         assert text.startswith(f'"""{name}: ')
         compile(text, name, "exec")
-
-
-def test_a_users_file_takes_the_place_of_the_generated_one(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = step_of("smollm2-bfloat16")
-    name = next(iter(step.sources))
-    (tmp_path / f"{name}.py").write_text("# mine\n", encoding="utf-8")
-    replaced = overridden(step.sources, tmp_path)
-    assert replaced[name].text == "# mine\n"
-    assert all(replaced[each].text == step.sources[each].text for each in step.sources if each != name)
-    monkeypatch.setenv("FORERUN_KERNELS", str(tmp_path / "missing"))
-    with pytest.raises(InvalidOptionError, match="missing"):
-        overridden(step.sources)

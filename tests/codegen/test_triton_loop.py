@@ -1,20 +1,21 @@
 """The kernels of the loop on the device, in Triton's interpreter, against plain Python that does the same."""
 
 import heapq
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from forerun.codegen.program import State
+from forerun.codegen.program import Source, State
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.loop import TritonLoop
-from forerun.execute.triton.loop_calls import CHUNK, SUCCESSORS, Size, loop_source
+from forerun.execute.triton.loop_calls import CHUNK, SUCCESSORS, Size, load_kernels, loop_source
 from forerun.execute.triton.memory import InputLayout, new_state
-from forerun.execute.triton.sources import overridden
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE, TokenRecycling
@@ -31,6 +32,8 @@ STATES = {"one.keys": (2, 4), "one.values": (2, 3), "two.keys": (1, 5), "two.val
 
 class Surroundings(SimpleNamespace):
     """What the loop needs from a launcher, with a step that is not run."""
+
+    sources: Mapping[str, Source] = MappingProxyType({})
 
     def layout(self, rows: int, outputs: int) -> InputLayout:
         return InputLayout(rows, outputs, PATH, self.step.tables)
@@ -308,7 +311,7 @@ def test_a_round_has_rows_that_a_step_has() -> None:
             make_loop(Drafting(), rows)
 
 
-def test_bad_sizes_places_and_files_are_named(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_sizes_places_and_files_are_named() -> None:
     loop = make_loop(Drafting(), 8)
     for rows in (0, 9):
         with pytest.raises(InvalidOptionError, match="1 to 8 rows"):
@@ -316,10 +319,9 @@ def test_bad_sizes_places_and_files_are_named(tmp_path, monkeypatch: pytest.Monk
     for places, deepest in ((25, 1), (-1, 1), (1, -3)):
         with pytest.raises(InvalidOptionError, match="0 to 24 places"):
             Drafting(places, deepest)
-    (tmp_path / "loop.py").write_text("def propose(): ...\n", encoding="utf-8")
-    monkeypatch.setenv("FORERUN_KERNELS", str(tmp_path))
+    mine = {"loop": replace(loop_source(), text="def propose(): ...\n")}
     with pytest.raises(InvalidOptionError, match=r"loop\.py has no look_up, verify"):
-        make_loop(Drafting())
+        load_kernels(True, mine)
 
 
 def test_evidence_fades_between_texts() -> None:
@@ -334,6 +336,7 @@ def test_evidence_fades_between_texts() -> None:
     assert loop.known.hits[4] == 500
 
 
-def test_the_kernels_can_be_replaced(tmp_path) -> None:
-    (tmp_path / "loop.py").write_text("# mine\n", encoding="utf-8")
-    assert overridden({"loop": loop_source()}, tmp_path)["loop"].text == "# mine\n"
+def test_the_kernels_can_be_replaced() -> None:
+    mine = replace(loop_source(), text=loop_source().text + "MINE = True\n")
+    assert load_kernels(True, {"loop": mine}).MINE
+    assert not hasattr(load_kernels(True, {}), "MINE")

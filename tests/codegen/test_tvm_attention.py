@@ -157,9 +157,9 @@ def test_kernels_are_timed_with_the_bytes_of_their_weights(compiled):
     assert any(not each.weights for each in times)
 
 
-def _faulty(code, nest, machine):
+def _faulty(code, nest, machine, schedule):
     """Scales scores by slightly more than it should."""
-    TEMPLATES["attention"](code, replace(nest, scale=nest.scale * 1.0001), machine)
+    TEMPLATES["attention"](code, replace(nest, scale=nest.scale * 1.0001), machine, schedule)
 
 
 @pytest.mark.parametrize("linked", [True, False])

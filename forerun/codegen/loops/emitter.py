@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from forerun import ir
+from forerun.codegen.backends import FLOAT32
 from forerun.codegen.loops.buffer import Buffer
-from forerun.codegen.loops.nest import Nest
+from forerun.codegen.loops.nest import Nest, ProductNest
 from forerun.codegen.loops.placing import Traits
 from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.program import (
@@ -80,6 +81,10 @@ class Emitter(ABC):
     def stored(self, weight: ir.Weight, shape: tuple[int, ...], element: str) -> Weight:
         """Returns a weight in memory; a back end may have a format of its own for some."""
         return Weight(shape, element, math.prod(shape) * BYTES[element])
+
+    def arithmetic(self, nest: ProductNest) -> str:
+        """Returns the name of the arithmetic in which a nest of products multiplies."""
+        return nest.arithmetic or FLOAT32
 
     @abstractmethod
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:

@@ -27,6 +27,7 @@ from forerun.codegen.program import (
     Launch,
     Message,
     Operand,
+    Product,
     Program,
     Source,
     State,
@@ -257,7 +258,13 @@ class Lowering:
             all(isinstance(each, ir.Ancestors) for each in region.operations),
             self._message(region, memory),
             region.adds,
+            tuple(self._product(each) for each in plan.nests if isinstance(each, ProductNest)),
+            sum(each.heads * (each.key_dim + each.value_dim) for each in attentions),
         )
+
+    def _product(self, nest: ProductNest) -> Product:
+        outputs = sum(len(each.matrices) * each.columns for each in nest.segments)
+        return Product(tuple(nest.rows), nest.features, outputs, self.emitter.arithmetic(nest))
 
     def _message(self, region: Region, memory: _Memory) -> Message | None:
         operation = region.operations[0]
@@ -328,6 +335,7 @@ class Lowering:
         return Program(
             target=self.emitter.traits.target,
             key=digest,
+            generated=digest,
             entries=tuple(entries),
             sources=self.sources,
             weights={name: self.weights[name] for name in self._used},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from forerun import ir
+from forerun.codegen.backends import WEIGHT_DTYPES
 from forerun.codegen.loops.emitter import Emitted, Emitter
 from forerun.codegen.loops.lowering import Lowering
 from forerun.codegen.loops.nest import (
@@ -58,6 +59,10 @@ class TritonEmitter(Emitter):
 
     def state(self, state: ir.State, block: int, read_as_keys: bool) -> StateLayout:
         return state_layout(state, block, self.storage if state.per == "position" else "f32")
+
+    def arithmetic(self, nest: ProductNest) -> str:
+        """A matrix's own element type; rows are rounded to it."""
+        return next(name for name, element in WEIGHT_DTYPES.items() if element == nest.element)
 
     def kernels(self, nest: Nest, sizes: Sequence[str]) -> list[Emitted]:
         match nest:

@@ -28,6 +28,7 @@ from forerun.codegen.tvm.builder import (
     when,
 )
 from forerun.codegen.tvm.code import Code, Term
+from forerun.codegen.tvm.schedules import AttentionSchedule, padded
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -37,44 +38,26 @@ LOWEST = -3.0e38
 SPAN = 64
 """Positions that share a running maximum; a longer block is its own span."""
 
-ACCUMULATORS = 24
-"""Vectors of results, and of scores, that one unit of work keeps in registers."""
 
-TURN = 4
-"""Features, or positions, of one iteration of the inner loops."""
-
-
-def together(nest: AttentionNest) -> int:
-    """The number of query heads of one key head in a unit of work."""
-    members, vectors = nest.heads // nest.groups, padded(nest.value_dim) // LANES
-    sizes = range(1, members + 1)
-    return max(size for size in sizes if members % size == 0 and (size == 1 or size * vectors <= ACCUMULATORS))
-
-
-def padded(size: int) -> int:
-    """Rounds a size up to whole vectors."""
-    return -(-size // LANES) * LANES
-
-
-def emit_attention(code: Code, nest: AttentionNest, machine: Machine) -> None:
-    """Computes all rows and heads; a unit of work is a row and several heads (`together`).
+def emit_attention(code: Code, nest: AttentionNest, machine: Machine, schedule: AttentionSchedule) -> None:
+    """Computes all rows and heads; a unit of work is a row and several heads (`AttentionSchedule.heads`).
 
     The rows of a head are consecutive, so that its keys and values stay in the processor's cache.
     """
-    count, rows = together(nest), let(code.index(size_of(nest.rows)))
+    count, rows = schedule.heads, let(code.index(size_of(nest.rows)))
     with code.frame.divided(rows * integer(nest.heads // count)) as unit, code.scope():
         head = let(tirx.truncdiv(unit, rows) * integer(count))
-        _Unit(code, nest, let(tirx.truncmod(unit, rows)), head).emit()
+        _Unit(code, nest, schedule, let(tirx.truncmod(unit, rows)), head).emit()
 
 
 class _Unit:
     """One row and several query heads of one key head."""
 
-    def __init__(self, code: Code, nest: AttentionNest, row: Term, head: Term) -> None:
-        self.code, self.nest, self.row, self.head = code, nest, row, head
+    def __init__(self, code: Code, nest: AttentionNest, schedule: AttentionSchedule, row: Term, head: Term) -> None:
+        self.code, self.nest, self.schedule, self.row, self.head = code, nest, schedule, row, head
         self.history = history = nest.history
         self.block, self.width = history.block, padded(nest.value_dim)
-        self.count = together(nest)
+        self.count = schedule.heads
         self.blocks = max(1, SPAN // self.block)
         self.span = self.blocks * self.block
         self.key_head = let(tirx.truncdiv(head, integer(nest.heads // nest.groups)))
@@ -142,8 +125,10 @@ class _Unit:
         end = begin + integer(self.span)
         committed = let(tirx.min(self.base, self.position + integer(1)))
         whole = let(tirx.And(self.first <= begin, end <= committed))
-        with when(tirx.And(tirx.EQ(self.row, integer(0)), end + integer(self.span) <= committed)):
-            self._prefetch(end)
+        if (spans := self.schedule.prefetch) > 0:
+            ahead = end if spans == 1 else let(begin + integer(spans * self.span))
+            with when(tirx.And(tirx.EQ(self.row, integer(0)), ahead + integer(self.span) <= committed)):
+                self._prefetch(ahead)
         otherwise(whole, lambda: self._scores_of_whole(begin), lambda: self._scores_of_part(begin))
         self._softmax(begin)
         otherwise(whole, lambda: self._values_of_whole(begin), lambda: self._values_of_part(begin))
@@ -164,9 +149,10 @@ class _Unit:
         start = let(self.value_place(integer(0), integer(0)))
         block = self.block
         for number_, window in enumerate(self._committed(self.nest.values, begin)):
-            with T.serial(0, block // TURN) as turn:
-                for part in range(TURN):
-                    lane = let(turn * integer(TURN) + integer(part))
+            unroll = self.schedule.turn(block)
+            with T.serial(0, block // unroll) as turn:
+                for part in range(unroll):
+                    lane = let(turn * integer(unroll) + integer(part))
                     self._value(window, start, lane, integer(number_ * block) + lane)
 
     def _prefetch(self, begin: Term) -> None:
@@ -293,13 +279,13 @@ class _Unit:
     def _scores(self, blocks: list[tuple[Memory, Term]], first: Term) -> None:
         """scale * q k for whole blocks from block `first` of the span on: one chain over the features for each key."""
         nest, vectors = self.nest, self.block // LANES
-        together = max(1, ACCUMULATORS // (len(blocks) * vectors))
+        together = max(1, self.schedule.scores // (len(blocks) * vectors))
         for start in range(0, self.count, together):
             heads = range(start, min(start + together, self.count))
             sums = {(head, b, v): local(LANES) for head in heads for b in range(len(blocks)) for v in range(vectors)}
             for held in sums.values():
                 store(held, splat(0.0), 0)
-            turn = next(size for size in (TURN, 2, 1) if nest.key_dim % size == 0)
+            turn = self.schedule.turn(nest.key_dim)
             with T.serial(0, nest.key_dim // turn) as step:
                 for part in range(turn):
                     dim = let(step * integer(turn) + integer(part))

@@ -59,18 +59,20 @@ class Bfloat16Products(Products):
 
         def turn(word: Expr) -> None:
             places = vectors(word)
-            if len(rows) >= form.prefetched:
+            if self.schedule.fetches(len(rows), form.prefetched):
                 for place in places:
-                    prefetch(weight, place)
+                    prefetch(weight, place, self.schedule.prefetch)
             columns = [let(load(weight, place)) for place in places]
             for row, start in enumerate(starts):
                 x = splat(self.x[start + word])
                 for total, column in zip(sums[row], columns, strict=True):
                     store(total, BFLOAT16_DOT(load(total, 0), column, x), 0)
 
-        with T.serial(0, words // STEP) as step:
+        def whole(step: Expr) -> None:
             for part in range(STEP):
                 turn(step * integer(STEP) + integer(part))
+
+        self.turns(words // STEP, whole)
         for part in range(words % STEP):
             turn(integer(words // STEP * STEP + part))
 

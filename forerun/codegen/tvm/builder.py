@@ -74,13 +74,9 @@ def load(buffer: Buffer, index: Expr | int, lanes: int = LANES) -> Expr:
     return buffer[tirx.Ramp(_index(index), 1, lanes)] if lanes > 1 else buffer[index]
 
 
-AHEAD = 2048
-"""Words between a prefetch and its use: 8 KiB, as measured."""
-
-
-def prefetch(buffer: Buffer, place: Expr) -> None:
-    """Fetches a cache line that is read soon after this place into the second-level cache; the first holds the rows."""
-    ahead = tirx.address_of(buffer[place + integer(AHEAD)])
+def prefetch(buffer: Buffer, place: Expr, words: int) -> None:
+    """Fetches a cache line `words` after a place into the second-level cache; the first holds the rows."""
+    ahead = tirx.address_of(buffer[place + integer(words)])
     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", ahead, 0, 2, 1))  # LLVM's locality: 3 is the first level
 
 

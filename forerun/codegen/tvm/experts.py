@@ -28,7 +28,7 @@ def groups_of(experts: Experts) -> Buffer:
     return Buffer("scratch", "groups", (2 * experts.count + 2,), "i32", "i32")
 
 
-def emit_grouped(code: Code, nest: ProductNest, machine: Machine) -> None:
+def emit_grouped(code: Code, nest: ProductNest, machine: Machine, schedule: None) -> None:
     """Sorts the rows by expert: counts, begins, then places, each row at the next place of its expert."""
     experts = nest.experts
     assert experts is not None

@@ -20,9 +20,9 @@ class FloatProducts(Products):
         starts = [let(row * integer(self.features)) for row in rows]
 
         def turn(column: Column, span: Expr, step: Expr, part: int) -> None:
-            if len(rows) >= form.prefetched:
+            if self.schedule.fetches(len(rows), form.prefetched):
                 for place in form.touched(span, step, part):
-                    prefetch(weight, place)
+                    prefetch(weight, place, self.schedule.prefetch)
             columns = column(step, part)
             feature = span * integer(form.span) + step * integer(STEP) + integer(part)
             for row, start in enumerate(starts):
@@ -32,9 +32,12 @@ class FloatProducts(Products):
 
         def features(count: int, span: Expr) -> None:
             column = form.opened(weight, self.features, span)
-            with T.serial(0, count // STEP) as step:
+
+            def whole(step: Expr) -> None:
                 for part in range(STEP):
                     turn(column, span, step, part)
+
+            self.turns(count // STEP, whole)
             for part in range(count % STEP):
                 turn(column, span, integer(count // STEP), part)
 

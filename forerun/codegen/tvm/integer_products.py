@@ -36,6 +36,7 @@ from forerun.codegen.tvm.dots import INT8_DOT
 from forerun.codegen.tvm.formats import INFINITE, as_float, bits_of, magnitude_of
 from forerun.codegen.tvm.products import Products, input_of
 from forerun.codegen.tvm.quantized import FORMATS, QUARTETS, Blocks, Words
+from forerun.codegen.tvm.schedules import ProductSchedule
 from forerun.codegen.tvm.target import LANES
 from forerun.codegen.tvm.untyped import T, tirx
 from forerun.ir import CHUNK
@@ -80,8 +81,8 @@ class IntegerProducts(Products):
 
     dot = INT8_DOT
 
-    def __init__(self, code: Code, nest: ProductNest) -> None:
-        super().__init__(code, nest)
+    def __init__(self, code: Code, nest: ProductNest, schedule: ProductSchedule) -> None:
+        super().__init__(code, nest, schedule)
         self.chunks = Chunks.of(nest)
 
     @classmethod
@@ -117,11 +118,15 @@ class IntegerProducts(Products):
         starts = [let(row * integer(chunks * self.chunks.words)) for row in rows]
         for half, first in enumerate(range(0, 2 * form.half_words(self.features), form.half_words(self.features))):
             read = form.half(weight, self.features, half)
-            with T.serial(0, chunks) as chunk:
-                for place in form.lines(chunk):
-                    prefetch(weight, place + integer(first))
+
+            def turn(chunk: Expr, first: int = first, read: Words = read, half: int = half) -> None:
+                if self.schedule.fetches(len(rows), 1):
+                    for place in form.lines(chunk):
+                        prefetch(weight, place + integer(first), self.schedule.prefetch)
                 words = [let(start + chunk * integer(self.chunks.words)) for start in starts]
                 self._chunk(form, read, chunk, words, [each[half] for each in sums])
+
+            self.turns(chunks, turn)
 
     def _chunk(self, form: Blocks, read: Words, chunk: Expr, words: Sequence[Expr], sums: Sequence[Memory]) -> None:
         feature = let(chunk * integer(CHUNK))

@@ -5,7 +5,7 @@ Plain arithmetic on a program, for both packing and running. Places are in 4-byt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -52,6 +52,34 @@ class Compile(Protocol):
     def __call__(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled: ...
 
 
+class Kernels(Protocol):
+    """The kernels of a step as they can be looked at and edited, by the names of their sources."""
+
+    def schedules(self) -> dict[str, str]:
+        """Returns the schedule file of every kernel that has more than one schedule."""
+        ...
+
+    def edited(self, texts: Mapping[str, str]) -> TvmProgram:
+        """Returns the program with the schedules of these files. Raises `InvalidOptionError`."""
+        ...
+
+    def candidates(self, name: str, text: str) -> list[str]:
+        """Returns the schedules, as files, that differ in one field from that of a file, and make other code."""
+        ...
+
+    def versions(self, name: str, texts: Sequence[str]) -> Compiled:
+        """Compiles a step that has one kernel alone, under the schedule of each file; `""` is the program's own."""
+        ...
+
+    def function(self, name: str) -> Compiled:
+        """Compiles one kernel as a function that others can call, and that is therefore not part of another."""
+        ...
+
+    def changes(self, name: str, text: str) -> str:
+        """Returns in words what a schedule file changes of the default."""
+        ...
+
+
 @dataclass(frozen=True)
 class TvmProgram:
     """The output of code generation for a step; code and weights are produced on demand."""
@@ -61,6 +89,7 @@ class TvmProgram:
     pack: Callable[[], Float32]  # the weights as the code reads them
     write: Callable[[BinaryIO], None]  # the same into a file, without a second copy in memory
     texts: Callable[[], dict[str, str]]  # the TIR script of every distinct kernel, by name
+    kernels: Kernels
     keeps_code: bool = True  # whether `program.key` names the code
 
 

@@ -21,6 +21,7 @@ from forerun.codegen.tvm.float_products import FloatProducts
 from forerun.codegen.tvm.formats import VECTORS, WeightFormat
 from forerun.codegen.tvm.integer_products import IntegerProducts
 from forerun.codegen.tvm.products import Products
+from forerun.codegen.tvm.schedules import ProductSchedule
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.untyped import T, tirx
 
@@ -39,23 +40,24 @@ def held(nest: ProductNest) -> list[Buffer]:
     return [Buffer("scratch", f"product {number}", dims, "f32", "f32") for number in range(most)]
 
 
-def emit_rounded(code: Code, nest: ProductNest, machine: Machine) -> None:
+def emit_rounded(code: Code, nest: ProductNest, machine: Machine, schedule: None) -> None:
     """Rounds all rows as the arithmetic of the products requires."""
     PRODUCTS[nest.arithmetic].emit_rounded(code, nest)
 
 
-def emit_products(code: Code, nest: ProductNest, machine: Machine) -> None:
+def emit_products(code: Code, nest: ProductNest, machine: Machine, schedule: ProductSchedule) -> None:
     """Computes all rows of all segments."""
     dot = PRODUCTS[nest.arithmetic].dot
     with nullcontext() if dot is None else dot.known(machine.processor.features):
         for segment in nest.segments:
             with code.scope():
-                emit_segment(code, nest, segment, machine.tile_rows)
+                emit_segment(code, nest, segment, schedule)
 
 
-def emit_segment(code: Code, nest: ProductNest, segment: Segment, tile_rows: int) -> None:
+def emit_segment(code: Code, nest: ProductNest, segment: Segment, schedule: ProductSchedule) -> None:
     """Computes the products of one segment, one block of outputs after another."""
-    frame, tile, blocks = code.frame, _Tile(code, nest, segment), -(-segment.columns // OUTPUTS)
+    frame, tile, blocks = code.frame, _Tile(code, nest, segment, schedule), -(-segment.columns // OUTPUTS)
+    tile_rows = schedule.tile_rows
     if nest.experts is None:
         with frame.divided(blocks) as block:
             weights = [tile.window(each, block) for each in segment.matrices]
@@ -99,10 +101,10 @@ def smaller_tiles(tile_rows: int) -> list[int]:
 class _Tile:
     """A few rows of one block of outputs."""
 
-    def __init__(self, code: Code, nest: ProductNest, segment: Segment) -> None:
+    def __init__(self, code: Code, nest: ProductNest, segment: Segment, schedule: ProductSchedule) -> None:
         self.code, self.nest, self.segment = code, nest, segment
         self.features, self.outputs, self.held = nest.features, segment.columns, held(nest)
-        self.products = PRODUCTS[nest.arithmetic](code, nest)
+        self.products = PRODUCTS[nest.arithmetic](code, nest, schedule)
 
     def form(self, matrix: Matrix) -> WeightFormat:
         """The weight's format in memory."""

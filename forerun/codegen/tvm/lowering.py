@@ -1,10 +1,12 @@
 """Lowers a module to a program of the embedded back end: a function for each distinct kernel, and packed weights."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import torch
@@ -22,6 +24,7 @@ from forerun.codegen.loops.text import NestText, numbered
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import NUMBER, Program, Weight
 from forerun.codegen.regions import products
+from forerun.codegen.schedule import SUFFIX, Space, nearest
 from forerun.codegen.tvm.attention import emit_attention
 from forerun.codegen.tvm.builder import Frame, function
 from forerun.codegen.tvm.code import Code
@@ -32,8 +35,11 @@ from forerun.codegen.tvm.linear import PRODUCTS, emit_products, emit_rounded, he
 from forerun.codegen.tvm.program import build, step_module
 from forerun.codegen.tvm.quantized import FORMATS
 from forerun.codegen.tvm.rows import emit_recurrence, emit_rows
+from forerun.codegen.tvm.schedules import space_of
 from forerun.codegen.tvm.target import LANES, OUTPUTS, Machine
 from forerun.codegen.tvm.topk import emit_maxima, emit_topk, maxima_of
+from forerun.codegen.tvm.untyped import tvm, tvm_ffi
+from forerun.errors import InvalidOptionError
 from forerun.torch_threads import one_torch_thread
 
 PACKED = "packed f32"
@@ -46,8 +52,8 @@ HEAVY = 6
 """A value with at least this many elementwise operations that is used twice is stored, not computed twice."""
 
 
-Template = Callable[[Code, Any, Machine], None]
-"""Emits one nest, or a part of one, into the function under construction."""
+Template = Callable[[Code, Any, Machine, Any], None]
+"""Emits one nest, or a part of one, under a schedule, into the function under construction."""
 
 TEMPLATES: dict[str, Template] = {
     "rows": emit_rows,
@@ -79,9 +85,17 @@ class Made:
     buffers: Sequence[Buffer]
     sizes: Sequence[str]
 
-    def function(self, machine: Machine, templates: Mapping[str, Template]) -> Any:
+    def space(self, machine: Machine) -> Space | None:
+        """The schedules that it may have; None if there is only one."""
+        return space_of(self.kind, self.nest, machine)
+
+    def function(self, machine: Machine, templates: Mapping[str, Template], schedule: Any = None) -> Any:
+        """Builds the function, by default under the default schedule for a machine."""
+        space = self.space(machine)
+        chosen = space.default if schedule is None and space is not None else schedule
+
         def body(frame: Frame) -> None:
-            templates[self.kind](Code(frame, self.buffers, FORMATS), self.nest, machine)
+            templates[self.kind](Code(frame, self.buffers, FORMATS), self.nest, machine, chosen)
 
         return function(self.sizes, body)
 
@@ -153,6 +167,7 @@ class Lowering:
 
     def __init__(self, planned: PlannedStep, templates: Mapping[str, Template] | None = None) -> None:
         self.planned = planned
+        self.chosen: Mapping[str, Any] = {}  # schedules other than the default, by the names of sources
         self.machine = Machine.host()
         self.emitter = TvmEmitter(planned.module)
         self.lowered = LoopLowering(planned, lambda block: self.emitter, key_of(self.machine))
@@ -163,13 +178,84 @@ class Lowering:
     def kernel_functions(self, machine: Machine | None = None) -> dict[str, Any]:
         """Returns the TIR function of every distinct kernel, by name; by default for this machine."""
         made, machine = self.emitter.functions, machine or self.machine
-        return {name: made[name].function(machine, self._templates) for name in self.step.sources}
+        return {
+            name: made[name].function(machine, self._templates, self.chosen.get(name)) for name in self.step.sources
+        }
 
     def compile(self, mtriple: str | None = None, mcpu: str | None = None) -> Compiled:
         """Compiles the kernels (`layout.Compile`). Raises `InvalidOptionError` for names that LLVM does not know."""
         machine = Machine.of(mtriple, mcpu) if mtriple or mcpu else self.machine
         module = step_module(self.kernel_functions(machine), machine.triple, self.step.step.sizes)
         return Compiled(build(module, machine.target), machine.processor)
+
+    # --- schedules (`layout.Kernels`)
+
+    def schedules(self) -> dict[str, str]:
+        """Returns the schedule file of every kernel that has more than one schedule."""
+        spaces = {name: self.emitter.functions[name].space(self.machine) for name in self.step.sources}
+        return {name: each.text(name, self.chosen.get(name)) for name, each in spaces.items() if each is not None}
+
+    def edited(self, texts: Mapping[str, str]) -> TvmProgram:
+        """Returns the program with the schedules of these files; those of other kernels stay.
+
+        Raises `InvalidOptionError` for a kernel that there is not, or a schedule that it cannot have.
+        """
+        found = copy(self)
+        given = {name: self._space(name).read(name, text) for name, text in texts.items()}
+        chosen = {**self.chosen, **given}
+        found.chosen = {name: each for name, each in chosen.items() if each != self._space(name).default}
+        found.step = self.lowered.program
+        if found.chosen:
+            told = [found.step.key, *(f"{name} {found.chosen[name]}" for name in sorted(found.chosen))]
+            found.step = replace(
+                found.step,
+                key=hashlib.sha256("\n".join(told).encode()).hexdigest(),
+                overrides={name: self._space(name).changes(each) for name, each in found.chosen.items()},
+            )
+        return found.program()
+
+    def candidates(self, name: str, text: str) -> list[str]:
+        """Returns the schedules, as files, that differ in one field from that of a file, and make other code."""
+        space, made = self._space(name), self.emitter.functions[name]
+        start = space.read(name, text)
+        known, found = [made.function(self.machine, self._templates, start)], list[str]()
+        for each in space.neighbours(start):
+            function = made.function(self.machine, self._templates, each)
+            if not any(tvm_ffi.structural_equal(function, other) for other in known):
+                known.append(function)
+                found.append(space.text(name, each))
+        return found
+
+    def versions(self, name: str, texts: Sequence[str]) -> Compiled:
+        """Compiles a step that has one kernel alone, under the schedule of each file; `""` is the program's own."""
+        kernels: dict[str, Any] = {}
+        for number, text in enumerate(texts):
+            chosen = self._space(name).read(name, text) if text else self.chosen.get(name)
+            kernels[f"{name}_{number}"] = self.emitter.functions[name].function(self.machine, self._templates, chosen)
+        module = step_module(kernels, self.machine.triple, self.step.step.sizes, apart=True)
+        return Compiled(build(module, self.machine.target), self.machine.processor)
+
+    def function(self, name: str) -> Compiled:
+        """Compiles one kernel as a function that others can call, and that is therefore not part of another."""
+        kernel = self.emitter.functions[name].function(self.machine, self._templates, self.chosen.get(name))
+        module = tvm.IRModule({name: kernel.with_attr("global_symbol", name)})
+        return Compiled(build(module, self.machine.target), self.machine.processor)
+
+    def changes(self, name: str, text: str) -> str:
+        """Returns in words what a schedule file changes of the default."""
+        space = self._space(name)
+        return space.changes(space.read(name, text))
+
+    def _space(self, name: str) -> Space:
+        if name not in self.step.sources:
+            raise InvalidOptionError(
+                f"The step has no kernel {name!r}{nearest(name, self.step.sources)} forerun dump writes all of them."
+            )
+        space = self.emitter.functions[name].space(self.machine)
+        if space is None:
+            known = ", ".join(self.schedules())
+            raise InvalidOptionError(f"The kernel {name} has only one schedule; those that have several are {known}.")
+        return space
 
     def kernel_texts(self) -> dict[str, str]:
         """Returns the TIR script of every distinct kernel, by name."""
@@ -233,6 +319,7 @@ class Lowering:
             self.pack,
             self.write,
             self.kernel_texts,
+            self,
             self.cacheable,
         )
 
@@ -242,6 +329,27 @@ def emit(planned: PlannedStep) -> TvmProgram:
     return Lowering(planned).program()
 
 
+def files(program: TvmProgram) -> dict[str, str]:
+    """Returns the schedule of every kernel that has several, by file name."""
+    return {f"{name}{SUFFIX}": text for name, text in program.kernels.schedules().items()}
+
+
+def edited(program: TvmProgram, texts: Mapping[str, str]) -> TvmProgram:
+    """Returns the program with other schedules, given by file name. Raises `InvalidOptionError`."""
+    return program.kernels.edited({name.removesuffix(SUFFIX): text for name, text in texts.items()})
+
+
+def candidates(program: TvmProgram, file: str, text: str) -> list[str]:
+    """Returns the schedules that a search tries next to the one of a file's text."""
+    return program.kernels.candidates(file.removesuffix(SUFFIX), text)
+
+
+def changes(program: TvmProgram, file: str, text: str) -> str:
+    """Returns in words what a schedule changes of the default."""
+    return program.kernels.changes(file.removesuffix(SUFFIX), text)
+
+
 def texts(program: TvmProgram) -> dict[str, str]:
-    """Returns the loop nest and the TIR script of every distinct kernel, by file name."""
-    return nests(program.program) | {f"{name}.py": text for name, text in program.texts().items()}
+    """Returns the loop nest, the TIR script and the schedule of every distinct kernel, by file name."""
+    scripts = {f"{name}.py": text for name, text in program.texts().items()}
+    return nests(program.program) | scripts | files(program)

@@ -24,13 +24,15 @@ ROWS = ("N", "S")
 """Dimensions whose size tells how many rows a call has: of a step, and of a source sequence."""
 
 
-def step_module(kernels: Mapping[str, Any], triple: str, sizes: Sequence[str]) -> Any:
+def step_module(kernels: Mapping[str, Any], triple: str, sizes: Sequence[str], apart: bool = False) -> Any:
     """Returns an IRModule of the kernels' functions and the entries.
 
-    Kernels are numbered in the mapping's order; `sizes` are the names of the dimensions whose sizes are passed.
+    Kernels are numbered in the mapping's order; `sizes` are the names of the dimensions whose sizes are passed. With
+    `apart`, kernels stay functions of their own: LLVM then compiles many large ones in a fraction of the time.
     """
     globals_ = [tvm_ir.GlobalVar(name) for name in kernels]
-    work = _work(globals_, list(kernels.values()))
+    callers = 2 if apart else 1  # what one place alone calls, LLVM makes part of its caller
+    work = _work(globals_ * callers, list(kernels.values()) * callers)
     worker = tvm_ir.GlobalVar("work")
 
     def share(team: Any, member: Any) -> None:

@@ -12,6 +12,7 @@ from forerun.codegen.loops.index import Index, Lane, size_of
 from forerun.codegen.loops.nest import Axis, RecurrenceNest, RowNest, Store
 from forerun.codegen.tvm.builder import integer, when
 from forerun.codegen.tvm.code import Code
+from forerun.codegen.tvm.schedules import RowSchedule
 from forerun.codegen.tvm.target import LANES, Machine
 from forerun.codegen.tvm.untyped import tirx
 
@@ -20,17 +21,14 @@ Write = Callable[[Index], None]
 Spread = Callable[[Write], None]
 """Opens the loops or vectors that cover a lane."""
 
-UNROLLED = 8
-"""Vectors of a row that are unrolled, so that their indices are constants."""
 
-
-def emit_rows(code: Code, nest: RowNest, machine: Machine) -> None:
+def emit_rows(code: Code, nest: RowNest, machine: Machine, schedule: RowSchedule) -> None:
     """Writes the stores of each row, one after another."""
     if nest.rows == 1:
         with code.frame.undivided():
             for each in nest.stores:
                 with code.scope():
-                    _loops(code, each, list(each.axes))
+                    _loops(code, each, list(each.axes), schedule)
         return
     with code.frame.divided(code.index(size_of(nest.rows))) as row:
         for each in nest.stores:
@@ -38,10 +36,10 @@ def emit_rows(code: Code, nest: RowNest, machine: Machine) -> None:
                 axis = each.row
                 assert axis is not None
                 code.bound[axis.lane] = row
-                _loops(code, each, [other for other in each.axes if other is not axis])
+                _loops(code, each, [other for other in each.axes if other is not axis], schedule)
 
 
-def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
+def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine, schedule: RowSchedule) -> None:
     """Writes the rows of a state, parents first. Threads divide a dimension along which elements are independent.
 
     Where that is the last one of the record, they divide it in vectors.
@@ -58,13 +56,13 @@ def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
 
     if divided is None:
         with code.frame.undivided():
-            steps(lambda store, axes: _loops(code, store, axes))
+            steps(lambda store, axes: _loops(code, store, axes, schedule))
         return
     record = next(each for each in nest.stores if each.buffer.of_state)
     if own[id(record)] is not record.axes[-1]:
         with code.frame.divided(int(divided[0].dim)) as at:
             code.bound.update((axis.lane, at) for axis in divided)
-            steps(lambda store, axes: _loops(code, store, axes))
+            steps(lambda store, axes: _loops(code, store, axes, schedule))
         return
     chunks, rest = divmod(int(divided[0].dim), LANES)
     chunk, vector = Lane("chunk", chunks), Lane("lane", LANES)
@@ -77,7 +75,7 @@ def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
     def one_by_one(store: Store, axes: list[Axis]) -> None:
         lane = own[id(store)].lane
         with code.serial(lane, chunks * LANES, chunks * LANES + rest):
-            _loops(code, store, axes)
+            _loops(code, store, axes, schedule)
 
     with code.frame.divided(chunks + (rest > 0)) as at:
         code.bound[chunk] = at
@@ -88,7 +86,7 @@ def emit_recurrence(code: Code, nest: RecurrenceNest, machine: Machine) -> None:
                 steps(one_by_one)
 
 
-def _loops(code: Code, store: Store, axes: list[Axis]) -> None:
+def _loops(code: Code, store: Store, axes: list[Axis], schedule: RowSchedule) -> None:
     """The loops of one store over some of its axes."""
     value = store.value
     if isinstance(value, Reduce) and value.order == "prefix":
@@ -101,7 +99,7 @@ def _loops(code: Code, store: Store, axes: list[Axis]) -> None:
         _nested(code, value, axes, [], lambda: code.write(store.buffer, store.index, code.render(value)))
     else:
         others = [each for each in axes if each is not wide]
-        _side_by_side(code, store, others, wide.lane, lambda write: _vectors(code, wide, write))
+        _side_by_side(code, store, others, wide.lane, lambda write: _vectors(code, wide, write, schedule.unroll))
 
 
 def _adds_up(value: Expr) -> TypeGuard[Reduce]:
@@ -135,15 +133,18 @@ def _side_by_side(code: Code, store: Store, axes: Sequence[Axis], lane: Lane, sp
     _nested(code, value, axes, [lane, value.lane], chain)
 
 
-def _vectors(code: Code, axis: Axis, write: Write) -> None:
-    """Writes all indices of an axis, 16 lanes at a time and the rest one by one."""
+def _vectors(code: Code, axis: Axis, write: Write, unroll: int) -> None:
+    """Writes all indices of an axis, 16 lanes at a time and the rest one by one.
+
+    Up to `unroll` vectors are written without a loop, so that their indices are constants.
+    """
     if not isinstance(axis.dim, int):
         with code.serial(axis.lane, 0, code.index(size_of(axis.dim))):
             write(Index.of(axis.lane))
         return
     chunks, rest = divmod(axis.dim, LANES)
     vector, chunk, single = Lane("lane", LANES), Lane("chunk", chunks), Lane("rest", rest)
-    if chunks <= UNROLLED:
+    if chunks <= unroll:
         for number in range(chunks):
             with code.vectorized(vector):
                 write(Index.of(vector).plus(number * LANES))

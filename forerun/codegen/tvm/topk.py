@@ -25,7 +25,7 @@ def maxima_of(nest: TopKNest) -> Buffer:
     return Buffer("scratch", "maxima", dims, "f32", "f32")
 
 
-def emit_maxima(code: Code, nest: TopKNest, machine: Machine) -> None:
+def emit_maxima(code: Code, nest: TopKNest, machine: Machine, schedule: None) -> None:
     """Writes maxima[row, chunk] of logits[row, :]."""
     size, rows = nest.choice.size, code.index(volume(nest.choice.rows))
     source, target, count = code.window(nest.logits), code.window(maxima_of(nest)), chunks_of(size)
@@ -49,7 +49,7 @@ def emit_maxima(code: Code, nest: TopKNest, machine: Machine) -> None:
         store(target, across(peak, tirx.max), unit, 1)
 
 
-def emit_topk(code: Code, nest: TopKNest, machine: Machine) -> None:
+def emit_topk(code: Code, nest: TopKNest, machine: Machine, schedule: None) -> None:
     """Writes the k largest of each row, from the chunks' maxima."""
     size, k, rows = nest.choice.size, nest.choice.k, code.index(volume(nest.choice.rows))
     frame, count = code.frame, chunks_of(size)

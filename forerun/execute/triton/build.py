@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,9 +16,8 @@ from forerun.codegen.triton.layout import TritonProgram
 from forerun.execute.branches import require_whole
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.gpu import needed_bytes, require_gpu, require_memory
-from forerun.execute.triton.loop_calls import loop_source
+from forerun.execute.triton.loop_calls import LOOP, loop_source
 from forerun.execute.triton.memory import load_weights
-from forerun.execute.triton.sources import overridden
 
 TUNE = "FORERUN_TUNE"
 
@@ -47,10 +48,26 @@ def executable(
     return TritonExecutable(step, weights, device, tuner)
 
 
+def files(program: TritonProgram) -> dict[str, str]:
+    """Returns the file of every kernel, and of those that run around a step, by file name."""
+    sources = {LOOP: loop_source(), **program.program.sources}
+    return {f"{name}.py": each.text for name, each in sources.items()}
+
+
+def edited(program: TritonProgram, texts: Mapping[str, str]) -> TritonProgram:
+    """Returns the program with other sources, given by file name. What they compute is not checked here."""
+    step = program.program
+    known = {LOOP: loop_source(), **step.sources}
+    changed = {name: replace(known[name], text=texts[f"{name}.py"]) for name in known if f"{name}.py" in texts}
+    told = [step.key, *(f"{name} {each.text}" for name, each in changed.items())]
+    key = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    words = {**step.overrides, **dict.fromkeys(changed, "its source")}
+    return replace(program, program=replace(step, key=key, sources={**step.sources, **changed}, overrides=words))
+
+
 def texts(program: TritonProgram) -> dict[str, str]:
-    """Returns the loop nest of every kernel, and its file as it would run, including those replaced by the user."""
-    sources = overridden({**program.program.sources, "loop": loop_source()})
-    return nests(program.program) | {f"{name}.py": each.text for name, each in sources.items()}
+    """Returns the loop nest and the file of every kernel."""
+    return nests(program.program) | files(program)
 
 
 def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
@@ -59,8 +76,7 @@ def report(program: TritonProgram, rows: Sequence[int] = (1, 32)) -> Report:
     from forerun.execute.triton.tuning import known_choices
 
     step = program.program
-    sources = overridden(step.sources)
-    found = [*compilation.compile_step(step, sources, rows, compilation.CAPABILITIES)]
+    found = [*compilation.compile_step(step, step.sources, rows, compilation.CAPABILITIES)]
     if len(step.returned) == 3:
         found += compilation.compile_loop(step, rows, compilation.CAPABILITIES)
-    return Report([each.to_dict() for each in found], known_choices(sources))
+    return Report([each.to_dict() for each in found], known_choices(step.sources))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from forerun.codegen.program import Config, Program, Source
-from forerun.codegen.triton.layout import function_name
+from forerun.codegen.triton.layout import TritonProgram, function_name
 from forerun.execute.triton.configs import first_config
 from forerun.execute.triton.executable import TritonExecutable
 from forerun.execute.triton.launcher import compile_options
@@ -79,6 +79,23 @@ def compile_step(
             yield compile_kernel(sources[name], config, capability, shared)
 
 
+def assembly(program: TritonProgram, names: Sequence[str], capability: int = CAPABILITIES[-1]) -> dict[str, str]:
+    """Returns the PTX and the SASS of kernels in their first division for one row, by file name.
+
+    They are compiled ahead of time, for the GPU of this machine if there is one, else for an H100.
+    """
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        capability = 10 * major + minor
+    step, found = program.program, dict[str, str]()
+    for name, config, shared in first_divisions(step, step.sources, [1]):
+        if name in names and shared == 1:
+            made = compiled(step.sources[name], config, capability)
+            found[f"{name}.ptx"] = made.asm["ptx"]
+            found[f"{name}.sass"] = _told("-sass", made.asm["cubin"])
+    return found
+
+
 def first_divisions(
     step: Program, sources: Mapping[str, Source], rows: Sequence[int]
 ) -> Iterator[tuple[str, Config, int]]:
@@ -97,7 +114,7 @@ def compile_loop(step: Program, rows: Sequence[int], capabilities: Sequence[int]
     """Compiles every kernel of the device loop around a step, for iterations of `rows` rows; nothing is run."""
     executable = TritonExecutable(step, {}, "cpu")
     loop = executable.loop(executable.new_state(1), Drafting(), max(rows))
-    kernels = load_kernels(interpret=False)
+    kernels = load_kernels(interpret=False, sources=step.sources)
     for count in rows:
         size = loop.size(count)
         for call in [*loop.calls.before(size), *loop.calls.after(size)]:
@@ -125,13 +142,18 @@ def _kind(value: Any) -> str:
     return "*" + names[value.dtype]
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Returns the registers and the stack bytes of the kernel in a cubin."""
+def _told(option: str, cubin: bytes) -> str:
+    """Returns what `cuobjdump`, which is part of Triton's package, says of a cubin."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Returns the registers and the stack bytes of the kernel in a cubin."""
+    told = _told("-res-usage", cubin)
     registers, stack = (re.search(rf"{word}:(\d+)", told) for word in ("REG", "STACK"))
     assert registers is not None, told
     assert stack is not None, told

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forerun.codegen.program import NUMBER, Program, Value
+from forerun.codegen.program import NUMBER, Kernel, Program, Value
 from forerun.execute.branches import StepPart, check_hidden, read_bytes
 from forerun.execute.runner import EntryRunner
 from forerun.execute.triton.launcher import Launcher, Tuner
@@ -47,6 +47,7 @@ class TritonExecutable(EntryRunner[State]):
         self.step = step
         self.launcher = Launcher(step, weights, torch.device(device), tuner)
         self.entries: Mapping[str, Signature] = step.signatures
+        self.overrides = step.overrides
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
@@ -117,9 +118,12 @@ class TritonExecutable(EntryRunner[State]):
 
     def launches(self, state: State, rows: Rows, kernels: Sequence[str]) -> Callable[[], None]:
         """Returns the launches of some kernels of a step, to be measured or captured; the inputs are in place."""
+        return self.chosen_launches(state, rows, [each for each in self.step.kernels if each.name in kernels])
+
+    def chosen_launches(self, state: State, rows: Rows, kernels: Sequence[Kernel]) -> Callable[[], None]:
+        """Returns the launches of these kernels of a step; the inputs are in place."""
         layout, _ = self.launcher.load(rows)
-        chosen = [each for each in self.step.kernels if each.name in kernels]
-        return lambda: self.launcher.launch_all(state, layout, chosen, self.launcher.whole)
+        return lambda: self.launcher.launch_all(state, layout, kernels, self.launcher.whole)
 
     @with_live_threads
     def trace(self, state: State, rows: Rows) -> list[KernelOutput]:

@@ -46,6 +46,11 @@ def require_triton() -> None:
         )
 
 
+def machine() -> str:
+    """Returns the name of the GPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter"
+
+
 def needed_bytes(step: Program) -> dict[str, int]:
     """Returns the bytes of a compiled model on the GPU: weights, the cache of one sequence, buffers."""
     weights = sum(each.bytes for each in step.weights.values())

@@ -21,7 +21,7 @@ from forerun.execute.arguments import require_size
 from forerun.execute.branches import StepPart
 from forerun.execute.triton.configs import first_config, grid_of
 from forerun.execute.triton.memory import InputLayout, State, inputs_size
-from forerun.execute.triton.sources import load, overridden
+from forerun.execute.triton.sources import load
 from forerun.forking import require_process
 from forerun.runtime.executable import Draw, Float32, Rows
 
@@ -63,7 +63,7 @@ class Launcher:
         self.whole = StepPart(step)
         self._process = os.getpid()
         self.interpreted = self.device.type == "cpu"
-        self.sources = overridden(step.sources)
+        self.sources = step.sources
         self.choices: dict[tuple[str, int, int], Config] = {}
         """The chosen divisions, by kernel, rows and number of tiles that share a load."""
         self.tuner = tuner

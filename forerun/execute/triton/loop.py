@@ -47,7 +47,7 @@ class TritonLoop:
         self.known = Knowledge.fresh(step.vocabulary, drafting, launcher.device)
         self.text = Text(launcher, drafting.places)
         self.calls = Calls(launcher, state, drafting, self.known, self.text)
-        self._kernels = load_kernels(launcher.interpreted)
+        self._kernels = load_kernels(launcher.interpreted, launcher.sources)
         self._heard = torch.zeros_like(self.text.report, device="cpu", pin_memory=self.prepares)
         self._sizes: dict[int, Size] = {}
         self._blocks: Int32 = np.zeros(0, np.int32)

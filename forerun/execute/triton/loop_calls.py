@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from forerun.codegen.triton.layout import DRAWING, WORDS
 from forerun.errors import InvalidOptionError
 from forerun.execute.triton.launcher import Launcher
 from forerun.execute.triton.memory import InputLayout, State, draw_words
-from forerun.execute.triton.sources import load, overridden
+from forerun.execute.triton.sources import load
 from forerun.runtime.device_loop import LARGEST, RANKS, Drafting
 from forerun.runtime.drafters.base import AcceptanceRates
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.executable import Draw, Int32
 
+LOOP = "loop"
+"""The name of the kernels of the loop among a program's sources, where a user has edited them."""
 CHUNK = 2048
 """Positions per program that looks up a text's end."""
 PART = 1024
@@ -36,12 +39,12 @@ def loop_source() -> Source:
     """Returns the kernels of the loop, as a kernel file."""
     text = Path(__file__).with_name("loop_kernels.py").read_text(encoding="utf-8")
     text = text.partition("\n")[2]  # drops the line for pyright
-    return Source("loop", "loop", text, "", (), "draft, verify, remember, commit")
+    return Source(LOOP, LOOP, text, "", (), "draft, verify, remember, commit")
 
 
-def load_kernels(interpret: bool) -> Any:
-    """Returns their module, from the user's file if any. Raises InvalidOptionError if that lacks a kernel."""
-    found = load(overridden({"loop": loop_source()})["loop"], interpret)
+def load_kernels(interpret: bool, sources: Mapping[str, Source]) -> Any:
+    """Returns their module, the user's if a program has one. Raises InvalidOptionError if that lacks a kernel."""
+    found = load(sources.get(LOOP) or loop_source(), interpret)
     if missing := [name for name in WARPS if not hasattr(found, name)]:
         raise InvalidOptionError(f"The kernel file loop.py has no {', '.join(missing)}; correct it.")
     return found

@@ -1,7 +1,4 @@
-"""Kernels as files: replaced by the user, cached, and loaded.
-
-`$FORERUN_KERNELS` names a folder of replacements; a file there replaces the generated one of the same name.
-"""
+"""Kernels as files: cached, and loaded."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +21,7 @@ from forerun.forking import Turn
 from forerun.storage import cache_directory, keeping, write_atomically
 
 INTERPRET = "TRITON_INTERPRET"
-OVERRIDES = "FORERUN_KERNELS"
 _environment = Turn("loading a kernel")
-
-
-def overridden(sources: Mapping[str, Source], folder: Path | None = None) -> dict[str, Source]:
-    """Returns the sources, replaced where the folder of replacements has a file."""
-    given = os.environ.get(OVERRIDES) if folder is None else str(folder)
-    if not given:
-        return dict(sources)
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        raise InvalidOptionError(f"${OVERRIDES} names {path}, which is not a folder; create it or unset the variable.")
-    found: dict[str, Source] = {}
-    for name, source in sources.items():
-        file = path / f"{name}.py"
-        text = file.read_text(encoding="utf-8") if file.is_file() else source.text
-        found[name] = replace(source, text=text)
-    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -56,6 +57,33 @@ def step_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds:
     """Returns the time of a whole step on the device: its graph, without the copy of the inputs."""
     work = executable.launches(state, rows, [each.name for each in executable.step.kernels])
     return seconds_of(graph_of(work).replay, rounds)
+
+
+def times(executable: TritonExecutable, state: State, rows: Rows) -> list[float]:
+    """Returns the seconds of every kernel of a step, in order; kernels of one structure are measured once."""
+    measured: dict[tuple[str, ...], float] = {}
+    found: list[float] = []
+    for kernel in executable.step.kernels:
+        key = tuple(launch.source for launch in kernel.launches)
+        if key not in measured:
+            measured[key] = timer(executable, executable.chosen_launches(state, rows, [kernel]))()
+        found.append(measured[key])
+    return found
+
+
+def timer(executable: TritonExecutable, work: Callable[[], None]) -> Callable[[], float]:
+    """Returns what runs launches and gives the seconds they took: by a GPU's clock, from a CUDA graph, with nothing in
+    its cache; in Triton's interpreter by the host's clock."""
+    if not executable.launcher.interpreted:
+        graph = graph_of(work)
+        return lambda: seconds_of(graph.replay, rounds=1, cold=True)
+
+    def run() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return run
 
 
 def kernel_seconds(executable: TritonExecutable, state: State, rows: Rows, rounds: int = 20) -> list[KernelTime]:

@@ -22,7 +22,8 @@ from forerun.execute.tvm.code import compiled_code
 from forerun.execute.tvm.lane import Lane
 from forerun.execute.tvm.library import Arguments, Module, Tensor
 from forerun.execute.tvm.team import Team
-from forerun.execute.tvm.timing import KernelTime, value_bytes
+from forerun.execute.tvm.timing import KernelTime
+from forerun.execute.work import value_bytes
 from forerun.runtime.executable import (
     Draw,
     Exchange,
@@ -57,6 +58,15 @@ class State(EntryState):
         return self.numbers.nbytes + self.requests.nbytes
 
 
+class Runner:
+    """Compiled code that runs calls, and the threads that share them."""
+
+    def __init__(self, code: Module, threads: int) -> None:
+        self.code, self.threads = code, threads  # the entry lives as long as its module
+        self.run = code.entry(ENTRY)
+        self.team = Team(code, threads)
+
+
 class TvmExecutable(EntryRunner[State]):
     """A compiled `@step` that runs (`forerun.runtime.executable.Executable`).
 
@@ -71,14 +81,14 @@ class TvmExecutable(EntryRunner[State]):
     def __init__(self, step: Program, code: Module, weights: Float32, threads: int | None = None) -> None:
         self.step = step
         self.entries: Mapping[str, Signature] = step.signatures
+        self.overrides = step.overrides
         self.block = step.block
         self.max_rows, self.max_outputs = step.max_rows, step.max_outputs
         self.max_path, self.max_length = step.max_path, step.max_length
         self.vocabulary, self.candidates = step.vocabulary, step.candidates
         self.code = code  # the entry lives as long as its module
-        self._run = code.entry(ENTRY)
         self.weights = weights
-        self.team = Team(code, thread_count(threads))
+        self.runner = Runner(code, thread_count(threads))
         self.lanes = [Lane(step)]
         self._states = state_places(step)
         self.slot_bytes = -(-self._states.record * NUMBER // step.block)
@@ -116,7 +126,7 @@ class TvmExecutable(EntryRunner[State]):
         entry = self.step.entry(name)
         names = (each.name for each in entry.signature.arguments)
         self.memory.fill(entry, dict(zip(names, given, strict=True)))
-        self._call(state, *self.calls.of_entry(name))
+        self.call(state, *self.calls.of_entry(name))
         return tuple(self.memory.view(value) for value in entry.returned)
 
     def run_part(
@@ -166,10 +176,10 @@ class TvmExecutable(EntryRunner[State]):
         """Runs the calls of a part; at each message, the caller sends or fills the array."""
         own, at = self._lane(lane), 0
         for stop, message in program.messages:
-            self._call(state, at, stop, calls, own)
+            self.call(state, at, stop, calls, own)
             at = stop
             yield Exchange(message.payload, own.memory.view(message.value), message.received, message.peers)
-        self._call(state, at, len(program.calls), calls, own)
+        self.call(state, at, len(program.calls), calls, own)
 
     def _lane(self, number: int, copies: int = 1) -> Lane:
         while len(self.lanes) <= number:
@@ -193,7 +203,7 @@ class TvmExecutable(EntryRunner[State]):
         self.memory.load(self.placed(rows))
         entries: list[KernelOutput] = []
         for kernel, span in zip(self.step.kernels, self.calls.spans[self.step.step.name], strict=True):
-            self._call(state, *span)
+            self.call(state, *span)
             entries += self.memory.outputs(kernel)
         return entries
 
@@ -209,9 +219,9 @@ class TvmExecutable(EntryRunner[State]):
         for _ in range(rounds):
             for kernel_times, span in zip(times, spans, strict=True):
                 start = time.perf_counter()
-                self._call(state, *span)
+                self.call(state, *span)
                 middle = time.perf_counter()
-                self._call(state, 0, 0)
+                self.call(state, 0, 0)
                 launches.append(time.perf_counter() - middle)
                 kernel_times.append(middle - start)
         launch = median(launches)
@@ -254,17 +264,24 @@ class TvmExecutable(EntryRunner[State]):
         whole = np.asarray(slots).astype(np.int64)
         return (whole // self.block * self._states.record)[:, None] + self._states.words[whole % self.block]
 
-    def _call(
-        self, state: State, first: int, last: int, program: Tensor | None = None, lane: Lane | None = None
+    def call(
+        self,
+        state: State,
+        first: int,
+        last: int,
+        program: Tensor | None = None,
+        lane: Lane | None = None,
+        runner: Runner | None = None,
     ) -> None:
-        lane = lane or self.lanes[0]
+        """Runs calls `first` to `last` - 1 of a program, by default of this one's; `runner` has other functions."""
+        lane, runner = lane or self.lanes[0], runner or self.runner
         if state.inputs is not lane.inputs or lane.moved:
             lane.put(state.arguments)
             state.inputs = lane.inputs
-        chosen = program or self._program, first, last, self.team.memory()
+        chosen = program or self._program, first, last, runner.team.memory()
         for index, argument in zip((0, FIRST, LAST, TEAM), chosen, strict=True):
             state.arguments.set(index, argument)
-        self._run.call(state.arguments)
+        runner.run.call(state.arguments)
 
 
 def bind(program: TvmProgram, threads: int | None = None, cache: bool = True) -> TvmExecutable:
