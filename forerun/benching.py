@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -89,8 +90,10 @@ def chosen_groups(program: Any, name: str | None) -> list[Group]:
     return exact
 
 
-def bench(executable: Any, target: str, name: str | None, options: Options, progress: Progress) -> tuple[Any, Peaks]:
-    """Returns a `roofline.Line` for each kernel and row count, and the machine's peaks."""
+def bench(
+    executable: Any, target: str, name: str | None, options: Options, progress: Progress
+) -> tuple[list[Line], Peaks, int]:
+    """Returns a line for each kernel and row count, the machine's peaks, and the tokens that were in the cache."""
     tuning, program = require_tuning(target), executable.step
     chosen = chosen_groups(program, name)
     trial, steps = trial_steps(executable, options)
@@ -99,7 +102,7 @@ def bench(executable: Any, target: str, name: str | None, options: Options, prog
     times = partial(named(tuning.times), executable, trial.state)
     with progress.counted("measure") as counted:
         rounds = measured(times, steps, peaks, options.turns, counted)
-    return lines(program, steps, rounds, peaks, chosen), peaks
+    return lines(program, steps, rounds, peaks, chosen), peaks, trial.context
 
 
 def trial_steps(executable: Any, options: Options) -> tuple[Trial, dict[int, Rows]]:
@@ -169,10 +172,11 @@ def tuned(
         raise InvalidOptionError(f"The kernel {name} has only one schedule: tune another one.")
     trial, steps = trial_steps(executable, options)
     kernels = shares(tuning, executable, trial.state, steps, chosen, [name] if name in names else names)
-    found = tune(
+    every = tune(
         tuning, program, executable, kernels, trial, steps, budget, lambda each: progress.stage(f"tune {each}")
     )
-    searched = {f"{each.name}{tuning.suffix}" for each in kernels}
+    found = {each: own for each, own in every.items() if own is not None}
+    searched = {f"{each}{tuning.suffix}" for each in every}
     before = tuned_for(program.program.generated)
     changes = named(tuning.changes)
     texts = {f"{each}{tuning.suffix}": own.text for each, own in found.items()}
@@ -195,23 +199,23 @@ def tuned(
 def print_lines(found: Sequence[Line], peaks: Peaks, console: Console) -> None:
     """Prints a line for each kernel and row count, and one for each step."""
     table = Table(
-        "rows", Column("kernel", no_wrap=True), "launches", "us each", "us a step", "MB each", "GB/s", "bound us",
+        "rows", Column("kernel", no_wrap=True), "kernels", "us each", "us a step", "MB each", "GB/s", "bound us",
         "of bound", "bound by",
     )  # fmt: skip
     for rows in dict.fromkeys(each.rows for each in found):
         own = [each for each in found if each.rows == rows]
         for each in own:
-            spent = f"{each.seconds * each.launches * 1e6:.1f}"
+            spent = f"{each.seconds * each.kernels * 1e6:.1f}"
             moved, rate = f"{each.bytes / 1e6:.3f}", f"{each.rate / 1e9:.1f}"
             bound_ = f"{each.bound * 1e6:.1f}", f"{each.achieved:.2f}", each.limit
             table.add_row(
-                str(rows), each.kernel, str(each.launches), f"{each.seconds * 1e6:.1f}", spent, moved, rate, *bound_
+                str(rows), each.kernel, str(each.kernels), f"{each.seconds * 1e6:.1f}", spent, moved, rate, *bound_
             )
-        seconds, least = (sum(getattr(each, name) * each.launches for each in own) for name in ("seconds", "bound"))
-        moved = sum(each.bytes * each.launches for each in own)
+        seconds, least = (sum(getattr(each, name) * each.kernels for each in own) for name in ("seconds", "bound"))
+        moved = sum(each.bytes * each.kernels for each in own)
         rate, share = f"{moved / max(seconds, 1e-9) / 1e9:.1f}", f"{least / max(seconds, 1e-9):.2f}"
         cells = ("", f"{seconds * 1e6:.1f}", f"{moved / 1e6:.3f}", rate, f"{least * 1e6:.1f}", share, "")
-        table.add_row(str(rows), "all of these", str(sum(each.launches for each in own)), *cells)
+        table.add_row(str(rows), "all of these", str(sum(each.kernels for each in own)), *cells)
     console.print(table)
     print(told(peaks))
 
@@ -231,7 +235,7 @@ def print_race(source: str, raced: Race, compared: int, console: Console) -> Non
         quarter = len(gains) // 4
         own, edited = (f"{raced.median(rows, version) * 1e6:.1f}" for version in (0, 1))
         between = f"{gains[quarter]:.3f} to {gains[-1 - quarter]:.3f}"
-        table.add_row(str(rows), own, edited, f"{gains[len(gains) // 2]:.3f}", between)
+        table.add_row(str(rows), own, edited, f"{median(gains):.3f}", between)
     console.print(table)
 
 
@@ -242,7 +246,7 @@ def race_dict(source: str, raced: Race, compared: int) -> dict[str, Any]:
             "rows": rows,
             "generated_seconds": raced.median(rows, 0),
             "edited_seconds": raced.median(rows, 1),
-            "gain": raced.gains(rows, 1)[len(raced.gains(rows, 1)) // 2],
+            "gain": median(raced.gains(rows, 1)),
         }
         for rows in raced.seconds
     ]

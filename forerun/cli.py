@@ -1,4 +1,4 @@
-"""The command line: forerun demo | generate | verify | dump | bench | tune | export | plan.
+"""The command line: forerun demo | generate | verify | dump | report | bench | tune | export | plan.
 
 Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forerun import commands
+from forerun import commands, report_command
 from forerun.errors import ForerunError
 
 if TYPE_CHECKING:
@@ -99,10 +99,20 @@ def parser() -> argparse.ArgumentParser:
     dump.add_argument("--after-change", action="store_true", help="only after passes that changed something")
     for when in ("before", "after"):
         dump.add_argument(
-            f"--{when}", action="append", metavar="PASS", help=f"only {when} this pass; may be given several times"
+            f"--{when}",
+            action="append",
+            metavar="PASS",
+            help=f"only {when} this pass; may be given several times (default: all)",
         )
-    dump.add_argument("--diff", nargs=2, metavar=("A", "B"), help="compare two dumps, or two files, and write nothing")
-    dump.add_argument("--netron", metavar="FOLDER", help="also write an ONNX bundle, which Netron shows")
+    dump.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("A", "B"),
+        help="compare two dumps or files of dumps, and write nothing (default: dump MODEL)",
+    )
+    dump.add_argument(
+        "--netron", metavar="FOLDER", help="also write an ONNX bundle, which Netron shows (default: none)"
+    )
     dump.add_argument("--residual", action="store_true", help="show the residual branches of the step")
     dump.add_argument(
         "--draft",
@@ -118,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
     dump.add_argument("--asm", action="store_true", help="also write what each kernel is compiled to")
     dump.add_argument("--no-kernels", action="store_true", help="write only the IR")
     dump.set_defaults(run=commands.run_dump, strategy="autoregressive")
+
+    report = known_commands.add_parser(
+        "report", help="write a page of what compiling did, what the kernels take, and a generation", epilog=strategies
+    )
+    _add_report(report)
 
     _add_tuning(known_commands)
 
@@ -137,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
         known_commands.add_parser("plan", help="plan attention/FFN disaggregation on hardware described in a file")
     )
 
-    for command in (demo, generate, verify, dump, export):
+    for command in (demo, generate, verify, dump, report, export):
         _add_compiling(command, takes_target=command is not export)
     return root
 
@@ -177,6 +192,27 @@ def _add_model(command: argparse.ArgumentParser, nargs: str | None = None) -> No
     command.add_argument(
         "model", nargs=nargs, help="a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'"
     )
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    model = "a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'"
+    report.add_argument("model", nargs="?", help=model)
+    report.add_argument("-o", "--out", default="report.html", help="the page; its data is written beside it as .json")
+    source = report.add_mutually_exclusive_group()
+    source.add_argument(
+        "--prompt", help="the prompt, in the chat template unless --raw is given (default: a short task)"
+    )
+    source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for standard input")
+    source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
+    report.add_argument("--raw", action="store_true", help="do not use the chat template")
+    report.add_argument("--strategy", default=commands.DEFAULT_STRATEGY, help="the decoding strategy; see below")
+    report.add_argument("--max-new-tokens", type=int, default=128, help="the largest number of new tokens")
+    report.add_argument("--no-run", action="store_true", help="passes and kernels alone: no times, no generation")
+    report.add_argument("--trace", metavar="FILE", help="also write a trace, which Perfetto opens (default: none)")
+    report.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="compare two reports' data; give no MODEL (default: none)"
+    )
+    report.set_defaults(run=report_command.run_report)
 
 
 def _add_tuning(known_commands: Any) -> None:

@@ -25,7 +25,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from forerun.comparison import Comparison
     from forerun.prompt_input import prompt_text
 
-    _check(arguments, takes_bundles=True)
+    check(arguments, takes_bundles=True)
     text = prompt_text(arguments.prompt, "--prompt")
     _request(arguments)
     model = arguments.compiled(arguments)
@@ -65,7 +65,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_generate(arguments: argparse.Namespace) -> int:
     from forerun.prompt_input import prompt_file, prompt_text, token_ids
 
-    _check(arguments, takes_bundles=True)
+    check(arguments, takes_bundles=True)
     ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
     request = _request(arguments, ids or ())
     text, prompts = "", arguments.prompt or [""]
@@ -77,7 +77,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         file = arguments.prompt_file
         given = (prompts[0], "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
-        _require_tokenizer(arguments.model)
+        require_tokenizer(arguments.model)
     model = arguments.compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
@@ -106,7 +106,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from forerun.runtime.certify_loop import certify_loop
     from forerun.runtime.certify_sessions import certify_sessions
 
-    _check(arguments, takes_bundles=True)
+    check(arguments, takes_bundles=True)
     cases, seed = require_cases(arguments.cases, arguments.seed)
     if not BACKENDS[resolve_target(arguments.target, arguments.dtype)].exact:
         raise InvalidOptionError(
@@ -138,10 +138,12 @@ def run_dump(arguments: argparse.Namespace) -> int:
     from forerun.compile_options import require_folder, resolve_arithmetic, resolve_target
 
     if arguments.diff is not None:
-        return _print_difference(arguments)
+        from forerun.dump_difference import print_difference
+
+        return print_difference(arguments.model, arguments.diff, arguments.json)
     if arguments.model is None:
         raise InvalidOptionError("Give the model to dump, or --diff and two dumps.")
-    _check(arguments)
+    check(arguments)
     folder = require_folder("--out", arguments.out)
 
     from forerun import dumping
@@ -154,8 +156,8 @@ def run_dump(arguments: argparse.Namespace) -> int:
     target = resolve_target(arguments.target, arguments.dtype)
     dumping.require_kernels(target, arguments.asm, arguments.no_kernels)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
-    dump = DumpFolder.of(folder, selection)
     arithmetic = resolve_arithmetic(arguments.arithmetic, target, arguments.dtype)
+    dump = DumpFolder.of(folder, selection)
     lowered = lower(
         arguments.model,
         arguments.dtype,
@@ -163,17 +165,17 @@ def run_dump(arguments: argparse.Namespace) -> int:
         progress,
         derived,
         dump.observe,
-        _opening(arguments),
+        opening(arguments),
         arithmetic=arithmetic,
     )
     warn_of_length(lowered.capped)
     kernels = None
     if not arguments.no_kernels:
         kernels = dumping.dump_kernels(lowered, target, arguments.dtype, dump, progress, arguments.asm)
-    names = ("dtype", "max_length", "draft", "part")
+    names = ("dtype", "arithmetic", "max_length", "draft", "part")
     dump.finish(arguments.model, {name: getattr(arguments, name) for name in names} | {"target": target})
     netron = arguments.netron is not None
-    graph = dumping.graph_for_netron(arguments, _opening(arguments), progress) if netron else None
+    graph = dumping.graph_for_netron(arguments, opening(arguments), progress) if netron else None
     if arguments.json:
         listed = {} if kernels is None else {"kernels": kernels.resources, "choices": kernels.choices}
         shown = {} if graph is None else {"netron": str(graph)}
@@ -191,34 +193,24 @@ def run_dump(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_difference(arguments: argparse.Namespace) -> int:
-    from forerun.dump_difference import difference
-
-    if arguments.model is not None:
-        raise InvalidOptionError("--diff compares two dumps; leave out the model.")
-    found = difference(*arguments.diff)
-    print(json.dumps(found.to_dict()) if arguments.json else found, end="\n" if arguments.json else "")
-    return 0
-
-
 def run_bench(arguments: argparse.Namespace) -> int:
     from forerun.tuning_commands import bench
 
-    _check(arguments, takes_bundles=arguments.override is None and not arguments.asm)
-    return bench(arguments, _opening(arguments), _console)
+    check(arguments, takes_bundles=arguments.override is None and not arguments.asm)
+    return bench(arguments, opening(arguments), _console)
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
     from forerun.tuning_commands import tune
 
-    _check(arguments)
-    return tune(arguments, _opening(arguments), _console)
+    check(arguments)
+    return tune(arguments, opening(arguments), _console)
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     from forerun.exporting import Destination
 
-    _check(arguments)
+    check(arguments)
     named = {name: getattr(arguments, name) for name in ("format", "force", "mcpu", "mtriple")}
     Destination.of(arguments.out, **named)
     from forerun.compiler import export
@@ -231,7 +223,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         max_length=arguments.max_length,
         progress=open_progress(quiet=arguments.quiet or arguments.json),
-        opening=_opening(arguments),
+        opening=opening(arguments),
         arithmetic=arguments.arithmetic,
         **named,
     )
@@ -270,7 +262,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, takes_bundles: bool = False) -> None:
+def check(arguments: argparse.Namespace, takes_bundles: bool = False) -> None:
     """Refuses what can be refused without loading the model."""
     from forerun.compile_options import check_options
     from forerun.strategies import draft_sources, resolve_strategy
@@ -321,7 +313,8 @@ def compiled(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _opening(arguments: argparse.Namespace) -> Any:
+def opening(arguments: argparse.Namespace) -> Any:
+    """Returns what opening a source depends on besides the source."""
     from forerun.build import Opening
 
     return Opening(None if arguments.no_generation_config else "model", arguments.trust_remote_code)
@@ -364,7 +357,7 @@ def _require_no_compiling(arguments: argparse.Namespace) -> None:
             )
 
 
-def _require_tokenizer(model: str) -> None:
+def require_tokenizer(model: str) -> None:
     """Refuses a text for a model whose files hold no tokenizer, before anything is compiled."""
     if _is_bundle(model):
         return  # reading it takes a moment, and says so

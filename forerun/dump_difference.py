@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from forerun.dump_folder import read_manifest
-from forerun.errors import SourceNotFoundError
+from forerun.errors import InvalidOptionError, SourceNotFoundError
 from forerun.storage import expanded
 
 TIME = "// time:"
@@ -46,8 +47,17 @@ def difference(one_place: str, other_place: str) -> Difference:
     manifests = read_manifest(one), read_manifest(other)
     files = [each["files"] for each in manifests]
     both = [name for name in files[0] if name in files[1]]
-    found = {name: _unified(one / name, other / name) for name in both if files[0][name] != files[1][name]}
+    found = {name: _unified(one / name, other / name) for name in both}  # which may have been edited since
     return Difference([*_said(*manifests), *_only(*files)], _named(found))
+
+
+def print_difference(model: str | None, places: Sequence[str], as_json: bool) -> int:
+    """Prints what differs between two places; returns the exit code. No model may be given as well."""
+    if model is not None:
+        raise InvalidOptionError("--diff compares two dumps; leave out the model.")
+    found = difference(*places)
+    print(json.dumps(found.to_dict()) if as_json else found, end="\n" if as_json else "")
+    return 0
 
 
 def _named(found: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -58,8 +68,8 @@ def _said(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[str]:
     """The model, the options, the versions and the memory that differ, and what each pass did."""
     for name in ("model", "target", "forerun", "options", "versions", "memory"):
         yield from _changed(name, one.get(name), other.get(name))
-    passes = [[_done(each) for each in manifest["passes"]] for manifest in (one, other)]
-    for line in difflib.unified_diff(*passes, "passes", "passes", lineterm="", n=0):
+    passes = [_done(each) for each in one["passes"]], [_done(each) for each in other["passes"]]
+    for line in difflib.unified_diff(passes[0], passes[1], lineterm="", n=0):
         if not line.startswith(("---", "+++", "@@")):
             yield line
     kernels = [{each["source"]: each for each in manifest.get("kernels", ())} for manifest in (one, other)]
@@ -97,8 +107,8 @@ def _only(one: Mapping[str, str], other: Mapping[str, str]) -> Iterable[str]:
 
 
 def _unified(one: Path, other: Path) -> list[str]:
-    texts = [
-        [line for line in each.read_text(encoding="utf-8").splitlines() if not line.startswith(TIME)]
-        for each in (one, other)
-    ]
-    return list(difflib.unified_diff(*texts, str(one), str(other), lineterm=""))
+    return list(difflib.unified_diff(_lines(one), _lines(other), str(one), str(other), lineterm=""))
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(TIME)]

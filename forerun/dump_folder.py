@@ -5,6 +5,7 @@ A folder holds one dump. A new one replaces it whole, unless a file was edited s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from forerun.codegen.kernel_places import alike, places
 from forerun.codegen.program import NUMBER, Program
 from forerun.errors import InvalidOptionError
-from forerun.storage import write_atomically
+from forerun.storage import INCOMPLETE, write_atomically
 
 if TYPE_CHECKING:
     from forerun.ir import ModuleOp
@@ -196,14 +197,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InvalidOptionError(
             f"{str(folder)!r} holds no dump ({MANIFEST}: {error}); give a folder that forerun dump wrote."
         ) from error
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+    if not _is_manifest(found):
         raise InvalidOptionError(f"{MANIFEST} in {str(folder)!r} is not one of a dump; dump the model again.")
     return found
 
 
+def _is_manifest(found: Any) -> bool:
+    """Whether data has what is read of a manifest."""
+    try:
+        inside = all(isinstance(each, str) and ".." not in Path(each).parts for each in found["files"])
+        passes = [(each["name"], each["after"], each["notes"]) for each in found["passes"]]
+        changes = [(change["count"] + 0, change["operation"]) for each in found["passes"] for change in each["changes"]]
+        kernels = [(each["source"], len(each["places"])) for each in found.get("kernels", ())]
+        patterns = all(isinstance(each["patterns"], dict) for each in found["passes"])
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return inside and patterns and all(isinstance(each, list) for each in (passes, changes, kernels))
+
+
 def _clear(folder: Path) -> None:
     """Removes an earlier dump."""
-    present = {each for each in folder.rglob("*") if not each.is_dir()} if folder.is_dir() else set[Path]()
+    inside = folder.rglob("*") if folder.is_dir() else ()
+    present = {each for each in inside if not each.is_dir() and not each.name.startswith(INCOMPLETE)}
     if not present:
         return
     if folder / MANIFEST not in present:
@@ -225,7 +240,8 @@ def _clear(folder: Path) -> None:
 
 def _remove_empty(folders: Iterable[Path]) -> None:
     for each in sorted(set(folders), reverse=True):
-        each.rmdir()
+        with contextlib.suppress(OSError):  # a folder of somebody else's in it stays
+            each.rmdir()
 
 
 def _digest(content: bytes) -> str:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from forerun.codegen.backends import BACKENDS, named
+from forerun.codegen.backends import BACKENDS, Tuning, named
 from forerun.codegen.schedule import nearest
 from forerun.errors import InvalidOptionError
 from forerun.progress import Progress
 from forerun.records import restored
 from forerun.runtime.certify_kernel import certify_kernel
-from forerun.storage import cache_directory, expanded, keeping, write_atomically
+from forerun.storage import cache_directory, expanded, keeping, say_once, write_atomically
 
 FOLDER = "FORERUN_KERNELS"
 LARGEST = 1 << 20
@@ -95,10 +95,22 @@ def with_overrides(program: Any, target: str, files: Mapping[str, str]) -> Any:
                 "writes the files of those that it has."
             )
     changed = {name: text for name, text in files.items() if text != generated[name]}
+    own = with_tuned(program, tuning, {*files})
+    return named(tuning.edited)(own, changed) if changed else own
+
+
+def with_tuned(program: Any, tuning: Tuning, but: Set[str]) -> Any:
+    """Returns a program with what tuning has found for it, but for some files. What does not fit it is dropped."""
     tuned = tuned_for(program.program.generated)
-    found = {} if tuned is None else {name: text for name, text in tuned.files.items() if name in generated}
-    both = {name: text for name, text in found.items() if name not in files} | changed
-    return named(tuning.edited)(program, both) if both else program
+    texts = {} if tuned is None else {name: text for name, text in tuned.files.items() if name not in but}
+    if tuned is None or not texts:
+        return program
+    try:
+        return named(tuning.edited)(program, texts)
+    except (InvalidOptionError, KeyError) as error:
+        say_once(f"What was tuned for {tuned.model} is dropped, as it does not fit ({error}).")
+        forget_tuned(tuned.key)
+        return program
 
 
 def check_edits(program: Any, target: str, executable: Any, files: Mapping[str, str]) -> None:
@@ -131,7 +143,8 @@ def tell_overrides(executable: Any, progress: Progress) -> None:
     """Shows, as a stage of the progress, which kernels are not as generated."""
     if overrides := getattr(executable, "overrides", None):
         changed = "; ".join(f"{name}: {words}" for name, words in overrides.items())
-        with progress.stage(f"{len(overrides)} kernels are not as generated ({changed})"):
+        count = "1 kernel is" if len(overrides) == 1 else f"{len(overrides)} kernels are"
+        with progress.stage(f"{count} not as generated ({changed})"):
             pass
 
 
@@ -180,6 +193,8 @@ def forget_tuned(key: str | None = None) -> int:
 
 def _read(path: Path) -> Tuned | None:
     try:
-        return restored(Tuned, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        found = restored(Tuned, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    whole = found is not None and found.files.keys() == found.changes.keys() == found.gains.keys()
+    return found if whole else None

@@ -42,7 +42,7 @@ LIBRARIES = (
 VARIABLES = ("ATEN_", "DNNL_", "FORERUN_", "MKL_", "ONEDNN_", "TORCH_", "TRANSFORMERS_", "TVM_")
 """Prefixes of environment variables that may change what is compiled or how constants are evaluated."""
 HARMLESS = (
-    *("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_KERNELS", "FORERUN_THREADS"),
+    *("FORERUN_CACHE_DIR", "FORERUN_CACHE_GB", "FORERUN_KERNELS", "FORERUN_LOG", "FORERUN_THREADS"),
     *("TVM_NUM_THREADS", "TRANSFORMERS_VERBOSITY"),
 )
 """Variables that change nothing; of the files that FORERUN_KERNELS names, the texts are among the options."""

@@ -15,6 +15,9 @@ from forerun.errors import InvalidOptionError
 BUNDLE = "bundle.json"
 """The description of a bundle, by which its folder is known."""
 
+INCOMPLETE = ".incomplete-"
+"""Begins the name of a file that is being written; one that is left was interrupted."""
+
 log = logging.getLogger("forerun")
 _said: set[Hashable] = set()
 
@@ -54,7 +57,7 @@ def say_once(sentence: str, subject: Hashable = None) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes under a temporary name beside `path`, then renames: readers see the whole file or none. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".incomplete-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=INCOMPLETE)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -28,13 +28,13 @@ def bench(arguments: argparse.Namespace, opening: Opening, console: Callable[[],
         return _bench_one(arguments, options, opening, console)
     model = arguments.compiled(arguments)
     progress = open_progress(quiet=arguments.quiet or arguments.json)
-    found, peaks = benching.bench(model.executable, model.target, arguments.kernel, options, progress)
+    found, peaks, context = benching.bench(model.executable, model.target, arguments.kernel, options, progress)
     if not arguments.json:
         benching.print_lines(found, peaks, console())
         return 0
     kernels = [each.to_dict() for each in found]
     measured = {"bandwidth": peaks.bandwidth, "flops": dict(peaks.flops)}
-    shown = {"target": model.target, "dtype": model.dtype, "context": options.context, "overrides": model.overrides}
+    shown = {"target": model.target, "dtype": model.dtype, "context": context, "overrides": model.overrides}
     print(json.dumps({**shown, "peaks": measured, "kernels": kernels}))
     return 0
 

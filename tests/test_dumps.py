@@ -71,7 +71,7 @@ def test_kernels_are_listed_with_the_places_that_use_them(dumped: Path) -> None:
     kernels = {each["name"]: each for each in manifest(dumped)["kernels"] if each["kind"] == "products"}
     gate = kernels["layers.*.mlp.gate_up"]
     assert gate["places"] == ["layers.0.mlp.gate_up", "layers.1.mlp.gate_up"]
-    assert gate["files"] == ["kernels/layers_mlp_gate_up_products.nest", "kernels/layers_mlp_gate_up_products.py"]
+    assert gate["files"] == [f"kernels/layers_mlp_gate_up_products.{each}" for each in ("nest", "py", "schedule")]
     nest = (dumped / gate["files"][0]).read_text(encoding="utf-8")
     assert nest.startswith("// layers.0-1.mlp.gate_up\n")
     (last,) = dumped.glob("*_plan_memory.mlir")
@@ -196,19 +196,22 @@ def test_what_is_left_as_it_is_spelled_is_said(tmp_path: Path) -> None:
 def test_the_log_tells_what_is_asked(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.VARIABLE, "passes, kernels")
+    monkeypatch.setenv(logs.VARIABLE, "passes, kernels,steps")
     loggers = [logging.getLogger(f"forerun.{each}") for each in logs.TOPICS]
     try:
-        forerun.compile(FAMILIES["llama"](), max_length=64)
+        model = forerun.compile(FAMILIES["llama"](), max_length=64)
+        before = capsys.readouterr().err.splitlines()
+        model.generate([1, 2, 3], max_new_tokens=4)
     finally:
         for each in loggers:
             each.handlers.clear()
             each.setLevel(logging.NOTSET)
             each.propagate = True
-    shown = capsys.readouterr().err.splitlines()
-    assert any(each.startswith("[passes] raise-norms: ") and "RaiseRMSNorm 5 times" in each for each in shown)
-    assert "[kernels] layers_mlp_gate_up_products: layers.0-1.mlp.gate_up" in shown
-    assert not any(each.startswith("[steps]") for each in shown)
+    assert any(each.startswith("[passes] raise-norms: ") and "RaiseRMSNorm 5 times" in each for each in before)
+    assert "[kernels] layers_mlp_gate_up_products: layers.0-1.mlp.gate_up" in before
+    steps = [each for each in capsys.readouterr().err.splitlines() if each.startswith("[steps] ")]
+    assert steps[0].startswith("[steps] 0 trees of 0 rows, 2 rows of prompts: 0 tokens; draft ")
+    assert sum(int(each.partition(": ")[2].split()[0]) for each in steps) == 4
 
 
 def test_a_topic_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

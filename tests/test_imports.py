@@ -133,6 +133,11 @@ REFUSED: dict[str, list[str]] = {
     "a plan without hardware": ["plan", "--model", "MODEL/config.json"],
     "a plan of no context": ["plan", *PLAN, "--context", "0"],
     "a plan for a file that is no model": ["plan", PLAN[1], "--model", "MODEL/config.json"],
+    "a report without a folder": ["report", "MODEL", "-o", "MODEL/none/report.html"],
+    "a report of nothing": ["report", "-o", "MODEL/report.html"],
+    "a report of no tokens": ["report", "MODEL", "-o", "MODEL/report.html", "--max-new-tokens", "0"],
+    "a report with a text for no tokenizer": ["report", "MODEL", "-o", "MODEL/report.html", "--prompt", "x"],
+    "reports that are not there": ["report", "-o", "MODEL/r.html", "--compare", "/no/such/a.json", "/no/such/b.json"],
     "no command": [],
     "an unknown command": ["compile"],
     "an unknown option": ["generate", "MODEL", "--token-ids", "1", "--fast"],
@@ -173,7 +178,7 @@ def test_every_strategy_has_a_line_in_the_help(capsys: pytest.CaptureFixture[str
         assert text in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump", "bench", "tune", "plan"])
+@pytest.mark.parametrize("command", ["demo", "generate", "verify", "dump", "report", "bench", "tune", "plan"])
 def test_every_option_shows_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from forerun.cli import main
 

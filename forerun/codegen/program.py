@@ -160,7 +160,7 @@ class Kernel:
     launches: tuple[Launch, ...]
     results: tuple[Value, ...]
     moved: tuple[tuple[Dim, ...], ...]  # the shapes of its inputs and results, each once
-    history: int  # numbers of states that its attention reads for each position of a history
+    history: int  # bytes of states that its attention reads for each position of a history
     branch: int | None  # the residual branch that it belongs to
     begins: bool  # whether the stream's first value is its only result
     on_demand: tuple[Launch, ...] = ()

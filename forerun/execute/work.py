@@ -57,12 +57,14 @@ def bindings_of(program: Program, rows: Rows) -> dict[str, int]:
 def value_bytes(kernel: Kernel, bindings: Mapping[str, int], rows: Rows) -> int:
     """Returns the bytes of a kernel's inputs and results, and of the histories that its attention reads."""
     total = sum(math.prod(dimensions.evaluate(dim, bindings) for dim in dims) for dims in kernel.moved)
-    return (total + kernel.history * _history(rows)) * NUMBER
+    return total * NUMBER + kernel.history * _history(rows)
 
 
 def _history(rows: Rows) -> int:
-    """Returns the number of positions of all sequences of a step; rows of one sequence share them."""
-    longest: dict[int, int] = {}
+    """Returns the number of records of all sequences of a step, which rows of one sequence share: one for each position
+    up to the last, and one more for each further row at the same position."""
+    found: dict[int, set[int]] = {}
     for sequence, position in zip(rows.sequences.tolist(), rows.positions.tolist(), strict=True):
-        longest[sequence] = max(longest.get(sequence, 0), position + 1)
-    return sum(longest.values())
+        found.setdefault(sequence, set()).add(position)
+    beside = len(rows.positions) - sum(map(len, found.values()))
+    return beside + sum(max(each) + 1 for each in found.values())

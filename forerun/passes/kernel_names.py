@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import chain, count, takewhile
 
 from forerun.ir import (
     Gather,
@@ -46,13 +46,12 @@ class KernelNames:
     def of(self, kernels: Sequence[Described]) -> list[str]:
         """Returns a name for each kernel of an entry."""
         homes = self._homes(kernels)
-        used = Counter[str]()
-        found: list[str] = []
+        found: dict[str, None] = {}
         for kind, branch, members in kernels:
             name = self._name(kind, members, homes.get(branch))
-            used[name] += 1
-            found.append(name if used[name] == 1 else f"{name}_{used[name]}")
-        return found
+            names = chain([name], (f"{name}_{number}" for number in count(2)))
+            found[next(each for each in names if each not in found)] = None
+        return list(found)
 
     def _name(self, kind: str, members: Iterable[SpecOperation], home: Path | None) -> str:
         if kind == HEAD and home is None:

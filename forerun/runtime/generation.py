@@ -1,22 +1,26 @@
 """The loop of speculative decoding, over the sessions that share a step. Plain decoding has trees of one row."""
 
-from collections.abc import Callable, Generator
+import logging
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from forerun.errors import NotANumberError
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, proposals
+from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, drafter_name, proposals
 from forerun.runtime.engine import Chunk, ChunkResult, Engine, TreeResult
 from forerun.runtime.executable import Draw, Executable
 from forerun.runtime.policy import Policy
-from forerun.runtime.request import Request, Step
+from forerun.runtime.recording import Iteration, Listener, Outcome, accepted_by
+from forerun.runtime.request import Phases, Request, Step
 from forerun.runtime.sampling import choose_token, without
 from forerun.runtime.scheduler import Scheduler, StepPlan
 from forerun.runtime.session import Session
 from forerun.runtime.tree import likeliest_of, root_only
 from forerun.runtime.verify import Verdict, verify
+
+log = logging.getLogger("forerun.steps")
 
 
 def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -> Generator[Step]:
@@ -33,12 +37,14 @@ def decode(engine: Engine, request: Request, drafter: Drafter, policy: Policy) -
         scheduler.leave(session)
 
 
-def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy) -> None:
+def iterate(
+    engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy, listeners: Sequence[Listener] = ()
+) -> None:
     """Speculative decoding, for all sessions of a plan: propose, step, verify, commit, observe.
 
     An error that concerns one session ends that session; an error of the step is raised.
     """
-    drafter = scheduler.drafter
+    drafter, watch = scheduler.drafter, Stopwatch(engine.clock)
     plan = scheduler.enter(plan)
     chunks = [
         (session, Chunk(session.cached, session.next_of_prompt(count), drafter.wants_prompt_rows))
@@ -59,6 +65,7 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
         likeliest_of(policy.choose([member.proposal.tree for member in members], share), plan.rows) if members else []
     )
 
+    drafting = watch.lap()
     if members or chunks:
         sequences = [member.session.cached for member in members]
         draws = [member.draw for member in members]
@@ -69,19 +76,30 @@ def iterate(engine: Engine, plan: StepPlan, scheduler: Scheduler, policy: Policy
                 _tell_of_prompt(drafter, session, chunk, result)
         for member, result in zip(members, evaluated.trees, strict=True):
             member.result = result
+        stepping = watch.lap()
         members = _surviving(members, Member.verify)
+        verifying = watch.lap()
         engine.commit(
             [member.session.cached for member in members],
             [member.result for member in members],
             [member.verdict.path for member in members],
         )
+        phases, name = Phases(drafting, stepping, verifying, watch.lap()), drafter_name(drafter)
         for member in members:
-            member.accept()
+            member.accept(phases, name)
             scheduler.committed(member.session)
+        outcomes = tuple(member.outcome(name) for member in members) if listeners else ()
+        committed = sum(len(member.verdict.tokens) for member in members)
         members = _observe(drafter, members)
         if members and not chunks:  # a step that also reads prompts says nothing of what rows cost
             tokens = sum(len(member.verdict.tokens) for member in members)
             policy.observe(sum(map(len, trees)), tokens, evaluated.seconds)
+        read = sum(len(chunk.tokens) for _, chunk in chunks)
+        if log.isEnabledFor(logging.INFO):
+            told = len(trees), sum(map(len, trees)), read, committed, phases
+            log.info("%d trees of %d rows, %d rows of prompts: %d tokens; %s", *told)
+        for listener in listeners:
+            listener(Iteration(watch.began, engine.clock(), phases, read, outcomes))
     for session in plan.sessions:
         if session.finished:
             scheduler.leave(session)
@@ -110,15 +128,34 @@ class Member:
             kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
         self.verdict = kept
 
-    def accept(self) -> None:
+    def accept(self, phases: Phases, drafter: str) -> None:
         keeps = self.session.request.keep_logits
         logits = np.stack([self.result.logits(row) for row in self.verdict.path]) if keeps else None
-        self.session.accept(self.verdict.tokens, len(self.result.tree), logits)
+        tokens = self.verdict.tokens
+        proposers = accepted_by(self.proposal, drafter, tokens[:-1])
+        self.session.accept(tokens, len(self.result.tree), logits, phases, proposers)
+
+    def outcome(self, drafter: str) -> Outcome:
+        verdict = self.verdict
+        return Outcome(self.session, drafter, self.proposal, self.result.tree, verdict.path, verdict.tokens)
 
     @property
     def observation(self) -> Observation:
         result, verdict = self.result, self.verdict
         return Observation(result.tree, verdict.path, verdict.tokens, result.candidates, result.candidate_logits)
+
+
+class Stopwatch:
+    """Divides the time since it `began`, by a clock, into laps."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.began = self._last = clock()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap ended."""
+        last, self._last = self._last, self._clock()
+        return self._last - last
 
 
 def _propose(engine: Engine, drafter: Drafter, policy: Policy, members: list[Member], most_rows: int) -> list[Member]:

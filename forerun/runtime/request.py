@@ -48,6 +48,33 @@ class Request:
         return next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.stop), min(len(tokens), room))
 
 
+TARGET = "target"
+"""Who gives the last token of every step: the target itself."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The seconds of an iteration, or of several, by what was done. What drafters learn from it is not among them."""
+
+    draft: float = 0.0  # proposing, and choosing which rows to evaluate
+    step: float = 0.0  # evaluating them
+    verify: float = 0.0
+    commit: float = 0.0
+
+    def __add__(self, other: "Phases") -> "Phases":
+        return Phases(
+            self.draft + other.draft, self.step + other.step, self.verify + other.verify, self.commit + other.commit
+        )
+
+    def __str__(self) -> str:
+        times = {"draft": self.draft, "step": self.step, "verify": self.verify, "commit": self.commit}
+        return ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
+
+    @property
+    def total(self) -> float:
+        return self.draft + self.step + self.verify + self.commit
+
+
 @dataclass(frozen=True)
 class Step:
     """One iteration of the loop. The first one has no rows and says that the prompt is in the cache."""
@@ -56,6 +83,8 @@ class Step:
     rows: int  # the rows that it evaluated
     logits: Float32 | None  # [len(tokens), V] on demand: row i chose token i
     finished: bool
+    phases: Phases | None = None  # None where the device decodes by itself
+    proposers: tuple[str, ...] = ()  # who proposed each token before the last; none where the device drafts
 
 
 @dataclass(frozen=True)
@@ -67,6 +96,15 @@ class Stats:
     tokens: int
     prefill_seconds: float
     decode_seconds: float
+    phases: Phases | None = None
+    """Where the time of its iterations went, those of other sessions in them included; None if the device decoded."""
+    lengths: Mapping[int, int] = field(default_factory=dict[int, int])
+    """How many steps committed so many tokens, by accepted length."""
+    tokens_by: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The tokens of each drafter, or of several that proposed the same; those of the target itself are under "target".
+
+    Without phases, all are: who drafted on the device is not known.
+    """
 
     @property
     def accepted_length(self) -> float:

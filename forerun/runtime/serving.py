@@ -17,6 +17,7 @@ from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.generation import iterate
 from forerun.runtime.policy import Policy
+from forerun.runtime.recording import Listener
 from forerun.runtime.request import Request, Step
 from forerun.runtime.scheduler import Scheduler, StepPlan
 from forerun.runtime.session import Session
@@ -38,6 +39,7 @@ class Serving:
         self.engine, self.policy = engine, policy
         self.scheduler = Scheduler(engine, drafter)
         self.sessions: list[Session] = []  # that have not ended, the oldest first
+        self._listeners: tuple[Listener, ...] = ()
         self._changed = threading.Condition()
         self._leader: int | None = None  # the thread that leads
         self._asking = 0  # threads that want to lead for something else than a step, and come first
@@ -47,6 +49,17 @@ class Serving:
     @property
     def is_idle(self) -> bool:
         return not self.sessions
+
+    @contextmanager
+    def listening(self, listener: Listener) -> Generator[None]:
+        """Tells `listener` of every iteration that runs here while the body does; an error that it raises ends them."""
+        with self._changed:
+            self._listeners = (*self._listeners, listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners = tuple(each for each in self._listeners if each is not listener)
 
     def begin(self, requests: Iterable[Request]) -> list[Session]:
         """Returns a session for each request; they decode whenever somebody waits for any of them."""
@@ -165,7 +178,7 @@ class Serving:
 
     def _run(self, plan: StepPlan) -> None:
         try:
-            iterate(self.engine, plan, self.scheduler, self.policy)
+            iterate(self.engine, plan, self.scheduler, self.policy, self._listeners)
         except BaseException as error:  # how far the step has come is not known
             for session in [*plan.sessions, *plan.admitted]:
                 session.fail(error)

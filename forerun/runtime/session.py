@@ -9,7 +9,7 @@ import numpy as np
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.request import Request, Step
+from forerun.runtime.request import Phases, Request, Step
 
 
 class Session:
@@ -81,11 +81,18 @@ class Session:
             self._announced = True
             self._steps.append(Step([], 0, None, finished=False))
 
-    def accept(self, tokens: list[int], rows: int, logits: Float32 | None) -> None:
-        """Appends what a step of `rows` rows has committed."""
+    def accept(
+        self,
+        tokens: list[int],
+        rows: int,
+        logits: Float32 | None,
+        phases: Phases | None = None,
+        proposers: tuple[str, ...] = (),
+    ) -> None:
+        """Appends what a step of `rows` rows has committed, and who `proposers` were of all tokens but the last."""
         self.context.tokens.extend(tokens)
         finished = self.left == 0 or tokens[-1] in self.request.stop
-        self._steps.append(Step(tokens, rows, logits, finished))
+        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers))
         if finished:  # it may have been cancelled meanwhile
             self.finished = True
 

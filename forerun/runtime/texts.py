@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from forerun.runtime.executable import Float32
 from forerun.runtime.keywords import Asked
 from forerun.runtime.options import require_integer
 from forerun.runtime.prompts import flat_tokens
-from forerun.runtime.request import Generation, Stats, Step
+from forerun.runtime.request import TARGET, Generation, Phases, Stats, Step
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
 from forerun.runtime.stopping import Stopping
@@ -344,6 +344,8 @@ class _Meter:
 
     def __init__(self) -> None:
         self._steps = self._rows = self._tokens = 0
+        self._phases: Phases | None = None
+        self._lengths, self._tokens_by = Counter[int](), Counter[str]()
         self._prefilled = self._ended = self._began = time.perf_counter()
 
     def observe(self, step: Step) -> None:
@@ -354,7 +356,14 @@ class _Meter:
         self._steps += 1
         self._rows += step.rows
         self._tokens += len(step.tokens)
+        self._lengths[len(step.tokens)] += 1
+        proposed = step.proposers[: len(step.tokens)]
+        self._tokens_by.update(proposed)
+        self._tokens_by[TARGET] += len(step.tokens) - len(proposed)
+        if step.phases is not None:
+            self._phases = step.phases if self._phases is None else self._phases + step.phases
 
     def stats(self) -> Stats:
         prefill, decoding = self._prefilled - self._began, self._ended - self._prefilled
-        return Stats(self._steps, self._rows, self._tokens, prefill, decoding)
+        lengths, tokens_by = dict(sorted(self._lengths.items())), dict(self._tokens_by)
+        return Stats(self._steps, self._rows, self._tokens, prefill, decoding, self._phases, lengths, tokens_by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,14 @@ class Trial:
         self.sequence = CachedSequence(block, np.empty(0, np.int32))
         self.cache.reserve(self.sequence, executable.max_length)
 
-    def begin(self) -> None:
-        """Reads the context."""
+    def begin(self, run: Callable[[Rows], object] | None = None) -> None:
+        """Reads the context, by default with the executable."""
         executable, sequence = self.executable, self.sequence
+        run = run or (lambda rows: executable.run(WHOLE, self.state, rows))
         encode(executable, self.state, sequence, random_inputs(self.random, executable))
         for start in range(0, self.context, executable.max_rows):
             count = min(executable.max_rows, self.context - start)
-            executable.run(WHOLE, self.state, prompt_rows(sequence, self._tokens(count), np.zeros(1, np.int32)))
+            run(prompt_rows(sequence, self._tokens(count), np.zeros(1, np.int32)))
             sequence.length += count
 
     def tree(self, count: int) -> Rows:

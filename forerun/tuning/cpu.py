@@ -145,7 +145,11 @@ def _multiply(arithmetic: str, machine: Machine) -> Any:
             with T.serial(0, TURNS):
                 for vector in held:
                     total, x = load(vector, 0), load(factor, 0)
-                    store(vector, fma(x, x, total) if dot is None else dot(total, x, x), 0)
+                    store(
+                        vector,
+                        fma(x, x, total) if dot is None else dot(total, total if arithmetic == INT8 else x, x),
+                        0,
+                    )
             store(sums, _sum(held).astype(f"float32x{LANES}") * splat(0.0), 0)
     return builder.get()
 

@@ -40,7 +40,7 @@ class Line:
 
     rows: int
     kernel: str
-    launches: int  # in a step
+    kernels: int  # in a step
     seconds: float  # of one, the median
     bytes: int  # of one
     flops: int  # of one
@@ -88,10 +88,15 @@ def groups(program: Program) -> list[Group]:
     ]
 
 
+def least_of(work: Work, peaks: Peaks) -> tuple[float, float]:
+    """Returns the least seconds that some work takes to read, and to compute."""
+    computing = sum(count / peaks.flops[arithmetic] for arithmetic, count in work.flops.items())
+    return work.bytes / peaks.bandwidth, computing
+
+
 def bound_of(work: Work, peaks: Peaks) -> tuple[float, str]:
     """Returns the least seconds of some work, and what bounds it."""
-    reading = work.bytes / peaks.bandwidth
-    computing = sum(count / peaks.flops[arithmetic] for arithmetic, count in work.flops.items())
+    reading, computing = least_of(work, peaks)
     return max(reading, computing), "bytes" if reading >= computing else "flops"
 
 
@@ -117,7 +122,7 @@ def lines(
             moved, done = sum(each.bytes for each in work) // count, sum(sum(each.flops.values()) for each in work)
             bound = sum(each for each, _ in least) / count
             own.append(Line(rows, group.name, count, seconds, moved, done // count, bound, least[0][1]))
-        found += sorted(own, key=lambda each: -each.seconds * each.launches)
+        found += sorted(own, key=lambda each: -each.seconds * each.kernels)
     return found
 
 

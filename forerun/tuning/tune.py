@@ -69,12 +69,12 @@ def tune(
     budget: float,
     progress: Callable[[str], Any],
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Found]:
-    """Returns faster versions by the names of kernels, each checked. A kernel has its share of the budget, in seconds.
+) -> dict[str, Found | None]:
+    """Returns the fastest version by the name of each kernel that was searched, checked; None if that is the generated.
 
-    What a kernel leaves of its share goes to those after it.
+    A kernel has its share of the budget, in seconds. What it leaves of it goes to those after it.
     """
-    until, found = clock() + budget, dict[str, Found]()
+    until, found = clock() + budget, dict[str, Found | None]()
     for at, kernel in enumerate(kernels):
         rest = sum(each.share for each in kernels[at:])
         seconds = (until - clock()) * kernel.share / rest
@@ -93,5 +93,5 @@ def tune(
             best = search(opened, candidates, trial.state, steps, seconds, clock)
             if best is not None:
                 certify_kernel(opened(["", best.text]), 1, kernel.name)
-                found[kernel.name] = best
+            found[kernel.name] = best
     return found

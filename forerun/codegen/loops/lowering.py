@@ -21,6 +21,7 @@ from forerun.codegen.loops.states import StateLayout
 from forerun.codegen.loops.text import NestText, plain
 from forerun.codegen.planned import PlannedStep
 from forerun.codegen.program import (
+    BYTES,
     NUMBER,
     Entry,
     Kernel,
@@ -65,6 +66,11 @@ class _Memory:
         """Returns the next place, for a value of some dimensions."""
         self.end += self.volume(dims)
         return self.end - self.volume(dims)
+
+
+def _record(state: StateLayout) -> int:
+    """The bytes of one record of a state, without padding."""
+    return math.prod(state.shape) * BYTES.get(state.buffer.element, NUMBER)
 
 
 def _received(function: ir.Function) -> list[ir.SSAValue]:
@@ -244,7 +250,7 @@ class Lowering:
         values = dict.fromkeys([*given, *(outer for _, outer in region.results)])
         moved = tuple(tuple(ir.tensor_type(each).dims) for each in values)
         attentions = [nest for nest in plan.nests if isinstance(nest, AttentionNest)]
-        history = sum(math.prod(each.keys.shape) + math.prod(each.values.shape) for each in attentions)
+        history = sum(_record(state) for each in attentions for state in (each.keys, each.values))
         begins = region.stream == 0 and len(results) == 1
         return Kernel(
             region.name,

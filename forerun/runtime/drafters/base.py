@@ -49,6 +49,19 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
+class Proposers:
+    """Which of several drafters proposed each row of a tree."""
+
+    names: tuple[str, ...]
+    members: Int32  # [n] a bit for each drafter, the first one's lowest
+
+    def of(self, row: int) -> str:
+        """Returns the names of the drafters that proposed a row, joined by " + "."""
+        bits = int(self.members[row])
+        return " + ".join(dict.fromkeys(name for at, name in enumerate(self.names) if bits >> at & 1))
+
+
+@dataclass(frozen=True, eq=False)
 class Proposal:
     """A drafter's proposal: a tree, and the part of the step that drafting has already computed.
 
@@ -58,6 +71,7 @@ class Proposal:
     tree: Tree
     prefix: Prefix | None = None  # the step is entered behind it; None: drafting has computed no part of the step
     promising: bool = False  # there is a reason to expect more of the next proposals than the last ones brought
+    proposers: Proposers | None = None  # None: one drafter has proposed all rows
 
     def __post_init__(self) -> None:
         _require("the tree of a Proposal", self.tree, Tree, "grow one with TreeBuilder")
@@ -137,6 +151,11 @@ class Drafter:
 
     def end(self, context: Context) -> None:
         """The request has ended or failed."""
+
+
+def drafter_name(drafter: Drafter) -> str:
+    """Returns the name under which a drafter's tokens are counted: that of its class."""
+    return type(drafter).__name__
 
 
 def propose(drafter: Drafter, context: Context, budget: Budget) -> Proposal:

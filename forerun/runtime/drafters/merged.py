@@ -12,12 +12,14 @@ from forerun.runtime.drafters.base import (
     Drafter,
     Observation,
     Proposal,
+    Proposers,
     RatedTree,
+    drafter_name,
     only,
     proposals,
 )
 from forerun.runtime.executable import Float32, Int32
-from forerun.runtime.tree import Float64, Tree, merge_members, with_edges
+from forerun.runtime.tree import Float64, Tree, best_rows, merge_members, with_edges
 
 # Upper bounds of the classes of a drafter's estimate; class 0 is "not proposed".
 CLASSES = np.array([0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
@@ -36,6 +38,7 @@ class Merged(Drafter):
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = list(drafters)
+        self.names = tuple(drafter_name(each) for each in drafters)
         self.wants_prompt_rows = any(drafter.wants_prompt_rows for drafter in drafters)
         self.rests = all(drafter.rests for drafter in drafters)
         self.classes = _classes(len(drafters))
@@ -64,19 +67,25 @@ class Merged(Drafter):
             return replace(proposals[0], promising=promising)
         tree, members = merge_members([proposal.tree for proposal in proposals])
         feature = np.searchsorted(RIVALS, _best_rival(tree)).astype(np.int32)
-        digit = len(RIVALS) + 1
+        digit, drafted_by = len(RIVALS) + 1, np.zeros(len(tree), np.int32)
         for index, proposal in enumerate(proposals):
             proposed = members[:, index] >= 0
             estimate = proposal.tree.edge_probability[members[proposed, index]]
             feature[proposed] += digit * (1 + np.searchsorted(self.classes, estimate)).astype(np.int32)
             digit *= len(self.classes) + 2
+            drafted_by |= proposed.astype(np.int32) << index
         edges = self.rates.rate[feature]
         siblings = np.bincount(tree.parent[1:], weights=edges[1:], minlength=len(tree))
         edges[1:] /= np.maximum(1.0, siblings[tree.parent[1:]])  # at most one of them comes true
-        self._proposed[context] = proposed = RatedTree(with_edges(tree, edges), feature).likeliest(budget.rows)
+        proposed = RatedTree(with_edges(tree, edges), feature)
+        if len(tree) > budget.rows:
+            likeliest = best_rows(proposed.tree, budget.rows)
+            proposed, drafted_by = proposed.select(likeliest), drafted_by[likeliest]
+        self._proposed[context] = proposed
         prefixes = [proposal.prefix for proposal in proposals if proposal.prefix is not None]
         # The step can be entered behind only one draft: the one that has computed most, whoever proposed a row.
-        return Proposal(proposed.tree, max(prefixes, key=lambda prefix: prefix.leave, default=None), promising)
+        prefix = max(prefixes, key=lambda prefix: prefix.leave, default=None)
+        return Proposal(proposed.tree, prefix, promising, Proposers(self.names, drafted_by))
 
     def observe(self, context: Context, observation: Observation) -> None:
         [error] = self.observe_all([context], [observation])
