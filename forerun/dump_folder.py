@@ -205,14 +205,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _is_manifest(found: Any) -> bool:
     """Whether data has what is read of a manifest."""
     try:
-        inside = all(isinstance(each, str) and ".." not in Path(each).parts for each in found["files"])
-        passes = [(each["name"], each["after"], each["notes"]) for each in found["passes"]]
-        changes = [(change["count"] + 0, change["operation"]) for each in found["passes"] for change in each["changes"]]
-        kernels = [(each["source"], len(each["places"])) for each in found.get("kernels", ())]
-        patterns = all(isinstance(each["patterns"], dict) for each in found["passes"])
+        for each in found["passes"]:
+            _ = each["name"], each["after"], each["notes"], each["patterns"].items()
+            _ = [(change["operation"], change["count"] + 0) for change in each["changes"]]
+        for each in found.get("kernels", ()):
+            _ = each["source"], len(each["places"])
+        return all(".." not in Path(each).parts for each, _ in found["files"].items())
     except (KeyError, TypeError, AttributeError):
         return False
-    return inside and patterns and all(isinstance(each, list) for each in (passes, changes, kernels))
 
 
 def _clear(folder: Path) -> None:

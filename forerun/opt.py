@@ -49,17 +49,18 @@ def _main(arguments: Sequence[str]) -> int:
 
     passes = list(parse_passes(_passes(options.passes)))
     code, results = 0, list[str]()
-    for name, text in modules:
+    for index, (name, text) in enumerate(modules):
+        separator, shown = f"{SEPARATOR}\n" if index else "", ""
         try:
-            results.append(_run_guarded(name, text, passes, options))
+            shown = _run_guarded(name, text, passes, options)
         except ForerunError as error:
             code = refuse(NAME, error)
-            results.append("")
-    result = f"{SEPARATOR}\n".join(results)
-    if options.output == "-":
-        print(result, end="")
-    elif not code:
-        write_atomically(expanded(options.output), result)
+        if options.output == "-":
+            print(separator, shown, sep="", end="")
+        else:
+            results.append(separator + shown)
+    if results and not code:
+        write_atomically(expanded(options.output), "".join(results))
     return code
 
 

@@ -169,6 +169,25 @@ def test_what_differs_between_two_dumps(
     assert "spec.rms_norm" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"files": {}}', '{"files": {}, "passes": [{"name": "x"}]}', '{"passes": 3}']
+)
+def test_a_damaged_description(content: str, dumped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / MANIFEST).write_text(content, encoding="utf-8")
+    assert main(["dump", "--diff", str(dumped), str(tmp_path)]) == 2
+    assert "dump" in capsys.readouterr().err
+
+
+def test_an_edited_kernel_differs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "other"):
+        assert main(["dump", str(model), "-o", str(tmp_path / name), "--after", "plan-memory", *SMALL]) == 0
+    schedule = tmp_path / "other" / "kernels" / "layers_mlp_gate_up_products.schedule"
+    schedule.write_text(schedule.read_text(encoding="utf-8").replace("unroll = 1", "unroll = 4"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["dump", "--diff", str(tmp_path / "one"), str(tmp_path / "other")]) == 0
+    assert "+unroll = 4" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("other", ["nowhere", "."])
 def test_what_is_no_dump_is_not_compared(
     other: str, dumped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

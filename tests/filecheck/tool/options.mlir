@@ -30,7 +30,7 @@ spec.func @step(%x: !spec.tensor<[N], f32>) {
 // LIST-NEXT: max_rows=256
 // LIST-NEXT: max_outputs=64
 
-// PASS: forerun-opt: There is no pass 'tabulate'; choose from ungroup-experts, canonicalize, raise-norms
+// PASS: forerun-opt: There is no pass 'tabulate'; choose from step, kernels, ungroup-experts, canonicalize
 // OPTION: forerun-opt: The pass plan-memory does not take these options
 // LANGUAGE: forerun-opt: 'plan-memory{' is not a list of passes; write name,name{option=value}.
 // FUNCTION: forerun-opt: This pass works on @forward, which the module lacks
