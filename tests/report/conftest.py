@@ -55,8 +55,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return files
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """A browser. Its event loop runs in this thread, so it ends with the module: other tests start their own."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (forerun[report-tests])"
     )
