@@ -236,7 +236,7 @@ def test_a_process_ends_without_a_traceback(delay: float, number: int, folder: P
     try:
         time.sleep(delay)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     finally:
         process.kill()
     assert (process.returncode, errors) == (128 + number, "")
@@ -246,7 +246,7 @@ def shell(command: str, **environment: str) -> tuple[list[int], str, str]:
     """The exit codes of a pipeline's commands, and what was written."""
     variables = {**os.environ, "FORERUN": " ".join(TOOL), "OPT": " ".join(OPT), **environment}
     script = f"{command}; echo ${{PIPESTATUS[@]}}"
-    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, timeout=60, check=True)
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, timeout=240, check=True)
     *output, codes = run.stdout.splitlines() or [""]
     return [int(each) for each in codes.split()], "\n".join(output), run.stderr
 

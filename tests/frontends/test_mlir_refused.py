@@ -214,7 +214,8 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_short_form_needs_torch_mlir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_mlir", None)
+    for name in ("torch_mlir", "torch_mlir.ir", "torch_mlir.dialects.torch"):  # other tests may have imported them
+        monkeypatch.setitem(sys.modules, name, None)
     message = refusal(errors.NotAModelError, lambda: imported(written(tmp_path, SHORT)))
     assert "pip install 'forerun[torch-mlir]'" in message
 
