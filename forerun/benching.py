@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -97,11 +96,7 @@ def bench(
     tuning, program = require_tuning(target), executable.step
     chosen = chosen_groups(program, name)
     trial, steps = trial_steps(executable, options)
-    with progress.stage("peaks"):
-        peaks: Peaks = named(tuning.peaks)(executable)
-    times = partial(named(tuning.times), executable, trial.state)
-    with progress.counted("measure") as counted:
-        rounds = measured(times, steps, peaks, options.turns, counted)
+    rounds, peaks = measured(tuning, executable, trial.state, steps, options.turns, progress)
     return lines(program, steps, rounds, peaks, chosen), peaks, trial.context
 
 
@@ -150,8 +145,6 @@ def compare(model: Generated, source: str, text: str, options: Options, progress
         versions = named(model.tuning.versions)(model.program, model.executable, source, ["", text])
     with progress.stage("check bits"):
         compared = certify_kernel(versions, 1, source)
-    trial = Trial(model.executable, options.context)
-    trial.begin()
     with progress.counted("measure") as counted:
         return race(versions, 2, trial.state, steps, options.turns, counted), compared
 

@@ -70,13 +70,9 @@ def parser() -> argparse.ArgumentParser:
 
     generate = known_commands.add_parser("generate", help="generate text", epilog=strategies)
     _add_model(generate)
-    source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", action="append", help="the prompt; in the chat template, unless --raw is given")
-    source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for standard input")
-    source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
-    generate.add_argument("--raw", action="store_true", help="do not use the chat template")
+    prompt = "the prompt; in the chat template, unless --raw is given"
+    _add_prompt(generate, required=True, action="append", help=prompt)
     generate.add_argument("--strategy", help="the decoding strategy; see below (default: tree_spec, or the bundle's)")
-    generate.add_argument("--max-new-tokens", type=int, default=128, help="the largest number of new tokens")
     generate.add_argument("--do-sample", action="store_true", help="sample; the next three options need it")
     generate.add_argument("--temperature", type=float, default=1.0, help="the divisor of the logits")
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
@@ -194,19 +190,22 @@ def _add_model(command: argparse.ArgumentParser, nargs: str | None = None) -> No
     )
 
 
-def _add_report(report: argparse.ArgumentParser) -> None:
-    model = "a directory that transformers can load, a GGUF, ONNX or .mlir file, or 'demo'"
-    report.add_argument("model", nargs="?", help=model)
-    report.add_argument("-o", "--out", default="report.html", help="the page; its data is written beside it as .json")
-    source = report.add_mutually_exclusive_group()
-    source.add_argument(
-        "--prompt", help="the prompt, in the chat template unless --raw is given (default: a short task)"
-    )
+def _add_prompt(command: argparse.ArgumentParser, required: bool, **prompt: Any) -> None:
+    """`prompt`: of the option --prompt."""
+    source = command.add_mutually_exclusive_group(required=required)
+    source.add_argument("--prompt", **prompt)
     source.add_argument("--prompt-file", help="a text file that holds the prompt, or - for standard input")
     source.add_argument("--token-ids", help="the prompt as comma-separated token ids")
-    report.add_argument("--raw", action="store_true", help="do not use the chat template")
+    command.add_argument("--raw", action="store_true", help="do not use the chat template")
+    command.add_argument("--max-new-tokens", type=int, default=128, help="the largest number of new tokens")
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    _add_model(report, nargs="?")
+    report.add_argument("-o", "--out", default="report.html", help="the page; its data is written beside it as .json")
+    prompt = "the prompt, in the chat template unless --raw is given (default: a short task)"
+    _add_prompt(report, required=False, help=prompt)
     report.add_argument("--strategy", default=commands.DEFAULT_STRATEGY, help="the decoding strategy; see below")
-    report.add_argument("--max-new-tokens", type=int, default=128, help="the largest number of new tokens")
     report.add_argument("--no-run", action="store_true", help="passes and kernels alone: no times, no generation")
     report.add_argument("--trace", metavar="FILE", help="also write a trace, which Perfetto opens (default: none)")
     report.add_argument(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from forerun.codegen.kernel_places import alike, places
 from forerun.codegen.program import NUMBER, Program
 from forerun.errors import InvalidOptionError
+from forerun.installed import versions
 from forerun.storage import INCOMPLETE, write_atomically
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class DumpFolder:
         return self.write(name, header + shown)
 
     def _manifest(self, said: Mapping[str, Any]) -> str:
-        whole = {"forerun": metadata.version("forerun"), "versions": versions(), **said}
+        whole = {"forerun": metadata.version("forerun"), "versions": versions(LIBRARIES), **said}
         return json.dumps({**whole, "passes": self.passes, "files": self.files}, indent=1) + "\n"
 
 
@@ -176,17 +176,6 @@ def memory(program: Program) -> dict[str, Any]:
         "states": states,
         "values": values,
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that a dump depends on."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

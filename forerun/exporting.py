@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from forerun.artifacts.tokenizer import save_tokenizer
 from forerun.artifacts.written import Exportable
 from forerun.codegen.backends import BACKENDS, Backend, named
 from forerun.errors import InvalidOptionError
+from forerun.installed import versions
 from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel
 from forerun.runtime.model import CompiledModel
@@ -145,19 +144,8 @@ def write_bundle(destination: Destination, text: Text, exportable: Exportable) -
             content=written.content,
             tokenizer=tuple(f"{TOKENIZER}/{name}" for name in tokenizer),
             notes=tuple(notes),
-            provenance=_provenance(),
+            provenance=versions(LIBRARIES),
             files=files,
         )
         (unfinished / BUNDLE).write_text(manifest.text(), encoding="utf-8")
     return destination.folder
-
-
-def _provenance() -> dict[str, str]:
-    """Returns the versions that a bundle was made with."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from forerun.codegen.backends import Kept, named
 from forerun.entries import Entry
 from forerun.errors import CorruptFileError, InvalidOptionError
 from forerun.identity import identity
+from forerun.installed import versions
 from forerun.runtime.executable import Executable
 from forerun.storage import cache_directory, keeping
 
@@ -152,11 +152,9 @@ def _told(options: Mapping[str, object]) -> str | None:
 def _surroundings() -> Iterable[str]:
     """Yields the libraries, and the environment as far as it affects what is compiled."""
     yield sys.version
+    installed = versions(LIBRARIES)
     for name in LIBRARIES:
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            yield f"no {name}"
+        yield f"{name} {installed[name]}" if name in installed else f"no {name}"
     for name, value in sorted(os.environ.items()):
         if name.startswith(VARIABLES) and name not in HARMLESS:
             yield f"{name}={value}"

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from statistics import median
 from typing import Any, cast
 
@@ -252,11 +251,7 @@ def measured_kernels(program: Program, executable: Any, tuning: Tuning, progress
     trial = Trial(executable, CONTEXT)
     trial.begin()
     steps = {count: trial.rows(count) for count in _sizes(program)}
-    with progress.stage("peaks"):
-        peaks: Peaks = named(tuning.peaks)(executable)
-    times = partial(named(tuning.times), executable, trial.state)
-    with progress.counted("time kernels") as counted:
-        rounds = measured(times, steps, peaks, ROUNDS, counted)
+    rounds, peaks = measured(tuning, executable, trial.state, steps, ROUNDS, progress)
     seconds = tuple(tuple(median(each) for each in zip(*own, strict=True)) for own in rounds.values())
     return Kernels(program, trial.context, steps, seconds, peaks)
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
+from forerun.codegen.backends import Tuning, named
 from forerun.codegen.kernel_places import alike
 from forerun.codegen.program import Kernel, Program
 from forerun.execute.work import Work, work_of
+from forerun.progress import Progress
 from forerun.runtime.executable import Rows
 
 
@@ -127,19 +130,22 @@ def lines(
 
 
 def measured(
-    times: Callable[[Rows], list[float]],
-    steps: Mapping[int, Rows],
-    peaks: Peaks,
-    rounds: int,
-    progress: Callable[[int, int], None],
-) -> dict[int, list[list[float]]]:
-    """Times every kernel of each step in `rounds` rounds, in which row counts and the machine's peaks take turns."""
+    tuning: Tuning, executable: Any, state: Any, steps: Mapping[int, Rows], rounds: int, progress: Progress
+) -> tuple[dict[int, list[list[float]]], Peaks]:
+    """Times every kernel of each step in `rounds` rounds, in which row counts and the machine's peaks take turns.
+
+    Returns the seconds of every kernel in each round, by row count, and the peaks.
+    """
+    with progress.stage("peaks"):
+        peaks: Peaks = named(tuning.peaks)(executable)
+    times: Callable[[Rows], list[float]] = partial(named(tuning.times), executable, state)
     found: dict[int, list[list[float]]] = {rows: [] for rows in steps}
-    for each in steps.values():
-        times(each)  # what runs first may compile or allocate
-    for done in range(rounds):
-        for rows, each in steps.items():
-            found[rows].append(times(each))
-        peaks.measure()
-        progress(done + 1, rounds)
-    return found
+    with progress.counted("time kernels") as counted:
+        for each in steps.values():
+            times(each)  # what runs first may compile or allocate
+        for done in range(rounds):
+            for rows, each in steps.items():
+                found[rows].append(times(each))
+            peaks.measure()
+            counted(done + 1, rounds)
+    return found, peaks
