@@ -14,11 +14,11 @@ import numpy as np
 from forerun.errors import InvalidOptionError, NotANumberError
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.calibration import trial_steps
+from forerun.runtime.choice import drawn_by
 from forerun.runtime.drafters.prompt_lookup import LONGEST_COUNTED_MATCH, PRIOR_OF_MATCH
 from forerun.runtime.drafters.token_recycling import SHARES, STILL_TRUE
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Draw, Executable, Float32, Int32, Rows
-from forerun.runtime.generation import drawn_by
 from forerun.runtime.request import Request, Step
 from forerun.runtime.round_size import Round, RoundSize
 from forerun.runtime.tree import Float64
@@ -144,7 +144,8 @@ class OnDevice:
     def serves(self, executable: Executable, request: Request) -> bool:
         """Whether the device can decode a request now: it chooses the likeliest or a sampled token, no others."""
         chosen_here = not request.sampling.do_sample or drawn_by(executable, request) is not None
-        host_chooses = request.allow_nan or (request.min_new_tokens > 0 and request.stop)
+        forbids = request.min_new_tokens > 0 and request.stop
+        host_chooses = request.allow_nan or forbids or request.hooks or request.keep_scores
         return chosen_here and not host_chooses and not self.busy
 
     def decode(self, engine: Engine, request: Request) -> Generator[Step]:

@@ -8,13 +8,14 @@ import numpy as np
 
 from forerun.errors import NotANumberError
 from forerun.runtime.cache import StepSlots
+from forerun.runtime.choice import Choice, drawn_by
 from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, drafter_name, proposals
 from forerun.runtime.engine import Chunk, ChunkResult, Engine, TreeResult
-from forerun.runtime.executable import Draw, Executable
+from forerun.runtime.executable import Draw
+from forerun.runtime.narrowing import narrowed
 from forerun.runtime.policy import Policy
 from forerun.runtime.recording import Iteration, Listener, Outcome, accepted_by
 from forerun.runtime.request import Phases, Request, Step
-from forerun.runtime.sampling import choose_token, without
 from forerun.runtime.scheduler import Scheduler, StepPlan
 from forerun.runtime.session import Session
 from forerun.runtime.tree import likeliest_of, root_only
@@ -53,6 +54,7 @@ def iterate(
     members = [
         Member(seat.session, seat.depth, drawn_by(engine.executable, seat.session.request)) for seat in plan.seats
     ]
+    members = _surviving(members, Member.reach)
     if members:
         policy.begin()
     members = _propose(engine, drafter, policy, members, plan.rows)
@@ -112,14 +114,27 @@ class Member:
     session: Session
     depth: int  # of the deepest row that it has room for
     draw: Draw | None  # how the executable samples its tokens
+    budget: Budget = field(init=False)
     proposal: Proposal = field(init=False)
     result: TreeResult = field(init=False)
+    choice: Choice = field(init=False)
     verdict: Verdict = field(init=False)
+
+    def reach(self) -> None:
+        """Lets the hooks know all tokens."""
+        if self.session.hooks is not None:
+            self.session.hooks.reach(self.session.context.tokens)
+
+    def narrow(self) -> None:
+        """Leaves out drafts that no hook can let through."""
+        if self.session.hooks is not None:
+            self.proposal = narrowed(self.proposal, self.session.hooks, self.budget)
 
     def verify(self) -> None:
         session, tree, request = self.session, self.result.tree, self.session.request
         root = session.cached.length
-        verdict = verify(tree, token_choice(self.result, request, root, self.draw))
+        self.choice = Choice(self.result, request, root, self.draw, session.hooks)
+        verdict = verify(tree, self.choice)
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
         if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
             row, token = broken
@@ -129,11 +144,11 @@ class Member:
         self.verdict = kept
 
     def accept(self, phases: Phases, drafter: str) -> None:
-        keeps = self.session.request.keep_logits
-        logits = np.stack([self.result.logits(row) for row in self.verdict.path]) if keeps else None
-        tokens = self.verdict.tokens
+        request, path, tokens = self.session.request, self.verdict.path, self.verdict.tokens
+        logits = np.stack([self.result.logits(row) for row in path]) if request.keep_logits else None
+        scores = np.stack([self.choice.scores(row) for row in path]) if request.keep_scores else None
         proposers = accepted_by(self.proposal, drafter, tokens[:-1])
-        self.session.accept(tokens, len(self.result.tree), logits, phases, proposers)
+        self.session.accept(tokens, len(self.result.tree), logits, phases, proposers, scores)
 
     def outcome(self, drafter: str) -> Outcome:
         verdict = self.verdict
@@ -175,13 +190,14 @@ def _propose(engine: Engine, drafter: Drafter, policy: Policy, members: list[Mem
         budgets.append(Budget(rows, member.depth if rows > 1 else 0, *costs, slots, engine.executable, count == 1))
     found = proposals(drafter, [member.session.context for member in members], budgets)
     proposing: list[Member] = []
-    for member, proposal in zip(members, found, strict=True):
+    for member, proposal, budget in zip(members, found, budgets, strict=True):
         if isinstance(proposal, Exception):
             member.session.fail(proposal)
         else:
             member.proposal = proposal
+            member.budget = budget
             proposing.append(member)
-    return proposing
+    return _surviving(proposing, Member.narrow)
 
 
 def _tell_of_prompt(drafter: Drafter, session: Session, chunk: Chunk, result: ChunkResult) -> None:
@@ -212,37 +228,3 @@ def _surviving(members: list[Member], work: Callable[[Member], None]) -> list[Me
         except Exception as error:
             member.session.fail(error)
     return surviving
-
-
-def drawn_by(executable: Executable, request: Request) -> Draw | None:
-    """Returns how an executable samples a request's tokens; None if it does not: in greedy decoding, or with filters.
-
-    It depends on the executable and the request only, so all strategies sample by the same function.
-    """
-    sampling = request.sampling
-    if not (executable.draws and sampling.do_sample and sampling.top_k is None and sampling.top_p is None):
-        return None
-    return Draw(sampling.seed, request.identifier, sampling.temperature)
-
-
-def token_choice(result: TreeResult, request: Request, root: int, draw: Draw | None = None) -> Callable[[int], int]:
-    """Returns the choice of the next token by a tree row's logits; the root's position is `root`.
-
-    With a `draw`, the executable has sampled the token. Tokens that are forbidden there are excluded: an allowed token
-    that was chosen among more would have been chosen among fewer.
-    """
-    sampling, depth = request.sampling, result.tree.depth
-
-    def choose(row: int) -> int:
-        position = root + int(depth[row]) + 1
-        forbidden = request.forbidden(position - len(request.prompt))
-        if not sampling.do_sample:
-            chosen = result.candidates[row, : len(forbidden) + 1].tolist()
-        else:
-            chosen = [] if draw is None else [int(result.drawn[row])]
-        free = next((token for token in chosen if token >= 0 and token not in forbidden), None)
-        if free is not None:
-            return free
-        return choose_token(without(result.logits(row), forbidden), sampling, request.identifier, position)
-
-    return choose

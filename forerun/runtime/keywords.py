@@ -6,7 +6,7 @@ and is rejected by name.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -15,12 +15,11 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from forerun.errors import InvalidOptionError, PromptError
-from forerun.runtime.executable import Float32
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
 from forerun.runtime.prompts import Encode, prompts_of
 from forerun.runtime.request import Request
-from forerun.runtime.sampling import SamplingSettings, scores_of
+from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.stopping import Criterion, criteria_of
 
 NEW_TOKENS = 128
@@ -121,16 +120,7 @@ class Asked:
 
     request: Request
     criteria: list[Criterion]
-    scored: bool  # whether the scores are kept
     copies: int = 1  # texts of the same prompt
-
-    @property
-    def scores(self) -> Callable[[Float32, int], Float32] | None:
-        """The scores of a row of logits and the number of its token, if they are kept."""
-        request = self.request
-        if not self.scored:
-            return None
-        return lambda logits, number: scores_of(logits, request.sampling, request.forbidden(number))
 
 
 def understood_all(
@@ -184,6 +174,7 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         sampling=_sampling(keywords, given),
         stop=eos_token_ids if eos is None else stop_tokens(eos, vocabulary),
         keep_logits=any([_flag(keywords, "return_logits"), _flag(keywords, "output_logits"), scored]),
+        keep_scores=scored,
         min_new_tokens=_least(keywords, len(prompt)),
         allow_nan=keywords.get("allow_nan", False),
     )
@@ -192,7 +183,7 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), scored, copies)
+    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a request asks for, and what decoding it gives: plain data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32, Inputs
+from forerun.runtime.hooks.base import Hook
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.sampling import SamplingSettings
 
@@ -23,10 +24,13 @@ class Request:
     stop: frozenset[int] = frozenset()  # the text ends with the first of these tokens
     identifier: int = 0  # separates the random numbers of sequences with one seed
     keep_logits: bool = False
+    keep_scores: bool = False
     min_new_tokens: int = 0  # this many tokens come before any of `stop`
     allow_nan: bool = False  # NaN counts as the smallest logit; otherwise the text fails at a token's row with NaN
     inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
     """The model's inputs besides the prompt, by the names of its entry `encode`."""
+    hooks: tuple[Hook, ...] = ()  # change the scores of each token, one after another
+    begins: int | None = None  # where new tokens begin for the hooks, if the prompt ends with some
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, least=1))
@@ -37,6 +41,11 @@ class Request:
                 f"inputs must be a dictionary of arrays by name, not {type(self.inputs).__name__}: leave it out for a "
                 "model that takes only a prompt"
             )
+
+    @property
+    def begin(self) -> int:
+        """The number of tokens that hooks take as the prompt."""
+        return len(self.prompt) if self.begins is None else self.begins
 
     def forbidden(self, generated: int) -> frozenset[int]:
         """Returns the tokens that cannot follow `generated` new ones."""
@@ -85,6 +94,13 @@ class Step:
     finished: bool
     phases: Phases | None = None  # None where the device decodes by itself
     proposers: tuple[str, ...] = ()  # who proposed each token before the last; none where the device drafts
+    scores: Float32 | None = None  # [len(tokens), V] on demand: by which each token was chosen
+
+    def cut(self, count: int) -> "Step":
+        """Returns the step with its first `count` tokens only, which are the text's last."""
+        logits = None if self.logits is None else self.logits[:count]
+        scores = None if self.scores is None else self.scores[:count]
+        return replace(self, tokens=self.tokens[:count], logits=logits, scores=scores, finished=True)
 
 
 @dataclass(frozen=True)

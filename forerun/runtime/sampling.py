@@ -49,6 +49,11 @@ class SamplingSettings:
                 "do_sample=False for greedy decoding"
             )
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens are excluded by their probabilities."""
+        return self.top_k is not None or self.top_p is not None
+
     def _keep(self, name: str, value: float | None) -> None:
         object.__setattr__(self, name, value)  # Python's numbers in place of numpy's, whose sums wrap
 

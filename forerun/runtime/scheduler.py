@@ -201,13 +201,16 @@ class Scheduler:
             session.announce()
 
     def leave(self, session: Session) -> None:
-        """Ends a session's part in steps. Its text stays as it is; an error of the drafter's reaches its caller."""
+        """Ends a session's part in steps. Its text stays; an error of the drafter or a hook reaches its caller."""
         session.finished = True
         self._give_up(session)
+        ends: list[Callable[[], None]] = [] if session.hooks is None else [session.hooks.end]
         if session.begun:
             session.begun = False
+            ends.append(partial(self.drafter.end, session.context))
+        for end in ends:
             try:
-                self.drafter.end(session.context)
+                end()
             except Exception as error:
                 session.error = session.error or error
 

@@ -9,6 +9,7 @@ import numpy as np
 from forerun.runtime.cache import CachedSequence
 from forerun.runtime.drafters.base import Context
 from forerun.runtime.executable import Float32, Int32
+from forerun.runtime.hooks.base import HookStates
 from forerun.runtime.request import Phases, Request, Step
 
 
@@ -22,6 +23,7 @@ class Session:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.context = Context(list(request.prompt))
+        self.hooks = HookStates(request.hooks, request.begin) if request.hooks else None
         self.sequence: CachedSequence | None = None
         self.finished = False
         self.error: BaseException | None = None  # why it ended before its text did
@@ -88,11 +90,12 @@ class Session:
         logits: Float32 | None,
         phases: Phases | None = None,
         proposers: tuple[str, ...] = (),
+        scores: Float32 | None = None,
     ) -> None:
         """Appends what a step of `rows` rows has committed, and who `proposers` were of all tokens but the last."""
         self.context.tokens.extend(tokens)
         finished = self.left == 0 or tokens[-1] in self.request.stop
-        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers))
+        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers, scores))
         if finished:  # it may have been cancelled meanwhile
             self.finished = True
 

@@ -1,13 +1,11 @@
 """Stopping criteria: callables of transformers' form, called after each token of the text whatever the strategy."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.executable import Float32
 from forerun.runtime.request import Request, Step
 
 Criterion = Callable[[Any, Any], Any]
@@ -32,16 +30,13 @@ def criteria_of(given: Any) -> list[Criterion]:
 class Stopping:
     """Cuts a text after the first token for which a criterion holds.
 
-    Criteria see one more token each time, in order. `scores`: of a row of logits and the number of its new token.
+    Criteria see one more token each time, in order.
     """
 
-    def __init__(
-        self, request: Request, criteria: list[Criterion], scores: Callable[[Float32, int], Float32] | None = None
-    ) -> None:
-        self.criteria, self.scores = criteria, scores
+    def __init__(self, request: Request, criteria: list[Criterion]) -> None:
+        self.criteria = criteria
         self._text = list(request.prompt)
-        self._prompt = len(request.prompt)
-        self._kept: list[Any] = []
+        self._scores: list[Any] | None = [] if request.keep_scores else None
 
     def cut(self, step: Step) -> Step:
         """Returns the part of a step that belongs to the text, which is finished if it is cut."""
@@ -50,13 +45,11 @@ class Stopping:
         import torch  # criteria written for transformers expect its tensors
 
         for number, token in enumerate(step.tokens):
-            if self.scores is not None and step.logits is not None:
-                row = self.scores(step.logits[number], len(self._text) - self._prompt)
-                self._kept.append(torch.from_numpy(row.copy())[None])
+            if self._scores is not None and step.scores is not None:
+                self._scores.append(torch.from_numpy(step.scores[number].copy())[None])
             self._text.append(token)
-            told = None if self.scores is None else tuple(self._kept)
+            told = None if self._scores is None else tuple(self._scores)
             answers = [each(torch.tensor([self._text], dtype=torch.int64), told) for each in self.criteria]
             if any(bool(np.all(np.asarray(answer))) for answer in answers):
-                logits = None if step.logits is None else step.logits[: number + 1]
-                return replace(step, tokens=step.tokens[: number + 1], logits=logits, finished=True)
+                return step.cut(number + 1)
         return step

@@ -37,7 +37,8 @@ class TextReader:
         self.token_ids: list[int] = []
         self.finished = False
         self._logits: list[Float32] = []
-        self._stopping = Stopping(asked.request, asked.criteria, asked.scores)
+        self._scores: list[Float32] = []
+        self._stopping = Stopping(asked.request, asked.criteria)
         self._meter = _Meter()
 
     def take(self, step: Step) -> list[int]:
@@ -47,6 +48,8 @@ class TextReader:
         self.token_ids.extend(step.tokens)
         if step.logits is not None:
             self._logits.append(step.logits)
+        if step.scores is not None:
+            self._scores.append(step.scores)
         self.finished = step.finished
         return step.tokens
 
@@ -57,13 +60,14 @@ class TextReader:
 
     def generation(self) -> Generation:
         """Returns the text so far with its cost."""
-        request, scored = self.asked.request, self.asked.scores
-        none = np.zeros((0, 0), np.float32)
-        kept = (np.concatenate(self._logits) if self._logits else none) if request.keep_logits else None
-        scores = None
-        if kept is not None and scored is not None:
-            scores = np.stack([scored(row, number) for number, row in enumerate(kept)]) if len(kept) else none
-        return Generation(self.token_ids, kept, self.text, self._meter.stats(), request.prompt, scores)
+        request = self.asked.request
+        logits = _joined(self._logits) if request.keep_logits else None
+        scores = _joined(self._scores) if request.keep_scores else None
+        return Generation(self.token_ids, logits, self.text, self._meter.stats(), request.prompt, scores)
+
+
+def _joined(rows: list[Float32]) -> Float32:
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
 
 class TextSession:
@@ -246,6 +250,7 @@ class Sessions:
             min_new_tokens=max(0, request.min_new_tokens - done - len(tokens)),
             sampling=sampling,
             identifier=identifier,
+            begins=request.begin,
         )
         reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
         session = self.serving.fork(source.session, forked, len(request.prompt) + done)
