@@ -10,20 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, TypedDict, cast
 
-import numpy as np
-
 from forerun.errors import InvalidOptionError, PromptError
-from forerun.runtime.options import require_flag, require_integer
+from forerun.runtime.hooks.keywords import Given, hooks_of, numbered
+from forerun.runtime.options import require_flag, require_integer, require_tokens
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
 from forerun.runtime.prompts import Encode, prompts_of
 from forerun.runtime.request import Request
-from forerun.runtime.sampling import SamplingSettings
+from forerun.runtime.sampling import FILTERS, SamplingSettings
 from forerun.runtime.stopping import Criterion, criteria_of
 
 NEW_TOKENS = 128
 """The most new tokens by default."""
+
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+OF_MODEL = "the model's generation config"
 
 
 class Unset(Enum):
@@ -49,9 +53,32 @@ class Keywords(TypedDict, total=False):
     stopping_criteria       callables (input_ids [1, n], scores) -> bool, called after each token in order
     return_dict_in_generate True or False: a `Generation` is returned in either case
     output_logits           whether the logits are kept, like return_logits
-    output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
+    output_scores           whether the scores are kept: the logits after hooks, min_new_tokens, temperature and filters
+    renormalize_logits      whether these scores are log-probabilities
     num_return_sequences    sampled texts of each prompt, each with random numbers of its own
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
+
+    Filters of sampled tokens, after top_k and top_p (`runtime.sampling.SamplingSettings`):
+
+    min_p, typical_p, epsilon_cutoff, eta_cutoff
+
+    What changes the scores of the next token, in this order (`runtime.hooks`):
+
+    sequence_bias           numbers that are added to the scores of last tokens, by sequences of tokens
+    logit_bias              numbers that are added to scores, by token ids
+    repetition_penalty      the divisor of the scores of all tokens before
+    presence_penalty        what is subtracted from the scores of new tokens that occurred
+    frequency_penalty       what is subtracted for each time that they did
+    no_repeat_ngram_size    the length of runs of tokens that occur once
+    bad_words_ids           sequences of tokens that do not occur
+    prefix_allowed_tokens_fn (number of the text, input_ids [n]) -> the token ids that may be next
+    allowed_token_ids       the only token ids that may be chosen
+    forced_bos_token_id     the first new token after a prompt of one
+    forced_eos_token_id     the last token for which there is room
+    exponential_decay_length_penalty (start, factor): end tokens become likelier after `start` new tokens
+    suppress_tokens         token ids that are not chosen
+    begin_suppress_tokens   token ids that are not the first new one
+    logits_processor        callables (input_ids [1, n], scores [1, V]) -> scores, or `forerun.hooks`, called in order
     """
 
     inputs: Any
@@ -71,6 +98,26 @@ class Keywords(TypedDict, total=False):
     pad_token_id: int | None
     num_beams: int | None
     num_return_sequences: int | None
+    renormalize_logits: bool | None
+    min_p: float | None
+    typical_p: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    sequence_bias: Any
+    logit_bias: Mapping[int, float] | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    bad_words_ids: Any
+    prefix_allowed_tokens_fn: Any
+    allowed_token_ids: Any
+    forced_bos_token_id: Any
+    forced_eos_token_id: Any
+    exponential_decay_length_penalty: Any
+    suppress_tokens: Any
+    begin_suppress_tokens: Any
+    logits_processor: Any
 
 
 FIRST = (
@@ -92,26 +139,18 @@ NO_EFFECT = frozenset(
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
-    "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "typical_p": (1.0,),
-    "min_p": (0.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
     "guidance_scale": (1.0,),
     "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
-    "renormalize_logits": (False,),
     "remove_invalid_values": (False,),
     "token_healing": (False,),
     "use_mtp": (False,),
     "output_attentions": (False,),
     "output_hidden_states": (False,),
-    "logits_processor": ([], ()),
 }
-SAMPLING = ("temperature", "top_k", "top_p")
+SAMPLING = ("temperature", *FILTERS)
 
 
 @dataclass(frozen=True)
@@ -124,11 +163,16 @@ class Asked:
 
 
 def understood_all(
-    input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int], encode: Encode | None
+    input_ids: Any,
+    given: Mapping[str, Any],
+    vocabulary: int,
+    eos_token_ids: frozenset[int],
+    encode: Encode | None,
+    defaults: Mapping[str, Any] = NONE,
 ) -> tuple[list[Asked], bool]:
     """Returns what a call requests for each of its texts, and whether it returns a list of them.
 
-    The texts of one prompt follow each other; each has random numbers of its own.
+    The texts of one prompt follow each other; each has random numbers of its own. `defaults`: the model's own keywords.
     """
     if given.get("inputs") is not None:
         if input_ids is not None:
@@ -139,22 +183,29 @@ def understood_all(
     found: list[Asked] = []
     for number, (ids, companions) in enumerate(prompts):
         try:
-            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
+            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids, defaults)
         except PromptError as error:
             raise error if not several else PromptError(f"prompt {number}: {error}") from error
-        copies = (replace(asked.request, identifier=copy) for copy in range(asked.copies))
-        found.extend(replace(asked, request=request) for request in copies)
+        for copy in range(asked.copies):
+            hooks = numbered(asked.request.hooks, len(found))
+            found.append(replace(asked, request=replace(asked.request, identifier=copy, hooks=hooks)))
     several = several or len(found) > 1
     if several and given.get("streamer") is not None:
         raise InvalidOptionError("a streamer takes one text: give one prompt, or use model.sessions")
     return found, several
 
 
-def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int]) -> Asked:
+def understood(
+    input_ids: Any,
+    given: Mapping[str, Any],
+    vocabulary: int,
+    eos_token_ids: frozenset[int],
+    defaults: Mapping[str, Any] = NONE,
+) -> Asked:
     """Returns what a call requests. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
     keywords = {name: value for name, value in given.items() if value is not UNSET}
     ids, entries = opened_encoding(input_ids)
-    keywords = _collected(entries | {name: value for name, value in keywords.items() if value is not None})
+    keywords = _collected(entries | {name: value for name, value in keywords.items() if value is not None}, defaults)
     prompt = prompt_tokens(ids, vocabulary)
     for name in NEUTRAL:
         if name in keywords:
@@ -168,15 +219,20 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         require_integer("max_new_tokens", None, least=1)
     scored = _flag(keywords, "output_scores")
     eos = keywords.get("eos_token_id")
+    ends = eos_token_ids if eos is None else stop_tokens(eos, vocabulary)
+    least = require_integer("min_new_tokens", _least(keywords, len(prompt)), least=0)
+    hooks = hooks_of(Given(keywords, len(prompt), ends, least, vocabulary))
     request = Request(
         prompt=prompt,
         max_new_tokens=_most(keywords, len(prompt)),
         sampling=_sampling(keywords, given),
-        stop=eos_token_ids if eos is None else stop_tokens(eos, vocabulary),
+        stop=ends,
         keep_logits=any([_flag(keywords, "return_logits"), _flag(keywords, "output_logits"), scored]),
         keep_scores=scored,
-        min_new_tokens=_least(keywords, len(prompt)),
+        min_new_tokens=0 if hooks else least,  # it is one of the hooks, in transformers' order
         allow_nan=keywords.get("allow_nan", False),
+        hooks=hooks,
+        renormalize=_flag(keywords, "renormalize_logits"),
     )
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
     if copies > 1 and not request.sampling.do_sample:
@@ -186,16 +242,20 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
     return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies)
 
 
-def _collected(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keywords, those of a `generation_config` included. Raises `InvalidOptionError` for others."""
+def _collected(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords, with those of a `generation_config` and of the model where they are not given.
+
+    Raises `InvalidOptionError` for unknown ones.
+    """
     keywords = dict(given)
     config = _config(keywords.pop("generation_config", None))
     for name in ("input_ids", "inputs", "streamer", *NEUTRAL):
         if name in config:
             raise InvalidOptionError(f"generation_config does not take {name!r}: give it to generate")
-    for owner, each in (("generate", keywords), ("generation_config", config)):
+    for owner, each in (("generate", keywords), ("generation_config", config), (OF_MODEL, defaults)):
         for name, value in each.items():
             _check_known(name, value, owner)
+    config = {**defaults, **config}
     if not (keywords["do_sample"] if "do_sample" in keywords else config.get("do_sample", False)):
         # A config's sampling settings apply only with do_sample=True.
         config = {name: value for name, value in config.items() if name not in SAMPLING}
@@ -228,13 +288,7 @@ def _flag(keywords: Mapping[str, Any], name: str) -> bool:
 
 def stop_tokens(eos_token_id: Any, vocabulary: int) -> frozenset[int]:
     """Returns the token ids that end a text, from one id or a flat list, array or tensor of them."""
-    try:
-        given = np.asarray(eos_token_id)
-    except ValueError as error:
-        raise InvalidOptionError("eos_token_id must be a token id or one list of them: give a flat list") from error
-    if given.size and not np.issubdtype(given.dtype, np.integer):
-        raise InvalidOptionError(f"eos_token_id must be a token id or a list of them, not {eos_token_id!r}")
-    return frozenset(require_integer("eos_token_id", each, 0, vocabulary - 1) for each in given.reshape(-1).tolist())
+    return frozenset(require_tokens("eos_token_id", eos_token_id, vocabulary))
 
 
 def _config(config: Any) -> dict[str, Any]:
