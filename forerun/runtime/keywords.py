@@ -1,26 +1,22 @@
-"""The keywords of `generate`, which are transformers', and the request that they make together.
-
-Each is in one table: those that say what is generated (`Keywords`), those that change no text whatever their value
-(`NO_EFFECT`), and those that have one value without effect (`NEUTRAL_VALUES`). Any other value would change the text,
-and is rejected by name.
-"""
+"""The request that the keywords of `generate` make together; they are transformers' (`runtime.known_keywords`)."""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.hooks.keywords import Given, hooks_of, numbered
+from forerun.runtime.known_keywords import SAMPLING, check_known
 from forerun.runtime.options import require_flag, require_integer, require_tokens
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
-from forerun.runtime.prompts import Encode, prompts_of
+from forerun.runtime.prompts import prompts_of
 from forerun.runtime.request import Request
-from forerun.runtime.sampling import FILTERS, SamplingSettings
-from forerun.runtime.stopping import Criterion, criteria_of
+from forerun.runtime.sampling import SamplingSettings
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.stopping import Criterion, criteria_of, stop_strings, stop_texts
 
 NEW_TOKENS = 128
 """The most new tokens by default."""
@@ -39,120 +35,6 @@ class Unset(Enum):
 UNSET = Unset.UNSET
 
 
-class Keywords(TypedDict, total=False):
-    """The keywords of `generate` besides its first parameters. None stands for the default.
-
-    inputs                  the prompt, by transformers' name
-    attention_mask          ones, with zeros for padding before or after the prompt
-    token_type_ids          all zeros
-    position_ids            0, 1, 2, ...
-    max_length              prompt and new tokens together; max_new_tokens has precedence
-    min_new_tokens          new tokens before which no token of eos_token_id is chosen
-    min_length              the same for prompt and new tokens together; min_new_tokens has precedence
-    generation_config       a transformers GenerationConfig or a mapping of keywords; direct ones have precedence
-    stopping_criteria       callables (input_ids [1, n], scores) -> bool, called after each token in order
-    return_dict_in_generate True or False: a `Generation` is returned in either case
-    output_logits           whether the logits are kept, like return_logits
-    output_scores           whether the scores are kept: the logits after hooks, min_new_tokens, temperature and filters
-    renormalize_logits      whether these scores are log-probabilities
-    num_return_sequences    sampled texts of each prompt, each with random numbers of its own
-    allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
-
-    Filters of sampled tokens, after top_k and top_p (`runtime.sampling.SamplingSettings`):
-
-    min_p, typical_p, epsilon_cutoff, eta_cutoff
-
-    What changes the scores of the next token, in this order (`runtime.hooks`):
-
-    sequence_bias           numbers that are added to the scores of last tokens, by sequences of tokens
-    logit_bias              numbers that are added to scores, by token ids
-    repetition_penalty      the divisor of the scores of all tokens before
-    presence_penalty        what is subtracted from the scores of new tokens that occurred
-    frequency_penalty       what is subtracted for each time that they did
-    no_repeat_ngram_size    the length of runs of tokens that occur once
-    bad_words_ids           sequences of tokens that do not occur
-    prefix_allowed_tokens_fn (number of the text, input_ids [n]) -> the token ids that may be next
-    allowed_token_ids       the only token ids that may be chosen
-    forced_bos_token_id     the first new token after a prompt of one
-    forced_eos_token_id     the last token for which there is room
-    exponential_decay_length_penalty (start, factor): end tokens become likelier after `start` new tokens
-    suppress_tokens         token ids that are not chosen
-    begin_suppress_tokens   token ids that are not the first new one
-    logits_processor        callables (input_ids [1, n], scores [1, V]) -> scores, or `forerun.hooks`, called in order
-    """
-
-    inputs: Any
-    attention_mask: Any
-    token_type_ids: Any
-    position_ids: Any
-    max_length: int | None
-    min_new_tokens: int | None
-    min_length: int | None
-    generation_config: Any
-    stopping_criteria: Any
-    return_dict_in_generate: bool | None
-    output_logits: bool | None
-    output_scores: bool | None
-    allow_nan: bool | None
-    use_cache: bool | None
-    pad_token_id: int | None
-    num_beams: int | None
-    num_return_sequences: int | None
-    renormalize_logits: bool | None
-    min_p: float | None
-    typical_p: float | None
-    epsilon_cutoff: float | None
-    eta_cutoff: float | None
-    sequence_bias: Any
-    logit_bias: Mapping[int, float] | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    no_repeat_ngram_size: int | None
-    bad_words_ids: Any
-    prefix_allowed_tokens_fn: Any
-    allowed_token_ids: Any
-    forced_bos_token_id: Any
-    forced_eos_token_id: Any
-    exponential_decay_length_penalty: Any
-    suppress_tokens: Any
-    begin_suppress_tokens: Any
-    logits_processor: Any
-
-
-FIRST = (
-    "input_ids", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed", "eos_token_id",
-    "return_logits", "streamer",
-)  # fmt: skip
-"""The keywords in the signature of `generate`."""
-NO_EFFECT = frozenset(
-    (
-        "use_cache", "pad_token_id", "bos_token_id", "decoder_start_token_id", "cache_implementation", "cache_config",
-        "max_cache_len", "compile_config", "disable_compile", "prefill_chunk_size", "low_memory", "synced_gpus",
-        "continuous_batching_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
-        "assistant_ensemble_weight", "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type",
-        "early_stopping", "length_penalty", "transformers_version",
-    )
-)  # fmt: skip
-"""Caching, drafting and padding change only the schedule; beams, which alone use some of these, are rejected."""
-NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "encoder_repetition_penalty": (1.0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "guidance_scale": (1.0,),
-    "diversity_penalty": (0.0,),
-    "penalty_alpha": (0.0,),
-    "remove_invalid_values": (False,),
-    "token_healing": (False,),
-    "use_mtp": (False,),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
-}
-SAMPLING = ("temperature", *FILTERS)
-
-
 @dataclass(frozen=True)
 class Asked:
     """What a call of `generate` requests for one text."""
@@ -160,6 +42,7 @@ class Asked:
     request: Request
     criteria: list[Criterion]
     copies: int = 1  # texts of the same prompt
+    stop: tuple[str, ...] = ()  # texts before which the text ends
 
 
 def understood_all(
@@ -167,7 +50,7 @@ def understood_all(
     given: Mapping[str, Any],
     vocabulary: int,
     eos_token_ids: frozenset[int],
-    encode: Encode | None,
+    tokenizer: Tokenizer | None,
     defaults: Mapping[str, Any] = NONE,
 ) -> tuple[list[Asked], bool]:
     """Returns what a call requests for each of its texts, and whether it returns a list of them.
@@ -178,6 +61,9 @@ def understood_all(
         if input_ids is not None:
             raise PromptError("the prompt is given twice, as input_ids and as inputs: give one of them")
         input_ids = given["inputs"]
+    if given.get("tokenizer") is None:
+        given = {**given, "tokenizer": tokenizer}
+    encode: Any = getattr(tokenizer, "encode", None)
     shared = {name: value for name, value in given.items() if name not in ("inputs", *NEUTRAL)}
     prompts, several = prompts_of(input_ids, given, encode)
     found: list[Asked] = []
@@ -239,7 +125,11 @@ def understood(
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies)
+    stop, tokenizer = stop_texts(keywords.get("stop")), keywords.get("tokenizer")
+    if stop and tokenizer is None:
+        raise InvalidOptionError("this model has no tokenizer, so it cannot find stop strings: leave out stop")
+    criteria = criteria_of(keywords.get("stopping_criteria")) + stop_strings(keywords.get("stop_strings"), tokenizer)
+    return Asked(request, criteria, copies, stop)
 
 
 def _collected(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +144,7 @@ def _collected(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
             raise InvalidOptionError(f"generation_config does not take {name!r}: give it to generate")
     for owner, each in (("generate", keywords), ("generation_config", config), (OF_MODEL, defaults)):
         for name, value in each.items():
-            _check_known(name, value, owner)
+            check_known(name, value, owner)
     config = {**defaults, **config}
     if not (keywords["do_sample"] if "do_sample" in keywords else config.get("do_sample", False)):
         # A config's sampling settings apply only with do_sample=True.
@@ -302,34 +192,6 @@ def _config(config: Any) -> dict[str, Any]:
         )
     given = {str(name): value for name, value in cast("Mapping[Any, Any]", fields).items()}
     return {name: value for name, value in given.items() if value is not None and not name.startswith("_")}
-
-
-def _check_known(name: str, value: Any, owner: str) -> None:
-    if name not in NEUTRAL_VALUES:
-        if name in known_keywords() or name in NO_EFFECT:
-            return
-        near = get_close_matches(name, known_keywords(), n=1)
-        hint = f"did you mean {near[0]!r}? It takes" if near else "it takes"
-        raise InvalidOptionError(f"{owner} does not take {name!r}; {hint} {', '.join(known_keywords())}")
-    neutral = NEUTRAL_VALUES[name]
-    if not any(_equal(value, each) for each in neutral):
-        raise InvalidOptionError(
-            f"{owner} takes only {name}={neutral[0]!r}, not {value!r}: leave it out; it takes "
-            f"{', '.join(known_keywords())}"
-        )
-
-
-def _equal(value: Any, neutral: Any) -> bool:
-    try:
-        same_kind = isinstance(value, bool) == isinstance(neutral, bool)
-        return same_kind and bool(value == neutral)
-    except (ValueError, TypeError, RuntimeError):  # arrays of several elements
-        return False
-
-
-def known_keywords() -> tuple[str, ...]:
-    """Returns all keywords that have an effect, or that callers often give."""
-    return (*FIRST, *Keywords.__annotations__)
 
 
 def _most(keywords: Mapping[str, Any], prompt: int) -> int:

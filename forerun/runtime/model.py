@@ -18,13 +18,15 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
-from forerun.runtime.keywords import NONE, UNSET, Asked, Keywords, Unset, understood_all
+from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
+from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.serving import Serving
-from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
 from forerun.runtime.tree import Tree, check
 
 
@@ -307,10 +309,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        asked, several = understood_all(
-            input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode, self.defaults
-        )
+        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

@@ -20,7 +20,7 @@ from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLon
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
-from forerun.runtime.keywords import NO_EFFECT, known_keywords
+from forerun.runtime.known_keywords import NO_EFFECT, known_keywords
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 
@@ -162,7 +162,6 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"past_key_values": object()}, "past_key_values"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"max_time": 1.0}, "max_time"),
-        ({"stop_strings": ["x"]}, "stop_strings"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         (
             {"generation_config": GenerationConfig(encoder_repetition_penalty=1.05)},
