@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from forerun.errors import InvalidOptionError, PromptError
-from forerun.runtime.hooks.keywords import Given, hooks_of, numbered
+from forerun.runtime.hooks.keywords import LENGTH, Given, hooks_of, numbered
 from forerun.runtime.known_keywords import SAMPLING, check_known
 from forerun.runtime.options import require_flag, require_integer, require_tokens
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
@@ -145,6 +145,8 @@ def _collected(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     for owner, each in (("generate", keywords), ("generation_config", config), (OF_MODEL, defaults)):
         for name, value in each.items():
             check_known(name, value, owner)
+    if (config.keys() | keywords.keys()) & {*LENGTH}:
+        defaults = {name: value for name, value in defaults.items() if name not in LENGTH}
     config = {**defaults, **config}
     if not (keywords["do_sample"] if "do_sample" in keywords else config.get("do_sample", False)):
         # A config's sampling settings apply only with do_sample=True.
