@@ -90,7 +90,7 @@ def applied_fields(config: Any, name: str) -> dict[str, Any]:
         shown = ", ".join(f"{field} = {value!r}" for field, value in changing.items())
         raise InvalidOptionError(
             f"the generation config of {name} sets {shown}, which would change the text and which forerun does not "
-            "apply: pass generation_config=None (--no-generation-config) to ignore it, or a GenerationConfig without it."
+            "apply: pass generation_config=None (--no-generation-config) to ignore it, or a config without it."
         )
     return {field: _plain(value) for field, value in fields.items() if field in APPLIED and value is not None}
 

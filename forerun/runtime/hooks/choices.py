@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
 from forerun.runtime.hooks.base import Hook, Place
-from forerun.runtime.hooks.history import Following, Tokens, ends_with, require_within
+from forerun.runtime.hooks.history import Endings, Following, Tokens, require_within
 from forerun.runtime.options import require_integer
 
 MINUS = np.float32(-np.inf)
@@ -59,14 +59,14 @@ class BadWords(Following):
         object.__setattr__(self, "words", tuple(tuple(word) for word in words if word[1:] or word[0] not in ends))
 
     @cached_property
-    def _tokens(self) -> list[int]:
-        return [token for word in self.words for token in word]
+    def _endings(self) -> Endings:
+        return Endings(dict.fromkeys(map(tuple, self.words), -np.inf))
 
     def _excluded(self, state: Tokens) -> list[int]:
-        return [word[-1] for word in self.words if ends_with(state, word[:-1])]
+        return [token for token, _ in self._endings.after(state)]
 
     def scores(self, state: Tokens, scores: Float32, place: Place) -> Float32:
-        require_within(self, self._tokens, scores)
+        require_within(self, self._endings.largest, scores)
         scores[self._excluded(state)] = MINUS
         return scores
 
@@ -89,6 +89,10 @@ class _OfTokens(Hook):
         return np.array([*self.tokens], np.int64)
 
     @cached_property
+    def largest(self) -> int:
+        return max(self.tokens, default=-1)
+
+    @cached_property
     def _members(self) -> frozenset[int]:
         return frozenset(self.tokens)
 
@@ -99,7 +103,7 @@ class SuppressTokens(_OfTokens):
     narrows = True
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         scores[self.ids] = MINUS
         return scores
 
@@ -114,7 +118,7 @@ class SuppressFirstTokens(_OfTokens):
     after: int = 0  # new tokens
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         if place.generated == self.after:
             scores[self.ids] = MINUS
         return scores
@@ -126,7 +130,7 @@ class AllowedTokens(_OfTokens):
     narrows = True
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         return _only(self.ids, scores, scores[self.ids])
 
     def allows(self, state: None, tokens: Sequence[int]) -> list[bool]:
@@ -137,7 +141,7 @@ class ForcedSecondToken(_OfTokens):
     """Forces the text's second token, which is new only after a prompt of one: transformers' forced_bos_token_id."""
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         return _only(self.ids, scores, np.float32(0)) if place.position == 1 else scores
 
 
@@ -145,7 +149,7 @@ class ForcedLastToken(_OfTokens):
     """Forces the last token for which there is room to be one of some: transformers' forced_eos_token_id."""
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         return _only(self.ids, scores, np.float32(0)) if place.left == 1 else scores
 
 
@@ -156,7 +160,7 @@ class MinNewTokens(_OfTokens):
     count: int = 0
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
-        require_within(self, self.ids, scores)
+        require_within(self, self.largest, scores)
         if place.generated < self.count:
             scores[self.ids] = MINUS
         return scores

@@ -1,6 +1,6 @@
 """What hooks know of the tokens before: arrays that never change, and are copied to go on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +46,27 @@ class Counts:
         return Counts(self.ids, counts)
 
 
-def ends_with(tokens: Tokens, end: Sequence[int]) -> bool:
-    """Whether the last tokens are some others."""
-    return len(end) <= len(tokens) and tokens[len(tokens) - len(end) :].tolist() == list(end)
+class Endings:
+    """Numbers by sequences of tokens, found by all tokens of a sequence but the last."""
+
+    def __init__(self, numbers: Mapping[tuple[int, ...], float]) -> None:
+        """Single tokens come first, then the lengths in the order in which they first occur."""
+        self._found: dict[int, dict[tuple[int, ...], list[tuple[int, float]]]] = {0: {}}
+        for (*before, last), number in numbers.items():
+            self._found.setdefault(len(before), {}).setdefault(tuple(before), []).append((last, number))
+        self.largest = max((token for sequence in numbers for token in sequence), default=-1)
+
+    def after(self, tokens: Tokens) -> Iterator[tuple[int, float]]:
+        """Yields the last tokens of the sequences whose other tokens are the last of some, with their numbers."""
+        for length, found in self._found.items():
+            if length <= len(tokens):
+                yield from found.get(tuple(tokens[len(tokens) - length :].tolist()), ())
 
 
-def require_within(hook: Hook, ids: Sequence[int] | Tokens, scores: Float32) -> None:
-    """Raises `InvalidOptionError` for a token id for which there is no score."""
-    if len(ids) and int(np.max(ids)) >= len(scores):
+def require_within(hook: Hook, largest: int, scores: Float32) -> None:
+    """Raises `InvalidOptionError` if there is no score for the largest token id of a hook."""
+    if largest >= len(scores):
         raise InvalidOptionError(
-            f"{name(hook)} names token {int(np.max(ids))}, which is outside the vocabulary of {len(scores)}"
+            f"{name(hook)} names token {largest}, which is outside the vocabulary of {len(scores)}: give tokens of this "
+            "model"
         )

@@ -9,7 +9,7 @@ import numpy as np
 from forerun.errors import InvalidOptionError
 from forerun.runtime.executable import Float32
 from forerun.runtime.hooks.base import Hook, Place
-from forerun.runtime.hooks.history import Counts, Following, Tokens, ends_with, require_within
+from forerun.runtime.hooks.history import Counts, Endings, Following, Tokens, require_within
 from forerun.runtime.options import require_integer, require_number
 
 Sequences = Mapping[tuple[int, ...], float]
@@ -90,7 +90,7 @@ class LogitBias(Hook):
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
         ids, values = self._arrays
-        require_within(self, ids, scores)
+        require_within(self, max(self.bias, default=-1), scores)
         scores[ids] += values
         return scores
 
@@ -114,21 +114,14 @@ class SequenceBias(Following):
         object.__setattr__(self, "bias", bias)
 
     @cached_property
-    def _by_length(self) -> list[tuple[tuple[int, ...], float]]:
-        """The sequences in transformers' order of adding: single tokens, then by lengths as they first occur."""
-        lengths = dict.fromkeys((1, *map(len, self.bias)))
-        return [each for length in lengths for each in self.bias.items() if len(each[0]) == length]
-
-    @cached_property
-    def _tokens(self) -> list[int]:
-        return [token for sequence in self.bias for token in sequence]
+    def _endings(self) -> Endings:
+        return Endings(self.bias)
 
     def scores(self, state: Tokens, scores: Float32, place: Place) -> Float32:
-        require_within(self, self._tokens, scores)
+        require_within(self, self._endings.largest, scores)
         sums: dict[int, np.float32] = {}
-        for (*before, last), value in self._by_length:
-            if ends_with(state, before):
-                sums[last] = sums.get(last, np.float32(0)) + np.float32(value)
+        for last, value in self._endings.after(state):
+            sums[last] = sums.get(last, np.float32(0)) + np.float32(value)
         for token, value in sums.items():
             scores[token] += value
         return scores
@@ -155,7 +148,7 @@ class ExponentialLengthPenalty(Hook):
 
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
         ids = np.array([*self.ends], np.int64)
-        require_within(self, ids, scores)
+        require_within(self, max(self.ends, default=-1), scores)
         later = place.generated - self.start
         if later > 0:
             own = scores[ids]
