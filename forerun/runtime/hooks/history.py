@@ -67,6 +67,6 @@ def require_within(hook: Hook, largest: int, scores: Float32) -> None:
     """Raises `InvalidOptionError` if there is no score for the largest token id of a hook."""
     if largest >= len(scores):
         raise InvalidOptionError(
-            f"{name(hook)} names token {largest}, which is outside the vocabulary of {len(scores)}: give tokens of this "
-            "model"
+            f"{name(hook)} names token {largest}, which is outside the vocabulary of {len(scores)}: give tokens of "
+            "this model"
         )
