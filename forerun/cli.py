@@ -45,6 +45,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser for the options of all commands, with their defaults."""
+    from argparse import BooleanOptionalAction
+
     from forerun import __version__
     from forerun.compile_options import AUTO
     from forerun.exporting import formats
@@ -74,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     _add_prompt(generate, required=True, action="append", help=prompt)
     generate.add_argument("--strategy", help="the decoding strategy; see below (default: tree_spec, or the bundle's)")
     sample = "sample, as the next three options need, or not (default: as the model's generation config says)"
-    generate.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help=sample)
+    generate.add_argument("--do-sample", action=BooleanOptionalAction, help=sample)
     generate.add_argument("--temperature", type=float, help="the divisor of the logits (default: 1)")
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to P (default: all)")

@@ -111,7 +111,7 @@ def test_every_field_of_a_generation_config_is_classified() -> None:
     [
         ("encoder_repetition_penalty", 1.1),
         ("remove_invalid_values", True),
-        ("forced_decoder_ids", [[1, 2]]),
+        ("penalty_alpha", 0.6),
         ("top_h", 0.4),
         ("num_beams", 4),
         ("guidance_scale", 1.5),

@@ -197,6 +197,7 @@ def test_defaults_of_a_model() -> None:
         sampling.generate(PROMPT, 9, generation_config=GenerationConfig(do_sample=False)).token_ids
         == bare.generate(PROMPT, 9, **greedy).token_ids
     )
+    free = bare.generate(PROMPT, 9).token_ids
     both = {"min_new_tokens": 3, "eos_token_id": free[0]}
     assert (
         fast(defaults={"min_length": 14}).generate(PROMPT, 9, **both).token_ids
