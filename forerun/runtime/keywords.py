@@ -7,7 +7,7 @@ and is rejected by name.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any, TypedDict, cast
@@ -52,6 +52,9 @@ class Keywords(TypedDict, total=False):
     output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
     num_return_sequences    sampled texts of each prompt, each with random numbers of its own
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
+    guidance_scale          the scale of classifier-free guidance; 1 for none (`hooks.contrasts.Guidance`)
+    negative_prompt_ids     the prompt that it guides away from, or one for each prompt; else the prompt's last token
+    negative_prompt_attention_mask  zeros for the padding of several
     """
 
     inputs: Any
@@ -71,6 +74,9 @@ class Keywords(TypedDict, total=False):
     pad_token_id: int | None
     num_beams: int | None
     num_return_sequences: int | None
+    guidance_scale: float | None
+    negative_prompt_ids: Any
+    negative_prompt_attention_mask: Any
 
 
 FIRST = (
@@ -100,7 +106,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "min_p": (0.0,),
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
-    "guidance_scale": (1.0,),
     "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
     "renormalize_logits": (False,),
@@ -112,6 +117,8 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "logits_processor": ([], ()),
 }
 SAMPLING = ("temperature", "top_k", "top_p")
+GUIDANCE = ("guidance_scale", "negative_prompt_ids", "negative_prompt_attention_mask")
+"""The keywords for which the model itself is needed."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class Asked:
     request: Request
     criteria: list[Criterion]
     copies: int = 1  # texts of the same prompt
+    guidance: Mapping[str, Any] = field(default_factory=dict[str, Any])  # those of `GUIDANCE` that are given
 
 
 def understood_all(
@@ -183,7 +191,8 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies)
+    guidance = {name: keywords[name] for name in GUIDANCE if name in keywords}
+    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies, guidance)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:

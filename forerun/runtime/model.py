@@ -18,6 +18,7 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
+from forerun.runtime.guiding import guided
 from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
@@ -305,6 +306,7 @@ class CompiledModel:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         encode: Any = getattr(self.tokenizer, "encode", None)
         asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

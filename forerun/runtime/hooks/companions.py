@@ -19,7 +19,7 @@ from forerun.runtime.cache import CachedSequence
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import WHOLE, Executable, Float32, Int32, Part, Rows
 from forerun.runtime.rows import join, prompt_rows
-from forerun.runtime.tree import Tree, likeliest_of, root_only
+from forerun.runtime.tree import Tree, root_only
 
 
 class Model(Protocol):
@@ -86,8 +86,8 @@ class Companion:
             self._follow(text, reached)
             if (length := len(text.tokens)) > self.executable.max_length:
                 raise TooLongError(
-                    f"a companion's text of {length} tokens exceeds its max_length {self.executable.max_length}: shorten "
-                    "its prompt or max_new_tokens, or compile it with a larger max_length"
+                    f"a companion's text of {length} tokens exceeds its max_length {self.executable.max_length}: "
+                    "shorten its prompt or max_new_tokens, or compile it with a larger max_length"
                 )
             token = tree.token.copy()
             token[0] = text.tokens[-1]  # the target's prompt may end with another one
@@ -100,12 +100,18 @@ class Companion:
         """Evaluates all trees that have been prepared, in as few launches as there is room for."""
         with self.serving:
             waiting, self._prepared = list(self._prepared), {}
-            for text in self._texts:
-                text.slots = None  # other trees take the spare slots now
+            if waiting:  # not if another hook of the same sessions has had them evaluated
+                self._lose_trees()
+            spare = self.engine.cache.spare
             while waiting:
                 group = self._admitted(waiting)
                 waiting = waiting[len(group) :]
-                self._evaluate(group)
+                away = sum(len(text.tree) - text.tree.height - 1 for text in group)
+                if away > len(spare):
+                    self._lose_trees()
+                    spare = self.engine.cache.spare
+                self._evaluate(group, spare)
+                spare = spare[away:]
 
     def logits(self, reached: "Reached") -> Float32:
         """Returns the logits [exits, V] after a row of a tree that was prepared, or after any other end of a text.
@@ -156,10 +162,22 @@ class Companion:
             text.tokens += new
         text.root, text.slots = reached, None
 
+    def _lose_trees(self) -> None:
+        """Gives the spare slots to other trees; what was evaluated there is read again if it is needed."""
+        for text in self._texts:
+            text.slots = None
+
     def _admitted(self, waiting: Sequence["Text"]) -> list["Text"]:
-        """Returns the first of some texts, as many as fit one launch, with room and with all but their ends read."""
-        most, group = min(self.executable.max_rows, self.executable.max_outputs), list["Text"]()
-        for text in waiting[:most]:
+        """Returns the first of some texts, as many as fit one launch, with room and with all but their ends read.
+
+        The target's own executable has evaluated no larger trees; of another one, a tree may have fewer rows.
+        """
+        left, group = min(self.executable.max_rows, self.executable.max_outputs), list["Text"]()
+        for text in waiting:
+            if not group:
+                text.tree = text.tree.likeliest(left)
+            if len(text.tree) > left:
+                break
             self._texts[text] = self._texts.pop(text, None)  # it was used last
             try:
                 self._read(text, group)
@@ -168,6 +186,7 @@ class Companion:
                     raise
                 break
             group.append(text)
+            left -= len(text.tree)
         return group
 
     def _read(self, text: "Text", kept: Sequence["Text"]) -> None:
@@ -176,12 +195,12 @@ class Companion:
         if text.cached != wanted[: len(text.cached)]:
             same = (mine == other for mine, other in zip(text.cached, wanted, strict=False))
             sequence.cut(next((at for at, equal in enumerate(same) if not equal), min(len(text.cached), len(wanted))))
-            engine.restore(sequence)
-            del text.cached[sequence.length :]
-        if not text.cached and engine.shares_prefixes:
+        if not sequence.length and engine.shares_prefixes:
+            self._forget(text)
             engine.cache.adopt(sequence, wanted)
-            engine.restore(sequence)
             text.cached = wanted[: sequence.length]
+        engine.restore(sequence)
+        del text.cached[sequence.length :]
         self._make_room(text, len(wanted) + text.tree.height + 1, kept)
         engine.begin(sequence, {})
         while pending := wanted[len(text.cached) :][: self.executable.max_rows]:
@@ -209,17 +228,14 @@ class Companion:
 
     # --- launches
 
-    def _evaluate(self, group: Sequence["Text"]) -> None:
-        """Evaluates the trees of texts that have been read, or the likeliest rows of trees that are too large."""
-        most = min(self.executable.max_rows, self.executable.max_outputs)
-        trees = likeliest_of([text.tree for text in group], most)
-        parts, slots = self.engine.tree_parts([text.sequence for text in group], trees)
+    def _evaluate(self, group: Sequence["Text"], spare: Int32) -> None:
+        """Evaluates the trees of texts that have been read."""
+        trees = [text.tree for text in group]
+        parts, slots = self.engine.tree_parts([text.sequence for text in group], trees, spare)
         logits = self._launch(join(parts))
-        first = 0
-        for text, tree, own in zip(group, trees, slots, strict=True):
-            text.tree, text.slots = tree, own
-            text.logits = logits[:, first : first + len(tree)]
-            first += len(tree)
+        ends = np.cumsum([len(tree) for tree in trees])
+        for text, own, end in zip(group, slots, ends.tolist(), strict=True):
+            text.slots, text.logits = own, logits[:, end - len(text.tree) : end]
 
     def _launch(self, rows: Rows) -> Float32:
         """Returns a copy of the logits [exits, M, V] of rows; the next step of the executable overwrites its own."""

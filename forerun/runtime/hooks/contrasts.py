@@ -60,8 +60,8 @@ class Contrast(Hook):
         logits = self.companion.logits(state).astype(np.float64)
         if np.isnan(logits).any():
             raise InvalidOptionError(
-                f"the companion of {type(self).__name__} has NaN logits at position {state.length - 1} of its text: its "
-                "weights are damaged or its arithmetic overflows; compile it with another dtype"
+                f"the companion of {type(self).__name__} has NaN logits at position {state.length - 1} of its text: "
+                "its weights are damaged or its arithmetic overflows; compile it with another dtype"
             )
         found = self.contrast(scores.astype(np.float64), np.maximum(logits, LEAST))
         return np.where(scores == -np.inf, -np.inf, found).astype(np.float32)
@@ -176,12 +176,6 @@ class Dola(Contrast):
         return np.where(plausible(final, self.relative_top), final - premature, -np.inf)
 
 
-def guidance(model: Model, scale: Any, negative: Any = None) -> list[Hook]:
-    """Returns the hooks that transformers' `guidance_scale` and `negative_prompt_ids` stand for; none for 1."""
-    hook = Guidance(model, scale, negative)
-    return [] if hook.scale == 1 else [hook]
-
-
 def log_softmax(logits: Float64) -> Float64:
     """Returns log-probabilities, of the same shape [..., V]."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -241,16 +235,17 @@ def _ends(executable: Executable) -> list[int]:
 
 def _candidates(layers: Any, count: int) -> list[int]:
     """Returns the candidate layers, ascending, of a model of `count` layers. Raises `InvalidOptionError`."""
+    wrong = InvalidOptionError(f"the layers of Dola are 'low', 'high' or a list of numbers, not {layers!r}")
     if isinstance(layers, str):
         if layers not in ("low", "high"):
-            raise InvalidOptionError(f"the layers of Dola are 'low', 'high' or a list of numbers, not {layers!r}")
+            raise wrong
         first = min(2, count - 1)
         low, high = (count // 2, count // 2) if count <= 40 else (20, count - 20)
         return (list(range(first, low, 2)) or [first]) if layers == "low" else list(range(high, count, 2))
     try:
         given = list(layers)
     except TypeError as error:
-        raise InvalidOptionError(f"the layers of Dola are 'low', 'high' or a list of numbers, not {layers!r}") from error
+        raise wrong from error
     found = sorted({require_integer("a layer of Dola", layer, least=0, most=count - 1) for layer in given})
     if not found:
         raise InvalidOptionError("Dola needs at least one layer to contrast with: give layers='low'")
