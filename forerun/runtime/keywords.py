@@ -15,6 +15,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from forerun.errors import InvalidOptionError, PromptError
+from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
 from forerun.runtime.prompts import Encode, prompts_of
@@ -51,6 +52,7 @@ class Keywords(TypedDict, total=False):
     output_logits           whether the logits are kept, like return_logits
     output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
     num_return_sequences    sampled texts of each prompt, each with random numbers of its own
+    grammar                 what the text must be: a JsonSchema, Regex or Lark of `forerun.hooks`
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
     """
 
@@ -66,6 +68,7 @@ class Keywords(TypedDict, total=False):
     return_dict_in_generate: bool | None
     output_logits: bool | None
     output_scores: bool | None
+    grammar: Any
     allow_nan: bool | None
     use_cache: bool | None
     pad_token_id: int | None
@@ -124,11 +127,16 @@ class Asked:
 
 
 def understood_all(
-    input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int], encode: Encode | None
+    input_ids: Any,
+    given: Mapping[str, Any],
+    vocabulary: int,
+    eos_token_ids: frozenset[int],
+    encode: Encode | None,
+    grammars: Grammars | None = None,
 ) -> tuple[list[Asked], bool]:
     """Returns what a call requests for each of its texts, and whether it returns a list of them.
 
-    The texts of one prompt follow each other; each has random numbers of its own.
+    The texts of one prompt follow each other; each has random numbers of its own. `grammars`: the model's.
     """
     if given.get("inputs") is not None:
         if input_ids is not None:
@@ -139,7 +147,7 @@ def understood_all(
     found: list[Asked] = []
     for number, (ids, companions) in enumerate(prompts):
         try:
-            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
+            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids, grammars)
         except PromptError as error:
             raise error if not several else PromptError(f"prompt {number}: {error}") from error
         copies = (replace(asked.request, identifier=copy) for copy in range(asked.copies))
@@ -150,7 +158,13 @@ def understood_all(
     return found, several
 
 
-def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int]) -> Asked:
+def understood(
+    input_ids: Any,
+    given: Mapping[str, Any],
+    vocabulary: int,
+    eos_token_ids: frozenset[int],
+    grammars: Grammars | None = None,
+) -> Asked:
     """Returns what a call requests. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
     keywords = {name: value for name, value in given.items() if value is not UNSET}
     ids, entries = opened_encoding(input_ids)
@@ -178,6 +192,9 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         min_new_tokens=_least(keywords, len(prompt)),
         allow_nan=keywords.get("allow_nan", False),
     )
+    if (grammar := keywords.get("grammar")) is not None:
+        grammars = grammars or Grammars(None, vocabulary)
+        request = replace(request, hooks=(grammars.hook(grammar, request.stop, request.min_new_tokens),))
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
     if copies > 1 and not request.sampling.do_sample:
         raise InvalidOptionError(

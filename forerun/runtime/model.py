@@ -18,6 +18,7 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
+from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
@@ -101,6 +102,7 @@ class CompiledModel:
         self.strategy = strategy
         self.origin = origin
         self.exporter = exporter
+        self._grammars = Grammars(tokenizer, executable.vocabulary, self.eos_token_ids)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
@@ -304,7 +306,8 @@ class CompiledModel:
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         encode: Any = getattr(self.tokenizer, "encode", None)
-        asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        vocabulary, eos = self.executable.vocabulary, self.eos_token_ids
+        asked, several = understood_all(input_ids, keywords, vocabulary, eos, encode, self._grammars)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several
