@@ -29,7 +29,7 @@ class State:
     It never changes; what has been found out about it is kept as long as the tree that it is part of.
     """
 
-    __slots__ = ("allowed", "children", "closed", "depth", "parent", "text", "token")
+    __slots__ = ("allowed", "certain", "children", "closed", "depth", "parent", "text", "token")
 
     def __init__(self, text: "_Text", parent: "State | None", token: int, closed: bool) -> None:
         self.text, self.parent, self.token = text, parent, token
@@ -37,6 +37,7 @@ class State:
         self.closed = closed  # whether a token that ends texts is among them
         self.children: dict[int, State] = {}
         self.allowed: Allowed | None = None  # [V] by `GrammarHook.mask`
+        self.certain: list[int] | None = None  # by `GrammarHook.forced`
 
 
 class GrammarHook(Hook):
@@ -56,7 +57,7 @@ class GrammarHook(Hook):
 
         `stop`: the tokens that end a text after at least `least` new ones.
         """
-        self._matcher, self._vocabulary = matcher, vocabulary
+        self._matcher, self._tokenizer, self._vocabulary = matcher, tokenizer, vocabulary
         self._tokens = min(tokenizer.vocab_size, vocabulary)
         self._stop, self._least = stop, least
         self._ends = stop | {token for token in tokenizer.eos_tokens if token < vocabulary}
@@ -73,7 +74,7 @@ class GrammarHook(Hook):
 
     def scores(self, state: State, scores: Float32, place: Place) -> Float32:
         if not self.ends(state):
-            scores[~self.mask(state)] = -np.inf
+            np.copyto(scores, -np.inf, where=~self.mask(state))
         return scores
 
     def prepare(self, state: State, tree: Tree) -> None:
@@ -84,23 +85,36 @@ class GrammarHook(Hook):
             return [False] * len(tokens)
         if state.allowed is not None:
             return state.allowed[list(tokens)].tolist()
+        certain = self._certain(state)
         matcher = state.text.at(state)
         return [
             self._may_stop(state, token) and matcher.is_accepting()
             if token in self._ends
+            else token == certain[0]
+            if certain
             else token < self._tokens and matcher.validate_tokens([token]) == 1
             for token in tokens
         ]
 
     def forced(self, state: State) -> list[int]:
-        """Returns the tokens of the bytes that must follow, as the tokenizer would cut them.
+        """Returns the tokens of the bytes that must follow.
 
-        A model may cut them in another way, which the grammar allows as well. A draft need not be right.
+        Where the tokenizer would cut the bytes in one way only, masks allow no other, and these tokens are certain. The
+        last ones may turn out longer: they are a guess, which a draft may be.
         """
         if state.closed:
             return []
-        tokens = state.text.at(state).compute_ff_tokens()
+        tokens = self._certain(state)
+        matcher = state.text.at(state)
+        if rest := matcher.compute_ff_bytes()[len(self._tokenizer.decode_bytes(tokens)) :]:
+            tokens = [*tokens, *self._tokenizer.tokenize_bytes(rest)]
         return list(takewhile(lambda token: token < self._tokens and token not in self._ends, tokens))
+
+    def _certain(self, state: State) -> list[int]:
+        """Returns the only tokens that masks allow, one after another."""
+        if state.certain is None:
+            state.certain = state.text.at(state).compute_ff_tokens()
+        return state.certain
 
     def ends(self, state: State) -> bool:
         """Whether no token may follow, not even one that ends texts."""
@@ -118,8 +132,9 @@ class GrammarHook(Hook):
             matcher = state.text.at(state)
             bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
             state.text.check()
-            allowed = np.zeros(self._vocabulary, np.bool_)
-            allowed[: self._tokens] = np.unpackbits(bits, count=self._tokens, bitorder="little")
+            allowed = np.unpackbits(bits, count=self._tokens, bitorder="little").view(np.bool_)
+            if self._tokens < self._vocabulary:
+                allowed = np.concatenate([allowed, np.zeros(self._vocabulary - self._tokens, np.bool_)])
             may_end = matcher.is_accepting()
             for token in self._ends:
                 allowed[token] = may_end and self._may_stop(state, token)
@@ -158,6 +173,7 @@ class _Text:
         self._at = here
         for each in reversed(on):
             if not self._matcher.try_consume_tokens([each.token]):
+                self.check()
                 raise InvalidOptionError(
                     f"the grammar does not allow the new token {each.depth}, {each.token}: go on from fewer tokens"
                 )

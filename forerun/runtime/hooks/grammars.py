@@ -37,7 +37,7 @@ class JsonSchema:
             schema: object = json.loads(given if isinstance(given, str) else json.dumps(given))
         except (TypeError, ValueError) as error:
             raise InvalidOptionError(f"a JSON schema must be JSON: this is not ({first_sentence(error)})") from error
-        if not isinstance(schema, Mapping | bool):
+        if not isinstance(schema, Mapping):
             raise InvalidOptionError(f"a JSON schema must be an object, not {json.dumps(schema)[:80]}")
         object.__setattr__(self, "schema", json.dumps(schema))
 
@@ -96,7 +96,7 @@ class Grammars:
                 what, text = "regular expression", LLMatcher.grammar_from_regex(pattern)
             case Lark(source):
                 what, text = "grammar", LLMatcher.grammar_from_lark(source)
-        tokenizer = self._tokens()
+        tokenizer = self.tokens()
         matcher = LLMatcher(tokenizer, text, log_level=0)
         if matcher.is_error():
             raise InvalidOptionError(f"the {what} cannot be used: {reason(matcher.get_error())}")
@@ -104,7 +104,8 @@ class Grammars:
             warnings.warn(f"the {what}: {reason(warning)}", UserWarning, stacklevel=5)
         return GrammarHook(matcher, tokenizer, self._vocabulary, stop, least)
 
-    def _tokens(self) -> "LLTokenizer":
+    def tokens(self) -> "LLTokenizer":
+        """Returns the tokenizer in llguidance's form."""
         with self._lock:
             if self._read is None:
                 self._read = read_tokenizer(self._tokenizer, self._vocabulary, self._eos)
