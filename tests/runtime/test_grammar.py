@@ -418,11 +418,13 @@ def test_a_grammar_that_becomes_too_complex_ends_its_session_alone():
             return np.array([float(text_of([each]) == "a") for each in range(VOCABULARY)], np.float32)
 
     model = CompiledModel(Letters(vocabulary=VOCABULARY, max_length=160), tokenizer=tokenizer(), eos_token_ids=[EOS])
-    with model.sessions([[2]], max_new_tokens=100, grammar=Regex("(.{0,200}a.{0,300}b){5}")) as broken:
+    with model.sessions([[2]], max_new_tokens=100, grammar=Regex("((.{0,90}a){0,90}b){90}")) as broken:
         with model.sessions([[2]], max_new_tokens=100, grammar=Regex("a{100}")) as sound:
             assert [session.text for session in sound if session.finished] == ["a" * 100]
         [failed] = [session for session in broken if session.finished]
-        told = "the grammar is too complex to be followed here (lexer error: too many expressions constructed): simplify it"
-        assert str(failed.error) == told
+        told = (
+            "the grammar is too complex to be followed here (lexer error: too many expressions constructed): simplify"
+        )
+        assert str(failed.error).startswith(told)
         assert failed.text
         assert failed.text.strip("a") == ""
