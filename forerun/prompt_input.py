@@ -20,8 +20,8 @@ def token_ids(text: str) -> list[int]:
     return [require_integer("a number of --token-ids", each, least=0, most=LARGEST_TOKEN) for each in given]
 
 
-def prompt_file(file: str) -> str:
-    """Returns the text of a prompt file, or of standard input for "-".
+def prompt_file(file: str, what: str = "prompt file") -> str:
+    """Returns the text of a prompt file or of another one, or of standard input for "-".
 
     Raises `SourceNotFoundError` and `InvalidOptionError`.
     """
@@ -29,13 +29,13 @@ def prompt_file(file: str) -> str:
         content = read_bytes(file, LONGEST_PROMPT)
     except OSError as error:
         raise SourceNotFoundError(
-            f"The prompt file {file!r} cannot be read ({error.strerror}); check the path."
+            f"The {what} {file!r} cannot be read ({error.strerror}); check the path."
         ) from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidOptionError(
-            f"The prompt file {file} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
+            f"The {what} {file} is not UTF-8 text (byte {error.start}); convert it to UTF-8."
         ) from error
 
 

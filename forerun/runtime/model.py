@@ -25,7 +25,8 @@ from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.serving import Serving
-from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
 from forerun.runtime.tree import Tree, check
 
 
@@ -305,9 +306,10 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        vocabulary, eos = self.executable.vocabulary, self.eos_token_ids
-        asked, several = understood_all(input_ids, keywords, vocabulary, eos, encode, self._grammars)
+        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
+        asked, several = understood_all(
+            input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self._grammars
+        )
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

@@ -99,7 +99,7 @@ class Session:
         """
         self.context.tokens.extend(tokens)
         finished = ended or self.left == 0 or tokens[-1] in self.request.stop
-        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers, scores))
+        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers, scores, ended))
         if finished:  # it may have been cancelled meanwhile
             self.finished = True
 
