@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
+from llguidance import LLExecutor
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
 import forerun
 from benchmarks import common
 from forerun.chat import encode_chat
 from forerun.hooks import JsonSchema
-from forerun.runtime.hooks.grammar import GrammarHook, State
+from forerun.runtime.hooks.grammar import State
 from forerun.runtime.hooks.grammars import Grammars
-from forerun.runtime.recording import Iteration
-from forerun.runtime.tree import Tree
+from forerun.runtime.recording import Iteration, Outcome
 
 SENTENCES = (
     "Maria Lopez, 34, is a nurse who lives in Madrid with her two sons.",
@@ -54,6 +55,7 @@ SCHEMA: dict[str, Any] = {
 PROMPT = "Extract the person's name, age, occupation and city from this text as JSON: {}"
 GRAMMARS = {"none": None, "schema": JsonSchema(SCHEMA), "compact schema": JsonSchema(SCHEMA, compact=True)}
 PLAIN, TREES = "autoregressive", "tree_spec"
+EXECUTOR = LLExecutor(2)
 
 
 def is_valid(text: str) -> bool:
@@ -88,60 +90,53 @@ def compare(models: dict[str, Any], grammar: JsonSchema | None, new: int, repeat
 
 
 def mask_times(model: Any, new: int) -> dict[str, list[float]]:
-    """Returns the microseconds that masks take, in each step of the texts, by how they are computed."""
+    """Returns the microseconds that the masks of one step take, by the way in which they are computed."""
     iterations: list[Iteration] = []
     with model.serving.listening(iterations.append):
         for sentence in SENTENCES:
             model.generate(encode_chat(model.tokenizer, PROMPT.format(sentence)), new, grammar=GRAMMARS["schema"])
-    outcomes = [outcome for iteration in iterations for outcome in iteration.outcomes]
-    return times_of([(outcome.session.request.prompt, outcome) for outcome in outcomes], model)
-
-
-def times_of(outcomes: list[Any], model: Any) -> dict[str, list[float]]:
-    from llguidance import LLExecutor
-    from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
-
+    texts: dict[Any, list[Outcome]] = {}
+    for outcome in (outcome for iteration in iterations for outcome in iteration.outcomes):
+        texts.setdefault(outcome.session, []).append(outcome)
     grammars = Grammars(model.tokenizer, model.executable.vocabulary, model.eos_token_ids)
-    tokenizer, executor = grammars.tokens(), LLExecutor(2)
-    times: dict[str, list[float]] = {"one mask": [], "the accepted path": [], "all rows, two threads": []}
-    for prompt, texts in _by_text(outcomes):
-        hook = grammars.hook(GRAMMARS["schema"], model.eos_token_ids)
-        state = hook.begin(prompt)
-        for tree, path, tokens in texts:
-            at, along = state, 0.0
-            for token in tokens[: len(path)]:
-                seconds = _timed(lambda at=at: hook.mask(at))
-                times["one mask"].append(seconds)
-                along += seconds
-                at = hook.advance(at, token)
-            times["the accepted path"].append(along)
-            matchers = [state.text.at(each).deep_copy() for each in _states(hook, state, tree)]
-            masks = allocate_token_bitmask(len(matchers), tokenizer.vocab_size)
-            pairs = [(matcher, index) for index, matcher in enumerate(matchers)]
-            times["all rows, two threads"].append(_timed(lambda: fill_next_token_bitmask_par(executor, pairs, masks)))
-            hook.prepare(state, tree)
-            state = at
+    ways: dict[str, Callable[[list[State], list[int]], Any]] = {
+        "rows of the accepted path, when reached": lambda states, path: _in_order([states[row] for row in path]),
+        "all rows, one after another": lambda states, _: _in_order(states),
+        "all rows, on two threads": lambda states, _: _in_threads(states, grammars.tokens().vocab_size),
+    }
+    return {
+        name: [time for outcomes in texts.values() for time in _times(grammars, model.eos_token_ids, outcomes, way)]
+        for name, way in ways.items()
+    }
+
+
+def _times(
+    grammars: Grammars, stop: frozenset[int], outcomes: list[Outcome], way: Callable[[list[State], list[int]], Any]
+) -> list[float]:
+    """Times the steps of one text with a matcher of its own, which learns as it goes."""
+    hook, times = grammars.hook(GRAMMARS["schema"], stop), list[float]()
+    root = hook.begin(outcomes[0].session.request.prompt)
+    for outcome in outcomes:
+        states, tree = [root], outcome.tree
+        for token, parent in zip(tree.token[1:].tolist(), tree.parent[1:].tolist(), strict=True):
+            states.append(hook.advance(states[parent], token))
+        began = perf_counter()
+        way([each for each in states if not each.closed], outcome.path)
+        times.append((perf_counter() - began) * 1e6)
+        for token in outcome.tokens:
+            root = hook.advance(root, token)
+        hook.prepare(root, tree)
     return times
 
 
-def _by_text(outcomes: list[Any]) -> Iterator[tuple[list[int], list[tuple[Tree, list[int], list[int]]]]]:
-    sessions = dict.fromkeys(outcome.session for _, outcome in outcomes)
-    for session in sessions:
-        own = [outcome for _, outcome in outcomes if outcome.session is session]
-        yield session.request.prompt, [(each.tree, each.path, each.tokens) for each in own]
+def _in_order(states: list[State]) -> None:
+    for state in states:
+        state.text.at(state).compute_bitmask()
 
 
-def _states(hook: GrammarHook, root: State, tree: Tree) -> list[State]:
-    found = [root]
-    for token, parent in zip(tree.token[1:].tolist(), tree.parent[1:].tolist(), strict=True):
-        found.append(hook.advance(found[parent], token))
-    return [each for each in found if not each.closed]
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1e6
+def _in_threads(states: list[State], tokens: int) -> None:
+    copies = [(each.text.at(each).deep_copy(), row) for row, each in enumerate(states)]
+    fill_next_token_bitmask_par(EXECUTOR, copies, allocate_token_bitmask(len(copies), tokens))
 
 
 def main() -> None:
@@ -164,7 +159,9 @@ def main() -> None:
         for name, each in times.items()
     }
     common.print_table(
-        "masks, us", ("what", "median", "mean", "max"), [(name, *each.values()) for name, each in masks.items()]
+        "masks of a step, us",
+        ("what", "median", "mean", "max"),
+        [(name, *each.values()) for name, each in masks.items()],
     )
     table = [
         (

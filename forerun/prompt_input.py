@@ -28,9 +28,7 @@ def prompt_file(file: str, what: str = "prompt file") -> str:
     try:
         content = read_bytes(file, LONGEST_PROMPT)
     except OSError as error:
-        raise SourceNotFoundError(
-            f"The {what} {file!r} cannot be read ({error.strerror}); check the path."
-        ) from error
+        raise SourceNotFoundError(f"The {what} {file!r} cannot be read ({error.strerror}); check the path.") from error
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -307,9 +307,7 @@ class CompiledModel:
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
-        asked, several = understood_all(
-            input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self._grammars
-        )
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self._grammars)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several
