@@ -63,7 +63,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
-    from forerun.prompt_input import prompt_file, prompt_text, token_ids
+    from forerun.prompt_input import given_grammar, prompt_file, prompt_text, token_ids
 
     check(arguments, takes_bundles=True)
     ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
@@ -78,7 +78,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         given = (prompts[0], "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
         require_tokenizer(arguments.model)
-    grammar = _grammar(arguments)
+    grammar = given_grammar(arguments.json_schema, arguments.regex, arguments.grammar)
     model = arguments.compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
@@ -98,19 +98,6 @@ def run_generate(arguments: argparse.Namespace) -> int:
     elif not stream:
         print(",".join(str(each) for each in result.token_ids))
     return 0
-
-
-def _grammar(arguments: argparse.Namespace) -> Any:
-    """Returns what the text must be, by the options; None if it may be any."""
-    from forerun.hooks import JsonSchema, Lark, Regex
-    from forerun.prompt_input import prompt_file
-
-    if arguments.regex is not None:
-        return Regex(arguments.regex)
-    for file, kind, what in ((arguments.json_schema, JsonSchema, "schema"), (arguments.grammar, Lark, "grammar")):
-        if file is not None:
-            return kind(prompt_file(file, f"{what} file"))
-    return None
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,8 @@
-"""Prompts as the command line gets them: an argument, a file, standard input, token ids."""
+"""Prompts as the command line gets them: an argument, a file, standard input, token ids; and what texts must be."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from forerun.errors import InvalidOptionError, SourceNotFoundError
 from forerun.runtime.options import require_integer
@@ -46,3 +48,14 @@ def prompt_text(text: str, name: str) -> str:
     except UnicodeEncodeError as error:  # an argument has bytes that Python could not decode
         raise InvalidOptionError(f"{name} is not UTF-8 text (character {error.start}); convert it to UTF-8.") from error
     return text
+
+
+def given_grammar(schema_file: str | None, regex: str | None, grammar_file: str | None) -> Any:
+    """Returns the `grammar` of `generate` that one of the options says; None without any."""
+    from forerun.hooks import JsonSchema, Lark, Regex
+
+    if schema_file is not None:
+        return JsonSchema(prompt_file(schema_file, "schema file"))
+    if regex is not None:
+        return Regex(regex)
+    return None if grammar_file is None else Lark(prompt_file(grammar_file, "grammar file"))

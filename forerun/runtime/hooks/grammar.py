@@ -43,8 +43,8 @@ class State:
 class GrammarHook(Hook):
     """Lets through what a grammar allows. Tokens that end texts are allowed exactly where the grammar may end.
 
-    Masks are computed for rows of the path that is followed, when it reaches them: for every row of a tree, on two
-    threads (`fill_next_token_bitmask_par`), they take about three times as long as these few (docs/grammar.md).
+    Masks are computed for the rows of the accepted path, when it is followed: those of all rows take longer, and on two
+    threads (llguidance's `fill_next_token_bitmask_par`) longer still (docs/grammar.md).
     """
 
     narrows = True
