@@ -24,7 +24,8 @@ from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.serving import Serving
-from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
 from forerun.runtime.tree import Tree, check
 
 
@@ -303,8 +304,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several
