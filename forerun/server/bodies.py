@@ -86,7 +86,7 @@ class CompletionBody(Body):
             return given
         if given and all(isinstance(each, list) and each and all(type(one) is int for one in each) for each in given):
             return given
-        raise ValueError("it must be a text, token ids, or a list of texts or of lists of token ids, none of them empty")
+        raise ValueError("it must be a text, token ids, or a list of either, and not be empty")
 
 
 class Part(Fields):
@@ -152,14 +152,14 @@ def read_body(kind: type[B], body: bytes) -> B:
 def _refused(error: ValidationError) -> RefusedError:
     """Returns what is wrong with the first field that is."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return RefusedError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", None, "invalid_json")
+        return RefusedError(f"the body is not JSON: {said.removeprefix('Invalid JSON: ')}", None, "invalid_json")
     place = _place(first["loc"])
     if not place:
         return RefusedError("the body must be a JSON object", None, "invalid_json")
     if first["type"] == "missing":
         return RefusedError(f"{place} is missing: give it", place, "missing_required_parameter")
-    said = first["msg"].removeprefix("Value error, ")
     return RefusedError(f"{place} cannot be used: {said[:1].lower()}{said[1:]}", place, "invalid_value")
 
 
