@@ -28,7 +28,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Heading:
-    """What all objects of an answer begin with. `seed` is the one that gives the same texts again, if they are sampled."""
+    """What all objects of an answer begin with. `seed` gives the same texts again; None if they are not sampled."""
 
     model: str
     fingerprint: str
