@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -18,6 +19,8 @@ COUNT = 2**31 - 1
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 StopText = Annotated[str, Field(min_length=1)]
+KIND = re.compile(r"str|(constrained|function|list)[-\[].*")
+"""The name of a union's member in the place of an error."""
 Prompts = list[str] | list[list[int]]
 
 
@@ -165,7 +168,6 @@ def _refused(error: ValidationError) -> RefusedError:
 
 def _place(names: Sequence[str | int]) -> str:
     """Returns `messages[0].content` for ("messages", 0, "content"); kinds of a union's members are left out."""
-    kinds = ("str", "function-", "list[", "constrained-", "nullable", "union")
-    kept = [each for each in names if not (isinstance(each, str) and each.startswith(kinds))]
+    kept = [each for each in names if not (isinstance(each, str) and KIND.fullmatch(each))]
     found = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in kept)
     return found.lstrip(".")[:100]

@@ -1,4 +1,4 @@
-"""A server of an executable without real arithmetic, whose tokens are bytes; `python -m tests.server.served` runs one."""
+"""A server of an executable without real arithmetic, whose tokens are bytes; run as a module, it is a process."""
 
 import json
 import sys
@@ -66,7 +66,10 @@ class Slow(Oracle):
 
 
 def oracle(delay: float = 0.0, **options: Any) -> Slow:
-    return Slow(**{"vocabulary": VOCABULARY, "max_length": 512, "max_rows": 48, "max_outputs": 48} | options, delay=delay)
+    return Slow(
+        **{"vocabulary": VOCABULARY, "max_length": 512, "max_rows": 48, "max_outputs": 48, "noise": 0.2} | options,
+        delay=delay,
+    )
 
 
 def compiled(executable: Slow | None = None) -> CompiledModel:

@@ -40,7 +40,7 @@ COMPLETIONS = [
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"stop": ""}, "stop"),
     ({"stop": ["a"] * 17}, "stop"),
-    ({"stop": [1]}, "stop[0]"),
+    ({"stop": [1]}, "stop"),
     ({"seed": 2**64}, "seed"),
     ({"seed": 0.5}, "seed"),
     ({"presence_penalty": 3}, "presence_penalty"),
@@ -154,7 +154,12 @@ def test_names_of_this_machine_are_taken(served: Served, host: str):
 def test_a_key(served: Served):
     with running(served.model, key="sekret") as locked:
         for path in ("/v1/models", "/metrics", "/v1/nothing"):
-            for given in ({}, {"Authorization": "Bearer sekre"}, {"Authorization": "Basic sekret"}, {"Authorization": b"Bearer \xff"}):
+            for given in (
+                {},
+                {"Authorization": "Bearer sekre"},
+                {"Authorization": "Basic sekret"},
+                {"Authorization": b"Bearer \xff"},
+            ):
                 answer = httpx.get(locked.url + path, headers=given)
                 assert told(answer, 401)["code"] == "invalid_api_key"
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -173,7 +178,9 @@ def test_limits(served: Served):
             for _ in range(100):
                 yield b" " * 100
 
-        endless = httpx.post(f"{small.url}/v1/completions", content=parts(), headers={"Content-Type": "application/json"})
+        endless = httpx.post(
+            f"{small.url}/v1/completions", content=parts(), headers={"Content-Type": "application/json"}
+        )
         assert told(endless, 413)["code"] == "body_too_large"
         assert told(small.post(prompt="a" * 21), 400)["code"] == "context_length_exceeded"
         assert told(small.post(prompt="a", n=3), 400)["param"] == "n"
@@ -200,7 +207,9 @@ def test_models_without_a_chat_template():
 
 def test_templates_that_refuse_or_take_no_tools():
     model = compiled()
-    model.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no systems') }}{% endif %}a"
+    model.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no systems') }}{% endif %}a"
+    )
     with running(model) as strange:
         error = told(strange.post(CHAT, messages=[{"role": "system", "content": "x"}]), 400)
         assert "no systems" in error["message"]

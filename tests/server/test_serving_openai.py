@@ -138,7 +138,9 @@ def test_logprobs_are_those_of_the_logits(served: Served, given: dict):
         assert [each.logprob for each in told.top_logprobs] == pytest.approx([scores[each] for each in order])
         assert [bytes(each.bytes) for each in told.top_logprobs] == [byte_of(tokenizer, each) for each in order]
     total = sum(each.logprob for each in content)
-    assert total == pytest.approx(sum(float(row[t] - np.log(np.exp(row.astype(float)).sum())) for row, t in zip(rows, new, strict=True)))
+    assert total == pytest.approx(
+        sum(float(row[t] - np.log(np.exp(row.astype(float)).sum())) for row, t in zip(rows, new, strict=True))
+    )
     joined = b"".join(bytes(each.bytes) for each in content if each.token not in tokenizer.all_special_tokens)
     assert joined.decode("utf-8", "replace") == answer.choices[0].message.content
 
@@ -237,7 +239,11 @@ def test_tool_calls(served: Served):
     [streamed] = [call for delta in deltas for call in delta.tool_calls or ()]
     assert (streamed.index, streamed.function) == (0, type(streamed.function)(**call.function.model_dump()))
 
-    turns = [*TURNS, choice.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "21"}]
+    turns = [
+        *TURNS,
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "21"},
+    ]
     assert create(model=NAME, messages=turns, tools=tools, max_tokens=3, **GREEDY).choices[0].finish_reason
     none = create(model=NAME, messages=TURNS, tools=tools, tool_choice="none", max_tokens=20, **GREEDY)
     assert none.choices[0].message.content == expected(served, chat_ids(served), 20)[1]
