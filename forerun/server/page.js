@@ -126,5 +126,7 @@ function commandOf(body, key) {
   return `curl ${location.origin}/v1/chat/completions -H 'Content-Type: application/json'${key ? " -H \"Authorization: Bearer $FORERUN_API_KEY\"" : ""} \\\n  -d '${quoted}'`;
 }
 
-document.getElementById("model").textContent = served.model;
-document.getElementById("main").append(...conversation());
+document.getElementById("main").append(
+  h("div", { class: "hero" }, h("h1", {}, served.model), h("p", {}, "Type to the model, and watch the tree of every step: the drafted tokens, and those that the model itself would have taken.")),
+  ...conversation(),
+);
