@@ -46,6 +46,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     commands.require_tokenizer(arguments.model)
     limits, key = limits_of(arguments), key_of(arguments)
 
+    from forerun import __version__
     from forerun.server.running import bound, configured, url_of
     from forerun.server.service import Service, fingerprint_of
 
@@ -61,7 +62,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
         if model.tokenizer is None:
             raise InvalidOptionError("The model has no tokenizer, so it cannot be served: add its tokenizer's files.")
         name = arguments.name or name_of(arguments.model)
-        service = Service(model, model.tokenizer, name, limits, fingerprint_of(model, files_of(arguments.model)))
+        fingerprint = fingerprint_of(model, [__version__, *files_of(arguments.model)])
+        service = Service(model, model.tokenizer, name, limits, fingerprint)
         url = url_of(listening)
 
         def tell() -> None:

@@ -21,7 +21,7 @@ async function* events(response) {
 }
 
 /** What was told of an answer's steps, as the report's replay has it. */
-function replayOf(prompt, text, steps, names, words) {
+function replayOf(prompt, text, steps, names, words, waited) {
   const phases = PHASES.map((_, at) => sum(steps.map((step) => step.phases[at])));
   const lengths = d3.rollups(steps, (each) => each.length, (step) => step.committed.length).sort((a, b) => a[0] - b[0]);
   const by = new Map();
@@ -35,7 +35,7 @@ function replayOf(prompt, text, steps, names, words) {
   const tokens = steps.flatMap((step) => step.committed);
   const taken = steps[steps.length - 1].ended;
   return {
-    prompt, proposers: names, vocabulary: [...words], steps, token_ids: tokens, text, prefill_seconds: 0, decode_seconds: taken,
+    prompt, proposers: names, vocabulary: [...words], steps, token_ids: tokens, text, prefill_seconds: waited, decode_seconds: taken,
     accepted_length: tokens.length / steps.length, tokens_per_second: tokens.length / taken, phases, lengths, tokens_by: [...by], plain: null,
   };
 }
@@ -89,8 +89,8 @@ function conversation() {
     const headers = { "Content-Type": "application/json", ...(key.value ? { Authorization: `Bearer ${key.value}` } : {}) };
     const response = await fetch("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
     if (!response.ok) throw new Error((await response.json()).error.message);
-    const steps = [], words = new Map();
-    let names = [], used = null, reason = null;
+    const steps = [], words = new Map(), sent = performance.now();
+    let names = [], used = null, reason = null, waited = 0;
     const tree = h("div", { class: "tree", tabindex: 0, role: "region", "aria-label": "The tree of this step" });
     stage.replaceChildren(h("div", { class: "card" }, tree));
     for await (const event of events(response)) {
@@ -100,6 +100,7 @@ function conversation() {
       answer.append(choice.delta.content || "");
       reason = choice.finish_reason || reason;
       if (!choice.tree) continue;
+      if (!steps.length) waited = Math.max(0, (performance.now() - sent) / 1e3 - choice.tree.ended);
       steps.push(choice.tree);
       names = choice.tree.proposer_names;
       choice.tree.words.forEach(([token, word]) => words.set(token, word));
@@ -109,7 +110,7 @@ function conversation() {
     told.textContent = (used === null ? "Greedy" : `Seed ${used}`) + (reason === "length" ? "; it ended at the number of tokens." : ".");
     command.textContent = commandOf({ ...body, watch: undefined, stream: undefined, ...(used === null ? {} : { seed: used }) }, key.value);
     if (steps.length) {
-      stage.replaceChildren(replaySection({ replay: replayOf(said, answer.textContent, steps, names, words) }));
+      stage.replaceChildren(replaySection({ replay: replayOf(said, answer.textContent, steps, names, words, waited) }));
       drawAll();
     }
   }

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from forerun import __version__
 from forerun.runtime.model import CompiledModel
 from forerun.server.admission import Admission
 from forerun.server.decoding import Decoding
@@ -46,10 +45,10 @@ class Service:
         self._encoding.shutdown(wait=False, cancel_futures=True)
 
 
-def fingerprint_of(model: CompiledModel, files: Iterable[str]) -> str:
+def fingerprint_of(model: CompiledModel, sources: Iterable[str]) -> str:
     """Returns the digest of all on which a text depends besides its request: model, compiler, kernels.
 
-    files   lines that identify the model's files (`identity.identity`)
+    sources     lines that identify the compiler and the model's files (`identity.identity`)
     """
-    told = [__version__, repr(model.origin), repr(sorted(model.overrides.items())), *files]
+    told = [repr(model.origin), repr(sorted(model.overrides.items())), *sources]
     return f"fp_{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}"
