@@ -130,14 +130,22 @@ class Decoding:
 
     def _run(self) -> None:
         with self.model.serving.listening(self._listen):
-            while (texts := self._next()) is not None:
-                try:
-                    self.model.serving.wait([text.session for text in texts])
-                except Exception as error:  # a bug: the server outlives it
-                    log.exception("a step failed")
-                    for text in texts:
-                        text.session.fail(error)
-                self._tell(texts)
+            while self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        """Runs steps until a text has news, and hands them on. Returns False at the end."""
+        texts = self._next()
+        if texts is None:
+            return False
+        try:
+            self.model.serving.wait([text.session for text in texts])
+        except Exception as error:  # a bug: the server outlives it
+            log.exception("a step failed")
+            for text in texts:
+                text.session.fail(error)
+        self._tell(texts)
+        return True
 
     def _next(self) -> list[Text] | None:
         """Waits for texts; returns those that are running, or None at the end."""
