@@ -65,6 +65,10 @@ class Body(Fields):
         return self.n or 1
 
     @property
+    def is_sampled(self) -> bool:
+        return self.temperature is None or self.temperature > 0
+
+    @property
     def counts_usage(self) -> bool:
         """Whether a stream ends with the numbers of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)

@@ -146,9 +146,8 @@ class Endpoint(Generic[B]):
         self, request: Request, body: B, job: Job, began: float, seed: int, prompt: int, pieces: Pieces
     ) -> Exchange[B]:
         service, top = self.service, top_of(body)
-        sampled = body.temperature is None or body.temperature > 0
         choices = [_choice(body, index, service.tokenizer, top) for index in range(len(job.texts))]
-        heading = Heading(service.name, service.fingerprint, seed if sampled else None, choices[0].prefix)
+        heading = Heading(service.name, service.fingerprint, seed if body.is_sampled else None, choices[0].prefix)
         return Exchange(service, request, body, began, choices, heading, Usage(prompt), pieces)
 
 

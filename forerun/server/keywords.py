@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forerun.server.bodies import Body, ChatBody, CompletionBody
@@ -13,14 +13,17 @@ COMPLETION_TOKENS = 16
 SEEDS = 2**64
 
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+"""Fields that are keywords by the same name, and need sampling."""
+PENALTIES = ("presence_penalty", "frequency_penalty")
+
+
 def keywords_of(body: Body, seed: int) -> dict[str, Any]:
-    """Returns the keywords besides the lengths. Values without effect are left out."""
-    temperature = 1.0 if body.temperature is None else body.temperature
-    found: dict[str, Any] = {"do_sample": temperature > 0, "return_logits": top_of(body) is not None}
-    if temperature > 0:
-        found |= {"temperature": temperature, "seed": seed % SEEDS}
-        found |= {name: value for name in ("top_p", "top_k", "min_p") if (value := getattr(body, name)) is not None}
-    found |= {name: value for name in ("presence_penalty", "frequency_penalty") if (value := getattr(body, name))}
+    """Returns the keywords besides the lengths; for what is not given, the model's own defaults apply."""
+    found: dict[str, Any] = {"do_sample": body.is_sampled, "return_logits": top_of(body) is not None}
+    if body.is_sampled:
+        found |= {"seed": seed % SEEDS} | _given(body, SAMPLING)
+    found |= _given(body, PENALTIES)
     if body.logit_bias:
         found["logit_bias"] = biases(body.logit_bias)
     if body.stop:
@@ -28,6 +31,10 @@ def keywords_of(body: Body, seed: int) -> dict[str, Any]:
     if (grammar := grammar_of(body.response_format)) is not None:
         found |= grammar
     return found
+
+
+def _given(body: Body, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(body, name)) is not None}
 
 
 def grammar_of(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:

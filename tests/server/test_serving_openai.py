@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.served import END, NAME, Served
+from tests.server.served import END, NAME, Served, compiled, running
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three islands."}]
 SAMPLED = {"temperature": 1.2, "seed": 11}
@@ -211,6 +211,63 @@ def test_defaults_are_openais(served: Served):
     assert create(model=NAME, prompt="a", **GREEDY).usage.completion_tokens <= 16
     chat = served.client().chat.completions.create(model=NAME, messages=TURNS, seed=-1)
     assert chat.choices[0].finish_reason == "stop" or chat.usage.total_tokens == served.model.max_length
+
+
+@pytest.mark.parametrize("given", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("stream", [False, True])
+def test_penalties_and_biases(served: Served, given: dict, stream: bool):
+    """OpenAI's formula: logit + bias - presence * (count > 0) - frequency * count, of the new tokens so far."""
+    from forerun.runtime.sampling import SamplingSettings, choose_token
+
+    presence, frequency, bias = 0.9, 0.5, {40: 3.5, 41: -100.0, 42: 2.25}
+    sampling = SamplingSettings(do_sample=True, **SAMPLED) if given is SAMPLED else SamplingSettings()
+    prompt, new = served.model.tokenizer.encode("abc"), list[int]()
+    while len(new) < 50 and END not in new:
+        scores = served.model.executable.logits([*prompt, *new]).astype(np.float32)
+        counts = np.bincount(new, minlength=len(scores))
+        scores = scores - np.float32(presence) * (counts > 0) - np.float32(frequency) * counts
+        for token, value in bias.items():
+            scores[token] += value
+        new.append(choose_token(scores.astype(np.float32), sampling, 0, len(prompt) + len(new)))
+    answer = served.client().completions.create(
+        model=NAME, prompt="abc", max_tokens=50, presence_penalty=presence, frequency_penalty=frequency,
+        logit_bias={str(token): value for token, value in bias.items()}, stream=stream, **given,
+    )  # fmt: skip
+    chunks = list(answer) if stream else [answer]
+    expected_text = served.model.tokenizer.decode(new, skip_special_tokens=True)
+    assert "".join(each.choices[0].text for each in chunks) == expected_text
+    assert len(set(new)) > 20, "penalties make texts varied"
+
+
+def test_filters(served: Served):
+    """top_k=1, min_p=1 and top_p=0 leave the likeliest token alone."""
+    create = served.client().completions.create
+    greedy = create(model=NAME, prompt="abc", max_tokens=40, **GREEDY).choices[0].text
+    for extra in ({"top_k": 1}, {"min_p": 1.0}):
+        answer = create(model=NAME, prompt="abc", max_tokens=40, extra_body=extra, **SAMPLED)
+        assert answer.choices[0].text == greedy
+    assert create(model=NAME, prompt="abc", max_tokens=40, top_p=0, **SAMPLED).choices[0].text == greedy
+
+
+def test_a_models_own_defaults_apply_unless_given():
+    model = compiled()
+    model.defaults = {"top_k": 1, "temperature": 0.5}
+    with running(model) as served:
+        create = served.client().completions.create
+        greedy = create(model=NAME, prompt="abc", max_tokens=20, **GREEDY).choices[0].text
+        assert create(model=NAME, prompt="abc", max_tokens=20, seed=3).choices[0].text == greedy
+        free = create(model=NAME, prompt="abc", max_tokens=20, extra_body={"top_k": 0}, seed=3, temperature=1)
+        assert (
+            free.choices[0].text
+            == expected(
+                served,
+                [*model.tokenizer.encode("abc")],
+                20,
+                top_k=0,
+                **SAMPLED | {"seed": 3, "temperature": 1.0},
+                do_sample=True,
+            )[1]
+        )
 
 
 def test_models(served: Served):
