@@ -239,35 +239,27 @@ def test_penalties_and_biases(served: Served, given: dict, stream: bool):
     assert len(set(new)) > 20, "penalties make texts varied"
 
 
-def test_filters(served: Served):
-    """top_k=1, min_p=1 and top_p=0 leave the likeliest token alone."""
+@pytest.mark.parametrize("extra", [{"top_k": 3}, {"min_p": 0.3}, {"top_p": 0.5}])
+def test_filters(served: Served, extra: dict):
     create = served.client().completions.create
-    greedy = create(model=NAME, prompt="abc", max_tokens=40, **GREEDY).choices[0].text
-    for extra in ({"top_k": 1}, {"min_p": 1.0}):
-        answer = create(model=NAME, prompt="abc", max_tokens=40, extra_body=extra, **SAMPLED)
-        assert answer.choices[0].text == greedy
-    assert create(model=NAME, prompt="abc", max_tokens=40, top_p=0, **SAMPLED).choices[0].text == greedy
+    ids = served.model.tokenizer.encode("abc")
+    answer = create(model=NAME, prompt="abc", max_tokens=40, extra_body=extra, **SAMPLED)
+    assert answer.choices[0].text == expected(served, ids, 40, do_sample=True, **SAMPLED, **extra)[1]
+    assert answer.choices[0].text != expected(served, ids, 40, do_sample=True, **SAMPLED)[1]
 
 
 def test_a_models_own_defaults_apply_unless_given():
     model = compiled()
-    model.defaults = {"top_k": 1, "temperature": 0.5}
+    ids = model.tokenizer.encode("abc")
     with running(model) as served:
+        given = {"do_sample": True, "seed": 3}
+        other = expected(served, ids, 20, **given, temperature=0.5, top_k=3)[1]
+        plain = expected(served, ids, 20, **given)[1]
+        model.defaults = {"top_k": 3, "temperature": 0.5}
+        options = {"model": NAME, "prompt": "abc", "max_tokens": 20, "seed": 3}
         create = served.client().completions.create
-        greedy = create(model=NAME, prompt="abc", max_tokens=20, **GREEDY).choices[0].text
-        assert create(model=NAME, prompt="abc", max_tokens=20, seed=3).choices[0].text == greedy
-        free = create(model=NAME, prompt="abc", max_tokens=20, extra_body={"top_k": 0}, seed=3, temperature=1)
-        assert (
-            free.choices[0].text
-            == expected(
-                served,
-                [*model.tokenizer.encode("abc")],
-                20,
-                top_k=0,
-                **SAMPLED | {"seed": 3, "temperature": 1.0},
-                do_sample=True,
-            )[1]
-        )
+        assert create(**options).choices[0].text == other
+        assert create(**options, temperature=1, extra_body={"top_k": 0}).choices[0].text == plain != other
 
 
 def test_models(served: Served):
