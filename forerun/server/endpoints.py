@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -24,14 +25,17 @@ from forerun.server.decoding import Job
 from forerun.server.guard import require_json
 from forerun.server.keywords import keywords_of, length_of, top_of
 from forerun.server.pieces import Piece
-from forerun.server.refusals import RefusedError, broken
+from forerun.server.refusals import RefusedError, broken, timed_out
 from forerun.server.service import Service
 
 GRACE = 5.0
 """Seconds after the time limit for which a client may still read what it has been sent."""
+BODY_SECONDS = 30.0
+"""In which a body must have come: until then, it keeps others waiting."""
 SEED_BITS = 53
 """Of a seed that is made up: JavaScript's numbers hold it."""
 T = TypeVar("T")
+log = logging.getLogger("forerun.server")
 Pieces = AsyncGenerator[tuple[int, Piece]]
 
 
@@ -101,14 +105,20 @@ class Endpoint(Generic[B]):
         request, until = Request(scope, receive), loop.time() + service.limits.seconds
         with service.admission.reading():
             require_json(request)
-            body = read_body(self.kind, await _read(request, service.limits.body, until))
+            body = read_body(
+                self.kind, await _read(request, service.limits.body, min(until, loop.time() + BODY_SECONDS))
+            )
             if body.model != service.name:
                 raise RefusedError(
                     f"there is no model {body.model[:100]!r}: this server has {service.name!r}", "model",
                     "model_not_found", 404,
                 )  # fmt: skip
             seed = body.seed if body.seed is not None else secrets.randbits(SEED_BITS)
-            asked, prompt = await service.encoding(lambda: self._asked(body, seed))
+            try:
+                async with asyncio.timeout_at(until):
+                    asked, prompt = await service.encoding(lambda: self._asked(body, seed))
+            except TimeoutError:
+                raise timed_out(service.limits.seconds) from None
             with service.admission.admitted(len(asked)):
                 job = service.decoding.begin(asked, top_of(body) or 0, bool(body.watch and body.stream))
                 expiry = loop.call_at(until, job.expire, service.limits.seconds)
@@ -120,6 +130,8 @@ class Endpoint(Generic[B]):
                         await (await _unless_gone(request, answer))(scope, receive, send)
                 except ForerunError as error:  # before the answer has begun
                     raise refusal_of(error) from error
+                except TimeoutError:
+                    log.warning("a client has not read its answer in %g seconds", service.limits.seconds)
                 finally:
                     expiry.cancel()
                     job.close()
