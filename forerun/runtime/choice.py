@@ -30,11 +30,9 @@ class Choice:
     def __init__(
         self, result: TreeResult, request: Request, root: int, draw: Draw | None = None, hooks: HookStates | None = None
     ) -> None:
-        """`root`: the root's absolute position. `hooks`: their states at the root, if the request has any."""
+        """`root`: the root's absolute position. `hooks`: their states, in the tree, if the request has any."""
         self._result, self._request, self._root, self._draw, self._hooks = result, request, root, draw, hooks
         self._hooked: dict[int, Float32] = {}  # [V] by row
-        if hooks is not None:
-            hooks.enter(result.tree)
 
     def __call__(self, row: int) -> int:
         """Returns the token that follows a row."""

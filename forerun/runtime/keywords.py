@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, cast
 
 from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.hooks.keywords import LENGTH, Given, hooks_of, numbered
-from forerun.runtime.known_keywords import SAMPLING, check_known
+from forerun.runtime.known_keywords import GUIDANCE, SAMPLING, check_known
 from forerun.runtime.options import require_flag, require_integer, require_tokens
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
 from forerun.runtime.prompts import prompts_of
@@ -43,6 +43,7 @@ class Asked:
     criteria: list[Criterion]
     copies: int = 1  # texts of the same prompt
     stop: tuple[str, ...] = ()  # texts before which the text ends
+    guidance: Mapping[str, Any] = field(default_factory=dict[str, Any])  # those of `GUIDANCE` that are given
 
 
 def understood_all(
@@ -129,7 +130,8 @@ def understood(
     if stop and tokenizer is None:
         raise InvalidOptionError("this model has no tokenizer, so it cannot find stop strings: leave out stop")
     criteria = criteria_of(keywords.get("stopping_criteria")) + stop_strings(keywords.get("stop_strings"), tokenizer)
-    return Asked(request, criteria, copies, stop)
+    guidance = {name: keywords[name] for name in GUIDANCE if name in keywords}
+    return Asked(request, criteria, copies, stop, guidance)
 
 
 def _collected(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

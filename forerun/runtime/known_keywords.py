@@ -55,6 +55,9 @@ class Keywords(TypedDict, total=False):
     exponential_decay_length_penalty (start, factor): end tokens become likelier after `start` new tokens
     suppress_tokens         token ids that are not chosen
     begin_suppress_tokens   token ids that are not the first new one
+    guidance_scale          the scale of classifier-free guidance; 1 for none (`hooks.contrasts.Guidance`)
+    negative_prompt_ids     the prompt that it guides away from, or one for each prompt; else the prompt's last token
+    negative_prompt_attention_mask  zeros for the padding of several
     logits_processor        callables (input_ids [1, n], scores [1, V]) -> scores, or `forerun.hooks`, called in order
     """
 
@@ -98,6 +101,13 @@ class Keywords(TypedDict, total=False):
     suppress_tokens: Any
     begin_suppress_tokens: Any
     logits_processor: Any
+    guidance_scale: float | None
+    negative_prompt_ids: Any
+    negative_prompt_attention_mask: Any
+
+
+GUIDANCE = ("guidance_scale", "negative_prompt_ids", "negative_prompt_attention_mask")
+"""The keywords for which the model itself is needed."""
 
 
 FIRST = (
@@ -121,7 +131,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (1,),
     "encoder_repetition_penalty": (1.0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "guidance_scale": (1.0,),
     "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
     "remove_invalid_values": (False,),

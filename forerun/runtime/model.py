@@ -18,6 +18,7 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
+from forerun.runtime.guiding import guided
 from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
 from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
@@ -315,6 +316,7 @@ class CompiledModel:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
         asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
+        asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

@@ -52,7 +52,13 @@ class Hook:
         return scores
 
     def prepare(self, state: Any, tree: Tree) -> None:
-        """Called before tokens are chosen at rows of a tree; `state` is that of its root."""
+        """Called before the step over a tree from which tokens are chosen; `state` is that of its root."""
+
+    def evaluate(self) -> None:
+        """Called before a step, when all of its trees have been prepared: what takes a launch is for all of them.
+
+        The target's step comes after it, because all steps of an executable share buffers.
+        """
 
     def allows(self, state: Any, tokens: Sequence[int]) -> Sequence[bool]:
         """Whether each of some tokens may be next. Tokens that may not are never drafted."""
