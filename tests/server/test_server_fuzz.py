@@ -63,6 +63,10 @@ likely: dict[str, st.SearchStrategy[Any]] = {
         st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed_dictionaries({"name": st.just("f")})})
     ),
     "watch": st.booleans(),
+    "response_format": st.fixed_dictionaries(
+        {"type": st.sampled_from(("text", "json_object", "json_schema"))},
+        optional={"json_schema": st.fixed_dictionaries({"schema": st.dictionaries(st.text(max_size=6), anything)})},
+    ),
 }
 EXPECTED = {200, 400, 404, 413, 415}
 
