@@ -41,10 +41,10 @@ def encoded(tokenizer: Any, text: str, param: str, **options: Any) -> list[int]:
 
 def turn(message: Message, number: int) -> dict[str, Any]:
     """Returns a message as templates expect it: one text, and the arguments of calls as objects."""
-    place = f"messages[{number}]."
+    place = f"messages[{number}]"
     check_others({name: each for name, each in message.others.items() if name != "refusal"}, place)
     role = "system" if message.role == "developer" else message.role
-    found: dict[str, Any] = {"role": role, "content": _text(message, place)}
+    found: dict[str, Any] = {"role": role, "content": _text(message, f"{place}.")}
     found |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
     if message.tool_calls:
         found["tool_calls"] = [
@@ -92,10 +92,10 @@ def tools_of(body: ChatBody) -> list[dict[str, Any]]:
             "unsupported_parameter",
         )  # fmt: skip
     for number, tool in enumerate(body.tools or ()):
-        place = f"tools[{number}]."
+        place = f"tools[{number}]"
         check_others(tool.others, place)
-        check_others(tool.function.others, f"{place}function.")
+        check_others(tool.function.others, f"{place}.function")
         if tool.function.strict:
-            where = f"{place}function.strict"
+            where = f"{place}.function.strict"
             raise RefusedError(f"{where} is not supported: leave it out", where, "unsupported_parameter")
     return [] if choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]

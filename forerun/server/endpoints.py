@@ -150,7 +150,7 @@ class Endpoint(Generic[B]):
             try:
                 [each] = service.model.asked(ids, max_new_tokens=length, **keywords)
             except ForerunError as error:
-                raise refusal_of(error) from error
+                raise refusal_of(error, "response_format" if "JSON schema" in str(error) else None) from error
             found += [replace(each, request=replace(each.request, identifier=copy)) for copy in range(copies)]
         return found, sum(map(len, prompts))
 
@@ -177,14 +177,14 @@ def _choice(body: Body, index: int, tokenizer: Any, top: int | None) -> Choice:
     return CompletionChoice(index, tokenizer, top)
 
 
-def refusal_of(error: Exception) -> RefusedError:
+def refusal_of(error: Exception, param: str | None = None) -> RefusedError:
     """Returns what a client is told of an error: a sentence if it is the client's fault."""
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, NotANumberError):
         return RefusedError(str(error), None, "not_a_number", 500, "server_error")
     if isinstance(error, ForerunError):
-        return RefusedError(str(error), None, "invalid_value")
+        return RefusedError(str(error), param, "invalid_value")
     return broken(error)
 
 

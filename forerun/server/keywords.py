@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from forerun.runtime.hooks.grammars import JsonSchema
 from forerun.server.bodies import Body, ChatBody, CompletionBody
 from forerun.server.refusals import RefusedError
+from forerun.server.unsupported import check_others
 
 COMPLETION_TOKENS = 16
 """The most new tokens of /v1/completions by default, as in OpenAI's interface."""
@@ -39,14 +41,29 @@ def _given(body: Body, names: Sequence[str]) -> dict[str, Any]:
 
 def grammar_of(response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Returns the keywords that make an answer follow a format; None for plain text. Raises `RefusedError`."""
-    if response_format is None or response_format.get("type") == "text":
+    if response_format is None:
         return None
-    raise RefusedError(
-        f"response_format of type {str(response_format.get('type'))[:40]!r} is not supported: leave it out, or use "
-        "type 'text'",
-        "response_format",
-        "unsupported_parameter",
-    )
+    place = "response_format"
+    kind = response_format.get("type")
+    check_others({name: value for name, value in response_format.items() if name not in ("type", "json_schema")}, place)
+    match kind:
+        case "text":
+            return None
+        case "json_object":
+            schema: Any = {"type": "object"}
+        case "json_schema":
+            given = response_format.get("json_schema")
+            schema = cast("Mapping[str, Any]", given).get("schema") if isinstance(given, Mapping) else None
+            if not isinstance(schema, Mapping):
+                place = f"{place}.json_schema.schema"
+                raise RefusedError(f"{place} is missing: give an object", place, "missing_required_parameter")
+        case _:
+            raise RefusedError(
+                f"{place} is of type {str(kind)[:40]!r}: give 'text', 'json_object' or 'json_schema'",
+                place,
+                "invalid_value",
+            )
+    return {"grammar": JsonSchema(schema, compact=True)}
 
 
 def top_of(body: Body) -> int | None:

@@ -36,7 +36,7 @@ def check_others(given: Mapping[str, Any], within: str = "") -> None:
     for name, value in given.items():
         if value is None or name in HARMLESS:
             continue
-        shown = f"{within}{name}"[:100]
+        shown = f"{within}.{name}"[:100] if within else name[:100]
         if name not in NEUTRAL:
             raise RefusedError(f"there is no field {shown}: leave it out", shown, "unknown_parameter")
         if not any(type(value) is type(each) and value == each for each in NEUTRAL[name]):

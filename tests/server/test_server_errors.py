@@ -63,6 +63,11 @@ COMPLETIONS = [
     ({"nonsense": 1}, "nonsense"),
     ({"model": None}, "model"),
     ({"response_format": {"type": "nonsense"}}, "response_format"),
+    ({"response_format": {}}, "response_format"),
+    ({"response_format": {"type": "json_object", "more": 1}}, "response_format.more"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, "response_format"),
 ]
 CHATS = [
     ({"messages": []}, "messages"),

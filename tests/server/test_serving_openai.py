@@ -262,6 +262,42 @@ def test_a_models_own_defaults_apply_unless_given():
         assert create(**options, temperature=1, extra_body={"top_k": 0}).choices[0].text == plain != other
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Iona", "Mull"]}, "size": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("given", [GREEDY, SAMPLED])
+def test_json_schemas(served: Served, given: dict):
+    create = served.client().chat.completions.create
+    form = {"type": "json_schema", "json_schema": {"name": "island", "strict": True, "schema": SCHEMA}}
+    options = {"model": NAME, "messages": TURNS, "max_tokens": 200, "response_format": form, "n": 2, **given}
+    whole = create(**options)
+    texts = ["", ""]
+    for chunk in create(**options, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    for choice, streamed in zip(whole.choices, texts, strict=True):
+        assert choice.message.content == streamed
+        assert choice.finish_reason == "stop"
+        read = json.loads(streamed)
+        assert read["name"] in ("Iona", "Mull")
+        assert read["size"] in range(10)
+
+
+def test_json_objects(served: Served):
+    create = served.client().chat.completions.create
+    form = {"type": "json_object"}
+    for seed in range(4):
+        answer = create(model=NAME, messages=TURNS, response_format=form, max_tokens=300, seed=seed, temperature=0.3)
+        assert answer.choices[0].message.content.lstrip().startswith("{")
+        if answer.choices[0].finish_reason == "stop":
+            assert isinstance(json.loads(answer.choices[0].message.content), dict)
+
+
 def test_models(served: Served):
     models = served.client().models
     assert [each.id for each in models.list()] == [NAME]
