@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from forerun.runtime.drafters.parts.skip_decode import SkipDecode
     from forerun.runtime.drafters.parts.swift import Swift
     from forerun.runtime.drafters.parts.uniform import Uniform
-    from forerun.runtime.hooks.contrasts import ContextAware, Contrastive, Dola, Guidance
     from forerun.runtime.model import CompiledModel
     from forerun.runtime.request import Generation, Stats
     from forerun.runtime.texts import Piece, Sessions, Stream, TextSession
@@ -44,11 +43,8 @@ __all__ = [
     "Autoregressive",
     "Clasp",
     "CompiledModel",
-    "ContextAware",
-    "Contrastive",
     "CostAware",
     "DecayedDepth",
-    "Dola",
     "DraftModel",
     "DynamicExit",
     "EarlyExit",
@@ -56,7 +52,6 @@ __all__ = [
     "Fixed",
     "ForerunError",
     "Generation",
-    "Guidance",
     "LikeliestAbove",
     "MarginAbove",
     "Piece",
@@ -92,7 +87,6 @@ _MODULES = {
     f"{_PARTS}.skip_decode": ("SkipDecode",),
     f"{_PARTS}.swift": ("Swift",),
     f"{_PARTS}.uniform": ("Uniform",),
-    "forerun.runtime.hooks.contrasts": ("ContextAware", "Contrastive", "Dola", "Guidance"),
     "forerun.runtime.request": ("Generation", "Stats"),
     "forerun.runtime.texts": ("Piece", "Sessions", "Stream", "TextSession"),
     "forerun.runtime.model": ("CompiledModel",),

@@ -145,7 +145,7 @@ class Member:
         session, tree, request = self.session, self.result.tree, self.session.request
         root = session.cached.length
         self.choice = Choice(self.result, request, root, self.draw, session.hooks)
-        verdict = verify(tree, self.choice)
+        verdict = verify(tree, self.choice, request.stop)
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
         if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
             row, token = broken

@@ -19,13 +19,15 @@ from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.guiding import guided
-from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
+from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
+from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.serving import Serving
-from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
 from forerun.runtime.tree import Tree, check
 
 
@@ -83,6 +85,7 @@ class CompiledModel:
         strategy: object = None,
         origin: Origin | None = None,
         exporter: Export | None = None,
+        defaults: Mapping[str, Any] = NONE,
     ) -> None:
         """Without a drafter, decoding is plain. `eos_token_ids` end a text unless `generate` is given others.
 
@@ -90,6 +93,8 @@ class CompiledModel:
         `strategy`: what drafter and policy were built from.
         `engine`: one that already runs this executable, such as for calibration; by default a new one with room for
         one sequence of `max_length`.
+        `defaults`: keywords of `generate` that apply unless they are given, as the generation config beside a model
+        has them.
         """
         self.executable = executable
         self.engine = engine or Engine(executable)
@@ -102,6 +107,7 @@ class CompiledModel:
         self.strategy = strategy
         self.origin = origin
         self.exporter = exporter
+        self.defaults = dict(defaults)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
@@ -160,8 +166,8 @@ class CompiledModel:
         array, [1, T]. Several, which give a list, are a list of those, an array [B, T], or a tokenizer's encoding of
         several texts, padded on either side. What a prompt gives does not depend on the others.
 
-        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The only defaults are those of
-        the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
+        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The defaults are those of the
+        signature, 128 new tokens, and the model's own: `eos_token_ids` (`eos_token_id=[]` for none) and `defaults`.
         Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
         named = {
@@ -304,8 +310,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
         asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)

@@ -117,7 +117,10 @@ class HookStates:
         scores = logits.copy()
         for hook, state in zip(self.hooks, self._rows[row], strict=True):
             scores = _checked(hook, hook.scores(state, scores, place), len(logits))
-        if not np.any(scores > -np.inf):
+        if np.isnan(largest := scores.max()):
+            scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+            largest = scores.max()
+        if largest == -np.inf:
             raise InvalidOptionError(
                 f"no token is left at position {place.position}: all are excluded by {', '.join(map(name, self.hooks))}"
             )
