@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from forerun.runtime.hooks.contrasts import ContextAware, Contrastive, Dola, Guidance
     from forerun.runtime.hooks.foreign import AllowedByPrefix, Processed
+    from forerun.runtime.hooks.grammars import JsonSchema, Lark, Regex
     from forerun.runtime.hooks.history import Counts, Following
     from forerun.runtime.hooks.penalties import (
         ExponentialLengthPenalty,
@@ -43,12 +44,15 @@ __all__ = [
     "ForcedSecondToken",
     "Guidance",
     "Hook",
+    "JsonSchema",
+    "Lark",
     "LogitBias",
     "MinNewTokens",
     "NoRepeatedNgrams",
     "OccurrencePenalties",
     "Place",
     "Processed",
+    "Regex",
     "RepetitionPenalty",
     "SequenceBias",
     "SuppressFirstTokens",
@@ -70,6 +74,7 @@ _MODULES = {
     ),
     "contrasts": ("ContextAware", "Contrastive", "Dola", "Guidance"),
     "foreign": ("AllowedByPrefix", "Processed"),
+    "grammars": ("JsonSchema", "Lark", "Regex"),
     "history": ("Counts", "Following"),
     "penalties": (
         "ExponentialLengthPenalty",
