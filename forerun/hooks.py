@@ -1,4 +1,4 @@
-"""Logits hooks, for callers (docs/grammar.md).
+"""Logits hooks, for callers who write their own or give these to `generate(logits_processor=...)` (docs/hooks.md).
 
 Names are imported on first use, as in `forerun`.
 """
@@ -8,14 +8,75 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forerun.runtime.hooks.base import Hook, Place
+    from forerun.runtime.hooks.choices import (
+        AllowedTokens,
+        BadWords,
+        ForcedLastToken,
+        ForcedSecondToken,
+        MinNewTokens,
+        NoRepeatedNgrams,
+        SuppressFirstTokens,
+        SuppressTokens,
+    )
+    from forerun.runtime.hooks.foreign import AllowedByPrefix, Processed
     from forerun.runtime.hooks.grammars import JsonSchema, Lark, Regex
+    from forerun.runtime.hooks.history import Counts, Following
+    from forerun.runtime.hooks.penalties import (
+        ExponentialLengthPenalty,
+        LogitBias,
+        OccurrencePenalties,
+        RepetitionPenalty,
+        SequenceBias,
+    )
 
-__all__ = ["Hook", "JsonSchema", "Lark", "Place", "Regex"]
+__all__ = [
+    "AllowedByPrefix",
+    "AllowedTokens",
+    "BadWords",
+    "Counts",
+    "ExponentialLengthPenalty",
+    "Following",
+    "ForcedLastToken",
+    "ForcedSecondToken",
+    "Hook",
+    "JsonSchema",
+    "Lark",
+    "LogitBias",
+    "MinNewTokens",
+    "NoRepeatedNgrams",
+    "OccurrencePenalties",
+    "Place",
+    "Processed",
+    "Regex",
+    "RepetitionPenalty",
+    "SequenceBias",
+    "SuppressFirstTokens",
+    "SuppressTokens",
+]
 
 _FOLDER = "forerun.runtime.hooks"
 _MODULES = {
     "base": ("Hook", "Place"),
+    "choices": (
+        "AllowedTokens",
+        "BadWords",
+        "ForcedLastToken",
+        "ForcedSecondToken",
+        "MinNewTokens",
+        "NoRepeatedNgrams",
+        "SuppressFirstTokens",
+        "SuppressTokens",
+    ),
+    "foreign": ("AllowedByPrefix", "Processed"),
     "grammars": ("JsonSchema", "Lark", "Regex"),
+    "history": ("Counts", "Following"),
+    "penalties": (
+        "ExponentialLengthPenalty",
+        "LogitBias",
+        "OccurrencePenalties",
+        "RepetitionPenalty",
+        "SequenceBias",
+    ),
 }
 """The module that defines each name."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -18,8 +18,10 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
+from forerun.runtime.guiding import guided
 from forerun.runtime.hooks.grammars import Grammars
-from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
+from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
+from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
@@ -84,6 +86,7 @@ class CompiledModel:
         strategy: object = None,
         origin: Origin | None = None,
         exporter: Export | None = None,
+        defaults: Mapping[str, Any] = NONE,
     ) -> None:
         """Without a drafter, decoding is plain. `eos_token_ids` end a text unless `generate` is given others.
 
@@ -91,6 +94,8 @@ class CompiledModel:
         `strategy`: what drafter and policy were built from.
         `engine`: one that already runs this executable, such as for calibration; by default a new one with room for
         one sequence of `max_length`.
+        `defaults`: keywords of `generate` that apply unless they are given, as the generation config beside a model
+        has them.
         """
         self.executable = executable
         self.engine = engine or Engine(executable)
@@ -103,6 +108,7 @@ class CompiledModel:
         self.strategy = strategy
         self.origin = origin
         self.exporter = exporter
+        self.defaults = dict(defaults)
         self._grammars = Grammars(tokenizer, executable.vocabulary, self.eos_token_ids)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
@@ -162,8 +168,8 @@ class CompiledModel:
         array, [1, T]. Several, which give a list, are a list of those, an array [B, T], or a tokenizer's encoding of
         several texts, padded on either side. What a prompt gives does not depend on the others.
 
-        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The only defaults are those of
-        the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
+        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The defaults are those of the
+        signature, 128 new tokens, and the model's own: `eos_token_ids` (`eos_token_id=[]` for none) and `defaults`.
         Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
         named = {
@@ -306,8 +312,9 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
-        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self._grammars)
+        of_model = self.executable.vocabulary, self.eos_token_ids, self.tokenizer, self.defaults, self._grammars
+        asked, several = understood_all(input_ids, keywords, *of_model)
+        asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

@@ -52,7 +52,13 @@ class Hook:
         return scores
 
     def prepare(self, state: Any, tree: Tree) -> None:
-        """Called before tokens are chosen at rows of a tree; `state` is that of its root."""
+        """Called before the step over a tree from which tokens are chosen; `state` is that of its root."""
+
+    def evaluate(self) -> None:
+        """Called before a step, when all of its trees have been prepared: what takes a launch is for all of them.
+
+        The target's step comes after it, because all steps of an executable share buffers.
+        """
 
     def allows(self, state: Any, tokens: Sequence[int]) -> Sequence[bool]:
         """Whether each of some tokens may be next. Tokens that may not are never drafted."""
@@ -62,7 +68,7 @@ class Hook:
         """Returns tokens that must follow, one after another; none if it is not known. They are drafted."""
         return ()
 
-    def ends(self, state: Any) -> bool:
+    def finishes(self, state: Any) -> bool:
         """Whether the text ends with its last token, of whatever kind that is, because nothing may follow.
 
         Scores after such a state may be any: no token is taken from them.
@@ -94,7 +100,7 @@ class HookStates:
             self._states = self.after(self._states, token)
         self._length = len(tokens)
         for hook, state in zip(self.hooks, self._states, strict=True):
-            if hook.ends(state):
+            if hook.finishes(state):
                 raise InvalidOptionError(
                     f"{name(hook)} lets nothing follow the first {self._length} tokens: go on from fewer of them"
                 )
@@ -110,11 +116,11 @@ class HookStates:
 
     def last(self, tokens: Sequence[int]) -> int | None:
         """Returns with how many of the tokens after the last one reached a hook ends the text; None if none does."""
-        ending = [number for number, hook in enumerate(self.hooks) if type(hook).ends is not Hook.ends]
+        ending = [number for number, hook in enumerate(self.hooks) if type(hook).finishes is not Hook.finishes]
         hooks, states = [self.hooks[number] for number in ending], [self._states[number] for number in ending]
         for count, token in enumerate(tokens if ending else (), start=1):
             states = [hook.advance(state, token) for hook, state in zip(hooks, states, strict=True)]
-            if any(hook.ends(state) for hook, state in zip(hooks, states, strict=True)):
+            if any(hook.finishes(state) for hook, state in zip(hooks, states, strict=True)):
                 return count
         return None
 
@@ -133,7 +139,10 @@ class HookStates:
         scores = logits.copy()
         for hook, state in zip(self.hooks, self._rows[row], strict=True):
             scores = _checked(hook, hook.scores(state, scores, place), len(logits))
-        if not np.any(scores > -np.inf):
+        if np.isnan(largest := scores.max()):
+            scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+            largest = scores.max()
+        if largest == -np.inf:
             raise InvalidOptionError(
                 f"no token is left at position {place.position}: all are excluded by {', '.join(map(name, self.hooks))}"
             )

@@ -73,7 +73,7 @@ class GrammarHook(Hook):
         return found
 
     def scores(self, state: State, scores: Float32, place: Place) -> Float32:
-        if not self.ends(state):
+        if not self.finishes(state):
             np.copyto(scores, -np.inf, where=~self.mask(state))
         return scores
 
@@ -116,7 +116,7 @@ class GrammarHook(Hook):
             state.certain = state.text.at(state).compute_ff_tokens()
         return state.certain
 
-    def ends(self, state: State) -> bool:
+    def finishes(self, state: State) -> bool:
         """Whether no token may follow, not even one that ends texts."""
         if state.closed:
             return True
