@@ -73,8 +73,7 @@ class GrammarHook(Hook):
         return found
 
     def scores(self, state: State, scores: Float32, place: Place) -> Float32:
-        if not self.finishes(state):
-            np.copyto(scores, -np.inf, where=~self.mask(state))
+        np.copyto(scores, -np.inf, where=~self.mask(state))
         return scores
 
     def prepare(self, state: State, tree: Tree) -> None:
