@@ -111,10 +111,7 @@ REFUSED: dict[str, list[str]] = {
     "a negative top_k": ["generate", "MODEL", "--token-ids", "1", "--do-sample", "--top-k", "-1"],
     "a top_p above 1": ["generate", "MODEL", "--token-ids", "1", "--do-sample", "--top-p", "1.5"],
     "a temperature without sampling": [
-        "generate",
-        "MODEL",
-        "--token-ids",
-        "1",
+        *("generate", "MODEL", "--token-ids", "1"),
         "--no-do-sample",
         "--temperature",
         "0.5",

@@ -19,6 +19,7 @@ from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.guiding import guided
+from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
 from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
@@ -108,6 +109,7 @@ class CompiledModel:
         self.origin = origin
         self.exporter = exporter
         self.defaults = dict(defaults)
+        self._grammars = Grammars(tokenizer, executable.vocabulary, self.eos_token_ids)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
@@ -225,6 +227,10 @@ class CompiledModel:
         asked, _ = self._asked(input_ids, keywords, streams=True)
         return Sessions(self.serving, asked, self.tokenizer, self._room)
 
+    def asked(self, input_ids: Any = None, **keywords: Any) -> list[Asked]:
+        """Returns the requests that `sessions` would decode, checked: for those that read steps themselves."""
+        return self._asked(input_ids, keywords, streams=True)[0]
+
     async def generate_async(self, input_ids: Any = None, **keywords: Any) -> Any:
         """Like `generate`, without blocking the event loop. A cancelled task ends its texts."""
         asked, several = self._asked(input_ids, keywords, streams=True)
@@ -310,8 +316,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
-        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
+        of_model = self.executable.vocabulary, self.eos_token_ids, self.tokenizer, self.defaults, self._grammars
+        asked, several = understood_all(input_ids, keywords, *of_model)
         asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
