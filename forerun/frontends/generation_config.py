@@ -26,7 +26,7 @@ APPLIED = frozenset(
         # what changes the scores of the next token
         *("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length"),
         *("min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
-        *("suppress_tokens", "begin_suppress_tokens", "renormalize_logits"),
+        *("suppress_tokens", "begin_suppress_tokens", "guidance_scale", "renormalize_logits"),
         # where a text ends
         "stop_strings",
     }
@@ -61,7 +61,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "forced_decoder_ids": ([], ()),
     "remove_invalid_values": (False,),
     "token_healing": (False,),
-    "guidance_scale": (1, 1.0),
     "top_h": (),
     "watermarking_config": (),
     "penalty_alpha": (0, 0.0),

@@ -114,7 +114,6 @@ def test_every_field_of_a_generation_config_is_classified() -> None:
         ("penalty_alpha", 0.6),
         ("top_h", 0.4),
         ("num_beams", 4),
-        ("guidance_scale", 1.5),
     ],
 )
 def test_what_changes_a_text_and_is_not_applied_is_refused_or_left_out(folder: Path, field: str, value: object) -> None:

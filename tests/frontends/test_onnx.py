@@ -149,8 +149,8 @@ def test_what_lies_beside_a_file_is_used(folder: Path) -> None:
     assert source.limit.positions == 40
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
     assert open_source(folder).defaults == {"repetition_penalty": 1.5}
-    (folder / "generation_config.json").write_text('{"guidance_scale": 1.5}')
-    with pytest.raises(InvalidOptionError, match="guidance_scale"):
+    (folder / "generation_config.json").write_text('{"penalty_alpha": 0.6}')
+    with pytest.raises(InvalidOptionError, match="penalty_alpha"):
         open_source(folder)
     assert open_source(folder, generation_config=None).eos_token_ids == (7, 9)
 

@@ -165,6 +165,7 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"past_key_values": object()}, "past_key_values"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"max_time": 1.0}, "max_time"),
+        ({"encoder_no_repeat_ngram_size": 2}, "encoder_no_repeat_ngram_size"),
         (
             {"generation_config": GenerationConfig(encoder_repetition_penalty=1.05)},
             "generation_config takes only encoder_repetition_penalty",
