@@ -15,6 +15,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from forerun.errors import InvalidOptionError, PromptError
+from forerun.runtime.beams import BeamSearch, beams_of
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
 from forerun.runtime.prompts import Encode, prompts_of
@@ -50,7 +51,9 @@ class Keywords(TypedDict, total=False):
     return_dict_in_generate True or False: a `Generation` is returned in either case
     output_logits           whether the logits are kept, like return_logits
     output_scores           whether the scores are kept: the logits after min_new_tokens, temperature, top_k and top_p
-    num_return_sequences    sampled texts of each prompt, each with random numbers of its own
+    num_beams               beams of a beam search (`runtime.beams.BeamSearch`), which returns the likeliest texts
+    num_beam_groups, diversity_penalty, length_penalty, early_stopping  its settings
+    num_return_sequences    sampled texts of each prompt, each with random numbers of its own; or the best of beams
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
     """
 
@@ -70,6 +73,10 @@ class Keywords(TypedDict, total=False):
     use_cache: bool | None
     pad_token_id: int | None
     num_beams: int | None
+    num_beam_groups: int | None
+    diversity_penalty: float | None
+    length_penalty: float | None
+    early_stopping: bool | str | None
     num_return_sequences: int | None
 
 
@@ -85,13 +92,11 @@ NO_EFFECT = frozenset(
         "continuous_batching_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
         "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
         "assistant_ensemble_weight", "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type",
-        "early_stopping", "length_penalty", "transformers_version",
+        "transformers_version",
     )
 )  # fmt: skip
-"""Caching, drafting and padding change only the schedule; beams, which alone use some of these, are rejected."""
+"""Caching, drafting and padding change only the schedule."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
@@ -101,7 +106,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
     "guidance_scale": (1.0,),
-    "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
     "renormalize_logits": (False,),
     "remove_invalid_values": (False,),
@@ -121,6 +125,7 @@ class Asked:
     request: Request
     criteria: list[Criterion]
     copies: int = 1  # texts of the same prompt
+    beams: BeamSearch | None = None  # which finds them, in place of sampling
 
 
 def understood_all(
@@ -142,7 +147,8 @@ def understood_all(
             asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids)
         except PromptError as error:
             raise error if not several else PromptError(f"prompt {number}: {error}") from error
-        copies = (replace(asked.request, identifier=copy) for copy in range(asked.copies))
+        several = several or asked.copies > 1
+        copies = (replace(asked.request, identifier=copy) for copy in range(1 if asked.beams else asked.copies))
         found.extend(replace(asked, request=request) for request in copies)
     several = several or len(found) > 1
     if several and given.get("streamer") is not None:
@@ -179,11 +185,12 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         allow_nan=keywords.get("allow_nan", False),
     )
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
-    if copies > 1 and not request.sampling.do_sample:
+    beams = beams_of(keywords, request.sampling.do_sample)
+    if copies > 1 and not request.sampling.do_sample and beams is None:
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies)
+    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies, beams)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class Generation:
     prompt_ids: list[int] = field(default_factory=list[int], repr=False)
     scores: Float32 | None = field(default=None, repr=False)
     """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
+    score: float | None = None
+    """By which a search ranked the text; None for texts that are not searched."""
 
     @property
     def sequences(self) -> Any:
@@ -151,6 +153,13 @@ class Generation:
         import torch  # nothing else here needs it
 
         return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
+
+    @property
+    def sequences_scores(self) -> Any:
+        """The score as transformers returns it, a tensor [1] of float32; None for texts that are not searched."""
+        import torch
+
+        return None if self.score is None else torch.tensor([self.score], dtype=torch.float32)
 
     def has_bits_of(self, other: "Generation") -> bool:
         """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.

@@ -87,6 +87,12 @@ class HookStates:
             self._states = self.after(self._states, token)
         self._length = len(tokens)
 
+    def forked(self) -> "HookStates":
+        """Returns the same states for another text that goes on from here; `end` is only called for these."""
+        forked = HookStates(self.hooks, self.begins)
+        forked._states, forked._length = list(self._states), self._length
+        return forked
+
     def after(self, states: Sequence[Any], token: int) -> list[Any]:
         """Returns the states after one more token."""
         return [hook.advance(state, token) for hook, state in zip(self.hooks, states, strict=True)]
@@ -102,8 +108,11 @@ class HookStates:
         for hook, state in zip(self.hooks, self._states, strict=True):
             hook.prepare(state, tree)
 
-    def scores(self, tree: Tree, row: int, logits: Float32, left: int) -> Float32:
-        """Returns the scores [V] after a row of the tree; those after its parent come before. `left` is the root's."""
+    def scores(self, tree: Tree, row: int, logits: Float32, left: int, may_end: bool = False) -> Float32:
+        """Returns the scores [V] after a row of the tree; those after its parent come before. `left` is the root's.
+
+        Raises `InvalidOptionError` if no token is left, unless the text `may_end` there.
+        """
         if row not in self._rows:
             self._rows[row] = self.after(self._rows[int(tree.parent[row])], int(tree.token[row]))
         depth = int(tree.depth[row])
@@ -111,7 +120,7 @@ class HookStates:
         scores = logits.copy()
         for hook, state in zip(self.hooks, self._rows[row], strict=True):
             scores = _checked(hook, hook.scores(state, scores, place), len(logits))
-        if not np.any(scores > -np.inf):
+        if not may_end and not np.any(scores > -np.inf):
             raise InvalidOptionError(
                 f"no token is left at position {place.position}: all are excluded by {', '.join(map(name, self.hooks))}"
             )
