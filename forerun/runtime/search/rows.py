@@ -97,10 +97,11 @@ class BeamRows:
 
     def _no_room(self) -> TooLongError:
         cache, request = self.engine.cache, self.request
+        beams = f"{self.beams} beams of {request.max_new_tokens} new tokens after a prompt of {len(request.prompt)}"
         return TooLongError(
-            f"{self.beams} beams of {request.max_new_tokens} new tokens after a prompt of {len(request.prompt)} need "
-            f"{self._needed * cache.block} positions in the cache, but {cache.free_positions} of its "
-            f"{cache.blocks * cache.block} are free: give fewer beams or new tokens"
+            f"{beams} need {self._needed * cache.block} positions in the cache, but {cache.free_positions} of its "
+            f"{cache.blocks * cache.block} are free: give fewer beams or new tokens, or compile with a larger "
+            "max_length"
         )
 
     def _enters(self, sequence: CachedSequence) -> bool:
