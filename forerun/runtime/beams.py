@@ -65,14 +65,18 @@ def beams_of(keywords: Mapping[str, Any], do_sample: bool) -> BeamSearch | None:
             raise InvalidOptionError(f"num_beam_groups={groups} needs num_beams: give a multiple of it")
         return None
     found = BeamSearch(count, **given)
-    if do_sample:
-        raise InvalidOptionError(f"num_beams={count} does not combine with do_sample=True: leave one of them out")
-    for name in APART:
-        if keywords.get(name) is not None and keywords[name] != []:
-            raise InvalidOptionError(f"{name} does not combine with num_beams={count}: leave one of them out")
+    require_alone(do_sample, keywords, f"num_beams={count}")
     returned = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
     if returned > count:
         raise InvalidOptionError(
             f"num_return_sequences={returned} exceeds num_beams={count}: a search has as many texts as beams"
         )
     return found
+
+
+def require_alone(do_sample: bool, keywords: Mapping[str, Any], search: str) -> None:
+    """Raises `InvalidOptionError` for keywords that do not combine with a beam search, named as it was requested."""
+    given = ["do_sample=True"] if do_sample else []
+    given += [name for name in APART if keywords.get(name) is not None and keywords[name] != []]
+    if given:
+        raise InvalidOptionError(f"{given[0]} does not combine with {search}: leave one of them out")

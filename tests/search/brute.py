@@ -66,9 +66,7 @@ def diverse_beams(
     return [(row.tokens, float(row.score / length)) for row in rows]
 
 
-def scored(
-    oracle: Oracle, prompt: list[int], tokens: list[int], length: int, hooks: Sequence[Hook]
-) -> np.ndarray:
+def scored(oracle: Oracle, prompt: list[int], tokens: list[int], length: int, hooks: Sequence[Hook]) -> np.ndarray:
     scores: Any = log_softmax(oracle.logits([*prompt, *tokens]))
     for hook in hooks:
         state = hook.begin(prompt)

@@ -84,8 +84,6 @@ def keywords_of(policy: object, keywords: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidOptionError(f"search does not take {name}: its policy, {type(policy).__name__}, says it")
     do_sample = keywords.get("do_sample")
     if isinstance(policy, BeamSearch):
-        if do_sample:
-            raise InvalidOptionError("BeamSearch does not combine with do_sample=True: leave it out")
         return dict(keywords)
     if do_sample is not None and not do_sample:
         raise InvalidOptionError(

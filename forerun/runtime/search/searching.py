@@ -1,6 +1,6 @@
 """Runs a search by its policy."""
 
-from forerun.runtime.beams import BeamSearch
+from forerun.runtime.beams import BeamSearch, require_alone
 from forerun.runtime.keywords import Asked
 from forerun.runtime.request import Generation
 from forerun.runtime.search.beam_search import search_beams
@@ -15,6 +15,7 @@ def search(serving: Serving, asked: Asked, policy: SearchPolicy, tokenizer: Toke
     """Returns the texts that a policy finds, the best first."""
     serving.refuse_within_a_step()
     if isinstance(policy, BeamSearch):
+        require_alone(asked.request.sampling.do_sample, {"stopping_criteria": asked.criteria}, "BeamSearch")
         return search_beams(serving.engine, asked.request, policy, tokenizer)
     if isinstance(policy, BestOf):
         return best_of(serving, asked, policy.n, tokenizer)
