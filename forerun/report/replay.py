@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from forerun.report.data import Plain, Replay, ReplayStep
 from forerun.runtime.recording import Iteration, Outcome
 from forerun.runtime.request import Generation, Phases
-from forerun.runtime.texts import Spelling, Tokenizer
+from forerun.runtime.spelling import Spelling, Tokenizer
 
 
 def replay(
@@ -21,10 +21,10 @@ def replay(
     decoding = [(each, each.outcomes[0]) for each in iterations if each.outcomes]
     began = decoding[0][0].began if decoding else 0.0
     names: dict[str, int] = {}
-    spelling, steps = Spelling(tokenizer), list[ReplayStep]()
+    spelling, steps = None if tokenizer is None else Spelling(tokenizer), list[ReplayStep]()
     for number, (iteration, outcome) in enumerate(decoding, start=1):
-        text = spelling.add(outcome.tokens, last=number == len(decoding))
-        steps.append(_step(iteration, outcome, began, names, text or ""))
+        text = "" if spelling is None else spelling.add(outcome.tokens, last=number == len(decoding))
+        steps.append(_step(iteration, outcome, began, names, text))
     stats = generation.stats
     return Replay(
         prompt=prompt,

@@ -47,7 +47,7 @@ class BeamSearch(Checked):
 
 SETTINGS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
 """The keywords that only a beam search has."""
-APART = ("streamer", "stopping_criteria")
+APART = ("streamer", "stopping_criteria", "stop_strings", "stop")
 """The keywords that do not combine with beams."""
 
 
@@ -77,6 +77,6 @@ def beams_of(keywords: Mapping[str, Any], do_sample: bool) -> BeamSearch | None:
 def require_alone(do_sample: bool, keywords: Mapping[str, Any], search: str) -> None:
     """Raises `InvalidOptionError` for keywords that do not combine with a beam search, named as it was requested."""
     given = ["do_sample=True"] if do_sample else []
-    given += [name for name in APART if keywords.get(name) is not None and keywords[name] != []]
+    given += [name for name in APART if keywords.get(name) is not None and keywords[name] not in ([], ())]
     if given:
         raise InvalidOptionError(f"{given[0]} does not combine with {search}: leave one of them out")

@@ -18,10 +18,11 @@ from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.beams import BeamSearch, beams_of
 from forerun.runtime.options import require_flag, require_integer
 from forerun.runtime.prompt import NEUTRAL, check_companion, opened_encoding, prompt_tokens
-from forerun.runtime.prompts import Encode, prompts_of
+from forerun.runtime.prompts import prompts_of
 from forerun.runtime.request import Request
 from forerun.runtime.sampling import SamplingSettings
-from forerun.runtime.stopping import Criterion, criteria_of
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.stopping import Criterion, criteria_of, stop_strings, stop_texts
 
 NEW_TOKENS = 128
 """The most new tokens by default."""
@@ -47,6 +48,9 @@ class Keywords(TypedDict, total=False):
     min_new_tokens          new tokens before which no token of eos_token_id is chosen
     min_length              the same for prompt and new tokens together; min_new_tokens has precedence
     generation_config       a transformers GenerationConfig or a mapping of keywords; direct ones have precedence
+    stop                    a text or several: the text ends before the first that appears in it (`Generation.text`)
+    stop_strings            the same, but the text ends with it, as in transformers
+    tokenizer               of `stop_strings`, by default the model's
     stopping_criteria       callables (input_ids [1, n], scores) -> bool, called after each token in order
     return_dict_in_generate True or False: a `Generation` is returned in either case
     output_logits           whether the logits are kept, like return_logits
@@ -65,6 +69,9 @@ class Keywords(TypedDict, total=False):
     min_new_tokens: int | None
     min_length: int | None
     generation_config: Any
+    stop: Any
+    stop_strings: Any
+    tokenizer: Any
     stopping_criteria: Any
     return_dict_in_generate: bool | None
     output_logits: bool | None
@@ -125,11 +132,16 @@ class Asked:
     request: Request
     criteria: list[Criterion]
     copies: int = 1  # texts of the same prompt
+    stop: tuple[str, ...] = ()  # texts before which the text ends
     beams: BeamSearch | None = None  # which finds them, in place of sampling
 
 
 def understood_all(
-    input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_token_ids: frozenset[int], encode: Encode | None
+    input_ids: Any,
+    given: Mapping[str, Any],
+    vocabulary: int,
+    eos_token_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
 ) -> tuple[list[Asked], bool]:
     """Returns what a call requests for each of its texts, and whether it returns a list of them.
 
@@ -139,6 +151,9 @@ def understood_all(
         if input_ids is not None:
             raise PromptError("the prompt is given twice, as input_ids and as inputs: give one of them")
         input_ids = given["inputs"]
+    if given.get("tokenizer") is None:
+        given = {**given, "tokenizer": tokenizer}
+    encode: Any = getattr(tokenizer, "encode", None)
     shared = {name: value for name, value in given.items() if name not in ("inputs", *NEUTRAL)}
     prompts, several = prompts_of(input_ids, given, encode)
     found: list[Asked] = []
@@ -190,7 +205,11 @@ def understood(input_ids: Any, given: Mapping[str, Any], vocabulary: int, eos_to
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
-    return Asked(request, criteria_of(keywords.get("stopping_criteria")), copies, beams)
+    stop, tokenizer = stop_texts(keywords.get("stop")), keywords.get("tokenizer")
+    if stop and tokenizer is None:
+        raise InvalidOptionError("this model has no tokenizer, so it cannot find stop strings: leave out stop")
+    criteria = criteria_of(keywords.get("stopping_criteria")) + stop_strings(keywords.get("stop_strings"), tokenizer)
+    return Asked(request, criteria, copies, stop, beams)
 
 
 def _collected(given: Mapping[str, Any]) -> dict[str, Any]:

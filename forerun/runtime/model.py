@@ -26,7 +26,8 @@ from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.search.policies import SearchPolicy, keywords_of
 from forerun.runtime.search.searching import search
 from forerun.runtime.serving import Serving
-from forerun.runtime.texts import Piece, Sessions, Stream, TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
 from forerun.runtime.tree import Tree, check
 
 
@@ -323,8 +324,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        encode: Any = getattr(self.tokenizer, "encode", None)
-        asked, several = understood_all(input_ids, keywords, self.executable.vocabulary, self.eos_token_ids, encode)
+        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer)
         if streams and asked[0].beams is not None:
             raise InvalidOptionError("only generate takes num_beams: leave it out, or use generate or search")
         for each in asked:

@@ -144,6 +144,9 @@ class Generation:
     prompt_ids: list[int] = field(default_factory=list[int], repr=False)
     scores: Float32 | None = field(default=None, repr=False)
     """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
+    finish_reason: str | None = None
+    """"stop" if the text ended by itself, by an end token, a stop string or a criterion, "length" if it was as long as
+    allowed; None if it was cancelled."""
     score: float | None = None
     """By which a search ranked the text; None for texts that are not searched."""
 

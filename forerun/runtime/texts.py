@@ -5,7 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +17,8 @@ from forerun.runtime.prompts import flat_tokens
 from forerun.runtime.request import TARGET, Generation, Phases, Stats, Step
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
+from forerun.runtime.spelling import Spelling, StoppedText, Tokenizer
 from forerun.runtime.stopping import Stopping
-
-UNFINISHED = "\ufffd"
-"""What a tokenizer writes for a character whose last bytes are in tokens to come."""
-
-
-class Tokenizer(Protocol):
-    """The part of transformers' and tokenizers' interface that is used."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
 
 
 class TextReader:
@@ -38,7 +30,9 @@ class TextReader:
         self.finished = False
         self._logits: list[Float32] = []
         self._scores: list[Float32] = []
-        self._stopping = Stopping(asked.request, asked.criteria)
+        self.finish_reason: str | None = None
+        self.stopped = StoppedText(tokenizer, asked.stop) if asked.stop and tokenizer is not None else None
+        self._stopping = Stopping(asked.request, asked.criteria, self.stopped)
         self._meter = _Meter()
 
     def take(self, step: Step) -> list[int]:
@@ -50,12 +44,23 @@ class TextReader:
             self._logits.append(step.logits)
         if step.scores is not None:
             self._scores.append(step.scores)
-        self.finished = step.finished
+        if step.finished:
+            self._finish(step.tokens)
         return step.tokens
+
+    def _finish(self, tokens: list[int]) -> None:
+        """Ends the text with the tokens of the last step."""
+        self.finished = True
+        ends = self._stopping.stopped or (tokens and tokens[-1] in self.asked.request.stop)
+        self.finish_reason = "stop" if ends else "length"
+        if self.stopped is not None:
+            self.stopped.finish()
 
     @property
     def text(self) -> str | None:
         """The text so far; None without a tokenizer."""
+        if self.stopped is not None:
+            return self.stopped.text
         return None if self.tokenizer is None else self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
 
     def generation(self) -> Generation:
@@ -63,7 +68,8 @@ class TextReader:
         request = self.asked.request
         logits = _joined(self._logits) if request.keep_logits else None
         scores = _joined(self._scores) if request.keep_scores else None
-        return Generation(self.token_ids, logits, self.text, self._meter.stats(), request.prompt, scores)
+        stats, reason = self._meter.stats(), self.finish_reason
+        return Generation(self.token_ids, logits, self.text, stats, request.prompt, scores, reason)
 
 
 def _joined(rows: list[Float32]) -> Float32:
@@ -265,8 +271,10 @@ class Piece:
 
     token_ids: list[int]
     text: str | None
-    """Whole characters only: one whose last bytes are still to come is part of a later piece. None without a tokenizer.
-    """
+    """Whole characters only: one whose last bytes are still to come is part of a later piece, as is what may be the
+    beginning of a stop string. None without a tokenizer."""
+    finish_reason: str | None = None
+    """Why the text ends with this piece (`Generation.finish_reason`); None if it goes on."""
 
 
 class Stream:
@@ -277,7 +285,7 @@ class Stream:
     ) -> None:
         """`close` ends the text, and `abandon` does so later, without waiting for a lock."""
         self._steps, self._reader, self._close, self._abandon = steps, reader, close, abandon
-        self._spelling = Spelling(reader.tokenizer)
+        self._spelling = None if reader.tokenizer is None else Spelling(reader.tokenizer)
         self._reading = threading.Lock()
 
     def __iter__(self) -> "Stream":
@@ -297,8 +305,14 @@ class Stream:
             if self._reader.finished:
                 self.close()
             if tokens:
-                return Piece(tokens, self._spelling.add(tokens, last=self._reader.finished))
+                return Piece(tokens, self._text(tokens), self._reader.finish_reason)
         raise StopIteration
+
+    def _text(self, tokens: list[int]) -> str | None:
+        """Returns the text that has become certain with some tokens."""
+        if self._reader.stopped is not None:
+            return self._reader.stopped.news()
+        return None if self._spelling is None else self._spelling.add(tokens, last=self._reader.finished)
 
     def __enter__(self) -> "Stream":
         return self
@@ -317,31 +331,6 @@ class Stream:
     def generation(self) -> Generation:
         """Returns the text so far with its cost."""
         return self._reader.generation()
-
-
-class Spelling:
-    """Turns tokens into text as they come. Decodes only the last tokens, as a text's beginning does not change."""
-
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self.tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._from = 0  # the first token that is decoded
-        self._told = 0  # the tokens whose text has been returned
-
-    def add(self, tokens: Sequence[int], last: bool = False) -> str | None:
-        """Returns the text that has become certain; at the `last` tokens, all that is left."""
-        if self.tokenizer is None:
-            return None
-        self._tokens.extend(tokens)
-        before, now = self._decoded(self._told), self._decoded(len(self._tokens))
-        if now.endswith(UNFINISHED) and not last:
-            return ""
-        self._from, self._told = self._told, len(self._tokens)
-        return now[len(before) :]
-
-    def _decoded(self, end: int) -> str:
-        assert self.tokenizer is not None
-        return self.tokenizer.decode(self._tokens[self._from : end], skip_special_tokens=True)
 
 
 class _Meter:

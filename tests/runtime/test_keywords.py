@@ -161,7 +161,6 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"past_key_values": object()}, "past_key_values"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"max_time": 1.0}, "max_time"),
-        ({"stop_strings": ["x"]}, "stop_strings"),
         ({"suppress_tokens": torch.tensor([1, 2])}, "suppress_tokens"),
         (
             {"generation_config": GenerationConfig(repetition_penalty=1.05)},

@@ -11,7 +11,7 @@ from several import Words, all_free, alone, model_of
 from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.request import Request
 from forerun.runtime.sampling import SamplingSettings
-from forerun.runtime.texts import Spelling
+from forerun.runtime.spelling import Spelling
 
 
 def test_lists_give_lists():

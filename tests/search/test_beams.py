@@ -61,6 +61,8 @@ def check_against_transformers(model: Any, compiled: CompiledModel, cases: int, 
         )
         found = compiled.generate(prompt, eos_token_id=ends or [], **options)
         texts = found if isinstance(found, list) else [found]
+        ended = [bool(ends) and text.token_ids[-1] in ends for text in texts]
+        assert [text.finish_reason == "stop" for text in texts] == ended
         assert len(texts) == options["num_return_sequences"]
         for number, text in enumerate(texts):
             row = expected.sequences[number, len(prompt) :].tolist()
@@ -211,6 +213,8 @@ def test_nan_ends_a_search() -> None:
     [
         ({"num_beams": 4, "do_sample": True}, "do_sample=True does not combine with num_beams=4"),
         ({"num_beams": 4, "stopping_criteria": [lambda ids, scores: True]}, "stopping_criteria does not combine with"),
+        ({"num_beams": 4, "stop": ["x"]}, "stop does not combine with num_beams=4"),
+        ({"generation_config": {"num_beams": 3, "stop_strings": "x"}}, "stop_strings does not combine with"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 exceeds num_beams=2"),
         ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups=3 must divide num_beams=4"),
         ({"num_beams": 4, "diversity_penalty": 0.5}, "diversity_penalty needs num_beam_groups"),

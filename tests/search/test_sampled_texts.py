@@ -2,10 +2,13 @@
 
 import math
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from forerun.errors import InvalidOptionError, NotANumberError, TooLongError
@@ -14,11 +17,14 @@ from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
 from forerun.runtime.engine import Engine
+from forerun.runtime.hooks.base import Hook, Place
+from forerun.runtime.keywords import Asked
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 from forerun.runtime.request import Generation, Request
 from forerun.runtime.sampling import SamplingSettings
 from forerun.runtime.scheduler import Scheduler
+from forerun.runtime.search.searching import search
 from forerun.search import BeamSearch, BestOf, Scored
 from tests.runtime.oracle import Oracle
 from tests.search.brute import Smooth, grown, log_softmax, sampled
@@ -336,6 +342,9 @@ def test_wrong_policies_are_refused(make: Callable[[], Any], sentence: str) -> N
         ([1], BestOf(2), {"do_sample": False}, "BestOf does not combine with do_sample=False"),
         ([1], BeamSearch(2), {"do_sample": True}, "do_sample=True does not combine with BeamSearch"),
         ([1], BeamSearch(2), {"stopping_criteria": [print]}, "stopping_criteria does not combine with"),
+        ([1], BeamSearch(2), {"stop": "a"}, "stop does not combine with BeamSearch"),
+        ([1], BeamSearch(2), {"generation_config": {"do_sample": True}}, "do_sample=True does not combine with"),
+        ([1], BeamSearch(2), {"generation_config": {"num_beams": 2}}, "only generate takes num_beams"),
         ([1], BestOf(2), {"streamer": object()}, "only generate takes a streamer"),
         ([[1], [2]], BestOf(2), {}, "a search takes one prompt"),
         ([1], Scored(total, ("a",)), {}, "the model has no tokenizer"),
@@ -353,6 +362,64 @@ def test_stopping_criteria_apply_to_sampled_texts() -> None:
         texts = model.search([1, 2], policy, max_new_tokens=20, stopping_criteria=criteria)
         assert {len(text.token_ids) for text in texts} == {5}
     assert all_free(model)
+
+
+def test_stop_strings_are_found_across_borders() -> None:
+    model, prompt = model_of(), [3, 1, 4]
+    for policy in (Scored(total, (), 4, 1, 1), BestOf(1)):
+        [whole] = model.search(prompt, policy, max_new_tokens=20, **SAMPLED)
+        stop = Words().decode(whole.token_ids[3:6])
+        [text] = model.search(prompt, policy, max_new_tokens=20, stop=stop, **SAMPLED)
+        assert text.token_ids == whole.token_ids[:6]
+        assert text.text == Words().decode(whole.token_ids[:3])
+        assert (whole.finish_reason, text.finish_reason) == ("length", "stop")
+    assert all_free(model)
+
+
+class Counting(Hook):
+    """Adds numbers that all tokens before decide; counts its texts."""
+
+    def __init__(self) -> None:
+        self.texts, self.most = 0, 0
+
+    def begin(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        self.texts += 1
+        self.most += 1
+        assert list(prompt) == [3, 1, 4]
+        return tuple(prompt)
+
+    def advance(self, state: tuple[int, ...], token: int) -> tuple[int, ...]:
+        return (*state, token)
+
+    def scores(self, state: tuple[int, ...], scores: Any, place: Place) -> Any:
+        assert len(state) == place.position == place.generated + 3
+        assert place.left == 20 - place.generated
+        seed = hash((state, place.left)) % 2**32
+        return scores + np.random.default_rng(seed).normal(size=len(scores)).astype(np.float32)
+
+    def end(self, state: Any) -> None:
+        self.texts -= 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_hooks_follow_each_text(policy: str) -> None:
+    found = []
+    for speculative in (True, False):
+        hook, model = Counting(), model_of(speculative=speculative)
+        settings = SamplingSettings() if isinstance(POLICIES[policy], BeamSearch) else SamplingSettings(True, 0.9)
+        request = Request([3, 1, 4], 20, settings, keep_logits=True, keep_scores=True, hooks=(hook,))
+        texts = search(model.serving, Asked(request, []), POLICIES[policy], Words())
+        assert all(len(text.scores) == len(text.token_ids) for text in texts)
+        found.append((bits(texts), [text.scores.tobytes() for text in texts]))
+        assert hook.texts == 0
+        assert hook.most > 0
+        assert all_free(model)
+    assert found[0] == found[1]
+
+
+def test_policies_are_light_to_import() -> None:
+    code = "import sys, forerun.search; sys.exit(len({'torch', 'transformers', 'numpy'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_resting_sessions_are_not_scheduled() -> None:

@@ -10,7 +10,7 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.request import TARGET, Generation, Request, Stats
 from forerun.runtime.search.beams import Beam, BeamGroup, Found, ranked
 from forerun.runtime.search.rows import BeamRows
-from forerun.runtime.texts import Tokenizer
+from forerun.runtime.spelling import Tokenizer
 
 
 def search_beams(
@@ -64,5 +64,6 @@ def _generation(
         stats,
         request.prompt,
         np.stack(scores) if scores else None,
+        "stop" if found.token_id in request.stop else "length",
         float(found.score),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.beams import SETTINGS, BeamSearch
+from forerun.runtime.beams import SETTINGS, BeamSearch, require_alone
 from forerun.runtime.fields import Checked, checked, described, has, integer
 from forerun.runtime.options import require_integer
 
@@ -84,6 +84,7 @@ def keywords_of(policy: object, keywords: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidOptionError(f"search does not take {name}: its policy, {type(policy).__name__}, says it")
     do_sample = keywords.get("do_sample")
     if isinstance(policy, BeamSearch):
+        require_alone(bool(do_sample), keywords, "BeamSearch")
         return dict(keywords)
     if do_sample is not None and not do_sample:
         raise InvalidOptionError(

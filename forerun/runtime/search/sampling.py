@@ -13,7 +13,8 @@ from forerun.runtime.request import Generation, Request, Step
 from forerun.runtime.sampling import as_numbers
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
-from forerun.runtime.texts import TextReader, Tokenizer
+from forerun.runtime.spelling import Tokenizer
+from forerun.runtime.texts import TextReader
 
 
 class Sampled:

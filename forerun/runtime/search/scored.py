@@ -17,7 +17,8 @@ from forerun.runtime.search.policies import Scored
 from forerun.runtime.search.sampling import Running, Sampled, running
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
-from forerun.runtime.texts import Spelling, TextReader, Tokenizer
+from forerun.runtime.spelling import Spelling, Tokenizer
+from forerun.runtime.texts import TextReader
 
 
 class Segment(Sampled):
@@ -29,7 +30,11 @@ class Segment(Sampled):
         self.before, self.score = before, 0.0
         self._policy, self._complete = policy, False
         self._texts = [end for end in policy.ends if isinstance(end, str)]
-        self._spelling, self._spelled = Spelling(reader.tokenizer if self._texts else None), ""
+        self._spelling = None if reader.tokenizer is None or not self._texts else Spelling(reader.tokenizer)
+        self._spelled = ""
+        if reader.stopped is not None:  # a stop string may begin in an earlier segment
+            for token in self.token_ids:
+                reader.stopped.add(token)
 
     @property
     def waits(self) -> bool:
@@ -46,8 +51,8 @@ class Segment(Sampled):
 
     def _ends(self, count: int, token: int) -> bool:
         """Whether a segment ends with a token, the `count`-th."""
-        if self._texts:
-            self._spelled += self._spelling.add([token]) or ""
+        if self._spelling is not None:
+            self._spelled += self._spelling.add([token])
         found = any(end in self._spelled for end in self._texts)
         return found or token in self._policy.ends or count == self._policy.segment
 
@@ -61,11 +66,17 @@ class Segment(Sampled):
         """The new tokens of all segments."""
         return [token for part in self.before for token in part.token_ids] + self.reader.token_ids
 
+    @property
+    def text(self) -> str | None:
+        """The text of all segments; None without a tokenizer."""
+        reader = self.reader
+        if reader.finished and reader.stopped is not None:
+            return reader.stopped.text
+        return None if reader.tokenizer is None else reader.tokenizer.decode(self.token_ids, skip_special_tokens=True)
+
     def judge(self, prompt: list[int]) -> None:
         """Lets the scorer say how good the text is so far."""
-        token_ids, tokenizer = self.token_ids, self.reader.tokenizer
-        text = None if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
-        given: Any = unwrapped(self._policy.scorer(list(prompt), token_ids, text))
+        given: Any = unwrapped(self._policy.scorer(list(prompt), self.token_ids, self.text))
         if isinstance(given, bool) or not isinstance(given, numbers.Real) or math.isnan(given):
             raise InvalidOptionError(
                 f"the scorer must return a number, not {given!r}: rank a bad text by float('-inf')"
@@ -125,7 +136,7 @@ def search_scored(serving: Serving, asked: Asked, policy: Scored, tokenizer: Tok
             following = [each for segment in best if not segment.reader.finished for each in growth.next(segment)]
             sessions.end([segment.session for segment in growing])
             growing = following
-    return [_joined(segment, prompt, tokenizer) for segment in ended]
+    return [_joined(segment, prompt) for segment in ended]
 
 
 def continued(request: Request, token_ids: Sequence[int]) -> Request:
@@ -140,15 +151,14 @@ def continued(request: Request, token_ids: Sequence[int]) -> Request:
     )
 
 
-def _joined(segment: Segment, prompt: list[int], tokenizer: Tokenizer | None) -> Generation:
+def _joined(segment: Segment, prompt: list[int]) -> Generation:
     """Returns the whole text of several segments."""
-    parts, token_ids = segment.parts, segment.token_ids
+    parts = segment.parts
     logits = [part.logits for part in parts if part.logits is not None]
     scores = [part.scores for part in parts if part.scores is not None]
-    text = None if tokenizer is None else tokenizer.decode(token_ids, skip_special_tokens=True)
-    stats = _sum([part.stats for part in parts])
+    stats, reason = _sum([part.stats for part in parts]), segment.reader.finish_reason
     kept = (np.concatenate(each) if each else None for each in (logits, scores))
-    return Generation(token_ids, next(kept), text, stats, prompt, next(kept), segment.score)
+    return Generation(segment.token_ids, next(kept), segment.text, stats, prompt, next(kept), reason, segment.score)
 
 
 def _sum(stats: Sequence[Stats]) -> Stats:
