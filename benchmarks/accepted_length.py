@@ -23,8 +23,8 @@ def main() -> int:
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for prompt in progress(read_prompts(given.prompts, given.count), "accepted length"):
         ids = prompt.encode(model.tokenizer)
-        stats = model.generate(ids, max_new_tokens=given.max_new_tokens).stats
-        slow = plain.generate(ids, max_new_tokens=given.max_new_tokens).stats if given.plain else stats
+        stats = model.generate(ids, max_new_tokens=given.max_new_tokens, do_sample=False).stats
+        slow = plain.generate(ids, max_new_tokens=given.max_new_tokens, do_sample=False).stats if given.plain else stats
         found[prompt.category].append((stats.accepted_length, stats.tokens_per_second, slow.tokens_per_second))
     found["all"] = [each for values in list(found.values()) for each in values]
     rows = []

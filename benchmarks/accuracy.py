@@ -61,7 +61,7 @@ def opened(path: Path, dtype: str) -> forerun.CompiledModel:
 
 def continued(model: forerun.CompiledModel, prompt: Prompt, count: int) -> Text:
     ids = prompt.encode(model.tokenizer)
-    return Text(ids, model.generate(ids, max_new_tokens=count).token_ids)
+    return Text(ids, model.generate(ids, max_new_tokens=count, do_sample=False).token_ids)
 
 
 def logits(model: forerun.CompiledModel, text: Text) -> NDArray[np.float32]:

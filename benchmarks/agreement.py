@@ -22,7 +22,7 @@ def main() -> int:
     prompts = read_prompts(given.prompts, given.count)
     for prompt in progress(prompts, "agreement"):
         ids = prompt.encode(compiled.tokenizer)
-        ours = compiled.generate(ids, max_new_tokens=given.max_new_tokens, eos_token_id=[]).token_ids
+        ours = compiled.generate(ids, max_new_tokens=given.max_new_tokens, eos_token_id=[], do_sample=False).token_ids
         with torch.inference_mode():
             inputs = torch.tensor([ids])
             theirs = reference.generate(

@@ -34,13 +34,15 @@ Decode = Callable[[Sequence[list[int]], int], list[list[int]]]
 
 def together(model: forerun.CompiledModel, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
     model.engine.cache.forget_ended()
-    found = model.generate(list(prompts), max_new_tokens=count, eos_token_id=[])
+    found = model.generate(list(prompts), max_new_tokens=count, eos_token_id=[], do_sample=False)
     return [text.token_ids for text in found]
 
 
 def in_turn(model: forerun.CompiledModel, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
     model.engine.cache.forget_ended()
-    return [model.generate(prompt, max_new_tokens=count, eos_token_id=[]).token_ids for prompt in prompts]
+    return [
+        model.generate(prompt, max_new_tokens=count, eos_token_id=[], do_sample=False).token_ids for prompt in prompts
+    ]
 
 
 def main() -> int:

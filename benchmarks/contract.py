@@ -30,7 +30,7 @@ def main() -> int:
     plain = forerun.compile(model_path(given.model), strategy="autoregressive")
     models = {name: forerun.with_strategy(plain, each) for name, each in strategies.items()}
     prompts = read_prompts(given.prompts, given.count)
-    settings: list[tuple[Any, dict[str, Any]]] = [(each, {}) for each in prompts]
+    settings: list[tuple[Any, dict[str, Any]]] = [(each, {"do_sample": False}) for each in prompts]
     for prompt in read_prompts(given.prompts, given.sampled):
         settings += [(prompt, {**SAMPLED, "seed": seed}) for seed in range(given.seeds)]
     counts = {name: {"greedy": [0, 0], "sampled": [0, 0]} for name in models}

@@ -198,7 +198,7 @@ def main() -> int:
     wanted = [part.strip() for part in given.methods.split(",") if part.strip()]
     drafters = {name: own for name, own in drafters.items() if name == PLAIN or not wanted or _named(name, wanted)}
     running = build(model, drafters, forerun.CostAware() if given.rows is None else forerun.Fixed(given.rows))
-    sampling = {} if given.sampled is None else {"do_sample": True, "temperature": given.sampled}
+    sampling = {"do_sample": False} if given.sampled is None else {"do_sample": True, "temperature": given.sampled}
     plain, broken = running[0], list[str]()
     for method in running:
         method.decode(prompts[0], 8, sampling)  # the first run may compile or allocate

@@ -229,13 +229,13 @@ def generation(path: Any, prompts: list[Prompt], new_tokens: int) -> tuple[list[
 
     model = forerun.compile(path, "tree_spec", "bfloat16", "cuda")
     encoded = [each.encode(model.tokenizer) for each in prompts]
-    model.generate(encoded[0], new_tokens)
-    drafted = [model.generate(each, new_tokens) for each in encoded]
+    model.generate(encoded[0], new_tokens, do_sample=False)
+    drafted = [model.generate(each, new_tokens, do_sample=False) for each in encoded]
     own = mean(each.stats.tokens_per_second for each in drafted)
     on_device, on_host = with_strategy(model, "autoregressive"), with_strategy(model, "autoregressive")
     on_host.on_device = None
-    plain_rate = mean(on_device.generate(each, new_tokens).stats.tokens_per_second for each in encoded)
-    host = [on_host.generate(each, new_tokens) for each in encoded]
+    plain_rate = mean(on_device.generate(each, new_tokens, do_sample=False).stats.tokens_per_second for each in encoded)
+    host = [on_host.generate(each, new_tokens, do_sample=False) for each in encoded]
     equal = sum(one.token_ids == other.token_ids for one, other in zip(drafted, host, strict=True))
     folder, file = (path.parent, path.name) if path.is_file() else (path, None)
     theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16).cuda().eval()

@@ -146,7 +146,7 @@ def speedup(path: Path, texts: Sequence[Sequence[int]], new_tokens: int) -> dict
     for number, text in enumerate(texts):
         runs: dict[str, Any] = {}
         for name, model in ((("plain", plain), ("trees", trees)), (("trees", trees), ("plain", plain)))[number % 2]:
-            runs[name] = model.generate(list(text), max_new_tokens=new_tokens, eos_token_id=[])
+            runs[name] = model.generate(list(text), max_new_tokens=new_tokens, eos_token_id=[], do_sample=False)
         assert runs["plain"].token_ids == runs["trees"].token_ids
         ratios.append(runs["plain"].stats.decode_seconds / runs["trees"].stats.decode_seconds)
         lengths.append(runs["trees"].stats.accepted_length)

@@ -35,7 +35,11 @@ def main() -> int:
         lines, ratios = list[tuple[Any, ...]](), list[float]()
         for each in progress(read_prompts(given.prompts, given.count), "prompts"):
             prompt = each.encode(own.tokenizer)
-            options: dict[str, Any] = {"max_new_tokens": given.max_new_tokens, "return_logits": True}
+            options: dict[str, Any] = {
+                "max_new_tokens": given.max_new_tokens,
+                "return_logits": True,
+                "do_sample": False,
+            }
             expected, tree, single = (each.generate(prompt, **options) for each in (own, bundle, plain))
             ratios.append(tree.stats.tokens_per_second / single.stats.tokens_per_second)
             for name, found in zip(STRATEGIES, (tree, single), strict=True):

@@ -88,7 +88,7 @@ class Forerun:
     def generate(self, prompt: list[int], count: int) -> Run:
         self.model.engine.cache.forget_ended()  # or it would know the prompts that begin alike
         clock = Clock()
-        out = self.model.generate(prompt, max_new_tokens=count, eos_token_id=[], streamer=clock)
+        out = self.model.generate(prompt, max_new_tokens=count, eos_token_id=[], do_sample=False, streamer=clock)
         return Run.of(clock, out.token_ids, out.stats.accepted_length)
 
 

@@ -93,12 +93,12 @@ def main() -> int:
     given = parser.parse_args()
     model = compile_model(model_path(given.model), strategy="autoregressive", target="cpu")
     prompts = [each.encode(model.tokenizer) for each in read_prompts(given.prompts, given.count)]
-    plain = [model.generate(each, given.max_new_tokens).token_ids for each in prompts]
+    plain = [model.generate(each, given.max_new_tokens, do_sample=False).token_ids for each in prompts]
     lines: list[tuple[str, ...]] = []
     different = 0
     for rows in ROWS:
         host = with_strategy(model, TreeSpec(policy=Fixed(rows)))
-        drafted = [host.generate(each, given.max_new_tokens).stats for each in prompts]
+        drafted = [host.generate(each, given.max_new_tokens, do_sample=False).stats for each in prompts]
         loop = OnDevice(stand(model.engine), SameSize(rows))
         tokens = rounds = 0
         for prompt, expected in progress(list(zip(prompts, plain, strict=True)), f"{rows} rows"):

@@ -151,7 +151,8 @@ def build(
     if dump is not None:
         dump.finish(source_name(source), options)
     times = None if folder is None else prebuilt.times_file(folder, threads)
-    built = Built(executable, lowered.source.tokenizer, lowered.source.eos_token_ids, lowered.capped, times)
+    opened = lowered.source
+    built = Built(executable, opened.tokenizer, opened.eos_token_ids, lowered.capped, opened.defaults, times)
     if kept is not None and path is not None and folder is not None:
         with progress.stage("keep compiled model"):
             if folder == prebuilt.folder_for(path, options, kept):  # the files have not changed since they were read

@@ -45,6 +45,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser for the options of all commands, with their defaults."""
+    from argparse import BooleanOptionalAction
+
     from forerun import __version__
     from forerun.compile_options import AUTO
     from forerun.exporting import formats
@@ -73,8 +75,9 @@ def parser() -> argparse.ArgumentParser:
     prompt = "the prompt; in the chat template, unless --raw is given"
     _add_prompt(generate, required=True, action="append", help=prompt)
     generate.add_argument("--strategy", help="the decoding strategy; see below (default: tree_spec, or the bundle's)")
-    generate.add_argument("--do-sample", action="store_true", help="sample; the next three options need it")
-    generate.add_argument("--temperature", type=float, default=1.0, help="the divisor of the logits")
+    sample = "sample, as the next three options need, or not (default: as the model's generation config says)"
+    generate.add_argument("--do-sample", action=BooleanOptionalAction, help=sample)
+    generate.add_argument("--temperature", type=float, help="the divisor of the logits (default: 1)")
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to P (default: all)")
     generate.add_argument("--seed", type=int, default=0, help="the same prompt, settings and seed give the same text")
@@ -167,7 +170,7 @@ def _add_compiling(command: argparse.ArgumentParser, takes_target: bool = True) 
     command.add_argument("--max-length", type=int, help=positions)
     trust = "run the code in the model's directory"
     command.add_argument("--trust-remote-code", action="store_true", help=trust)
-    without = "ignore fields of the model's generation config that forerun does not apply"
+    without = "ignore the model's generation config, of which only the end tokens count"
     command.add_argument("--no-generation-config", action="store_true", help=without)
     command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     command.add_argument("--quiet", action="store_true", help="do not show progress")

@@ -37,7 +37,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from forerun.schedules import with_strategy
 
     plain = with_strategy(model, "autoregressive")
-    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "return_logits": True}
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "return_logits": True, "do_sample": False}
     results = {"tree_spec": model.generate(prompt, streamer=streamer, **options)}
     results["autoregressive"] = plain.generate(prompt, **options)
     fast, slow = results.values()
@@ -280,7 +280,8 @@ def _request(arguments: argparse.Namespace, prompt: Sequence[int] = ()) -> Any:
     from forerun.runtime.sampling import SamplingSettings
 
     names = ("do_sample", "temperature", "top_k", "top_p", "seed")
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    given.setdefault("do_sample", True)  # whether a text is sampled if nobody says so, its model says
     request = Request(list(prompt), arguments.max_new_tokens, SamplingSettings(**given))
     from forerun.compile_options import DEFAULT_LENGTH
 

@@ -62,9 +62,9 @@ def compile(
                 limit if that is less. A greater length than the model's is capped, with a `LengthWarning`
     dump_dir    where to write the IR after every pass and the source of every kernel
     progress    shown on a terminal by default
-    generation_config   the model's own by default: its end tokens count, its sampling defaults are left to
-                `generate`, and anything else that changes a text (such as a repetition penalty) is refused; None
-                ignores the configuration
+    generation_config   the model's own by default, or a GenerationConfig in its place: its fields are defaults of
+                `generate` (`model.defaults`), except lengths; a field that changes texts and that forerun does not
+                apply is refused; None ignores the configuration
     trust_remote_code   whether code in a model directory may run
     arithmetic  the narrowest numbers in products: "int8" multiplies the quantized matrices of "native" by rows as
                 integers of 8 bits in blocks of 32 features, "bfloat16" multiplies bfloat16 matrices by rows rounded to
@@ -105,9 +105,8 @@ def compile(
         return emit(lowered, target, dtype, partial(drafting_part, strategy))
 
     exporter = Exporter(origin.source, program).export
-    return model_of(
-        chosen, Target(engine, cost, built.tokenizer, progress, threads), built.eos_token_ids, origin, exporter
-    )
+    bound = Target(engine, cost, built.tokenizer, progress, threads)
+    return model_of(chosen, bound, built.eos_token_ids, origin, exporter, built.defaults)
 
 
 def export(
@@ -137,7 +136,7 @@ def export(
     )
     warn_of_length(lowered.capped)
     ends = tuple(lowered.source.eos_token_ids)
-    text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, ends)
+    text = Text(source_name(source), dtype, chosen, lowered.source.tokenizer, ends, defaults=lowered.source.defaults)
     drafting = partial(drafting_part, chosen)
     exportable = Exportable(None, lambda: emit(lowered, backend.name, dtype, drafting), progress, mcpu, mtriple, ends)
     return write_bundle(destination, text, exportable)

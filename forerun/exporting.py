@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Text:
     tokenizer: Any  # None if none is known
     eos_token_ids: Collection[int]
     cost: CostModel | None = None  # if it was measured
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])  # keywords of `generate` that apply by default
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Exporter:
         own = model.executable if model.target == backend else None
         ends = tuple(sorted(model.eos_token_ids))
         exportable = Exportable(own, lambda: self.emit(backend, strategy, progress), progress, mcpu, mtriple, ends)
-        text = Text(self.source, dtype, strategy, model.tokenizer, ends, model.cost)
+        text = Text(self.source, dtype, strategy, model.tokenizer, ends, model.cost, model.defaults)
         return write_bundle(destination, text, exportable)
 
 
@@ -133,7 +134,7 @@ def write_bundle(destination: Destination, text: Text, exportable: Exportable) -
         manifest = Manifest(
             schema=SCHEMA,
             format=destination.format,
-            model=Model(text.source, text.dtype, written.vocabulary, ends, written.width),
+            model=Model(text.source, text.dtype, written.vocabulary, ends, written.width, text.defaults),
             limits=written.limits,
             entries=written.entries,
             states=written.states,

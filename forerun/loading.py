@@ -54,7 +54,8 @@ def load(
     engine = Engine(executable)
     cost = estimate_cost(engine, progress, known) if chosen.needs_cost else None
     origin = Origin(bundle.folder.name, backend.name, manifest.model.dtype)
-    return model_of(chosen, Target(engine, cost, tokenizer, progress, threads), manifest.model.eos_token_ids, origin)
+    target, model = Target(engine, cost, tokenizer, progress, threads), manifest.model
+    return model_of(chosen, target, model.eos_token_ids, origin, defaults=model.defaults)
 
 
 def _cost(manifest: Manifest) -> CostModel | None:

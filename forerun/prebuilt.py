@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Built:
     tokenizer: PreTrainedTokenizerBase | None
     eos_token_ids: tuple[int, ...]
     capped: str | None = None  # why it has fewer positions than requested
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])  # keywords of `generate` that apply by default
     times: Path | None = None  # the file that remembers how long steps take here, if the model is kept
 
 
@@ -92,7 +93,7 @@ def load(
     try:
         entry = Entry(folder)
         read = json.loads(entry.read(MODEL))
-        ends, capped = tuple(read["eos_token_ids"]), read["capped"]
+        ends, capped, defaults = tuple(read["eos_token_ids"]), read["capped"], dict(read["defaults"])
         with ThreadPoolExecutor(1) as pool:  # meanwhile the executable waits for the disk and for LLVM
             reading = pool.submit(_tokenizer, entry)
             executable = named(kept.load)(entry, threads)
@@ -103,7 +104,7 @@ def load(
         return None
     with contextlib.suppress(OSError):  # a read-only folder keeps its time
         os.utime(folder)
-    return Built(executable, tokenizer, ends, capped, times_file(folder, threads))
+    return Built(executable, tokenizer, ends, capped, defaults, times_file(folder, threads))
 
 
 def _tokenizer(entry: Entry) -> PreTrainedTokenizerBase | None:
@@ -127,7 +128,7 @@ def save(folder: Path, built: Built, kept: Kept) -> None:
         named(kept.save)(unfinished, built.executable)
         if built.tokenizer is not None:
             save_tokenizer(built.tokenizer, unfinished / TOKENIZER)
-        plain = {"eos_token_ids": built.eos_token_ids, "capped": built.capped}
+        plain = {"eos_token_ids": built.eos_token_ids, "capped": built.capped, "defaults": built.defaults}
         (unfinished / MODEL).write_text(json.dumps(plain), encoding="utf-8")
 
 

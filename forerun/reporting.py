@@ -32,7 +32,7 @@ from forerun.runtime.executable import Rows
 from forerun.runtime.model import CompiledModel, Origin, source_name
 from forerun.runtime.recording import Iteration
 from forerun.runtime.trial import Trial
-from forerun.schedules import measure_cost, model_of
+from forerun.schedules import measure_cost, model_of, with_strategy
 from forerun.strategies import Strategy, Target, resolve_strategy
 from forerun.tuning.roofline import Peaks, least_of, measured
 
@@ -162,18 +162,19 @@ def _played(
     chosen, source = resolve_strategy(given.strategy), lowered.source
     target = Target(engine, cost, source.tokenizer, progress)
     origin = Origin(source_name(given.source), given.target, given.dtype)
-    model = model_of(chosen, target, source.eos_token_ids, origin)
+    model = model_of(chosen, target, source.eos_token_ids, origin, defaults=source.defaults)
     if model.on_device is not None:
         notes.append("Recorded on the host: generate() decodes in a loop on the device, which is faster.")
     prompt, tokens = _prompt(given, model)
     iterations: list[Iteration] = []
     with progress.stage("generate"), model.serving.listening(iterations.append):
-        [generation] = model.sessions(tokens, max_new_tokens=given.max_new_tokens).generations()
+        [generation] = model.sessions(tokens, max_new_tokens=given.max_new_tokens, do_sample=False).generations()
     plain = None
     if chosen.drafters:
-        without = model_of(resolve_strategy("autoregressive"), target, source.eos_token_ids, origin)
+        without = with_strategy(model, "autoregressive", progress)
         with progress.stage("generate plainly"):
-            [plain] = without.sessions(tokens, max_new_tokens=min(PLAIN, given.max_new_tokens)).generations()
+            count = min(PLAIN, given.max_new_tokens)
+            [plain] = without.sessions(tokens, max_new_tokens=count, do_sample=False).generations()
     return replay(prompt, iterations, generation, plain, model.tokenizer)
 
 

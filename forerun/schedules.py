@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from forerun.errors import InvalidOptionError
 from forerun.progress import Progress, open_progress
 from forerun.runtime.calibration import CostModel, calibrate, estimated, scaled
 from forerun.runtime.engine import Engine
+from forerun.runtime.keywords import NONE
 from forerun.runtime.model import CompiledModel, Export, Origin
 from forerun.storage import keeping, write_atomically
 from forerun.strategies import Strategy, Target, resolve_strategy
@@ -22,7 +24,7 @@ def with_strategy(model: CompiledModel, strategy: str | Strategy, progress: Prog
     if cost is None and chosen.needs_cost:
         cost = measure_cost(model.engine, progress)
     target = Target(model.engine, cost, model.tokenizer, progress)
-    return model_of(chosen, target, model.eos_token_ids, model.origin, model.exporter)
+    return model_of(chosen, target, model.eos_token_ids, model.origin, model.exporter, model.defaults)
 
 
 def model_of(
@@ -31,6 +33,7 @@ def model_of(
     eos_token_ids: Iterable[int],
     origin: Origin | None = None,
     exporter: Export | None = None,
+    defaults: Mapping[str, Any] = NONE,
 ) -> CompiledModel:
     drafter, policy = strategy.build(target)
     on_device = strategy.on_device(target)
@@ -46,6 +49,7 @@ def model_of(
         strategy,
         origin,
         exporter,
+        defaults,
     )
 
 

@@ -33,6 +33,7 @@ class Model:
     vocabulary: int
     eos_token_ids: tuple[int, ...]
     width: int  # features of the residual stream; 0 if there is none
+    defaults: Mapping[str, Any]  # keywords of `generate` that apply by default
 
 
 @dataclass(frozen=True)

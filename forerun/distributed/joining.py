@@ -94,7 +94,7 @@ def join(
         cost = measure_cost(engine, progress) if chosen.needs_cost else None
         target = Target(engine, cost, lowered.source.tokenizer, progress, threads)
         origin = Origin(source_name(source), TARGET, dtype)
-        yield model_of(chosen, target, lowered.source.eos_token_ids, origin)
+        yield model_of(chosen, target, lowered.source.eos_token_ids, origin, defaults=lowered.source.defaults)
 
 
 def part_passes(layout: Layout, rank: int) -> list[Pass]:

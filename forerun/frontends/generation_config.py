@@ -1,28 +1,37 @@
-"""The fields of generation_config.json: those that forerun applies, and whether the others change a greedy text.
+"""The fields of generation_config.json: those that forerun applies, and those that must have no effect.
 
 The fields are those of transformers' `GenerationConfig`
-(https://huggingface.co/docs/transformers/main_classes/text_generation). In transformers some of them change greedy
-texts too: instruct models ship a repetition penalty, summarizers a forced end. forerun does not apply these yet, and
-refuses a model that sets one rather than silently give another text.
+(https://huggingface.co/docs/transformers/main_classes/text_generation). As in transformers, what a model's config sets
+is a default of `generate`: instruct models ship a repetition penalty and a temperature, summarizers a forced end. A
+model with a field that forerun does not apply is refused rather than silently give another text.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import GenerationConfig
 
 from forerun.errors import InvalidOptionError
 
 Given = GenerationConfig | Literal["model"] | None
-"""The model's own, one that the caller gives, or None: go on without the fields that forerun does not apply."""
+"""The model's own, one that the caller gives, or None for none."""
 
-APPLIED = frozenset({"eos_token_id"})
-"""The tokens that end a text."""
+ENDS = "eos_token_id"
+"""The tokens that end a text, which a model has apart from its other defaults."""
 
-SAMPLING = frozenset(
-    {"do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+APPLIED = frozenset(
+    {
+        # sampling, and the filters that apply only to sampled texts
+        *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        # what changes the scores of the next token
+        *("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length"),
+        *("min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+        *("suppress_tokens", "begin_suppress_tokens", "renormalize_logits"),
+        # where a text ends
+        "stop_strings",
+    }
 )
-"""Defaults for sampling: not applied, since `generate` samples as its own keywords say."""
+"""Defaults of the keywords of `generate` of the same names."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -41,59 +50,55 @@ WITHOUT_EFFECT = frozenset(
         *("continuous_batching_config", "low_memory"),
         # read only by a search over several texts
         *("early_stopping", "length_penalty", "diversity_penalty"),
-        # a monotone function of the scores
-        "renormalize_logits",
     }
 )
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "stop_strings": ([], ()),
     "num_beams": (1,),
     "num_beam_groups": (1,),
-    "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "bad_words_ids": ([], ()),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
     "forced_decoder_ids": ([], ()),
     "remove_invalid_values": (False,),
-    "exponential_decay_length_penalty": (),
-    "suppress_tokens": ([], ()),
-    "begin_suppress_tokens": ([], ()),
-    "sequence_bias": ([], (), {}),
     "token_healing": (False,),
     "guidance_scale": (1, 1.0),
+    "top_h": (),
     "watermarking_config": (),
     "penalty_alpha": (0, 0.0),
     "dola_layers": (),
     "constraints": ([], ()),
     "force_words_ids": ([], ()),
 }
-"""The fields that change greedy texts, with the values under which they do not; None is one of each field's."""
+"""The fields that change texts and are not applied, with the values under which they do not; None is one of each."""
 
 
-def changing_fields(config: GenerationConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that would change a greedy text, with their values."""
-    fields = config if isinstance(config, Mapping) else vars(config)
-    found = {name: fields.get(name) for name in NEUTRAL}
-    return {name: value for name, value in found.items() if value is not None and value not in NEUTRAL[name]}
+def applied_fields(config: Any, name: str) -> dict[str, Any]:
+    """Returns the defaults of `generate` that a config sets, as JSON has them; none of None.
 
-
-def require_applied(config: Any, name: str) -> None:
-    """Raise `InvalidOptionError` if a config sets a field that changes greedy texts and forerun does not apply."""
+    Raises `InvalidOptionError` if it sets a field that changes texts and that forerun does not apply. `name`: whose it
+    is.
+    """
     if config is None:
-        return
+        return {}
     if not isinstance(config, GenerationConfig):
         raise InvalidOptionError(
             f"generation_config must be a transformers GenerationConfig or None, not {type(config).__name__}."
         )
-    if changing := changing_fields(config):
+    fields: Mapping[str, Any] = config.to_diff_dict()  # what is set, not what transformers would take in its place
+    found = {field: fields[field] for field in NEUTRAL if fields.get(field) is not None}
+    if changing := {field: value for field, value in found.items() if value not in NEUTRAL[field]}:
         shown = ", ".join(f"{field} = {value!r}" for field, value in changing.items())
         raise InvalidOptionError(
             f"the generation config of {name} sets {shown}, which would change the text and which forerun does not "
-            f"apply yet: pass generation_config=None (--no-generation-config) to ignore it."
+            "apply: pass generation_config=None (--no-generation-config) to ignore it, or a config without it."
         )
+    return {field: _plain(value) for field, value in fields.items() if field in APPLIED and value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it: tensors and tuples as lists, a dictionary by tuples as a list of pairs."""
+    if isinstance(value, Mapping):
+        return [[list(tokens), number] for tokens, number in cast("Mapping[Any, Any]", value).items()]
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in cast("list[Any]", value)]
+    return value.tolist() if hasattr(value, "tolist") else value

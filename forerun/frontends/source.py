@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forerun.errors import InvalidOptionError, NotAModelError
 from forerun.frontends.directory import MLIR, existing
-from forerun.frontends.generation_config import Given, require_applied
+from forerun.frontends.generation_config import Given, applied_fields
 from forerun.frontends.gguf import open_gguf
 from forerun.frontends.gguf_native import NativeWeights, native_weights
 from forerun.frontends.gguf_place import is_gguf
@@ -51,6 +51,7 @@ class Source:
     eos_token_ids: tuple[int, ...] = ()
     limit: LengthLimit | None = None  # positions that the model can have, if it says so
     native: NativeWeights | None = None  # the matrices of a GGUF file, by the names of its weights
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])  # keywords of `generate` that apply by default
 
     def import_(self, max_length: int) -> Imported:
         """Returns the model as IR, with its weights: see `Importer`."""
@@ -70,14 +71,22 @@ def open_source(
 
     With `native`, the source must be a GGUF file, and has its matrices in their own weight dtypes. An object that the
     caller passes is left as it was. `generation_config` is the model's own, the caller's, or None to use none; a field
-    that would change a text is refused. Raises `SourceNotFoundError`, `NotAModelError`, `CorruptFileError` or
-    `InvalidOptionError`.
+    that would change a text and cannot be applied is refused. Raises `SourceNotFoundError`, `NotAModelError`,
+    `CorruptFileError` or `InvalidOptionError`.
     """
     if dtype not in DTYPES:
         raise InvalidOptionError(f"dtype={dtype!r} is not known: use one of {', '.join(DTYPES)}.")
-    if generation_config != "model":
-        require_applied(generation_config, "the caller")
     progress = progress or SilentProgress()
+    if generation_config != "model":
+        defaults = applied_fields(generation_config, "the caller")
+        opened = _open(source, dtype, progress, native, generation_config, trust_remote_code)
+        return replace(opened, defaults=defaults)
+    return _open(source, dtype, progress, native, generation_config, trust_remote_code)
+
+
+def _open(
+    source: Any, dtype: str, progress: Progress, native: bool, generation_config: Given, trust_remote_code: bool
+) -> Source:
     if isinstance(source, (str, os.PathLike)):
         return _open_path(existing(source), DTYPES[dtype], progress, native, generation_config, trust_remote_code)
     if native:
@@ -146,11 +155,10 @@ def _open_onnx(
     with progress.stage("load weights"):
         file = read_onnx(path)
         tokenizer, beside = load_tokenizer(folder_of(path), trust_remote_code), read_beside(path)
-    if generation == "model":
-        require_applied(beside.generation, name)
+    defaults = applied_fields(beside.generation, name) if generation == "model" else {}
     own = [getattr(each, "eos_token_id", None) for each in (generation, tokenizer)]
     ends = first_ends([own[0], *beside.ends, own[1]])
-    return Source(name, OnnxModel(name, file, progress), tokenizer, ends, beside.limit)
+    return Source(name, OnnxModel(name, file, progress), tokenizer, ends, beside.limit, defaults=defaults)
 
 
 def _open_module(
@@ -189,12 +197,12 @@ def _source(
     generation: Given,
     native: NativeWeights | None = None,
 ) -> Source:
-    if generation == "model":
-        require_applied(getattr(model, "generation_config", None), traced.name)
+    own = getattr(model, "generation_config", None) if generation == "model" else None
+    defaults = applied_fields(own, traced.name)
     ends = eos_token_ids(model, tokenizer, generation)
     declared, held = position_limit(model), hold_frequencies(model)
     limits = [held] if held else []
     if declared:
         limits.append(LengthLimit(declared, "the model's configuration allows no more"))
     limit = min(limits, key=lambda each: each.positions) if limits else None
-    return Source(traced.name, traced, tokenizer, ends, limit, native)
+    return Source(traced.name, traced, tokenizer, ends, limit, native, defaults)

@@ -1,10 +1,12 @@
 """The choice of the next token at the rows of an evaluated tree."""
 
+import numpy as np
+
 from forerun.runtime.engine import TreeResult
 from forerun.runtime.executable import Draw, Executable, Float32
 from forerun.runtime.hooks.base import HookStates
 from forerun.runtime.request import Request
-from forerun.runtime.sampling import as_numbers, choose_token, scores_of, without
+from forerun.runtime.sampling import as_numbers, choose_token, log_probabilities, scores_of, without
 
 
 def drawn_by(executable: Executable, request: Request) -> Draw | None:
@@ -28,11 +30,9 @@ class Choice:
     def __init__(
         self, result: TreeResult, request: Request, root: int, draw: Draw | None = None, hooks: HookStates | None = None
     ) -> None:
-        """`root`: the root's absolute position. `hooks`: their states at the root, if the request has any."""
+        """`root`: the root's absolute position. `hooks`: their states, in the tree, if the request has any."""
         self._result, self._request, self._root, self._draw, self._hooks = result, request, root, draw, hooks
         self._hooked: dict[int, Float32] = {}  # [V] by row
-        if hooks is not None:
-            hooks.enter(result.tree)
 
     def __call__(self, row: int) -> int:
         """Returns the token that follows a row."""
@@ -50,7 +50,8 @@ class Choice:
 
     def scores(self, row: int) -> Float32:
         """Returns transformers' scores [V] after a row from which a token was chosen."""
-        return scores_of(self._scores(row), self._request.sampling, self._forbidden(row))
+        scores = scores_of(self._scores(row), self._request.sampling, self._forbidden(row))
+        return log_probabilities(scores).astype(np.float32) if self._request.renormalize else scores
 
     def _scores(self, row: int) -> Float32:
         """Returns the logits [V] after the hooks."""

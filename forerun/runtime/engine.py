@@ -190,7 +190,7 @@ class Engine:
             [sequence], [tree] = sequences, trees
             away, result = self._step_behind(prefix, sequence, tree, draws)
             return Evaluated([TreeResult(tree, away, result, 0)], [], self.clock() - began)
-        parts, slots = self._tree_parts(sequences, trees)
+        parts, slots = self.tree_parts(sequences, trees)
         for chunk in chunks:
             rows = len(chunk.tokens)
             first = 0 if chunk.observed else rows - (not parts)  # a step has at least one output
@@ -201,14 +201,16 @@ class Engine:
         found = [TreeResult(tree, own, result, at) for tree, own, at in zip(trees, slots, starts, strict=False)]
         return Evaluated(found, _committed(chunks, result, starts[-1]), self.clock() - began)
 
-    def _tree_parts(self, sequences: Sequence[CachedSequence], trees: Sequence[Tree]) -> tuple[list[Rows], list[Int32]]:
-        """Returns the rows of trees, in one part or more, and the slots of each tree."""
+    def tree_parts(
+        self, sequences: Sequence[CachedSequence], trees: Sequence[Tree], spare: Int32 | None = None
+    ) -> tuple[list[Rows], list[Int32]]:
+        """Returns the rows of trees, in one part or more, and the slots of each tree, by default of all spare ones."""
         if trees and all(len(tree) == 1 for tree in trees):
             rows = root_rows(sequences, [int(tree.token[0]) for tree in trees])
             return [rows], [rows.slots[at : at + 1] for at in range(len(trees))]
         parts: list[Rows] = []
         slots: list[Int32] = []
-        spare = self.cache.spare
+        spare = self.cache.spare if spare is None else spare
         for sequence, tree in zip(sequences, trees, strict=True):
             tree_slot, used = tree_slots(sequence, tree, spare)
             spare = spare[used:]

@@ -18,7 +18,7 @@ from forerun.runtime.recording import Iteration, Listener, Outcome, accepted_by
 from forerun.runtime.request import Phases, Request, Step
 from forerun.runtime.scheduler import Scheduler, StepPlan
 from forerun.runtime.session import Session
-from forerun.runtime.tree import likeliest_of, root_only
+from forerun.runtime.tree import Tree, likeliest_of, root_only
 from forerun.runtime.verify import Verdict, verify
 
 log = logging.getLogger("forerun.steps")
@@ -68,6 +68,10 @@ def iterate(
     )
 
     drafting = watch.lap()
+    for member, tree in zip(members, trees, strict=True):
+        member.tree = tree
+    members = _prepared(members)
+    trees = [member.tree for member in members]
     if members or chunks:
         sequences = [member.session.cached for member in members]
         draws = [member.draw for member in members]
@@ -116,6 +120,7 @@ class Member:
     draw: Draw | None  # how the executable samples its tokens
     budget: Budget = field(init=False)
     proposal: Proposal = field(init=False)
+    tree: Tree = field(init=False)  # what is evaluated of it
     result: TreeResult = field(init=False)
     choice: Choice = field(init=False)
     verdict: Verdict = field(init=False)
@@ -130,11 +135,16 @@ class Member:
         if self.session.hooks is not None:
             self.proposal = narrowed(self.proposal, self.session.hooks, self.budget)
 
+    def prepare(self) -> None:
+        """Lets the hooks know the tree."""
+        if self.session.hooks is not None:
+            self.session.hooks.enter(self.tree)
+
     def verify(self) -> None:
         session, tree, request = self.session, self.result.tree, self.session.request
         root = session.cached.length
         self.choice = Choice(self.result, request, root, self.draw, session.hooks)
-        verdict = verify(tree, self.choice)
+        verdict = verify(tree, self.choice, request.stop)
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
         if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
             row, token = broken
@@ -198,6 +208,21 @@ def _propose(engine: Engine, drafter: Drafter, policy: Policy, members: list[Mem
             member.budget = budget
             proposing.append(member)
     return _surviving(proposing, Member.narrow)
+
+
+def _prepared(members: list[Member]) -> list[Member]:
+    """Lets the hooks evaluate what they need beside the step. Returns the members for which none raises an error."""
+    members = _surviving(members, Member.prepare)
+    hooks = {id(hook): hook for member in members for hook in member.session.request.hooks}
+    for number, hook in hooks.items():
+        try:
+            hook.evaluate()
+        except Exception as error:
+            concerned = [each for each in members if number in map(id, each.session.request.hooks)]
+            members = [each for each in members if each not in concerned]
+            for member in concerned:
+                member.session.fail(error)
+    return members
 
 
 def _tell_of_prompt(drafter: Drafter, session: Session, chunk: Chunk, result: ChunkResult) -> None:

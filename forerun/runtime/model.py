@@ -18,7 +18,9 @@ from forerun.runtime.device_loop import OnDevice
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
-from forerun.runtime.keywords import UNSET, Asked, Keywords, Unset, understood_all
+from forerun.runtime.guiding import guided
+from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
+from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
@@ -85,6 +87,7 @@ class CompiledModel:
         strategy: object = None,
         origin: Origin | None = None,
         exporter: Export | None = None,
+        defaults: Mapping[str, Any] = NONE,
     ) -> None:
         """Without a drafter, decoding is plain. `eos_token_ids` end a text unless `generate` is given others.
 
@@ -92,6 +95,8 @@ class CompiledModel:
         `strategy`: what drafter and policy were built from.
         `engine`: one that already runs this executable, such as for calibration; by default a new one with room for
         one sequence of `max_length`.
+        `defaults`: keywords of `generate` that apply unless they are given, as the generation config beside a model
+        has them.
         """
         self.executable = executable
         self.engine = engine or Engine(executable)
@@ -104,6 +109,7 @@ class CompiledModel:
         self.strategy = strategy
         self.origin = origin
         self.exporter = exporter
+        self.defaults = dict(defaults)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
@@ -162,8 +168,8 @@ class CompiledModel:
         array, [1, T]. Several, which give a list, are a list of those, an array [B, T], or a tokenizer's encoding of
         several texts, padded on either side. What a prompt gives does not depend on the others.
 
-        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The only defaults are those of
-        the signature, 128 new tokens, and the model's own `eos_token_id` (`[]` for none).
+        The keywords are those of transformers' `generate` (`runtime.keywords.Keywords`). The defaults are those of the
+        signature, 128 new tokens, and the model's own: `eos_token_ids` (`eos_token_id=[]` for none) and `defaults`.
         Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
         named = {
@@ -174,7 +180,7 @@ class CompiledModel:
         asked, several = self._asked(input_ids, named | dict(keywords))
         beams = [(each, each.beams) for each in asked if each.beams is not None]
         if beams:
-            searches = (search(self.serving, *each, self.tokenizer)[: each[0].copies] for each in beams)
+            searches = (search(self.serving, *each, self.tokenizer)[: each[0].returned] for each in beams)
             found = [text for texts in searches for text in texts]
             return found if several else found[0]
         if several:
@@ -325,9 +331,10 @@ class CompiledModel:
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
-        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer)
+        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
         if streams and asked[0].beams is not None:
             raise InvalidOptionError("only generate takes num_beams: leave it out, or use generate or search")
+        asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)
         return asked, several

@@ -8,6 +8,8 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
+
 from forerun.errors import InvalidOptionError, TooLongError
 
 
@@ -24,6 +26,17 @@ def require_integer(name: str, value: Any, least: int, most: int | None = None) 
     if given < least or (most is not None and given > most):
         raise InvalidOptionError(f"{name} must be {span}, not {given}")
     return given
+
+
+def require_tokens(name: str, value: Any, vocabulary: int) -> list[int]:
+    """Returns token ids in [0, vocabulary) from one id, or a flat list, array or tensor of them, in their order."""
+    try:
+        given = np.asarray(value)
+    except ValueError as error:
+        raise InvalidOptionError(f"{name} must be a token id or one list of them: give a flat list") from error
+    if given.size and not np.issubdtype(given.dtype, np.integer):
+        raise InvalidOptionError(f"{name} must be a token id or a list of them, not {value!r}")
+    return [require_integer(name, each, 0, vocabulary - 1) for each in given.reshape(-1).tolist()]
 
 
 def require_number(

@@ -30,6 +30,7 @@ class Request:
     inputs: Inputs = field(default_factory=dict[str, NDArray[Any]])
     """The model's inputs besides the prompt, by the names of its entry `encode`."""
     hooks: tuple[Hook, ...] = ()  # change the scores of each token, one after another
+    renormalize: bool = False  # whether scores that are kept are log-probabilities
     begins: int | None = None  # where new tokens begin for the hooks, if the prompt ends with some
 
     def __post_init__(self) -> None:
@@ -143,7 +144,7 @@ class Generation:
     stats: Stats
     prompt_ids: list[int] = field(default_factory=list[int], repr=False)
     scores: Float32 | None = field(default=None, repr=False)
-    """[len(token_ids), V] logits after min_new_tokens, temperature, top_k and top_p; None unless requested."""
+    """[len(token_ids), V] logits after hooks, min_new_tokens, temperature and filters; None unless requested."""
     finish_reason: str | None = None
     """"stop" if the text ended by itself, by an end token, a stop string or a criterion, "length" if it was as long as
     allowed; None if it was cancelled."""

@@ -7,6 +7,7 @@ property of its position, however many rows a step evaluates. Sampling is Gumbel
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +20,32 @@ Float64 = NDArray[np.float64]
 Kept = NDArray[np.intp]
 
 LEAST_TEMPERATURE = 1e-200  # logits divided by less leave float64's range
+FILTERS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""The settings that exclude tokens, in the order of transformers' warpers."""
 NUCLEUS_FIRST_LOOK = 1024  # tokens searched for a nucleus before all are sorted
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """transformers' sampling options with their meanings. `None`, `top_k=0` and `top_p=1` filter nothing."""
+    """transformers' sampling options with their meanings. None filters nothing, and stands for all values that do not.
+
+    top_k           the k likeliest tokens stay
+    top_p           the fewest likeliest tokens that together have this probability stay (nucleus, 1904.09751)
+    min_p           tokens with this share of the largest probability stay (2407.01082)
+    typical_p       the fewest tokens of nearly the expected information that have this probability stay (2202.00666)
+    epsilon_cutoff  tokens with this probability stay, and the likeliest (truncation sampling, 2210.15191)
+    eta_cutoff      the same with a threshold that falls with the entropy (2210.15191)
+    """
 
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
 
     def __post_init__(self) -> None:
         self._keep("temperature", require_number("temperature", self.temperature))
@@ -39,6 +54,14 @@ class SamplingSettings:
         if self.top_p is not None:
             top_p = require_number("top_p", self.top_p, least=0, most=1)
             self._keep("top_p", None if top_p == 1 else top_p)
+        if self.min_p is not None:
+            self._keep("min_p", require_number("min_p", self.min_p, least=0, most=1) or None)
+        if self.typical_p is not None:
+            typical_p = require_number("typical_p", self.typical_p, above=0, most=1)
+            self._keep("typical_p", None if typical_p == 1 else typical_p)
+        for name in ("epsilon_cutoff", "eta_cutoff"):
+            if (cutoff := getattr(self, name)) is not None:
+                self._keep(name, require_number(name, cutoff, least=0, below=1) or None)
         self._keep("do_sample", require_flag("do_sample", self.do_sample))
         self._keep("seed", require_integer("seed", self.seed, least=0, most=2**64 - 1))
         if not self.do_sample:
@@ -52,17 +75,14 @@ class SamplingSettings:
     @property
     def filters(self) -> bool:
         """Whether some tokens are excluded by their probabilities."""
-        return self.top_k is not None or self.top_p is not None
+        return any(getattr(self, name) is not None for name in FILTERS)
 
     def _keep(self, name: str, value: float | None) -> None:
         object.__setattr__(self, name, value)  # Python's numbers in place of numpy's, whose sums wrap
 
     def _reject_sampling_options(self) -> None:
-        given = [
-            name
-            for name, neutral in (("temperature", 1.0), ("top_k", None), ("top_p", None))
-            if getattr(self, name) != neutral
-        ]
+        given = ["temperature"] if self.temperature != 1 else []
+        given += [name for name in FILTERS if getattr(self, name) is not None]
         if given:
             verb = "needs" if len(given) == 1 else "need"
             raise InvalidOptionError(f"{' and '.join(given)} {verb} do_sample=True: add it, or decode greedily without")
@@ -113,7 +133,7 @@ def scores_of(logits: Float32, settings: SamplingSettings, forbidden: Iterable[i
 
 
 def filtered(logits: Float32, settings: SamplingSettings) -> tuple[Float64, Kept]:
-    """Returns scores [V] and the ascending kept ids: temperature, then top_k, then top_p. NaN counts as -inf."""
+    """Returns scores [V] and the ascending kept ids: the temperature, then `FILTERS` in order. NaN counts as -inf."""
     scores = logits.astype(np.float64) / settings.temperature
     if np.isnan(scores.max()):
         scores[np.isnan(scores)] = -np.inf
@@ -122,6 +142,14 @@ def filtered(logits: Float32, settings: SamplingSettings) -> tuple[Float64, Kept
         kept = keep_top_k(scores, settings.top_k)
     if settings.top_p is not None:
         kept = kept[keep_top_p(scores[kept], settings.top_p)]
+    if settings.min_p is not None:
+        kept = kept[keep_min_p(scores[kept], settings.min_p)]
+    if settings.typical_p is not None:
+        kept = kept[keep_typical_p(scores[kept], settings.typical_p)]
+    if settings.epsilon_cutoff is not None:
+        kept = kept[keep_epsilon(scores[kept], settings.epsilon_cutoff)]
+    if settings.eta_cutoff is not None:
+        kept = kept[keep_eta(scores[kept], settings.eta_cutoff)]
     return scores, kept
 
 
@@ -154,6 +182,54 @@ def keep_top_p(scores: Float64, p: float) -> Kept:
         if probabilities[likely].sum() > p + 1e-6:
             return likely[_nucleus(scores[likely], probabilities[likely], p)]
     return _nucleus(scores, probabilities, p)
+
+
+def log_probabilities(scores: NDArray[Any]) -> Float64:
+    """Returns the logarithms of the probabilities, of scores in any dtype. An infinite score has all, the first one."""
+    found = scores.astype(np.float64)
+    largest = found.max()
+    if np.isinf(largest):
+        first, found[:] = int(found.argmax()), -np.inf
+        found[first] = 0
+        return found
+    found -= largest
+    return found - np.log(np.exp(found).sum())
+
+
+def keep_min_p(scores: Float64, p: float) -> Kept:
+    """Returns the ascending ids of the tokens with at least p times the largest probability."""
+    probabilities = np.exp(log_probabilities(scores))
+    return np.flatnonzero(probabilities >= p * probabilities.max())
+
+
+def keep_typical_p(scores: Float64, p: float) -> Kept:
+    """Returns the ascending ids of the tokens whose information is nearest to its expectation.
+
+    They are the fewest whose probabilities sum to p or more, with all that are as near as the last one of these.
+    """
+    logarithms = log_probabilities(scores)
+    probabilities = np.exp(logarithms)
+    distances = np.abs(-logarithms - _entropy(logarithms, probabilities))
+    order = np.argsort(distances, kind="stable")
+    last = int((np.cumsum(probabilities[order]) < p).sum())
+    return np.flatnonzero(distances <= distances[order[min(last, len(order) - 1)]])
+
+
+def keep_epsilon(scores: Float64, epsilon: float) -> Kept:
+    """Returns the ascending ids of the tokens with a probability of epsilon or more, and of the likeliest ones."""
+    return np.flatnonzero((np.exp(log_probabilities(scores)) >= epsilon) | (scores == scores.max()))
+
+
+def keep_eta(scores: Float64, epsilon: float) -> Kept:
+    """Returns `keep_epsilon`'s ids for sqrt(epsilon) exp(-entropy) in place of epsilon, if that is less."""
+    logarithms = log_probabilities(scores)
+    entropy = _entropy(logarithms, np.exp(logarithms))
+    return keep_epsilon(scores, min(epsilon, epsilon**0.5 * np.exp(-entropy)))
+
+
+def _entropy(logarithms: Float64, probabilities: Float64) -> float:
+    likely = probabilities > 0
+    return -float((logarithms[likely] * probabilities[likely]).sum())
 
 
 def _nucleus(scores: Float64, probabilities: Float64, p: float) -> Kept:

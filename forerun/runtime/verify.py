@@ -1,6 +1,6 @@
 """Verification: sample at every row of the path and follow the child with the sampled token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from forerun.runtime.tree import Tree
@@ -18,13 +18,13 @@ class Verdict:
         return Verdict(self.path[:count], self.tokens[:count])
 
 
-def verify(tree: Tree, draw: Callable[[int], int]) -> Verdict:
-    """Follow the sampled children from the root. `draw(row)` is called for rows of the path only.
+def verify(tree: Tree, draw: Callable[[int], int], ends: Collection[int] = ()) -> Verdict:
+    """Follow the sampled children from the root. `draw(row)` is called for rows of the path only, and not after `ends`.
 
     A sampled token is a function of its row's logits and position alone, so the tokens are those of plain decoding.
     """
     path, tokens = [0], [draw(0)]
-    while (child := tree.child(path[-1], tokens[-1])) is not None:
+    while tokens[-1] not in ends and (child := tree.child(path[-1], tokens[-1])) is not None:
         path.append(child)
         tokens.append(draw(child))
     return Verdict(path, tokens)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import forerun
 from forerun.build import LengthWarning
@@ -23,8 +23,9 @@ from forerun.errors import (
     SourceNotFoundError,
     UnsupportedOperationError,
 )
-from forerun.frontends.generation_config import APPLIED, NEUTRAL, SAMPLING, WITHOUT_EFFECT
+from forerun.frontends.generation_config import APPLIED, ENDS, NEUTRAL, WITHOUT_EFFECT
 from forerun.frontends.source import open_source
+from forerun.runtime.known_keywords import known_keywords
 from tests.models import FAMILIES, GROUPED, build
 
 CODE = """
@@ -98,42 +99,71 @@ def test_an_index_that_names_a_missing_shard(folder: Path) -> None:
 
 
 def test_every_field_of_a_generation_config_is_classified() -> None:
-    fields = {each for each in vars(GenerationConfig()) if not each.startswith("_")} - {"transformers_version"}
-    assert fields <= APPLIED | SAMPLING | WITHOUT_EFFECT | NEUTRAL.keys()
-    assert not (APPLIED | SAMPLING | WITHOUT_EFFECT) & NEUTRAL.keys()
+    fields = {each for each in vars(GenerationConfig()) if not each.startswith("_")} - {"transformers_version", ENDS}
+    assert fields <= APPLIED | WITHOUT_EFFECT | NEUTRAL.keys()
+    assert not APPLIED & WITHOUT_EFFECT
+    assert not (APPLIED | WITHOUT_EFFECT) & NEUTRAL.keys()
+    assert set(known_keywords()) >= APPLIED
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("repetition_penalty", 1.1),
-        ("forced_eos_token_id", 2),
-        ("no_repeat_ngram_size", 3),
-        ("suppress_tokens", [5]),
-        ("bad_words_ids", [[7]]),
+        ("encoder_repetition_penalty", 1.1),
+        ("remove_invalid_values", True),
+        ("penalty_alpha", 0.6),
+        ("top_h", 0.4),
         ("num_beams", 4),
-        ("min_length", 5),
         ("guidance_scale", 1.5),
     ],
 )
-def test_what_changes_a_text_is_refused_or_left_out(folder: Path, field: str, value: object) -> None:
+def test_what_changes_a_text_and_is_not_applied_is_refused_or_left_out(folder: Path, field: str, value: object) -> None:
     change(folder / "generation_config.json", **{field: value})
     with pytest.raises(InvalidOptionError) as refused:
         open_source(folder)
     one_sentence(refused.value, field, "generation_config=None")
-    assert open_source(folder, generation_config=None).name == "model"
+    assert open_source(folder, generation_config=None).defaults == {}
+    assert open_source(folder, generation_config=GenerationConfig(top_k=3)).defaults == {"top_k": 3}
+    with pytest.raises(InvalidOptionError, match=field):
+        open_source(folder, generation_config=GenerationConfig(**{field: value}))
 
 
-def test_defaults_for_sampling_are_no_reason_to_refuse(folder: Path) -> None:
-    change(folder / "generation_config.json", do_sample=True, temperature=0.6, top_p=0.9, eos_token_id=[5, 6])
-    assert open_source(folder).eos_token_ids == (5, 6)
+def test_a_generation_config_gives_defaults(folder: Path) -> None:
+    assert open_source(folder).defaults == {}
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    change(folder / "generation_config.json", **sampling, eos_token_id=[5, 6], max_length=4096, use_cache=False)
+    source = open_source(folder)
+    assert source.eos_token_ids == (5, 6)
+    assert source.defaults == sampling
+    assert open_source(folder, generation_config=None).defaults == {}
 
 
 def test_a_generation_config_of_the_callers(folder: Path) -> None:
     change(folder / "generation_config.json", repetition_penalty=1.1)
-    assert open_source(folder, generation_config=GenerationConfig(eos_token_id=9)).eos_token_ids == (9,)
-    with pytest.raises(InvalidOptionError, match="repetition_penalty"):
-        open_source(folder, generation_config=GenerationConfig(repetition_penalty=2.0))
+    source = open_source(folder, generation_config=GenerationConfig(eos_token_id=9, sequence_bias={(1, 2): -1.5}))
+    assert source.eos_token_ids == (9,)
+    assert source.defaults == {"sequence_bias": [[[1, 2], -1.5]]}
+    program = torch.export.export(nn.Embedding(8, 8), (torch.zeros(1, 4, dtype=torch.int64),))
+    assert open_source(program, generation_config=GenerationConfig(top_k=3)).defaults == {"top_k": 3}
+
+
+def test_defaults_are_transformers_wherever_a_model_goes(folder: Path, tmp_path: Path) -> None:
+    """Compiled, kept on disk, under another strategy, and in a bundle."""
+    defaults = {"repetition_penalty": 1.6, "suppress_tokens": [3, 4], "min_length": 12, "temperature": 0.5}
+    change(folder / "generation_config.json", **defaults)
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[5, 9, 200, 13, 5, 9]])
+    expected = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12)[0, 6:].tolist()
+    free = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, repetition_penalty=1.0)
+    assert free[0, 6:].tolist() != expected
+    compiled, kept = (forerun.compile(folder, max_length=64) for _ in range(2))
+    bundle = forerun.load(compiled.export(tmp_path / "bundle", "tvm"))
+    for model in (compiled, kept, forerun.with_strategy(kept, "autoregressive"), bundle):
+        assert model.defaults == defaults
+        assert model.generate(ids, 12).token_ids == expected
+    assert compiled.generate(ids, 12, repetition_penalty=1.0).token_ids == free[0, 6:].tolist()
+    sampled = compiled.generate(ids, 12, do_sample=True).token_ids
+    assert sampled == bundle.generate(ids, 12, do_sample=True, temperature=0.5).token_ids
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,9 @@ def test_what_lies_beside_a_file_is_used(folder: Path) -> None:
     assert source.limit is not None
     assert source.limit.positions == 40
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
-    with pytest.raises(InvalidOptionError, match="repetition_penalty"):
+    assert open_source(folder).defaults == {"repetition_penalty": 1.5}
+    (folder / "generation_config.json").write_text('{"guidance_scale": 1.5}')
+    with pytest.raises(InvalidOptionError, match="guidance_scale"):
         open_source(folder)
     assert open_source(folder, generation_config=None).eos_token_ids == (7, 9)
 

@@ -10,6 +10,7 @@ from oracle import Oracle
 from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
 from transformers.generation import (
     EosTokenCriteria,
+    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinNewTokensLengthLogitsProcessor,
@@ -20,7 +21,7 @@ from forerun.errors import ForerunError, InvalidOptionError, PromptError, TooLon
 from forerun.runtime.drafters.merged import Merged
 from forerun.runtime.drafters.prompt_lookup import PromptLookup
 from forerun.runtime.drafters.token_recycling import TokenRecycling
-from forerun.runtime.keywords import NO_EFFECT, known_keywords
+from forerun.runtime.known_keywords import NO_EFFECT, known_keywords
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.policy import Fixed
 
@@ -126,6 +127,9 @@ def test_what_would_change_the_prompt_is_refused(model: CompiledModel, companion
         {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
         {"do_sample": np.bool_(False)},
         {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "logits_processor": LogitsProcessorList()},
+        {"presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "sequence_bias": [], "bad_words_ids": []},
+        {"suppress_tokens": [], "begin_suppress_tokens": (), "forced_bos_token_id": [], "forced_eos_token_id": []},
+        {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0, "renormalize_logits": False},
         {"prompt_lookup_num_tokens": 10, "cache_implementation": "static"},
         {"return_dict_in_generate": True},
         {"return_dict_in_generate": False, "output_attentions": False},
@@ -154,17 +158,16 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"temperatur": 0.7}, "did you mean 'temperature'"),
         ({"max_tokens": 5}, "did you mean 'max_new_tokens'"),
         ({"penalty_alpha": 0.6}, "penalty_alpha"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"logits_processor": [len]}, "logits_processor"),
-        ({"bad_words_ids": [[1]]}, "bad_words_ids"),
+        ({"encoder_repetition_penalty": 1.1}, "encoder_repetition_penalty"),
+        ({"remove_invalid_values": True}, "remove_invalid_values"),
         ({"inputs_embeds": torch.ones(1, 3, 4)}, "inputs_embeds"),
         ({"past_key_values": object()}, "past_key_values"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"max_time": 1.0}, "max_time"),
-        ({"suppress_tokens": torch.tensor([1, 2])}, "suppress_tokens"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
         (
-            {"generation_config": GenerationConfig(repetition_penalty=1.05)},
-            "generation_config takes only repetition_penalty",
+            {"generation_config": GenerationConfig(encoder_repetition_penalty=1.05)},
+            "generation_config takes only encoder_repetition_penalty",
         ),
         ({"generation_config": {"temperatur": 1}}, "temperatur"),
         ({"generation_config": 3}, "generation_config must be"),
@@ -200,6 +203,26 @@ WRONG: dict[str, list[Any]] = {
     "allow_nan": ["yes", 1],
     "streamer": [print, 3],
     "stopping_criteria": [3, "x", [3], MaxLengthCriteria],
+    "min_p": ["0.1", True, -0.1, 1.5],
+    "typical_p": ["0.1", True, 0.0, 1.5],
+    "epsilon_cutoff": ["0.1", True, -0.1, 1.0],
+    "eta_cutoff": ["0.1", -0.1, 1.0],
+    "renormalize_logits": ["yes", 1],
+    "repetition_penalty": ["1.1", True, 0, -1.0, float("nan"), float("inf")],
+    "presence_penalty": ["1.1", True, float("nan"), float("inf")],
+    "frequency_penalty": ["1.1", float("-inf")],
+    "no_repeat_ngram_size": ["3", 2.0, True, -1],
+    "logit_bias": [[1], {"1": 2}, {24: 1}, {-1: 1}, {1: "2"}, {1: float("nan")}, 3],
+    "sequence_bias": [3, [3], {1: 2}, {(): 1}, {(24,): 1}, {(1,): "2"}, {(1.5,): 2}, [[[1], 2, 3]]],
+    "bad_words_ids": [3, [3], [[]], [[24]], [[-1]], [["x"]], "x"],
+    "suppress_tokens": [24, [-1], [1.5], "x", [[1], [2, 3]]],
+    "begin_suppress_tokens": [24, [-1], [1.5]],
+    "allowed_token_ids": [24, [-1], [], "x"],
+    "forced_bos_token_id": [24, -1, 1.5],
+    "forced_eos_token_id": [24, [-1], "x"],
+    "exponential_decay_length_penalty": [3, (1,), (1, "x"), (-1, 2.0), (1.5, 2.0), (1, 0.0)],
+    "prefix_allowed_tokens_fn": [3, [3]],
+    "logits_processor": [3, "x", [3], LogitsProcessor],
 }
 
 

@@ -5,10 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from forerun.errors import InvalidOptionError
-from forerun.runtime.sampling import SamplingSettings, keep_top_p, random_row, sample_token
+from forerun.runtime.sampling import SamplingSettings, filtered, keep_top_p, random_row, sample_token
 
 SETTINGS = [
     {"temperature": 0.7},
@@ -34,6 +42,66 @@ def warped(logits: np.ndarray, options: dict) -> np.ndarray:
     if options.get("top_p") is not None and options["top_p"] < 1:
         scores = TopPLogitsWarper(options["top_p"])(None, scores)
     return scores.double().softmax(-1)[0].numpy()
+
+
+WARPERS = {
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+    "epsilon_cutoff": EpsilonLogitsWarper,
+    "eta_cutoff": EtaLogitsWarper,
+}
+"""In transformers' order."""
+share = st.floats(1e-4, 0.9999)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(2, 60),
+    scale=st.sampled_from([0.1, 1.0, 5.0, 50.0]),
+    ties=st.booleans(),
+    excluded=st.booleans(),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "top_k": st.integers(1, 70),
+            "top_p": share,
+            "min_p": share,
+            "typical_p": share,
+            "epsilon_cutoff": st.floats(1e-4, 0.3),
+            "eta_cutoff": st.floats(1e-4, 0.3),
+        },
+    ),
+)
+def test_filters_are_transformers(seed, size, scale, ties, excluded, temperature, options):
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal(size) * scale
+    if ties:
+        options = {name: value for name, value in options.items() if name != "top_p"}  # sorted otherwise there
+        logits = np.round(logits * 4) / 4
+    if excluded:
+        logits[random.permutation(size)[: size // 2]] = -np.inf
+    logits = logits.astype(np.float32)
+    scores, kept = filtered(logits, SamplingSettings(do_sample=True, temperature=temperature, **options))
+    expected = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits.astype(np.float64))[None])
+    for name, warper in WARPERS.items():
+        if name in options:
+            expected = warper(options[name])(None, expected)
+    found = kept[scores[kept] > -np.inf]
+    assert found.tolist() == torch.nonzero(expected[0] > -np.inf)[:, 0].tolist()
+    assert np.array_equal(scores[found], expected[0, found].numpy())
+
+
+@pytest.mark.parametrize("largest", [np.inf, -np.inf])
+def test_filters_of_infinite_scores(largest: float):
+    logits = np.array([0, largest, 1, largest], np.float32)
+    for name in WARPERS:
+        chosen = SamplingSettings(do_sample=True, **{name: 2 if name == "top_k" else 0.2})
+        token = sample_token(logits, chosen, 0, 5)
+        assert token in ((1, 3) if largest > 0 else (0, 2))
 
 
 @pytest.mark.parametrize("options", SETTINGS)

@@ -52,7 +52,13 @@ class Hook:
         return scores
 
     def prepare(self, state: Any, tree: Tree) -> None:
-        """Called before tokens are chosen at rows of a tree; `state` is that of its root."""
+        """Called before the step over a tree from which tokens are chosen; `state` is that of its root."""
+
+    def evaluate(self) -> None:
+        """Called before a step, when all of its trees have been prepared: what takes a launch is for all of them.
+
+        The target's step comes after it, because all steps of an executable share buffers.
+        """
 
     def allows(self, state: Any, tokens: Sequence[int]) -> Sequence[bool]:
         """Whether each of some tokens may be next. Tokens that may not are never drafted."""
@@ -120,7 +126,10 @@ class HookStates:
         scores = logits.copy()
         for hook, state in zip(self.hooks, self._rows[row], strict=True):
             scores = _checked(hook, hook.scores(state, scores, place), len(logits))
-        if not may_end and not np.any(scores > -np.inf):
+        if np.isnan(largest := scores.max()):
+            scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+            largest = scores.max()
+        if largest == -np.inf and not may_end:
             raise InvalidOptionError(
                 f"no token is left at position {place.position}: all are excluded by {', '.join(map(name, self.hooks))}"
             )

@@ -7,10 +7,8 @@ the logits, then changed by hooks (transformers' processors), and not normalised
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forerun.runtime.beams import BeamSearch
 from forerun.runtime.executable import Float32
@@ -116,13 +114,6 @@ def largest(scores: Float32, count: int) -> list[int]:
     least = -np.inf if count >= len(scores) else np.partition(scores, len(scores) - count)[len(scores) - count]
     places = np.flatnonzero((scores >= least) & (scores > -np.inf))
     return places[np.argsort(-scores[places], kind="stable")[:count]].tolist()
-
-
-def log_probabilities(logits: Float32) -> Float32:
-    """Returns the log-softmax [V] of logits [V] without NaN, rounded from float64."""
-    exact: NDArray[Any] = logits.astype(np.float64)
-    exact -= exact.max()
-    return (exact - np.log(np.exp(exact).sum())).astype(np.float32)
 
 
 def ranked(groups: Iterable[BeamGroup]) -> list[Found]:

@@ -13,8 +13,8 @@ from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Float32
 from forerun.runtime.hooks.base import HookStates
 from forerun.runtime.request import Request
-from forerun.runtime.sampling import as_numbers, without
-from forerun.runtime.search.beams import Beam, log_probabilities
+from forerun.runtime.sampling import as_numbers, log_probabilities, without
+from forerun.runtime.search.beams import Beam
 from forerun.runtime.serving import PATIENCE, PAUSE
 from forerun.runtime.tree import root_only
 
@@ -181,13 +181,15 @@ class BeamRows:
     def _scores(self, beam: Beam, text: list[int], logits: Float32) -> Float32:
         """Returns the log-probabilities [V] after a beam, changed by hooks, with -inf for forbidden tokens."""
         request = self.request
-        scores = log_probabilities(as_numbers(logits))
+        scores = log_probabilities(as_numbers(logits)).astype(np.float32)
         if (hooks := self._hooks.get(beam)) is not None:
             tree = root_only(text[-1])
             hooks.reach(text)
             hooks.enter(tree)
             scores = hooks.scores(tree, 0, scores, request.max_new_tokens - beam.length, may_end=True)
         scores = without(scores, request.forbidden(beam.length))
+        if request.renormalize and scores.max() > -np.inf:
+            scores = log_probabilities(scores).astype(np.float32)
         beam.logits = logits if request.keep_logits else None
         beam.scores = scores if request.keep_scores else None
         return scores

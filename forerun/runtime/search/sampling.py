@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from forerun.interrupts import uninterrupted
-from forerun.runtime.executable import Float32
+from forerun.runtime.hooks.keywords import numbered
 from forerun.runtime.keywords import Asked
 from forerun.runtime.request import Generation, Request, Step
-from forerun.runtime.sampling import as_numbers
+from forerun.runtime.sampling import as_numbers, log_probabilities
 from forerun.runtime.serving import Serving
 from forerun.runtime.session import Session
 from forerun.runtime.spelling import Tokenizer
@@ -95,7 +95,7 @@ class _Weighed(Sampled):
         tokens = self.reader.take(step if self.reader.asked.request.keep_logits else replace(step, logits=None))
         if logits is not None:
             rows = zip(logits, tokens, strict=False)  # the text may have ended earlier
-            self.log_probabilities += [log_probability(row, token) for row, token in rows]
+            self.log_probabilities += [float(log_probabilities(as_numbers(row))[token]) for row, token in rows]
 
     @property
     def score(self) -> float:
@@ -105,7 +105,8 @@ class _Weighed(Sampled):
 
 def best_of(serving: Serving, asked: Asked, n: int, tokenizer: Tokenizer | None) -> list[Generation]:
     """Returns n sampled texts, the best first (`policies.BestOf`); of equal ones the lower identifier."""
-    requests = [replace(asked.request, identifier=identifier) for identifier in range(n)]
+    request = asked.request
+    requests = [replace(request, identifier=number, hooks=numbered(request.hooks, number)) for number in range(n)]
     with running(serving) as sessions:
         begun = sessions.begin([replace(request, keep_logits=True) for request in requests])
         readers = [TextReader(replace(asked, request=request), tokenizer) for request in requests]
@@ -113,10 +114,3 @@ def best_of(serving: Serving, asked: Asked, n: int, tokenizer: Tokenizer | None)
         sessions.read(texts)
     ranked = sorted(texts, key=lambda text: -text.score)
     return [replace(text.reader.generation(), score=text.score) for text in ranked]
-
-
-def log_probability(logits: Float32, token: int) -> float:
-    """Returns the log-probability of a token by logits [V]."""
-    exact = as_numbers(logits).astype(np.float64)
-    largest = exact.max()
-    return float(exact[token] - largest - np.log(np.exp(exact - largest).sum()))
