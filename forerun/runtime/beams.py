@@ -76,7 +76,8 @@ def beams_of(keywords: Mapping[str, Any], do_sample: bool) -> BeamSearch | None:
 
 def require_alone(do_sample: bool, keywords: Mapping[str, Any], search: str) -> None:
     """Raises `InvalidOptionError` for keywords that do not combine with a beam search, named as it was requested."""
-    given = ["do_sample=True"] if do_sample else []
-    given += [name for name in APART if keywords.get(name) is not None and keywords[name] not in ([], ())]
-    if given:
-        raise InvalidOptionError(f"{given[0]} does not combine with {search}: leave one of them out")
+    if do_sample:
+        raise InvalidOptionError(f"{search} does not combine with do_sample=True: add do_sample=False")
+    for name in APART:
+        if keywords.get(name) is not None and keywords[name] not in ([], ()):
+            raise InvalidOptionError(f"{name} does not combine with {search}: leave one of them out")

@@ -11,12 +11,13 @@ import forerun
 from forerun.errors import InvalidOptionError, NotANumberError, TooLongError
 from forerun.runtime.engine import Engine
 from forerun.runtime.hooks.base import Hook, Place
+from forerun.runtime.hooks.companions import companion_of
 from forerun.runtime.model import CompiledModel
 from forerun.runtime.request import Generation, Request
 from forerun.runtime.search.beam_search import search_beams
 from forerun.search import BeamSearch
 from tests.models import FAMILIES, RECURRENT
-from tests.search.brute import Smooth, all_texts, differences, diverse_beams
+from tests.search.brute import Smooth, all_texts, differences, diverse_beams, log_softmax
 
 PENALTIES = (0.0, 1.0, -0.5, 2.0)
 
@@ -34,7 +35,7 @@ def told(texts: list[Generation]) -> list[tuple[list[int], float]]:
     return [(text.token_ids, pytest.approx(text.score, abs=1e-4)) for text in texts]
 
 
-def check_against_transformers(model: Any, compiled: CompiledModel, cases: int, seed: int) -> None:
+def check_against_transformers(model: Any, compiled: CompiledModel, cases: int, seed: int, **processors: Any) -> None:
     choices = random.Random(seed)
     for _ in range(cases):
         prompt = [choices.randrange(2, 256) for _ in range(choices.randrange(1, 24))]
@@ -46,6 +47,7 @@ def check_against_transformers(model: Any, compiled: CompiledModel, cases: int, 
             "early_stopping": choices.choice([True, False, "never"]),
             "num_return_sequences": choices.randrange(1, beams + 1),
             "output_scores": True,
+            **processors,
         }
         if ends is not None and choices.random() < 0.4:
             options["min_new_tokens"] = min(4, options["max_new_tokens"])
@@ -79,6 +81,20 @@ def check_against_transformers(model: Any, compiled: CompiledModel, cases: int, 
 def test_texts_and_scores_are_those_of_transformers() -> None:
     model = FAMILIES["llama"]()
     check_against_transformers(model, forerun.compile(model, max_length=128), 20, 1)
+
+
+PROCESSORS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    {"bad_words_ids": [[9], [3, 4]], "forced_eos_token_id": 7, "sequence_bias": {(11,): 3.0, (8, 2): -9.0}},
+    {"renormalize_logits": True, "repetition_penalty": 0.8, "suppress_tokens": list(range(100, 140))},
+]
+
+
+def test_processors_change_the_scores_of_beams_as_in_transformers() -> None:
+    model = FAMILIES["gpt2"]()
+    compiled = forerun.compile(model, max_length=128)
+    for number, processors in enumerate(PROCESSORS):
+        check_against_transformers(model, compiled, 4, number, **processors)
 
 
 @pytest.mark.slow
@@ -139,6 +155,33 @@ def test_groups_are_those_of_the_paper(beams: int, groups: int, penalty: float, 
         assert told(found) == diverse_beams(Smooth(seed=seed), prompt, 9, beams, groups, penalty, hooks)
         assert engine.cache.free == engine.cache.blocks
     assert hook.ended == 6 * hooked
+
+
+class Guided(Hook):
+    """Classifier-free guidance by evaluating both texts anew."""
+
+    def __init__(self, oracle: Smooth, scale: float, negative: list[int]) -> None:
+        self.oracle, self.scale, self.negative = oracle, scale, negative
+
+    def begin(self, prompt: Any) -> list[int]:
+        return []
+
+    def advance(self, state: list[int], token: int) -> list[int]:
+        return [*state, token]
+
+    def scores(self, state: list[int], scores: Any, place: Place) -> Any:
+        other = log_softmax(self.oracle.logits([*self.negative, *state]))
+        return self.scale * (scores - other) + other
+
+
+def test_guidance_follows_each_beam() -> None:
+    for seed in range(4):
+        model = model_of(Smooth(seed=seed), 200)
+        found = model.search([1, 2], BeamSearch(4), max_new_tokens=8, guidance_scale=1.6, negative_prompt_ids=[3, 5, 4])
+        hook = Guided(Smooth(seed=seed), 1.6, [3, 5, 4])
+        assert told(found) == diverse_beams(Smooth(seed=seed), [1, 2], 8, 4, 1, 0.0, (hook,))
+        assert all_free(model)
+        assert not companion_of(model).engine.cache.is_used
 
 
 def test_penalties_make_texts_differ() -> None:
@@ -211,7 +254,7 @@ def test_nan_ends_a_search() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"num_beams": 4, "do_sample": True}, "do_sample=True does not combine with num_beams=4"),
+        ({"num_beams": 4, "do_sample": True}, "num_beams=4 does not combine with do_sample=True"),
         ({"num_beams": 4, "stopping_criteria": [lambda ids, scores: True]}, "stopping_criteria does not combine with"),
         ({"num_beams": 4, "stop": ["x"]}, "stop does not combine with num_beams=4"),
         ({"generation_config": {"num_beams": 3, "stop_strings": "x"}}, "stop_strings does not combine with"),

@@ -173,7 +173,7 @@ def test_hooks_follow_each_text(policy: str) -> None:
 
 
 def test_policies_are_light_to_import() -> None:
-    code = "import sys, forerun.search; sys.exit(len({'torch', 'transformers', 'numpy'} & {*sys.modules}))"
+    code = "import sys, forerun.search; sys.exit(len({'torch', 'transformers', 'tvm', 'xdsl'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

@@ -85,7 +85,7 @@ def keywords_of(policy: object, keywords: Mapping[str, Any]) -> dict[str, Any]:
     do_sample = keywords.get("do_sample")
     if isinstance(policy, BeamSearch):
         require_alone(bool(do_sample), keywords, "BeamSearch")
-        return dict(keywords)
+        return {**keywords, "do_sample": False}
     if do_sample is not None and not do_sample:
         raise InvalidOptionError(
             f"{type(policy).__name__} does not combine with do_sample=False, which gives one text: leave it out"
