@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, help="sample from the K likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to P (default: all)")
     generate.add_argument("--seed", type=int, default=0, help="the same prompt, settings and seed give the same text")
+    grammar = generate.add_mutually_exclusive_group()
+    grammar.add_argument("--json-schema", metavar="FILE", help="the text is JSON of this schema (default: any text)")
+    grammar.add_argument("--regex", help="the text matches this regular expression (default: any text)")
+    grammar.add_argument("--grammar", metavar="FILE", help="the text follows this Lark grammar (default: any text)")
     generate.set_defaults(run=commands.run_generate)
 
     verify = known_commands.add_parser(

@@ -63,7 +63,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
-    from forerun.prompt_input import prompt_file, prompt_text, token_ids
+    from forerun.prompt_input import given_grammar, prompt_file, prompt_text, token_ids
 
     check(arguments, takes_bundles=True)
     ids = None if arguments.token_ids is None else token_ids(arguments.token_ids)
@@ -78,6 +78,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         given = (prompts[0], "--prompt") if file is None else (prompt_file(file), f"The prompt file {file}")
         text = prompt_text(*given)
         require_tokenizer(arguments.model)
+    grammar = given_grammar(arguments.json_schema, arguments.regex, arguments.grammar)
     model = arguments.compiled(arguments)
     prompt = _encoded(model, text, arguments.raw) if ids is None else ids
     stream = not arguments.json and model.tokenizer is not None
@@ -89,6 +90,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        grammar=grammar,
         streamer=_streamer(model) if stream else None,
     )
     if arguments.json:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SuppressTokens,
     )
     from forerun.runtime.hooks.foreign import AllowedByPrefix, Processed
+    from forerun.runtime.hooks.grammars import JsonSchema, Lark, Regex
     from forerun.runtime.hooks.history import Counts, Following
     from forerun.runtime.hooks.penalties import (
         ExponentialLengthPenalty,
@@ -38,12 +39,15 @@ __all__ = [
     "ForcedLastToken",
     "ForcedSecondToken",
     "Hook",
+    "JsonSchema",
+    "Lark",
     "LogitBias",
     "MinNewTokens",
     "NoRepeatedNgrams",
     "OccurrencePenalties",
     "Place",
     "Processed",
+    "Regex",
     "RepetitionPenalty",
     "SequenceBias",
     "SuppressFirstTokens",
@@ -64,6 +68,7 @@ _MODULES = {
         "SuppressTokens",
     ),
     "foreign": ("AllowedByPrefix", "Processed"),
+    "grammars": ("JsonSchema", "Lark", "Regex"),
     "history": ("Counts", "Following"),
     "penalties": (
         "ExponentialLengthPenalty",

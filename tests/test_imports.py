@@ -110,7 +110,12 @@ REFUSED: dict[str, list[str]] = {
     "a temperature of nan": ["generate", "MODEL", "--token-ids", "1", "--do-sample", "--temperature", "nan"],
     "a negative top_k": ["generate", "MODEL", "--token-ids", "1", "--do-sample", "--top-k", "-1"],
     "a top_p above 1": ["generate", "MODEL", "--token-ids", "1", "--do-sample", "--top-p", "1.5"],
-    "a temperature without sampling": ["generate", "MODEL", "--token-ids", "1", "--temperature", "0.5"],
+    "a temperature without sampling": [
+        *("generate", "MODEL", "--token-ids", "1"),
+        "--no-do-sample",
+        "--temperature",
+        "0.5",
+    ],
     "letters for token ids": ["generate", "MODEL", "--token-ids", "1,b"],
     "negative token ids": ["generate", "MODEL", "--token-ids=-1"],
     "no token ids": ["generate", "MODEL", "--token-ids", ""],

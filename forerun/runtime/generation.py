@@ -124,6 +124,7 @@ class Member:
     result: TreeResult = field(init=False)
     choice: Choice = field(init=False)
     verdict: Verdict = field(init=False)
+    ended: bool = field(init=False)  # whether a hook ends the text with the verdict's last token
 
     def reach(self) -> None:
         """Lets the hooks know all tokens."""
@@ -146,19 +147,21 @@ class Member:
         self.choice = Choice(self.result, request, root, self.draw, session.hooks)
         verdict = verify(tree, self.choice, request.stop)
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
+        last = None if session.hooks is None else session.hooks.last(kept.tokens)
+        kept = kept.cut(last or len(kept.tokens))
         if not request.allow_nan and (broken := self.result.first_nan(kept.path)) is not None:
             row, token = broken
             if row == 0:
                 raise NotANumberError(root, token)
             kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
-        self.verdict = kept
+        self.verdict, self.ended = kept, last == len(kept.tokens)
 
     def accept(self, phases: Phases, drafter: str) -> None:
         request, path, tokens = self.session.request, self.verdict.path, self.verdict.tokens
         logits = np.stack([self.result.logits(row) for row in path]) if request.keep_logits else None
         scores = np.stack([self.choice.scores(row) for row in path]) if request.keep_scores else None
         proposers = accepted_by(self.proposal, drafter, tokens[:-1])
-        self.session.accept(tokens, len(self.result.tree), logits, phases, proposers, scores)
+        self.session.accept(tokens, len(self.result.tree), logits, phases, proposers, scores, self.ended)
 
     def outcome(self, drafter: str) -> Outcome:
         verdict = self.verdict

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from forerun.errors import InvalidOptionError, PromptError
 from forerun.runtime.beams import BeamSearch, beams_of
+from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.hooks.keywords import LENGTH, Given, hooks_of, numbered
 from forerun.runtime.known_keywords import GUIDANCE, SAMPLING, check_known
 from forerun.runtime.options import require_flag, require_integer, require_tokens
@@ -56,10 +57,12 @@ def understood_all(
     eos_token_ids: frozenset[int],
     tokenizer: Tokenizer | None,
     defaults: Mapping[str, Any] = NONE,
+    grammars: Grammars | None = None,
 ) -> tuple[list[Asked], bool]:
     """Returns what a call requests for each of its texts, and whether it returns a list of them.
 
     The texts of one prompt follow each other; each has random numbers of its own. `defaults`: the model's own keywords.
+    `grammars`: the model's.
     """
     if given.get("inputs") is not None:
         if input_ids is not None:
@@ -73,7 +76,7 @@ def understood_all(
     found: list[Asked] = []
     for number, (ids, companions) in enumerate(prompts):
         try:
-            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids, defaults)
+            asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids, defaults, grammars)
         except PromptError as error:
             raise error if not several else PromptError(f"prompt {number}: {error}") from error
         several = several or asked.returned > 1
@@ -92,6 +95,7 @@ def understood(
     vocabulary: int,
     eos_token_ids: frozenset[int],
     defaults: Mapping[str, Any] = NONE,
+    grammars: Grammars | None = None,
 ) -> Asked:
     """Returns what a call requests. Raises `InvalidOptionError`, and `PromptError` for what belongs to the prompt."""
     keywords = {name: value for name, value in given.items() if value is not UNSET}
@@ -125,6 +129,9 @@ def understood(
         hooks=hooks,
         renormalize=_flag(keywords, "renormalize_logits"),
     )
+    if (grammar := keywords.get("grammar")) is not None:
+        grammars = grammars or Grammars(None, vocabulary)
+        request = replace(request, hooks=(*hooks, grammars.hook(grammar, ends, least)))
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
     beams = beams_of(keywords, request.sampling.do_sample)
     if copies > 1 and not request.sampling.do_sample and beams is None:

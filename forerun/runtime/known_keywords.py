@@ -60,6 +60,7 @@ class Keywords(TypedDict, total=False):
     guidance_scale          the scale of classifier-free guidance; 1 for none (`hooks.contrasts.Guidance`)
     negative_prompt_ids     the prompt that it guides away from, or one for each prompt; else the prompt's last token
     negative_prompt_attention_mask  zeros for the padding of several
+    grammar                 what the text must be: a JsonSchema, Regex or Lark of `forerun.hooks`
     logits_processor        callables (input_ids [1, n], scores [1, V]) -> scores, or `forerun.hooks`, called in order
     """
 
@@ -107,6 +108,7 @@ class Keywords(TypedDict, total=False):
     suppress_tokens: Any
     begin_suppress_tokens: Any
     logits_processor: Any
+    grammar: Any
     guidance_scale: float | None
     negative_prompt_ids: Any
     negative_prompt_attention_mask: Any

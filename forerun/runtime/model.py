@@ -19,6 +19,7 @@ from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
 from forerun.runtime.executable import Executable, Float32
 from forerun.runtime.guiding import guided
+from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.keywords import NONE, UNSET, Asked, Unset, understood_all
 from forerun.runtime.known_keywords import Keywords
 from forerun.runtime.options import require_room
@@ -110,6 +111,7 @@ class CompiledModel:
         self.origin = origin
         self.exporter = exporter
         self.defaults = dict(defaults)
+        self._grammars = Grammars(tokenizer, executable.vocabulary, self.eos_token_ids)
         self.serving = Serving(self.engine, self.drafter, self.policy)
 
     @property
@@ -330,8 +332,8 @@ class CompiledModel:
         """
         if streams and keywords.get("streamer") is not None:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
-        vocabulary, tokenizer = self.executable.vocabulary, self.tokenizer
-        asked, several = understood_all(input_ids, keywords, vocabulary, self.eos_token_ids, tokenizer, self.defaults)
+        of_model = self.executable.vocabulary, self.eos_token_ids, self.tokenizer, self.defaults, self._grammars
+        asked, several = understood_all(input_ids, keywords, *of_model)
         if streams and asked[0].beams is not None:
             raise InvalidOptionError("only generate takes num_beams: leave it out, or use generate or search")
         asked = guided(self, asked)

@@ -96,6 +96,7 @@ class Step:
     phases: Phases | None = None  # None where the device decodes by itself
     proposers: tuple[str, ...] = ()  # who proposed each token before the last; none where the device drafts
     scores: Float32 | None = None  # [len(tokens), V] on demand: by which each token was chosen
+    ended: bool = False  # whether a hook ends the text here
 
     def cut(self, count: int) -> "Step":
         """Returns the step with its first `count` tokens only, which are the text's last."""
@@ -146,8 +147,8 @@ class Generation:
     scores: Float32 | None = field(default=None, repr=False)
     """[len(token_ids), V] logits after hooks, min_new_tokens, temperature and filters; None unless requested."""
     finish_reason: str | None = None
-    """"stop" if the text ended by itself, by an end token, a stop string or a criterion, "length" if it was as long as
-    allowed; None if it was cancelled."""
+    """"stop" if the text ended by itself, by an end token, a stop string, a criterion or a grammar, "length" if it was
+    as long as allowed; None if it was cancelled."""
     score: float | None = None
     """By which a search ranked the text; None for texts that are not searched."""
 

@@ -92,11 +92,15 @@ class Session:
         phases: Phases | None = None,
         proposers: tuple[str, ...] = (),
         scores: Float32 | None = None,
+        ended: bool = False,
     ) -> None:
-        """Appends what a step of `rows` rows has committed, and who `proposers` were of all tokens but the last."""
+        """Appends what a step of `rows` rows has committed, and who `proposers` were of all tokens but the last.
+
+        `ended`: nothing may follow them.
+        """
         self.context.tokens.extend(tokens)
-        finished = self.left == 0 or tokens[-1] in self.request.stop
-        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers, scores))
+        finished = ended or self.left == 0 or tokens[-1] in self.request.stop
+        self._steps.append(Step(tokens, rows, logits, finished, phases, proposers, scores, ended))
         if finished:  # it may have been cancelled meanwhile
             self.finished = True
 

@@ -45,13 +45,13 @@ class TextReader:
         if step.scores is not None:
             self._scores.append(step.scores)
         if step.finished:
-            self._finish(step.tokens)
+            self._finish(step)
         return step.tokens
 
-    def _finish(self, tokens: list[int]) -> None:
-        """Ends the text with the tokens of the last step."""
+    def _finish(self, step: Step) -> None:
+        """Ends the text with its last step."""
         self.finished = True
-        ends = self._stopping.stopped or (tokens and tokens[-1] in self.asked.request.stop)
+        ends = self._stopping.stopped or step.ended or (step.tokens and step.tokens[-1] in self.asked.request.stop)
         self.finish_reason = "stop" if ends else "length"
         if self.stopped is not None:
             self.stopped.finish()

@@ -52,7 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "forced_eos_token_id": {"forced_eos_token_id": 11},
     "several forced": {"forced_eos_token_id": [END, 11], "repetition_penalty": 1.3},
     "min_new_tokens": {"min_new_tokens": 9, "repetition_penalty": 1.2},
-    "min_length and a forced end": {"min_length": 30, "forced_eos_token_id": END},
+    "min_length and a forced end": {"min_length": 22, "forced_eos_token_id": END},
     "exponential_decay_length_penalty": {"exponential_decay_length_penalty": (2, 1.3)},
     "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": allowed},
     "nothing is left but what is allowed": {

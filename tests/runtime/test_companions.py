@@ -15,7 +15,7 @@ from test_generation import RandomDrafter, collect, policies, requests
 from forerun.errors import InvalidOptionError, PromptError, TooLongError
 from forerun.runtime.drafters.base import Drafter
 from forerun.runtime.engine import Engine
-from forerun.runtime.executable import Float32
+from forerun.runtime.executable import WHOLE, Branch, Float32, Part
 from forerun.runtime.generation import decode
 from forerun.runtime.hooks.base import Hook, Place
 from forerun.runtime.hooks.contrasts import ContextAware, Contrast, Contrastive, Dola, Guidance
@@ -254,6 +254,17 @@ def with_nan() -> Oracle:
     return broken
 
 
+class Whole(Oracle):
+    """Has branches, but no parts."""
+
+    def run(self, entry: Part, *arguments: Any, **keywords: Any) -> Any:
+        if entry != WHOLE:
+            raise InvalidOptionError("there is no such part")
+        return super().run(entry, *arguments, **keywords)
+
+
+LAYERS = tuple(Branch(layer, kind, 1) for layer in range(4) for kind in ("attention", "feed_forward"))
+
 WRONG: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
     "a smaller vocabulary": (
         InvalidOptionError,
@@ -280,6 +291,7 @@ WRONG: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
     "a scale in words": (InvalidOptionError, lambda: Guidance(model_of(Oracle()), "much"), "scale of Guidance"),  # type: ignore[arg-type]
     "no alpha": (InvalidOptionError, lambda: Contrastive(model_of(Oracle()), alpha=0), "above 0"),
     "no inner exits": (InvalidOptionError, lambda: Dola(model_of(Oracle())), "no inner exits"),
+    "no parts": (InvalidOptionError, lambda: Dola(model_of(Whole(branches=LAYERS)), [1]), "cannot be left"),
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import Oracle
 from test_generation import RandomDrafter, collect, policies, requests
 from test_hooks import reference
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from forerun import hooks as public
 from forerun.errors import InvalidOptionError
@@ -117,6 +117,33 @@ def test_what_a_processor_may_return(returned: Any, told: str) -> None:
 def test_what_allowed_tokens_may_be(returned: Any, told: str) -> None:
     with pytest.raises(InvalidOptionError, match=told):
         fast().generate(PROMPT, 4, prefix_allowed_tokens_fn=lambda number, ids: returned)
+
+
+WRONG: dict[str, list[Any]] = {
+    "repetition_penalty": ["1.1", True, 0, -1.0, float("nan"), float("inf")],
+    "presence_penalty": ["1.1", True, float("nan"), float("inf")],
+    "frequency_penalty": ["1.1", float("-inf")],
+    "no_repeat_ngram_size": ["3", 2.0, True, -1],
+    "logit_bias": [[1], {"1": 2}, {24: 1}, {-1: 1}, {1: "2"}, {1: float("nan")}, 3],
+    "sequence_bias": [3, [3], {1: 2}, {(): 1}, {(24,): 1}, {(1,): "2"}, {(1.5,): 2}, [[[1], 2, 3]]],
+    "bad_words_ids": [3, [3], [[]], [[24]], [[-1]], [["x"]], "x"],
+    "suppress_tokens": [24, [-1], [1.5], "x", [[1], [2, 3]]],
+    "begin_suppress_tokens": [24, [-1], [1.5]],
+    "allowed_token_ids": [24, [-1], [], "x"],
+    "forced_bos_token_id": [24, -1, 1.5],
+    "forced_eos_token_id": [24, [-1], "x"],
+    "exponential_decay_length_penalty": [3, (1,), (1, "x"), (-1, 2.0), (1.5, 2.0), (1, 0.0)],
+    "prefix_allowed_tokens_fn": [3, [3]],
+    "logits_processor": [3, "x", [3], LogitsProcessor],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_the_wrong_kind_are_refused_by_name(name: str) -> None:
+    for value in WRONG[name]:
+        with pytest.raises(InvalidOptionError, match=name) as caught:
+            fast().generate(PROMPT, 4, eos_token_id=5, **{name: value})
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_texts_of_a_list_have_numbers() -> None:

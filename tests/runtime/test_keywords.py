@@ -10,7 +10,6 @@ from oracle import Oracle
 from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
 from transformers.generation import (
     EosTokenCriteria,
-    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinNewTokensLengthLogitsProcessor,
@@ -208,21 +207,6 @@ WRONG: dict[str, list[Any]] = {
     "epsilon_cutoff": ["0.1", True, -0.1, 1.0],
     "eta_cutoff": ["0.1", -0.1, 1.0],
     "renormalize_logits": ["yes", 1],
-    "repetition_penalty": ["1.1", True, 0, -1.0, float("nan"), float("inf")],
-    "presence_penalty": ["1.1", True, float("nan"), float("inf")],
-    "frequency_penalty": ["1.1", float("-inf")],
-    "no_repeat_ngram_size": ["3", 2.0, True, -1],
-    "logit_bias": [[1], {"1": 2}, {24: 1}, {-1: 1}, {1: "2"}, {1: float("nan")}, 3],
-    "sequence_bias": [3, [3], {1: 2}, {(): 1}, {(24,): 1}, {(1,): "2"}, {(1.5,): 2}, [[[1], 2, 3]]],
-    "bad_words_ids": [3, [3], [[]], [[24]], [[-1]], [["x"]], "x"],
-    "suppress_tokens": [24, [-1], [1.5], "x", [[1], [2, 3]]],
-    "begin_suppress_tokens": [24, [-1], [1.5]],
-    "allowed_token_ids": [24, [-1], [], "x"],
-    "forced_bos_token_id": [24, -1, 1.5],
-    "forced_eos_token_id": [24, [-1], "x"],
-    "exponential_decay_length_penalty": [3, (1,), (1, "x"), (-1, 2.0), (1.5, 2.0), (1, 0.0)],
-    "prefix_allowed_tokens_fn": [3, [3]],
-    "logits_processor": [3, "x", [3], LogitsProcessor],
 }
 
 

@@ -184,6 +184,25 @@ def test_guidance_follows_each_beam() -> None:
         assert not companion_of(model).engine.cache.is_used
 
 
+def test_a_hook_ends_texts() -> None:
+    class Sevens(Hook):
+        def begin(self, prompt: Any) -> int:
+            return 0
+
+        def advance(self, state: int, token: int) -> int:
+            return token
+
+        def finishes(self, state: int) -> bool:
+            return state in (7, 8)
+
+    oracle = Smooth(seed=5)
+    with_hook = search_beams(Engine(oracle, 200), Request([1], 12, hooks=(Sevens(),)), BeamSearch(6), None)
+    with_ends = search_beams(Engine(oracle, 200), Request([1], 12, stop=frozenset((7, 8))), BeamSearch(6), None)
+    assert told(with_hook) == [(text.token_ids, text.score) for text in with_ends]
+    assert [text.finish_reason for text in with_hook] == [text.finish_reason for text in with_ends]
+    assert "stop" in [text.finish_reason for text in with_hook]
+
+
 def test_penalties_make_texts_differ() -> None:
     model = model_of(Smooth(noise=0.3))
     alike = model.generate([1, 2], 12, num_beams=6, num_return_sequences=6)

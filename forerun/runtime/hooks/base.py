@@ -68,6 +68,13 @@ class Hook:
         """Returns tokens that must follow, one after another; none if it is not known. They are drafted."""
         return ()
 
+    def finishes(self, state: Any) -> bool:
+        """Whether the text ends with its last token, of whatever kind that is, because nothing may follow.
+
+        Scores after such a state may be any: no token is taken from them.
+        """
+        return False
+
     def end(self, state: Any) -> None:
         """Called when a session ends, with the state of its last token that was reached."""
 
@@ -92,6 +99,11 @@ class HookStates:
         for token in tokens[self._length :]:
             self._states = self.after(self._states, token)
         self._length = len(tokens)
+        for hook, state in zip(self.hooks, self._states, strict=True):
+            if hook.finishes(state):
+                raise InvalidOptionError(
+                    f"{name(hook)} lets nothing follow the first {self._length} tokens: go on from fewer of them"
+                )
 
     def forked(self) -> "HookStates":
         """Returns the same states for another text that goes on from here; `end` is only called for these."""
@@ -107,6 +119,16 @@ class HookStates:
     def states(self) -> list[Any]:
         """The states at the last token reached."""
         return self._states
+
+    def last(self, tokens: Sequence[int]) -> int | None:
+        """Returns with how many of the tokens after the last one reached a hook ends the text; None if none does."""
+        ending = [number for number, hook in enumerate(self.hooks) if type(hook).finishes is not Hook.finishes]
+        hooks, states = [self.hooks[number] for number in ending], [self._states[number] for number in ending]
+        for count, token in enumerate(tokens if ending else (), start=1):
+            states = [hook.advance(state, token) for hook, state in zip(hooks, states, strict=True)]
+            if any(hook.finishes(state) for hook, state in zip(hooks, states, strict=True)):
+                return count
+        return None
 
     def enter(self, tree: Tree) -> None:
         """Begins with the rows of a tree whose root is the last token reached."""

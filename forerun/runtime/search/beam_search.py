@@ -42,7 +42,7 @@ def _searched(rows: BeamRows, root: Beam, request: Request, settings: BeamSearch
         chosen = Counter[int]()  # by the groups before
         for group in groups:
             if group.beams:
-                chosen.update(group.extend([scores[beam] for beam in group.beams], chosen))
+                chosen.update(group.extend([scores[beam] for beam in group.beams], chosen, rows.ends))
     return groups
 
 
@@ -64,6 +64,6 @@ def _generation(
         stats,
         request.prompt,
         np.stack(scores) if scores else None,
-        "stop" if found.token_id in request.stop else "length",
+        "stop" if found.stopped else "length",
         float(found.score),
     )

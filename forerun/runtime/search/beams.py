@@ -5,7 +5,7 @@ the logits, then changed by hooks (transformers' processors), and not normalised
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,7 @@ class Found:
     beam: Beam
     token_id: int
     score: np.float32  # with the length penalty
+    stopped: bool  # whether it ends by itself, and not for its length
 
 
 class BeamGroup:
@@ -66,11 +67,12 @@ class BeamGroup:
         self._most = max(2, 1 + len(request.stop)) * self.width
         """So many candidates that `width` of them go on, whichever end."""
 
-    def extend(self, scores: Sequence[Float32], chosen: Counter[int]) -> list[int]:
+    def extend(self, scores: Sequence[Float32], chosen: Counter[int], ends: Callable[[Beam, int], bool]) -> list[int]:
         """Replaces the beams by the best of their continuations. Returns the tokens that it has chosen.
 
         scores  the processed log-probabilities [V] of the next token of each beam
         chosen  how many beams of earlier groups have chosen each token
+        ends    whether a beam's text ends with a next token
         """
         penalty = np.zeros(len(scores[0]), np.float32)
         for token, count in chosen.items():
@@ -80,11 +82,12 @@ class BeamGroup:
             (self.beams[number // sums.shape[1]], number % sums.shape[1], sums.flat[number])
             for number in largest(sums.reshape(-1), self._most)
         ]
+        ending = [ends(beam, token) for beam, token, _ in candidates]
         last = self.beams[0].length + 1 == self._request.max_new_tokens
-        for beam, token, score in candidates[: self.width]:
-            if last or token in self._request.stop:
-                self._add(Found(beam, token, score / self._divisor(beam.length + 1)))
-        going = [each for each in candidates if each[1] not in self._request.stop][: self.width]
+        for (beam, token, score), stopped in list(zip(candidates, ending, strict=True))[: self.width]:
+            if last or stopped:
+                self._add(Found(beam, token, score / self._divisor(beam.length + 1), stopped))
+        going = [each for each, stopped in zip(candidates, ending, strict=True) if not stopped][: self.width]
         self.beams = [Beam(score, token, beam) for beam, token, score in going]
         tokens = [token for _, token, _ in going]
         if last or not self._may_improve():

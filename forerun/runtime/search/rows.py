@@ -76,6 +76,11 @@ class BeamRows:
                 found += self._step(beams[first : first + self._at_once])
             return found
 
+    def ends(self, beam: Beam, token: int) -> bool:
+        """Whether a text ends with a token after a beam that was evaluated last."""
+        hooks = self._hooks.get(beam)
+        return token in self.request.stop or (hooks is not None and hooks.last([token]) is not None)
+
     def close(self) -> None:
         """Frees the cache, and ends the hooks."""
         with uninterrupted():
