@@ -3,12 +3,14 @@
 python -m benchmarks.grammar
 
 Every text is decoded by `autoregressive` and by `tree_spec`. Times of masks are those of llguidance on the texts that
-were generated: along the accepted path, as the runtime computes them, and for all rows of the trees at once.
+were generated: along the accepted path, as the runtime computes them, and for all rows of the trees. xgrammar is
+measured beside it if it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +141,52 @@ def _in_threads(states: list[State], tokens: int) -> None:
     fill_next_token_bitmask_par(EXECUTOR, copies, allocate_token_bitmask(len(copies), tokens))
 
 
+def peers(model: Any, new: int) -> list[tuple[str, float, float, float]]:
+    """Returns for llguidance, and for xgrammar where it is installed, what a new schema and its masks take.
+
+    (name, ms until a schema has its first mask, median and largest us of a mask) on the texts that the schema gives.
+    """
+    grammars = Grammars(model.tokenizer, model.executable.vocabulary, model.eos_token_ids)
+    grammars.tokens()
+    prompts = [encode_chat(model.tokenizer, PROMPT.format(sentence)) for sentence in SENTENCES]
+    texts = [model.generate(prompt, new, grammar=GRAMMARS["schema"]).token_ids for prompt in prompts]
+
+    def llguidance() -> tuple[Callable[[], object], Callable[[int], object]]:
+        matcher = grammars.hook(GRAMMARS["schema"], model.eos_token_ids).begin([]).text.matcher
+        return matcher.compute_bitmask, matcher.consume_token
+
+    found = {"llguidance": _library_times(llguidance, texts)}
+    if importlib.util.find_spec("xgrammar") is not None:
+        import xgrammar
+
+        info = xgrammar.TokenizerInfo.from_huggingface(model.tokenizer, vocab_size=model.executable.vocabulary)
+        mask = xgrammar.allocate_token_bitmask(1, model.executable.vocabulary)
+
+        def other() -> tuple[Callable[[], object], Callable[[int], object]]:
+            compiled = xgrammar.GrammarCompiler(info, max_threads=2).compile_json_schema(json.dumps(SCHEMA))
+            matcher = xgrammar.GrammarMatcher(compiled)
+            return lambda: matcher.fill_next_token_bitmask(mask), matcher.accept_token
+
+        found["xgrammar"] = _library_times(other, texts)
+    return [(name, *figures) for name, figures in found.items()]
+
+
+def _library_times(
+    begin: Callable[[], tuple[Callable[[], object], Callable[[int], object]]], texts: list[list[int]]
+) -> tuple[float, float, float]:
+    ready, masks = list[float](), list[float]()
+    for text in texts:
+        began = perf_counter()
+        mask, accept = begin()
+        for number, token in enumerate(text):
+            if number:
+                began = perf_counter()
+            mask()
+            (masks if number else ready).append((perf_counter() - began) * 1e6)
+            accept(token)
+    return float(np.median(ready)) / 1e3, float(np.median(masks)), max(masks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=None, help="a directory or a GGUF file (default: SmolLM2)")
@@ -170,11 +218,15 @@ def main() -> None:
         )
         for row in rows
     ]  # fmt: skip
+    libraries = peers(model, options.max_new_tokens)
+    common.print_table("a new schema", ("library", "ready, ms", "mask, median us", "mask, max us"), libraries)
     columns = (
         "grammar", "strategy", "valid", "tokens", "steps", "accepted length", "of the grammar", "tokens per second",
         "bits equal",
     )  # fmt: skip
-    common.report("grammar", options.out, columns, table, {"texts": rows, "mask_microseconds": masks})
+    common.report(
+        "grammar", options.out, columns, table, {"texts": rows, "mask_microseconds": masks, "libraries": libraries}
+    )
 
 
 if __name__ == "__main__":

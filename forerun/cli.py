@@ -1,4 +1,4 @@
-"""The command line: forerun demo | generate | verify | dump | report | bench | tune | export | plan.
+"""The command line: forerun demo | generate | serve | verify | dump | report | bench | tune | export | plan.
 
 Nothing is imported before it is needed, so that bad options are refused and Ctrl-C takes effect at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from forerun import commands, report_command
+from forerun import commands, report_command, serve_command
 from forerun.errors import ForerunError
 
 if TYPE_CHECKING:
@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     grammar.add_argument("--grammar", metavar="FILE", help="the text follows this Lark grammar (default: any text)")
     generate.set_defaults(run=commands.run_generate)
 
+    serve = known_commands.add_parser(
+        "serve", help="serve the model over HTTP, by OpenAI's interface", epilog=strategies
+    )
+    _add_model(serve)
+    serve_command.add_serve(serve)
+
     verify = known_commands.add_parser(
         "verify", help="certify the exactness contract on random trees, slots and chunkings"
     )
@@ -155,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         known_commands.add_parser("plan", help="plan attention/FFN disaggregation on hardware described in a file")
     )
 
-    for command in (demo, generate, verify, dump, report, export):
+    for command in (demo, generate, serve, verify, dump, report, export):
         _add_compiling(command, takes_target=command is not export)
     return root
 

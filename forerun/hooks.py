@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SuppressFirstTokens,
         SuppressTokens,
     )
+    from forerun.runtime.hooks.contrasts import ContextAware, Contrastive, Dola, Guidance
     from forerun.runtime.hooks.foreign import AllowedByPrefix, Processed
     from forerun.runtime.hooks.grammars import JsonSchema, Lark, Regex
     from forerun.runtime.hooks.history import Counts, Following
@@ -33,11 +34,15 @@ __all__ = [
     "AllowedByPrefix",
     "AllowedTokens",
     "BadWords",
+    "ContextAware",
+    "Contrastive",
     "Counts",
+    "Dola",
     "ExponentialLengthPenalty",
     "Following",
     "ForcedLastToken",
     "ForcedSecondToken",
+    "Guidance",
     "Hook",
     "JsonSchema",
     "Lark",
@@ -67,6 +72,7 @@ _MODULES = {
         "SuppressFirstTokens",
         "SuppressTokens",
     ),
+    "contrasts": ("ContextAware", "Contrastive", "Dola", "Guidance"),
     "foreign": ("AllowedByPrefix", "Processed"),
     "grammars": ("JsonSchema", "Lark", "Regex"),
     "history": ("Counts", "Following"),

@@ -67,9 +67,16 @@ class BundleTokenizer:
         return self.tokens.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **_: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **_: Any,
     ) -> str:
-        """Returns the text of a conversation. Raises `PromptError` without a template, or what one raises."""
+        """Returns the text of a conversation, in which `tools` may be called.
+
+        Raises `PromptError` without a template, or what one raises.
+        """
         if self.chat_template is None:
             raise PromptError("The model has no chat template: encode the text without one.")
         from jinja2 import TemplateError
@@ -83,5 +90,5 @@ class BundleTokenizer:
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
-        names = {**self.special_tokens_map, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        return environment.from_string(self.chat_template).render(**names)
+        names = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return environment.from_string(self.chat_template).render(**self.special_tokens_map, **names)

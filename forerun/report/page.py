@@ -28,12 +28,21 @@ def comparison_page(first: Report, second: Report, names: tuple[str, str]) -> st
 def _assembled(title: str, data: str) -> str:
     parts = {
         "TITLE": title.replace("&", "&amp;").replace("<", "&lt;"),
-        "STYLE": _read("style.css"),
-        "LIBRARIES": "\n".join(map(_read, LIBRARIES)),
-        "SCRIPTS": "\n".join(_read(f"scripts/{name}.js") for name in SCRIPTS),
+        "STYLE": style(),
+        "LIBRARIES": script(*LIBRARIES),
+        "SCRIPTS": script(*(f"scripts/{name}.js" for name in SCRIPTS)),
         "DATA": data.replace("<", "\\u003c"),  # neither </script> nor <!-- ends the element
     }
     return re.sub(r"{{([A-Z]+)}}", lambda place: parts[place[1]], _read("page.html"))
+
+
+def style() -> str:
+    return _read("style.css")
+
+
+def script(*names: str) -> str:
+    """Returns some scripts one after another."""
+    return "\n".join(map(_read, names))
 
 
 @cache

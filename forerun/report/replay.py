@@ -24,12 +24,12 @@ def replay(
     spelling, steps = None if tokenizer is None else Spelling(tokenizer), list[ReplayStep]()
     for number, (iteration, outcome) in enumerate(decoding, start=1):
         text = "" if spelling is None else spelling.add(outcome.tokens, last=number == len(decoding))
-        steps.append(_step(iteration, outcome, began, names, text))
+        steps.append(replay_step(iteration, outcome, began, names, text))
     stats = generation.stats
     return Replay(
         prompt=prompt,
         proposers=tuple(names),
-        vocabulary=_vocabulary(steps, tokenizer),
+        vocabulary=words(steps, tokenizer),
         steps=tuple(steps),
         token_ids=tuple(generation.token_ids),
         text=generation.text or "",
@@ -49,7 +49,8 @@ def _plain(generation: Generation, plain: Generation) -> Plain:
     return Plain(count, plain.stats.tokens_per_second, generation.token_ids[:count] == plain.token_ids)
 
 
-def _step(iteration: Iteration, outcome: Outcome, began: float, names: dict[str, int], text: str) -> ReplayStep:
+def replay_step(iteration: Iteration, outcome: Outcome, began: float, names: dict[str, int], text: str) -> ReplayStep:
+    """Returns one iteration of a text that began at `began`. `names` numbers the proposers, and grows."""
     tree = outcome.tree
     proposers = [names.setdefault(name, len(names)) if name else -1 for name in outcome.proposers]
     return ReplayStep(
@@ -70,7 +71,7 @@ def _phases(phases: Phases) -> tuple[float, float, float, float]:
     return round(phases.draft, 7), round(phases.step, 7), round(phases.verify, 7), round(phases.commit, 7)
 
 
-def _vocabulary(steps: Sequence[ReplayStep], tokenizer: Tokenizer | None) -> tuple[tuple[int, str], ...]:
+def words(steps: Sequence[ReplayStep], tokenizer: Tokenizer | None) -> tuple[tuple[int, str], ...]:
     """The tokens that occur, each with its text; without a tokenizer, with its number."""
     found = sorted({token for step in steps for token in (*step.tokens, *step.committed)})
     if tokenizer is None:

@@ -37,6 +37,8 @@ class Choice:
     def __call__(self, row: int) -> int:
         """Returns the token that follows a row."""
         request, forbidden = self._request, self._forbidden(row)
+        if self._hooks is not None and self._hooks.finish(self._result.tree, row):
+            return 0  # no part of the text, which ends before
         if self._hooks is None:
             if not request.sampling.do_sample:
                 chosen = self._result.candidates[row, : len(forbidden) + 1].tolist()

@@ -72,6 +72,7 @@ def iterate(
         member.tree = tree
     members = _prepared(members)
     trees = [member.tree for member in members]
+    beside = watch.lap()
     if members or chunks:
         sequences = [member.session.cached for member in members]
         draws = [member.draw for member in members]
@@ -82,7 +83,7 @@ def iterate(
                 _tell_of_prompt(drafter, session, chunk, result)
         for member, result in zip(members, evaluated.trees, strict=True):
             member.result = result
-        stepping = watch.lap()
+        stepping = beside + watch.lap()
         members = _surviving(members, Member.verify)
         verifying = watch.lap()
         engine.commit(
@@ -99,7 +100,7 @@ def iterate(
         members = _observe(drafter, members)
         if members and not chunks:  # a step that also reads prompts says nothing of what rows cost
             tokens = sum(len(member.verdict.tokens) for member in members)
-            policy.observe(sum(map(len, trees)), tokens, evaluated.seconds)
+            policy.observe(sum(map(len, trees)), tokens, beside + evaluated.seconds)
         read = sum(len(chunk.tokens) for _, chunk in chunks)
         if log.isEnabledFor(logging.INFO):
             told = len(trees), sum(map(len, trees)), read, committed, phases

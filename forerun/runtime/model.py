@@ -247,6 +247,10 @@ class CompiledModel:
         asked, _ = self._asked(input_ids, keywords, streams=True)
         return Sessions(self.serving, asked, self.tokenizer, self._room)
 
+    def asked(self, input_ids: Any = None, **keywords: Any) -> list[Asked]:
+        """Returns the requests that `sessions` would decode, checked: for those that read steps themselves."""
+        return self._asked(input_ids, keywords, streams=True)[0]
+
     async def generate_async(self, input_ids: Any = None, **keywords: Any) -> Any:
         """Like `generate`, without blocking the event loop. A cancelled task ends its texts."""
         asked, several = self._asked(input_ids, keywords, streams=True)

@@ -1,6 +1,6 @@
 """Contrasts against transformers and the papers' formulas, by whole forward passes, and against plain decoding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,6 +24,15 @@ from tests.models import FAMILIES, RECURRENT, VOCABULARY
 LAYERS = 6
 NEW = 16
 PROMPTS = [np.random.default_rng(number).integers(2, VOCABULARY, 3 + number).tolist() for number in range(20)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """So tiny models are slower on several threads, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Sources(NamedTuple):
@@ -110,9 +119,9 @@ def test_guidance_gives_the_tokens_of_transformers(negative: bool):
         if negative:
             keywords["negative_prompt_ids"] = torch.tensor([random.integers(2, VOCABULARY, 1 + number).tolist()])
         ids = torch.tensor([prompt])
-        expected = source.generate(ids, max_new_tokens=12, do_sample=False, **keywords)[0, len(prompt) :].tolist()
-        assert model.generate(ids, 12, **keywords).token_ids == expected
-        assert expected != model.generate(ids, 12).token_ids
+        expected = source.generate(ids, max_new_tokens=NEW, do_sample=False, **keywords)[0, len(prompt) :].tolist()
+        assert model.generate(ids, NEW, **keywords).token_ids == expected
+        assert expected != model.generate(ids, NEW).token_ids
 
 
 # --- the formulas, by whole forward passes in torch: [n, V] for the n tokens after a prompt

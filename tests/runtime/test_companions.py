@@ -312,6 +312,8 @@ def test_the_keywords_of_guidance():
     for prompt, negative, each in zip([[1, 2, 3], [4, 5]], ([3, 0], [7, 8]), both, strict=True):
         alone = model.generate(prompt, 8, guidance_scale=3.0, negative_prompt_ids=negative)
         assert each.token_ids == alone.token_ids
+    by_hand = model.generate([1, 2, 3], 8, logits_processor=Guidance(model, 3.0))
+    assert by_hand.token_ids == guided.token_ids
     padded = np.array([[0, 6], [7, 8]]), np.array([[0, 1], [1, 1]])
     keywords = {"negative_prompt_ids": padded[0], "negative_prompt_attention_mask": padded[1]}
     masked = model.generate([[1, 2, 3], [4, 5]], 8, guidance_scale=3.0, **keywords)

@@ -99,7 +99,7 @@ def test_masks_are_those_of_a_matcher_that_went_straight_there(data: st.DataObje
         assert hook.mask(state).tolist() == expected.tolist()
         assert hook.allows(state, range(VOCABULARY)) == expected.tolist()
         assert hook.scores(state, np.zeros(VOCABULARY, np.float32), Place(1, 0, 9)).tolist() == [
-            0 if each or not any(expected) else -np.inf for each in expected
+            0 if each else -np.inf for each in expected
         ]
         if data.draw(st.integers(0, 3)) == 0:
             hook.prepare(state, root_only(1))
@@ -219,6 +219,19 @@ def test_complete_texts_end(options: dict[str, Any], last: list[int]):
             assert [int(row.argmax()) for row in found.scores] == found.token_ids
         longest = model.generate([3], 9, grammar=Regex("a{3,}"), **options)
         assert set(longest.text or "") == {"a"}
+
+
+def test_nothing_is_asked_of_other_hooks_after_the_end():
+    def once(input_ids: Any, scores: Any) -> Any:
+        assert text_of(input_ids[0].tolist()[1:]) != "abc"
+        return scores
+
+    options: dict[str, Any] = {"grammar": Regex("abc"), "eos_token_id": [], "logits_processor": [once]}
+    plain = CompiledModel(oracle_of(0), tokenizer=tokenizer()).generate([3], 9, **options)
+    assert plain.text == "abc"
+    for seed in range(6):
+        model = model_of(plain.token_ids, 1, seed)
+        assert model.generate([3], 9, **options).token_ids == plain.token_ids
 
 
 def test_long_texts_are_cut_at_max_new_tokens():

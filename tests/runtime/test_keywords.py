@@ -163,7 +163,6 @@ def test_filters_that_filter_nothing_are_none(model: CompiledModel) -> None:
         ({"past_key_values": object()}, "past_key_values"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"max_time": 1.0}, "max_time"),
-        ({"guidance_scale": 1.5}, "guidance_scale"),
         (
             {"generation_config": GenerationConfig(encoder_repetition_penalty=1.05)},
             "generation_config takes only encoder_repetition_penalty",

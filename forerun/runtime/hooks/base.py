@@ -71,7 +71,7 @@ class Hook:
     def finishes(self, state: Any) -> bool:
         """Whether the text ends with its last token, of whatever kind that is, because nothing may follow.
 
-        Scores after such a state may be any: no token is taken from them.
+        Nobody asks for scores after such a state.
         """
         return False
 
@@ -136,17 +136,24 @@ class HookStates:
         for hook, state in zip(self.hooks, self._states, strict=True):
             hook.prepare(state, tree)
 
+    def finish(self, tree: Tree, row: int) -> bool:
+        """Whether a hook ends the text with a row of the tree; the row's parent has been asked about before."""
+        return any(hook.finishes(state) for hook, state in zip(self.hooks, self._at(tree, row), strict=True))
+
+    def _at(self, tree: Tree, row: int) -> list[Any]:
+        if row not in self._rows:
+            self._rows[row] = self.after(self._rows[int(tree.parent[row])], int(tree.token[row]))
+        return self._rows[row]
+
     def scores(self, tree: Tree, row: int, logits: Float32, left: int, may_end: bool = False) -> Float32:
         """Returns the scores [V] after a row of the tree; those after its parent come before. `left` is the root's.
 
         Raises `InvalidOptionError` if no token is left, unless the text `may_end` there.
         """
-        if row not in self._rows:
-            self._rows[row] = self.after(self._rows[int(tree.parent[row])], int(tree.token[row]))
         depth = int(tree.depth[row])
         place = Place(self._length + depth, self._length + depth - self.begins, left - depth)
         scores = logits.copy()
-        for hook, state in zip(self.hooks, self._rows[row], strict=True):
+        for hook, state in zip(self.hooks, self._at(tree, row), strict=True):
             scores = _checked(hook, hook.scores(state, scores, place), len(logits))
         if np.isnan(largest := scores.max()):
             scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)

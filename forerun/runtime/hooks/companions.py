@@ -245,9 +245,9 @@ class Companion:
         entered, hidden = 0, None
         for leave in self.exits:
             result = self.engine.run(rows, Part(entered, leave), hidden)
-            found.append(result.logits.copy())
             if self.executable.enters and leave:
-                entered, hidden = leave, result.hidden.copy()
+                entered, hidden = leave, result.hidden.copy()  # before the logits, which a device computes on demand
+            found.append(result.logits.copy())
         return np.stack(found)
 
 

@@ -73,8 +73,7 @@ class GrammarHook(Hook):
         return found
 
     def scores(self, state: State, scores: Float32, place: Place) -> Float32:
-        if not self.finishes(state):
-            np.copyto(scores, -np.inf, where=~self.mask(state))
+        np.copyto(scores, -np.inf, where=~self.mask(state))
         return scores
 
     def prepare(self, state: State, tree: Tree) -> None:
@@ -152,7 +151,7 @@ class _Text:
     """The matcher of one session, and which state it is at."""
 
     def __init__(self, matcher: "LLMatcher") -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self.beginning = self._at = State(self, None, -1, closed=False)
 
     def at(self, state: State) -> "LLMatcher":
@@ -168,23 +167,23 @@ class _Text:
             else:
                 here = _parent(here)
         if back := self._at.depth - here.depth:
-            self._matcher.rollback(back)
+            self.matcher.rollback(back)
             self.check()
         self._at = here
         for each in reversed(on):
-            if not self._matcher.try_consume_tokens([each.token]):
+            if not self.matcher.try_consume_tokens([each.token]):
                 self.check()
                 raise InvalidOptionError(
                     f"the grammar does not allow the new token {each.depth}, {each.token}: go on from fewer tokens"
                 )
             self._at = each
-        return self._matcher
+        return self.matcher
 
     def check(self) -> None:
         """Raises `InvalidOptionError` if the matcher has given up, such as for lack of room."""
-        if self._matcher.is_error():
+        if self.matcher.is_error():
             raise InvalidOptionError(
-                f"the grammar is too complex to be followed here ({reason(self._matcher.get_error())}): simplify it"
+                f"the grammar is too complex to be followed here ({reason(self.matcher.get_error())}): simplify it"
             )
 
 
