@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from forerun.errors import InvalidOptionError, PromptError
+from forerun.runtime.beams import BeamSearch, beams_of
 from forerun.runtime.hooks.grammars import Grammars
 from forerun.runtime.hooks.keywords import LENGTH, Given, hooks_of, numbered
 from forerun.runtime.known_keywords import GUIDANCE, SAMPLING, check_known
@@ -45,6 +46,8 @@ class Asked:
     copies: int = 1  # texts of the same prompt
     stop: tuple[str, ...] = ()  # texts before which the text ends
     guidance: Mapping[str, Any] = field(default_factory=dict[str, Any])  # those of `GUIDANCE` that are given
+    beams: BeamSearch | None = None  # which finds texts, in place of greedy decoding
+    returned: int = 1  # of the texts that it finds
 
 
 def understood_all(
@@ -76,6 +79,7 @@ def understood_all(
             asked = understood(ids, {**shared, **companions}, vocabulary, eos_token_ids, defaults, grammars)
         except PromptError as error:
             raise error if not several else PromptError(f"prompt {number}: {error}") from error
+        several = several or asked.returned > 1
         for copy in range(asked.copies):
             hooks = numbered(asked.request.hooks, len(found))
             found.append(replace(asked, request=replace(asked.request, identifier=copy, hooks=hooks)))
@@ -129,7 +133,8 @@ def understood(
         grammars = grammars or Grammars(None, vocabulary)
         request = replace(request, hooks=(*hooks, grammars.hook(grammar, ends, least)))
     copies = require_integer("num_return_sequences", keywords.get("num_return_sequences", 1), least=1)
-    if copies > 1 and not request.sampling.do_sample:
+    beams = beams_of(keywords, request.sampling.do_sample)
+    if copies > 1 and not request.sampling.do_sample and beams is None:
         raise InvalidOptionError(
             f"num_return_sequences={copies} would give the same text {copies} times: add do_sample=True"
         )
@@ -138,6 +143,8 @@ def understood(
         raise InvalidOptionError("this model has no tokenizer, so it cannot find stop strings: leave out stop")
     criteria = criteria_of(keywords.get("stopping_criteria")) + stop_strings(keywords.get("stop_strings"), tokenizer)
     guidance = {name: keywords[name] for name in GUIDANCE if name in keywords}
+    if beams is not None:
+        return Asked(request, criteria, 1, stop, guidance, beams, copies)
     return Asked(request, criteria, copies, stop, guidance)
 
 

@@ -32,7 +32,9 @@ class Keywords(TypedDict, total=False):
     output_logits           whether the logits are kept, like return_logits
     output_scores           whether the scores are kept: the logits after hooks, min_new_tokens, temperature and filters
     renormalize_logits      whether these scores are log-probabilities
-    num_return_sequences    sampled texts of each prompt, each with random numbers of its own
+    num_beams               beams of a beam search (`runtime.beams.BeamSearch`), which returns the likeliest texts
+    num_beam_groups, diversity_penalty, length_penalty, early_stopping  its settings
+    num_return_sequences    sampled texts of each prompt, each with random numbers of its own; or the best of beams
     allow_nan               whether NaN counts as the smallest logit; otherwise it raises NotANumberError
 
     Filters of sampled tokens, after top_k and top_p (`runtime.sampling.SamplingSettings`):
@@ -81,6 +83,10 @@ class Keywords(TypedDict, total=False):
     use_cache: bool | None
     pad_token_id: int | None
     num_beams: int | None
+    num_beam_groups: int | None
+    diversity_penalty: float | None
+    length_penalty: float | None
+    early_stopping: bool | str | None
     num_return_sequences: int | None
     renormalize_logits: bool | None
     min_p: float | None
@@ -124,16 +130,13 @@ NO_EFFECT = frozenset(
         "continuous_batching_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
         "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
         "assistant_ensemble_weight", "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type",
-        "early_stopping", "length_penalty", "transformers_version",
+        "transformers_version",
     )
 )  # fmt: skip
-"""Caching, drafting and padding change only the schedule; beams, which alone use some of these, are rejected."""
+"""Caching, drafting and padding change only the schedule."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
     "encoder_repetition_penalty": (1.0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
     "remove_invalid_values": (False,),
     "token_healing": (False,),

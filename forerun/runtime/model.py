@@ -26,6 +26,8 @@ from forerun.runtime.options import require_room
 from forerun.runtime.policy import Fixed, Policy
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.request import Generation, Request, Step
+from forerun.runtime.search.policies import SearchPolicy, keywords_of
+from forerun.runtime.search.searching import search
 from forerun.runtime.serving import Serving
 from forerun.runtime.spelling import Tokenizer
 from forerun.runtime.texts import Piece, Sessions, Stream, TextReader
@@ -178,6 +180,11 @@ class CompiledModel:
             "streamer": streamer,
         }  # fmt: skip
         asked, several = self._asked(input_ids, named | dict(keywords))
+        beams = [(each, each.beams) for each in asked if each.beams is not None]
+        if beams:
+            searches = (search(self.serving, *each, self.tokenizer)[: each[0].returned] for each in beams)
+            found = [text for texts in searches for text in texts]
+            return found if several else found[0]
         if several:
             return Sessions(self.serving, asked, self.tokenizer, self._room).generations()
         with closing(self._steps(asked[0].request)) as steps:
@@ -193,6 +200,19 @@ class CompiledModel:
             if streamer:
                 streamer.end()
         return reader.generation()
+
+    def search(self, input_ids: Any, policy: SearchPolicy, **keywords: Any) -> list[Generation]:
+        """Returns the texts that a search finds for a prompt, the best first, each with its `score`.
+
+        policy      `forerun.search.BeamSearch`, `BestOf` or `Scored`
+        keywords    those of `generate` that do not say how to search
+
+        The texts do not depend on the strategy. Raises what `generate` raises, and whatever a scorer raises.
+        """
+        asked, several = self._asked(input_ids, keywords_of(policy, keywords), streams=True)
+        if several:
+            raise InvalidOptionError("a search takes one prompt and one policy: give one prompt at a time")
+        return search(self.serving, asked[0], policy, self.tokenizer)
 
     def stream(self, input_ids: Any = None, **keywords: Any) -> Stream:
         """Continues one prompt piece by piece; takes the keywords of `generate`, except `streamer`.
@@ -318,6 +338,8 @@ class CompiledModel:
             raise InvalidOptionError("only generate takes a streamer: leave it out, and read what this returns")
         of_model = self.executable.vocabulary, self.eos_token_ids, self.tokenizer, self.defaults, self._grammars
         asked, several = understood_all(input_ids, keywords, *of_model)
+        if streams and asked[0].beams is not None:
+            raise InvalidOptionError("only generate takes num_beams: leave it out, or use generate or search")
         asked = guided(self, asked)
         for each in asked:
             require_room(len(each.request.prompt), each.request.max_new_tokens, self.executable.max_length)

@@ -149,6 +149,8 @@ class Generation:
     finish_reason: str | None = None
     """"stop" if the text ended by itself, by an end token, a stop string, a criterion or a grammar, "length" if it was
     as long as allowed; None if it was cancelled."""
+    score: float | None = None
+    """By which a search ranked the text; None for texts that are not searched."""
 
     @property
     def sequences(self) -> Any:
@@ -156,6 +158,13 @@ class Generation:
         import torch  # nothing else here needs it
 
         return torch.tensor([self.prompt_ids + self.token_ids], dtype=torch.int64)
+
+    @property
+    def sequences_scores(self) -> Any:
+        """The score as transformers returns it, a tensor [1] of float32; None for texts that are not searched."""
+        import torch
+
+        return None if self.score is None else torch.tensor([self.score], dtype=torch.float32)
 
     def has_bits_of(self, other: "Generation") -> bool:
         """Whether two texts have the same token ids and, bit for bit, the same logits; both must have kept them.

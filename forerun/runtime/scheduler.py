@@ -62,8 +62,11 @@ class Scheduler:
         for session in sessions:
             if session.sequence is not None:
                 self.engine.restore(session.sequence)  # it reads again what has given way
-        waiting = [session for session in sessions if session.sequence is None and not session.finished]
-        present, preempted, free = self._with_room([each for each in sessions if each.sequence is not None])
+        active = [session for session in sessions if not session.resting]
+        waiting = [session for session in active if session.sequence is None and not session.finished]
+        placed = [session for session in active if session.sequence is not None]
+        resting = [session for session in sessions if session.resting and session.sequence is not None]
+        present, preempted, free = self._with_room(placed, resting, bool(waiting))
         reading = [session for session in present if session.reads]
         decoding = sorted((each for each in present if not each.reads), key=lambda session: session.last)
         room = self._room_beside(min(len(decoding), limits.max_outputs))
@@ -112,16 +115,23 @@ class Scheduler:
         room = min(BESIDE, limits.max_rows - min(decoding, limits.max_rows - 1)) if decoding else limits.max_rows
         return min(room, max(1, limits.max_outputs - decoding)) if self.drafter.wants_prompt_rows else room
 
-    def _with_room(self, present: list[Session]) -> tuple[list[Session], list[Session], int]:
-        """Returns the sessions that have room for their next row, those that give up theirs for it, and free blocks."""
+    def _with_room(
+        self, present: list[Session], resting: list[Session], wanted: bool
+    ) -> tuple[list[Session], list[Session], int]:
+        """Returns the sessions that have room for their next row, those that give up theirs for it, and free blocks.
+
+        Those that rest give up theirs first; and also if others wait (`wanted`) while nobody can go on.
+        """
         cache = self.engine.cache
+        if wanted and not present and resting:
+            return [], resting, cache.free
         free, preempted, kept = cache.free, list[Session](), list(present)
         for session in present:
             if session in preempted:
                 continue
             lacking = cache.lacking(session.cached, self._next(session))
             while lacking > free:
-                youngest = kept.pop()
+                youngest = resting.pop() if resting else kept.pop()
                 preempted.append(youngest)
                 free += cache.only_of(youngest.cached)
                 if youngest is session:

@@ -63,7 +63,7 @@ class Serving:
 
     def begin(self, requests: Iterable[Request]) -> list[Session]:
         """Returns a session for each request; they decode whenever somebody waits for any of them."""
-        self._refuse_within_a_step()
+        self.refuse_within_a_step()
         sessions = [Session(request) for request in requests]
         with self._changed:
             self.sessions += sessions
@@ -74,7 +74,7 @@ class Serving:
 
         What both share is neither computed nor stored twice.
         """
-        self._refuse_within_a_step()
+        self.refuse_within_a_step()
         forked = Session(request)
         with self._stopped():
             self.scheduler.fork(session, forked, shared)
@@ -108,7 +108,7 @@ class Serving:
 
     def wait(self, sessions: Sequence[Session]) -> None:
         """Returns when one of the sessions has news; runs steps until then, or lets another thread."""
-        self._refuse_within_a_step()
+        self.refuse_within_a_step()
         while not self._have_news(sessions):
             with uninterrupted():
                 if self._claims():
@@ -200,12 +200,13 @@ class Serving:
         if self._stuck is None or self._stuck[0] != seen:
             self._stuck = seen, now
         waits = self.engine.cache.is_used and now - self._stuck[1] < PATIENCE
-        if not waits and self.sessions:
-            self.sessions[0].fail(self.scheduler.stuck(self.sessions[0]))
+        oldest = next((session for session in self.sessions if not session.resting), None)
+        if not waits and oldest is not None:
+            oldest.fail(self.scheduler.stuck(oldest))
             self._stuck = None
         return waits
 
-    def _refuse_within_a_step(self) -> None:
+    def refuse_within_a_step(self) -> None:
         if self._leader == threading.get_ident():
             raise InvalidOptionError(
                 "a drafter or policy cannot generate with the model that it serves: compile another one for it"

@@ -27,6 +27,7 @@ class Session:
         self.sequence: CachedSequence | None = None
         self.finished = False
         self.error: BaseException | None = None  # why it ended before its text did
+        self.resting = False  # whether it takes no part in steps, but may be forked
         self.begun = False  # whether the drafter knows the context
         self.thread = threading.get_ident()  # that began it
         self.last = -1  # the iteration in which it last decoded

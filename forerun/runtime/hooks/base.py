@@ -105,6 +105,12 @@ class HookStates:
                     f"{name(hook)} lets nothing follow the first {self._length} tokens: go on from fewer of them"
                 )
 
+    def forked(self) -> "HookStates":
+        """Returns the same states for another text that goes on from here; `end` is only called for these."""
+        forked = HookStates(self.hooks, self.begins)
+        forked._states, forked._length = list(self._states), self._length
+        return forked
+
     def after(self, states: Sequence[Any], token: int) -> list[Any]:
         """Returns the states after one more token."""
         return [hook.advance(state, token) for hook, state in zip(self.hooks, states, strict=True)]
@@ -139,8 +145,11 @@ class HookStates:
             self._rows[row] = self.after(self._rows[int(tree.parent[row])], int(tree.token[row]))
         return self._rows[row]
 
-    def scores(self, tree: Tree, row: int, logits: Float32, left: int) -> Float32:
-        """Returns the scores [V] after a row of the tree; those after its parent come before. `left` is the root's."""
+    def scores(self, tree: Tree, row: int, logits: Float32, left: int, may_end: bool = False) -> Float32:
+        """Returns the scores [V] after a row of the tree; those after its parent come before. `left` is the root's.
+
+        Raises `InvalidOptionError` if no token is left, unless the text `may_end` there.
+        """
         depth = int(tree.depth[row])
         place = Place(self._length + depth, self._length + depth - self.begins, left - depth)
         scores = logits.copy()
@@ -149,7 +158,7 @@ class HookStates:
         if np.isnan(largest := scores.max()):
             scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
             largest = scores.max()
-        if largest == -np.inf:
+        if largest == -np.inf and not may_end:
             raise InvalidOptionError(
                 f"no token is left at position {place.position}: all are excluded by {', '.join(map(name, self.hooks))}"
             )

@@ -1,0 +1,1 @@
+"""Search over texts: beams, the best of several, and texts that a scorer ranks as they grow."""
