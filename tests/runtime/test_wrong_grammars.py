@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from constrained import EOS, PERSON, VOCABULARY, Z, model_of, text_of, tokenizer
+from constrained import EOS, PERSON, VOCABULARY, Guessing, Z, model_of, text_of, tokenizer
 from oracle import Oracle
 
 from forerun.cli import main
@@ -20,6 +20,7 @@ from forerun.runtime.model import CompiledModel
     [
         (lambda: {"type": "object"}, "grammar must be one of forerun.hooks' JsonSchema, Regex and Lark, not {'type'"),
         (lambda: JsonSchema("{"), "a JSON schema must be JSON: this is not (Expecting property name"),
+        (lambda: JsonSchema("[" * 10**6), "a JSON schema must be JSON: this is not (maximum recursion depth"),
         (lambda: JsonSchema({"a": {1}}), "a JSON schema must be JSON: this is not (Object of type set"),
         (lambda: JsonSchema([1]), "a JSON schema must be an object, not [1]"),
         (lambda: JsonSchema({"type": "objekt"}), "the JSON schema cannot be used: Invalid type: objekt"),
@@ -68,21 +69,26 @@ def test_what_a_grammar_needs_is_said(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_session_alone():
+    """Whatever was drafted, after the tokens after which it ends plain decoding."""
+
     class Letters(Oracle):
         def logits_of(self, token: int, digest: int) -> np.ndarray:
             return np.array([float(text_of([each]) == "a") for each in range(VOCABULARY)], np.float32)
 
-    model = CompiledModel(Letters(vocabulary=VOCABULARY, max_length=160), tokenizer=tokenizer(), eos_token_ids=[EOS])
-    with model.sessions([[2]], max_new_tokens=100, grammar=Regex("((.{0,90}a){0,90}b){90}")) as broken:
-        with model.sessions([[2]], max_new_tokens=100, grammar=Regex("a{100}")) as sound:
-            assert [session.text for session in sound if session.finished] == ["a" * 100]
-        [failed] = [session for session in broken if session.finished]
-        told = (
-            "the grammar is too complex to be followed here (lexer error: too many expressions constructed): simplify"
-        )
-        assert str(failed.error).startswith(told)
-        assert failed.text
-        assert failed.text.strip("a") == ""
+    texts: list[str | None] = []
+    [a] = [token for token in range(VOCABULARY) if text_of([token]) == "a"]
+    for drafter in (None, Guessing(0, 1, [a] * 100), Guessing(1, 1, [a] * 100)):
+        oracle = Letters(vocabulary=VOCABULARY, max_length=160)
+        model = CompiledModel(oracle, drafter, tokenizer=tokenizer(), eos_token_ids=[EOS])
+        with model.sessions([[2]], max_new_tokens=100, grammar=Regex("((.{0,90}a){0,90}b){90}")) as broken:
+            with model.sessions([[2]], max_new_tokens=100, grammar=Regex("a{100}")) as sound:
+                assert [session.text for session in sound if session.finished] == ["a" * 100]
+            [failed] = [session for session in broken if session.finished]
+            told = "the grammar is too complex to be followed here (lexer error: too many expressions constructed): "
+            assert str(failed.error).startswith(told)
+            texts.append(failed.text)
+    assert texts[0]
+    assert texts == ["a" * len(texts[0])] * 3
 
 
 COMMANDS = {

@@ -5,7 +5,7 @@ length; so a session has one, which goes back and forth between rows of a tree, 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -51,13 +51,21 @@ class GrammarHook(Hook):
     name = "grammar"
 
     def __init__(
-        self, matcher: "LLMatcher", tokenizer: "LLTokenizer", vocabulary: int, stop: frozenset[int], least: int
+        self,
+        matcher: "LLMatcher",
+        make: "Callable[[], LLMatcher]",
+        tokenizer: "LLTokenizer",
+        vocabulary: int,
+        stop: frozenset[int],
+        least: int,
     ) -> None:
-        """`matcher`: at the beginning. `vocabulary`: the model's, which may be larger than the tokenizer's.
+        """`matcher`: at the beginning, as a new one that `make` returns. Copies of one share what limits them.
+
+        `vocabulary`: the model's, which may be larger than the tokenizer's.
 
         `stop`: the tokens that end a text after at least `least` new ones.
         """
-        self._matcher, self._tokenizer, self._vocabulary = matcher, tokenizer, vocabulary
+        self._matcher, self._make, self._tokenizer, self._vocabulary = matcher, make, tokenizer, vocabulary
         self._tokens = min(tokenizer.vocab_size, vocabulary)
         self._stop, self._least = stop, least
         self._ends = stop | {token for token in tokenizer.eos_tokens if token < vocabulary}
@@ -80,8 +88,14 @@ class GrammarHook(Hook):
         _forget(state)
 
     def allows(self, state: State, tokens: Sequence[int]) -> list[bool]:
-        if state.closed:
+        if state.closed or state.text.exhausted:
+            return [not state.closed] * len(tokens)
+        try:
+            return self._allows(state, tokens)
+        except InvalidOptionError:  # of a draft, which says nothing of the text
             return [False] * len(tokens)
+
+    def _allows(self, state: State, tokens: Sequence[int]) -> list[bool]:
         if state.allowed is not None:
             return state.allowed[list(tokens)].tolist()
         certain = self._certain(state)
@@ -101,8 +115,14 @@ class GrammarHook(Hook):
         Where the tokenizer would cut the bytes in one way only, masks allow no other, and these tokens are certain. The
         last ones may turn out longer: they are a guess, which a draft may be.
         """
-        if state.closed:
+        if state.closed or state.text.exhausted:
             return []
+        try:
+            return self._forced(state)
+        except InvalidOptionError:  # of a draft
+            return []
+
+    def _forced(self, state: State) -> list[int]:
         tokens = self._certain(state)
         matcher = state.text.at(state)
         if rest := matcher.compute_ff_bytes()[len(self._tokenizer.decode_bytes(tokens)) :]:
@@ -126,19 +146,26 @@ class GrammarHook(Hook):
         _forget(state)
 
     def mask(self, state: State) -> Allowed:
-        """Returns which tokens [V] may be next."""
+        """Returns which tokens [V] may be next. Raises `InvalidOptionError` if the grammar cannot be followed here."""
         if state.allowed is None:
-            matcher = state.text.at(state)
-            bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-            state.text.check()
-            allowed = np.unpackbits(bits, count=self._tokens, bitorder="little").view(np.bool_)
-            if self._tokens < self._vocabulary:
-                allowed = np.concatenate([allowed, np.zeros(self._vocabulary - self._tokens, np.bool_)])
-            may_end = matcher.is_accepting()
-            for token in self._ends:
-                allowed[token] = may_end and self._may_stop(state, token)
-            state.allowed = allowed
+            try:
+                state.allowed = self._mask(state)
+            except InvalidOptionError:  # drafts and other texts may have used up what a matcher may take
+                state.text.renew(self._make(), state)
+                state.allowed = self._mask(state)
         return state.allowed
+
+    def _mask(self, state: State) -> Allowed:
+        matcher = state.text.at(state)
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        state.text.check()
+        allowed = np.unpackbits(bits, count=self._tokens, bitorder="little").view(np.bool_)
+        if self._tokens < self._vocabulary:
+            allowed = np.concatenate([allowed, np.zeros(self._vocabulary - self._tokens, np.bool_)])
+        may_end = matcher.is_accepting()
+        for token in self._ends:
+            allowed[token] = may_end and self._may_stop(state, token)
+        return allowed
 
     def _is_complete(self, state: State) -> bool:
         return not self.mask(state).any() and state.text.at(state).is_accepting()
@@ -153,6 +180,21 @@ class _Text:
     def __init__(self, matcher: "LLMatcher") -> None:
         self.matcher = matcher
         self.beginning = self._at = State(self, None, -1, closed=False)
+        self.exhausted = False  # whether it is better not to be asked about drafts
+
+    def renew(self, matcher: "LLMatcher", state: State) -> None:
+        """Goes to a state with a new matcher as plain decoding does, whose masks are small steps from one another.
+
+        Raises `InvalidOptionError` if that is too much for a matcher, too.
+        """
+        path: list[State] = []
+        while state.parent is not None:
+            state = state.parent
+            path.append(state)
+        self.matcher, self._at, self.exhausted = matcher, self.beginning, True
+        for each in reversed(path):
+            self.at(each).compute_bitmask()
+            self.check()
 
     def at(self, state: State) -> "LLMatcher":
         """Returns the matcher at a state: it goes back to what both have in common, then on.

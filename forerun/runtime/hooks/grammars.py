@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from forerun.errors import InvalidOptionError, first_sentence
@@ -35,7 +36,7 @@ class JsonSchema:
             given = method()
         try:
             schema: object = json.loads(given if isinstance(given, str) else json.dumps(given))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidOptionError(f"a JSON schema must be JSON: this is not ({first_sentence(error)})") from error
         if not isinstance(schema, Mapping):
             raise InvalidOptionError(f"a JSON schema must be an object, not {json.dumps(schema)[:80]}")
@@ -97,12 +98,13 @@ class Grammars:
             case Lark(source):
                 what, text = "grammar", LLMatcher.grammar_from_lark(source)
         tokenizer = self.tokens()
-        matcher = LLMatcher(tokenizer, text, log_level=0)
+        make = partial(LLMatcher, tokenizer, text, log_level=0)
+        matcher = make()
         if matcher.is_error():
             raise InvalidOptionError(f"the {what} cannot be used: {reason(matcher.get_error())}")
         for warning in matcher.get_grammar_warnings():
             warnings.warn(f"the {what}: {reason(warning)}", UserWarning, stacklevel=5)
-        return GrammarHook(matcher, tokenizer, self._vocabulary, stop, least)
+        return GrammarHook(matcher, make, tokenizer, self._vocabulary, stop, least)
 
     def tokens(self) -> "LLTokenizer":
         """Returns the tokenizer in llguidance's form."""
