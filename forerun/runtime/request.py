@@ -1,6 +1,6 @@
 """What a request asks for, and what decoding it gives: plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -47,6 +47,17 @@ class Request:
     def begin(self) -> int:
         """The number of tokens that hooks take as the prompt."""
         return len(self.prompt) if self.begins is None else self.begins
+
+    def after(self, tokens: Sequence[int], max_new_tokens: int | None = None) -> "Request":
+        """Returns the request for the rest of a text that goes on with these tokens, by default as long in all."""
+        count = len(tokens)
+        return replace(
+            self,
+            prompt=[*self.prompt, *tokens],
+            max_new_tokens=self.max_new_tokens - count if max_new_tokens is None else max_new_tokens,
+            min_new_tokens=max(0, self.min_new_tokens - count),
+            begins=self.begin,
+        )
 
     def forbidden(self, generated: int) -> frozenset[int]:
         """Returns the tokens that cannot follow `generated` new ones."""

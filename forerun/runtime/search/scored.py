@@ -40,6 +40,10 @@ class Segment(Sampled):
     def waits(self) -> bool:
         return not self._complete and not self.reader.finished
 
+    @property
+    def cut(self) -> bool:
+        return self._complete or self.reader.cut
+
     def read(self, step: Step) -> None:
         for number, token in enumerate(step.tokens):
             if self._ends(len(self.reader.token_ids) + number + 1, token):
@@ -103,7 +107,7 @@ class _Growth:
     def next(self, segment: Segment) -> list[Segment]:
         """Returns segments that go on from one that is complete."""
         token_ids, parts = segment.token_ids, segment.parts
-        whole = continued(self.asked.request, token_ids)
+        whole = self.asked.request.after(token_ids)
         found: list[Segment] = []
         for _ in range(self.policy.candidates // self.policy.keep):
             request = self._numbered(whole)
@@ -137,18 +141,6 @@ def search_scored(serving: Serving, asked: Asked, policy: Scored, tokenizer: Tok
             sessions.end([segment.session for segment in growing])
             growing = following
     return [_joined(segment, prompt) for segment in ended]
-
-
-def continued(request: Request, token_ids: Sequence[int]) -> Request:
-    """Returns the request for the rest of a text."""
-    done = len(token_ids)
-    return replace(
-        request,
-        prompt=[*request.prompt, *token_ids],
-        max_new_tokens=request.max_new_tokens - done,
-        min_new_tokens=max(0, request.min_new_tokens - done),
-        begins=request.begin,
-    )
 
 
 def _joined(segment: Segment, prompt: list[int]) -> Generation:
