@@ -57,6 +57,11 @@ class TextReader:
             self.stopped.finish()
 
     @property
+    def cut(self) -> bool:
+        """Whether the text ends before what was decoded: nothing that comes later concerns it."""
+        return self._stopping.stopped
+
+    @property
     def text(self) -> str | None:
         """The text so far; None without a tokenizer."""
         if self.stopped is not None:
@@ -146,7 +151,7 @@ class TextSession:
         except Exception as error:  # of a stopping criterion
             self.error = error
             self.cancel()
-        if self._session.error is not None:
+        if self._session.error is not None and not self._reader.cut:
             self.error = self.error or self._session.error
             self._reader.finished = True
         if self._reader.finished:
@@ -249,15 +254,9 @@ class Sessions:
         identifier = request.identifier if identifier is None else identifier
         identifier = require_integer("identifier", identifier, 0, 2**64 - 1)
         sampling = request.sampling if seed is None else replace(request.sampling, seed=seed)
-        forked = replace(
-            request,
-            prompt=self._room([*request.prompt, *source.token_ids, *tokens], max_new_tokens),
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=max(0, request.min_new_tokens - done - len(tokens)),
-            sampling=sampling,
-            identifier=identifier,
-            begins=request.begin,
-        )
+        forked = request.after([*source.token_ids, *tokens], max_new_tokens)
+        prompt = self._room(forked.prompt, max_new_tokens)
+        forked = replace(forked, prompt=prompt, sampling=sampling, identifier=identifier)
         reader = TextReader(replace(source.asked, request=forked), self._tokenizer)
         session = self.serving.fork(source.session, forked, len(request.prompt) + done)
         found = TextSession(self, len(self.all), session, reader)

@@ -28,11 +28,18 @@ class Sampled:
         """Whether more tokens are to be read."""
         return not self.reader.finished
 
+    @property
+    def cut(self) -> bool:
+        """Whether the text ends before what the session has decoded."""
+        return self.reader.cut
+
     def take(self) -> None:
-        """Reads what the session has decoded. Raises its error."""
-        for step in self.session.take():
+        """Reads what the session has decoded. Raises its error, unless the text ends before."""
+        for step in self.session.pending():
             if self.waits:
                 self.read(step)
+        if self.session.error is not None and not self.cut:
+            raise self.session.error
 
     def read(self, step: Step) -> None:
         self.reader.take(step)

@@ -15,8 +15,9 @@ def search(serving: Serving, asked: Asked, policy: SearchPolicy, tokenizer: Toke
     """Returns the texts that a policy finds, the best first."""
     serving.refuse_within_a_step()
     if isinstance(policy, BeamSearch):
+        # What the call itself gives has been refused before: these are from a generation config.
         require_alone(
-            asked.request.sampling.do_sample, {"stopping_criteria": asked.criteria, "stop": asked.stop}, "BeamSearch"
+            asked.request.sampling.do_sample, {"stop_strings": asked.criteria, "stop": asked.stop}, "BeamSearch"
         )
         return search_beams(serving.engine, asked.request, policy, tokenizer)
     if isinstance(policy, BestOf):
