@@ -80,4 +80,5 @@ def require_alone(do_sample: bool, keywords: Mapping[str, Any], search: str) -> 
         raise InvalidOptionError(f"{search} does not combine with do_sample=True: add do_sample=False")
     for name in APART:
         if keywords.get(name) is not None and keywords[name] not in ([], ()):
-            raise InvalidOptionError(f"{name} does not combine with {search}: leave one of them out")
+            hint = ", or give stop_strings=[] if the model has them by default" if name == "stop_strings" else ""
+            raise InvalidOptionError(f"{name} does not combine with {search}: leave one of them out{hint}")

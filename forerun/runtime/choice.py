@@ -2,11 +2,15 @@
 
 import numpy as np
 
+from forerun.errors import NotANumberError
 from forerun.runtime.engine import TreeResult
 from forerun.runtime.executable import Draw, Executable, Float32
 from forerun.runtime.hooks.base import HookStates
 from forerun.runtime.request import Request
 from forerun.runtime.sampling import as_numbers, choose_token, log_probabilities, scores_of, without
+
+NOTHING = -1
+"""Stands for the token after a row where the text does not go on, and is no part of it."""
 
 
 def drawn_by(executable: Executable, request: Request) -> Draw | None:
@@ -25,6 +29,8 @@ class Choice:
 
     With a `draw`, the executable has sampled the token. Tokens that are forbidden there are excluded: an allowed token
     that was chosen among more would have been chosen among fewer.
+
+    error   what hooks raise below the root: in plain decoding, the tokens before it would have been committed
     """
 
     def __init__(
@@ -33,13 +39,22 @@ class Choice:
         """`root`: the root's absolute position. `hooks`: their states, in the tree, if the request has any."""
         self._result, self._request, self._root, self._draw, self._hooks = result, request, root, draw, hooks
         self._hooked: dict[int, Float32] = {}  # [V] by row
+        self.error: Exception | None = None
 
     def __call__(self, row: int) -> int:
-        """Returns the token that follows a row."""
+        """Returns the token that follows a row, or `NOTHING`. Raises what hooks raise at the root."""
         request, forbidden = self._request, self._forbidden(row)
-        if self._hooks is not None and self._hooks.finish(self._result.tree, row):
-            return 0  # no part of the text, which ends before
-        if self._hooks is None:
+        if self._hooks is not None:
+            try:
+                if self._hooks.finish(self._result.tree, row):
+                    return NOTHING
+                self._scores(row)
+            except Exception as error:
+                if row == 0:
+                    raise
+                self.error = error
+                return NOTHING
+        else:
             if not request.sampling.do_sample:
                 chosen = self._result.candidates[row, : len(forbidden) + 1].tolist()
             else:
@@ -61,6 +76,9 @@ class Choice:
         if self._hooks is None:
             return logits
         if row not in self._hooked:
+            broken = None if self._request.allow_nan else self._result.first_nan([row])
+            if broken is not None:
+                raise NotANumberError(self._position(row) - 1, broken[1])
             left = len(self._request.prompt) + self._request.max_new_tokens - self._root - 1
             self._hooked[row] = self._hooks.scores(self._result.tree, row, as_numbers(logits), left)
         return self._hooked[row]

@@ -8,7 +8,7 @@ import numpy as np
 
 from forerun.errors import NotANumberError
 from forerun.runtime.cache import StepSlots
-from forerun.runtime.choice import Choice, drawn_by
+from forerun.runtime.choice import NOTHING, Choice, drawn_by
 from forerun.runtime.drafters.base import Budget, Drafter, Observation, Proposal, drafter_name, proposals
 from forerun.runtime.engine import Chunk, ChunkResult, Engine, TreeResult
 from forerun.runtime.executable import Draw
@@ -126,6 +126,7 @@ class Member:
     choice: Choice = field(init=False)
     verdict: Verdict = field(init=False)
     ended: bool = field(init=False)  # whether a hook ends the text with the verdict's last token
+    error: Exception | None = field(init=False)  # what comes after it
 
     def reach(self) -> None:
         """Lets the hooks know all tokens."""
@@ -147,6 +148,8 @@ class Member:
         root = session.cached.length
         self.choice = Choice(self.result, request, root, self.draw, session.hooks)
         verdict = verify(tree, self.choice, request.stop)
+        if verdict.tokens[-1] == NOTHING:
+            verdict = verdict.cut(len(verdict.tokens) - 1)
         kept = verdict.cut(request.keep(verdict.tokens, session.generated))
         last = None if session.hooks is None else session.hooks.last(kept.tokens)
         kept = kept.cut(last or len(kept.tokens))
@@ -156,6 +159,7 @@ class Member:
                 raise NotANumberError(root, token)
             kept = kept.cut(row)  # the row is the next tree's root, as in plain decoding
         self.verdict, self.ended = kept, last == len(kept.tokens)
+        self.error = self.choice.error if len(kept.tokens) == len(verdict.tokens) else None
 
     def accept(self, phases: Phases, drafter: str) -> None:
         request, path, tokens = self.session.request, self.verdict.path, self.verdict.tokens
@@ -163,6 +167,8 @@ class Member:
         scores = np.stack([self.choice.scores(row) for row in path]) if request.keep_scores else None
         proposers = accepted_by(self.proposal, drafter, tokens[:-1])
         self.session.accept(tokens, len(self.result.tree), logits, phases, proposers, scores, self.ended)
+        if self.error is not None:
+            self.session.fail(self.error)
 
     def outcome(self, drafter: str) -> Outcome:
         verdict = self.verdict

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from forerun.runtime.drafters.base import Budget, Proposal, Proposers
+from forerun.errors import InvalidOptionError
+from forerun.runtime.drafters.base import LARGEST, Budget, Proposal, Proposers
 from forerun.runtime.hooks.base import Hook, HookStates, name
 from forerun.runtime.tree import Tree, TreeBuilder, best_rows
 
@@ -16,7 +17,8 @@ FORCED = 1.0
 def narrowed(proposal: Proposal, hooks: HookStates, budget: Budget) -> Proposal:
     """Returns a proposal without rows that a hook excludes, and with those that it forces, within the budget.
 
-    A row below one that is left out is left out, too. The proposal stays the same if no hook narrows.
+    A row below one that is left out is left out, too. The proposal stays the same if no hook narrows. Raises
+    `InvalidOptionError` for answers that are none.
     """
     narrowing = [number for number, hook in enumerate(hooks.hooks) if hook.narrows]
     if not narrowing:
@@ -25,7 +27,7 @@ def narrowed(proposal: Proposal, hooks: HookStates, budget: Budget) -> Proposal:
     walk.states.append([hooks.states[number] for number in narrowing])
     kept = walk.keep(proposal.tree)
     first = len(walk.builder)
-    walk.force(budget.rows)
+    walk.force(budget.rows, LARGEST if budget.executable is None else budget.executable.vocabulary)
     tree, proposers = walk.builder.build(), proposal.proposers
     forced = len(tree) - first
     if proposers is not None or forced:
@@ -65,7 +67,7 @@ class _Walk:
                     kept += [row] * (len(self.builder) - known)  # not one that is there already
         return kept
 
-    def force(self, rows: int) -> None:
+    def force(self, rows: int, vocabulary: int) -> None:
         """Adds what hooks force below each row, the likeliest rows first, at most so many rows."""
         most = len(self.builder) + rows
         for row in sorted(range(len(self.builder)), key=lambda row: -self.builder.probabilities[row]):
@@ -74,13 +76,25 @@ class _Walk:
                 for token in hook.forced(self.states[row][index]):
                     if len(self.builder) >= most or self.builder.depths[at] >= self.depth:
                         break
+                    if not 0 <= token < vocabulary:  # a step trusts its tokens
+                        raise InvalidOptionError(
+                            f"{name(hook)} forces token {token}, but there are tokens 0 to {vocabulary - 1}: return "
+                            "tokens of this model"
+                        )
                     if not all(self._allowed(at, [token])):
                         break
                     at = self._add(at, token, FORCED)
 
     def _allowed(self, row: int, tokens: list[int]) -> list[bool]:
-        each = [hook.allows(state, tokens) for hook, state in zip(self.hooks, self.states[row], strict=True)]
-        return [all(answers) for answers in zip(*each, strict=True)]
+        found = [True] * len(tokens)
+        for hook, state in zip(self.hooks, self.states[row], strict=True):
+            answers = hook.allows(state, tokens)
+            if len(answers) != len(tokens):
+                raise InvalidOptionError(
+                    f"{name(hook)} answers for {len(answers)} of {len(tokens)} tokens: return a bool for each"
+                )
+            found = [before and bool(now) for before, now in zip(found, answers, strict=True)]
+        return found
 
     def _add(self, parent: int, token: int, edge: float) -> int:
         row = self.builder.add(parent, token, edge)

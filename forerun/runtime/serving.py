@@ -209,7 +209,7 @@ class Serving:
     def refuse_within_a_step(self) -> None:
         if self._leader == threading.get_ident():
             raise InvalidOptionError(
-                "a drafter or policy cannot generate with the model that it serves: compile another one for it"
+                "a drafter, policy or hook cannot generate with the model that it serves: compile another one for it"
             )
 
     def forked(self) -> None:

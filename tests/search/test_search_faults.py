@@ -157,7 +157,7 @@ def test_a_drafter_cannot_search_with_the_model_that_it_serves() -> None:
 
     oracle = Smooth()
     model = CompiledModel(oracle, Searching(), Fixed(4), engine=Engine(oracle, 200))
-    with pytest.raises(InvalidOptionError, match="a drafter or policy cannot generate"):
+    with pytest.raises(InvalidOptionError, match="a drafter, policy or hook cannot generate"):
         model.generate([1], 5)
     assert all_free(model)
 

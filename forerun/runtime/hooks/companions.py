@@ -47,6 +47,7 @@ class Companion:
     exits: tuple[int, ...] = ()
     _texts: dict["Text", None] = field(default_factory=dict["Text", None])  # the least recently used first
     _prepared: dict["Text", Tree] = field(default_factory=dict["Text", Tree])  # to be evaluated
+    _checked: bool = False
 
     @cached_property
     def engine(self) -> Engine:
@@ -131,9 +132,13 @@ class Companion:
             return text.logits[:, row]
 
     def check(self) -> None:
-        """Evaluates one row. Raises `InvalidOptionError` if the executable has no such part."""
-        with self.serving, self.engine.sequence(1) as sequence:
-            self._launch(prompt_rows(sequence, np.zeros(1, np.int32), np.zeros(1, np.int32)))
+        """Evaluates one row the first time. Raises `InvalidOptionError` if the executable has no such part."""
+        with self.serving:
+            if self._checked:  # later there may be no room for a row
+                return
+            with self.engine.sequence(1) as sequence:
+                self._launch(prompt_rows(sequence, np.zeros(1, np.int32), np.zeros(1, np.int32)))
+            self._checked = True
 
     def _check(self, token: int) -> None:
         if token >= self.executable.vocabulary:

@@ -16,6 +16,7 @@ from forerun.runtime.hooks.companions import Companion, Model, Reached, companio
 from forerun.runtime.options import require_integer, require_number, require_room
 from forerun.runtime.prompt import prompt_tokens
 from forerun.runtime.prompts import prompts_of
+from forerun.runtime.sampling import log_probabilities
 from forerun.runtime.tree import Tree
 
 Float64 = NDArray[np.float64]
@@ -89,7 +90,7 @@ class Guidance(Contrast):
         return prompt[-1:] if self.negative is None else self.negative
 
     def contrast(self, target: Float64, companion: Float64) -> Float64:
-        given, other = log_softmax(target), log_softmax(companion[0])
+        given, other = log_probabilities(target), log_probabilities(companion[0])
         with np.errstate(invalid="ignore"):  # 0 * -inf, of a token that is excluded anyway
             return self.scale * (given - other) + other
 
@@ -138,7 +139,7 @@ class Contrastive(Contrast):
         self.temperature = require_number("the temperature of Contrastive", temperature, above=0, below=np.inf)
 
     def contrast(self, target: Float64, companion: Float64) -> Float64:
-        expert, amateur = log_softmax(target), log_softmax(companion[0] / self.temperature)
+        expert, amateur = log_probabilities(target), log_probabilities(companion[0] / self.temperature)
         found = expert - amateur if self.beta is None else (1 + self.beta) * expert - self.beta * amateur
         return np.where(plausible(expert, self.alpha), found, -np.inf)
 
@@ -171,15 +172,9 @@ class Dola(Contrast):
         super().__init__(companion)
 
     def contrast(self, target: Float64, companion: Float64) -> Float64:
-        final, exits = log_softmax(target), log_softmax(companion)
+        final, exits = log_probabilities(target), np.stack([log_probabilities(each) for each in companion])
         premature = exits[divergences(final, exits).argmax()]
         return np.where(plausible(final, self.relative_top), final - premature, -np.inf)
-
-
-def log_softmax(logits: Float64) -> Float64:
-    """Returns log-probabilities, of the same shape [..., V]."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def plausible(logarithms: Float64, share: float) -> NDArray[np.bool_]:
