@@ -170,8 +170,8 @@ class CompiledModel:
         array, [1, T]. Several, which give a list, are a list of those, an array [B, T], or a tokenizer's encoding of
         several texts, padded on either side. What a prompt gives does not depend on the others.
 
-        The keywords are those of transformers' `generate` (`runtime.known_keywords.Keywords`). The defaults are those of the
-        signature, 128 new tokens, and the model's own: `eos_token_ids` (`eos_token_id=[]` for none) and `defaults`.
+        The keywords are those of transformers' `generate` (`runtime.known_keywords.Keywords`). Defaults: those of the
+        signature, 128 new tokens, and the model's own: `eos_token_ids` (`eos_token_id=[]`: none) and `defaults`.
         Raises `PromptError`, `TooLongError`, `InvalidOptionError`, and `NotANumberError` at NaN logits.
         """
         named = {

@@ -44,12 +44,15 @@ def stop_strings(given: Any, tokenizer: Tokenizer | None) -> list[Criterion]:
     from transformers import StopStringCriteria
 
     if not hasattr(tokenizer, "get_vocab"):
-        raise InvalidOptionError("stop_strings need a tokenizer of transformers: give tokenizer=, or use stop=")
+        raise InvalidOptionError(
+            "stop_strings need a tokenizer of transformers: give tokenizer=, or stop= and stop_strings=[]"
+        )
     try:
         return [StopStringCriteria(cast("Any", tokenizer), list(strings))]
     except Exception as error:  # it takes a tokenizer apart, each in its own way
         raise InvalidOptionError(
-            f"transformers cannot find stop_strings with this tokenizer ({first_sentence(error)}): use stop="
+            f"transformers cannot find stop_strings with this tokenizer ({first_sentence(error)}): give stop= and "
+            "stop_strings=[]"
         ) from error
 
 

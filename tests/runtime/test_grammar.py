@@ -115,6 +115,29 @@ def test_masks_are_those_of_a_matcher_that_went_straight_there(data: st.DataObje
             assert hook.advance(state, token).depth == len(tokens) + 1
 
 
+def test_masks_are_dropped_behind_a_text():
+    hook = GRAMMARS_OF_MODEL.hook(Regex("(ab|ba)*"), frozenset({EOS}))
+    [a, b] = (token for letter in "ab" for token in range(VOCABULARY) if text_of([token]) == letter)
+    state = hook.begin([1])
+    for token in [a, b, b, a] * 9:
+        hook.prepare(state, root_only(1))
+        for each in (a, b):  # rows beside each other
+            if hook.mask(state)[each]:
+                hook.mask(hook.advance(state, each))
+        state = hook.advance(state, token)
+    hook.prepare(state, root_only(1))
+    seen, states = 0, [state.text.beginning]
+    path = [state]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    assert len(path) == 37
+    while states:
+        seen += 1
+        states += states.pop().children.values()
+    assert seen == 1
+    assert sum(each.allowed is not None for each in path) == 1
+
+
 def test_no_evaluated_row_breaks_the_grammar():
     model, evaluated = model_of([], 2), list[Iteration]()
     for name, (grammar, _) in GRAMMARS.items():

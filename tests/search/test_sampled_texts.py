@@ -38,6 +38,15 @@ def test_the_best_of_n_has_the_largest_mean_log_probability() -> None:
     assert all_free(model)
 
 
+def test_functions_of_prefixes_know_the_number_of_their_text() -> None:
+    def allowed(number: int, ids: Any) -> list[int]:
+        return [number, number + 8]
+
+    found = model_of().search([3], BestOf(4), max_new_tokens=6, prefix_allowed_tokens_fn=allowed, **SAMPLED)
+    assert {token % 8 for text in found for token in text.token_ids[:1]} == {0, 1, 2, 3}
+    assert all(len({token % 8 for token in text.token_ids}) == 1 for text in found)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_bits_do_not_depend_on_the_strategy(policy: str) -> None:
     found = []
