@@ -63,7 +63,7 @@ def forerun_server(model: str, dtype: str, threads: int, *options: str) -> Itera
 
 @contextlib.contextmanager
 def llama_server(python: str, file: Path, threads: int, length: int) -> Iterator[Server]:
-    """Runs llama-cpp-python's server with another Python, in its faster settings. It answers one request at a time."""
+    """Runs llama-cpp-python's server with another Python, in its faster settings. It answers one by one."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
