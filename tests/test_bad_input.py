@@ -144,7 +144,7 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "ends of ends": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": [[1], [1, 2]]}, "eos_token_id"),
     "text": (errors.PromptError, {"input_ids": "hello"}, "encode the text with the tokenizer first"),
     "texts": (errors.PromptError, {"input_ids": ["hello"]}, "encode the text with the tokenizer first"),
-    "nothing": (errors.PromptError, {"input_ids": None}, "encode the text with the tokenizer first"),
+    "nothing": (errors.PromptError, {"input_ids": None}, "there is no prompt"),
     "a dictionary": (
         errors.PromptError,
         {"input_ids": {"ids": PROMPT}},
