@@ -281,4 +281,6 @@ def test_generate_from_token_ids(folder: Path, capsys: pytest.CaptureFixture[str
         "--json",
     ]
     assert main(command) == 0
-    assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 4
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["token_ids"]) == 4
+    assert shown["finish_reason"] == "length"
