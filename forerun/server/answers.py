@@ -90,7 +90,7 @@ class CompletionChoice:
         self._reason = piece.finish_reason
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        elif not piece.text and piece.tree is None and piece.finish_reason is None:
+        if not (piece.text or piece.logprobs or piece.tree is not None or piece.finish_reason):
             return []
         return [_with_tree(self._choice(piece.text, logprobs, piece.finish_reason), piece)]
 
