@@ -15,6 +15,7 @@ from forerun.server.admission import Admission
 from forerun.server.decoding import Decoding
 from forerun.server.limits import Limits
 from forerun.server.metrics import Metrics
+from forerun.server.refusals import draining
 
 T = TypeVar("T")
 
@@ -35,14 +36,43 @@ class Service:
         self.decoding = Decoding(self.model, self.tokenizer)
         self.metrics = Metrics(self.model, self.decoding)
         self._encoding = ThreadPoolExecutor(1, "forerun-encoding")  # tokenizers are not for several threads
+        self._compiling = ThreadPoolExecutor(1, "forerun-compiling")
+        self._closed = False
 
     async def encoding(self, work: Callable[[], T]) -> T:
-        """Runs work with the tokenizer, one after another, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+        """Runs work with the tokenizer, one after another, beside the event loop. Raises `RefusedError` if closed."""
+        return await self._run(self._encoding, work)
+
+    async def compiling(self, work: Callable[[], T]) -> T:
+        """Runs work with a grammar, which may take seconds, in the same way; nobody else waits for it."""
+        return await self._run(self._compiling, work)
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise draining()
+        try:
+            return await asyncio.wrap_future(pool.submit(_without_panics, work))
+        except asyncio.CancelledError:
+            if self._closed:  # it has not begun
+                raise draining() from None
+            raise
 
     def close(self) -> None:
+        """Ends all texts, and what waits to be run."""
+        self._closed = True
         self.decoding.stop()
-        self._encoding.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._encoding, self._compiling):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _without_panics(work: Callable[[], T]) -> T:
+    """Returns what `work` does. A panic in Rust, which is no `Exception`, becomes one."""
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__} beside the event loop") from error
 
 
 def fingerprint_of(model: CompiledModel, sources: Iterable[str]) -> str:
