@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from forerun.errors import ForerunError, NotANumberError
+from forerun.errors import ForerunError, NotANumberError, PromptError
 from forerun.runtime.hooks.grammar import GrammarHook
 from forerun.runtime.keywords import Asked
 from forerun.runtime.model import CompiledModel
@@ -35,6 +35,8 @@ GRACE = 5.0
 """Seconds after the time limit for which a client may still read what it has been sent."""
 BODY_SECONDS = 30.0
 """In which a body must have come: until then, it keeps others waiting."""
+LONG = 2**16
+"""Bytes of a body beyond which encoding its texts takes long: 50 milliseconds or more."""
 SEED_BITS = 53
 """Of a seed that is made up: JavaScript's numbers hold it."""
 T = TypeVar("T")
@@ -108,9 +110,9 @@ class Endpoint(Generic[B]):
         request, until = Request(scope, receive), loop.time() + service.limits.seconds
         with service.admission.reading():
             require_json(request)
-            body = read_body(
-                self.kind, await _read(request, service.limits.body, min(until, loop.time() + BODY_SECONDS))
-            )
+            given = await _read(request, service.limits.body, min(until, loop.time() + BODY_SECONDS))
+            body, long = read_body(self.kind, given), len(given) > LONG
+            del given
             if body.model != service.name:
                 raise RefusedError(
                     f"there is no model {body.model[:100]!r}: this server has {service.name!r}", "model",
@@ -120,7 +122,7 @@ class Endpoint(Generic[B]):
                 seed = body.seed if body.seed is not None else secrets.randbits(SEED_BITS)
                 try:
                     async with asyncio.timeout_at(until):
-                        asked = await _unless_gone(request, self._asked(body, seed))
+                        asked = await _unless_gone(request, self._asked(body, seed, long))
                 except TimeoutError:
                     raise timed_out(service.limits.seconds) from None
                 prompt = sum(len(each.request.prompt) for each in asked[:: body.copies])
@@ -140,18 +142,21 @@ class Endpoint(Generic[B]):
                     expiry.cancel()
                     job.close()
 
-    async def _asked(self, body: B, seed: int) -> list[Asked]:
-        """Returns what to decode: the texts of a prompt one after another."""
+    async def _asked(self, body: B, seed: int, long: bool) -> list[Asked]:
+        """Returns what to decode: the texts of a prompt one after another. `long`: whether the body is."""
         service, found = self.service, list[Asked]()
         try:
-            keywords, prompts = await service.encoding(
-                lambda: (keywords_of(body, seed), prompts_of(service.tokenizer, body))
+            keywords, prompts = await service.beside(
+                lambda: (keywords_of(body, seed), prompts_of(service.tokenizer, body)), long
             )
-            run = service.compiling if "grammar" in keywords else service.encoding
+            long = long or "grammar" in keywords
             for ids in prompts:
                 length = length_of(body, len(ids), service.model.max_length - len(ids), service.limits.prompt)
-                each = await run(partial(_checked, service.model, ids, max_new_tokens=length, **keywords))
+                work = partial(_checked, service.model, ids, max_new_tokens=length, **keywords)
+                each = await service.beside(work, long)
                 found += [replace(each, request=replace(each.request, identifier=copy)) for copy in range(body.copies)]
+        except PromptError as error:
+            raise refusal_of(error, "prompt") from error
         except ForerunError as error:
             of_format = any(word in str(error) for word in ("JSON schema", "grammar"))
             raise refusal_of(error, "response_format" if of_format else None) from error

@@ -35,19 +35,16 @@ class Service:
         self.admission = Admission(self.limits)
         self.decoding = Decoding(self.model, self.tokenizer)
         self.metrics = Metrics(self.model, self.decoding)
-        self._encoding = ThreadPoolExecutor(1, "forerun-encoding")  # tokenizers are not for several threads
-        self._compiling = ThreadPoolExecutor(1, "forerun-compiling")
+        # Encoding changes nothing of a tokenizer, so that two threads may do it.
+        self._short, self._long = (ThreadPoolExecutor(1, f"forerun-{each}") for each in ("encoding", "compiling"))
         self._closed = False
 
-    async def encoding(self, work: Callable[[], T]) -> T:
-        """Runs work with the tokenizer, one after another, beside the event loop. Raises `RefusedError` if closed."""
-        return await self._run(self._encoding, work)
+    async def beside(self, work: Callable[[], T], long: bool) -> T:
+        """Runs work beside the event loop, one after another. Nobody whose work is short waits for long work.
 
-    async def compiling(self, work: Callable[[], T]) -> T:
-        """Runs work with a grammar, which may take seconds, in the same way; nobody else waits for it."""
-        return await self._run(self._compiling, work)
-
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        Raises `RefusedError` after `close`.
+        """
+        pool = self._long if long else self._short
         if self._closed:
             raise draining()
         try:
@@ -61,7 +58,7 @@ class Service:
         """Ends all texts, and what waits to be run."""
         self._closed = True
         self.decoding.stop()
-        for pool in (self._encoding, self._compiling):
+        for pool in (self._short, self._long):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -206,6 +206,32 @@ def test_a_grammar_that_takes_long_keeps_nobody_waiting(served: Served):
         assert waiting.result().status_code == 200
 
 
+def test_a_long_prompt_keeps_nobody_waiting(served: Served):
+    begun, go_on = threading.Event(), threading.Event()
+    encode = served.model.tokenizer.encode
+
+    def slow(text: str, **options: Any) -> list[int]:
+        if len(text) > 1000:
+            begun.set()
+            assert go_on.wait(20)
+        return encode(text, **options)
+
+    with replaced(served.model.tokenizer, "encode", slow), ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = pool.submit(served.post, prompt="a" * 100_000)
+            assert begun.wait(10)
+            assert served.post(prompt="b", max_tokens=3).status_code == 200
+            assert not waiting.done()
+        finally:
+            go_on.set()
+        assert told(waiting.result(), 400)["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("prompt", [[2**63], [2**64], [-1], [[1], [300]]])
+def test_tokens_that_there_are_not(served: Served, prompt: list):
+    assert told(served.post(prompt=prompt), 400)["param"] == "prompt"
+
+
 @pytest.mark.parametrize("error", [PanicException, ZeroDivisionError])
 def test_a_broken_tokenizer_harms_one_request(error: type[BaseException]):
     model = compiled()
@@ -307,14 +333,14 @@ def test_nothing_begins_after_the_end():
         service.decoding.start()
         asked = service.model.asked([1, 2], max_new_tokens=2)
         held = threading.Event()
-        running_ = asyncio.ensure_future(service.encoding(held.wait))
+        running_ = asyncio.ensure_future(service.beside(held.wait, False))
         await asyncio.sleep(0.05)
-        waiting = asyncio.ensure_future(service.encoding(lambda: 1))
+        waiting = asyncio.ensure_future(service.beside(lambda: 1, False))
         await asyncio.sleep(0)
         service.close()
         held.set()
         assert await running_
-        for each in (waiting, service.encoding(lambda: 1), service.compiling(lambda: 1)):
+        for each in (waiting, service.beside(lambda: 1, False), service.beside(lambda: 1, True)):
             with pytest.raises(RefusedError, match="shutting down"):
                 await each
         with pytest.raises(RefusedError, match="shutting down"):
