@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Allowed = NDArray[np.bool_]
 MOST_GUESSED = 64
 """The most certain tokens after which further ones are guessed: more than trees are deep."""
+MOST_BYTES = 16
+"""The most bytes that a token has on average in a text that is certain."""
 
 
 class State:
@@ -152,13 +154,14 @@ class GrammarHook(Hook):
         Raises `InvalidOptionError` if that is too complex, as a step would, or too long.
         """
         state = self.begin(())
-        certain = self._certain(state)
-        if len(certain) > room:
+        self.mask(state)  # first, because llguidance lets other threads run meanwhile
+        certain = len(state.text.at(state).compute_ff_bytes())
+        if certain > room * MOST_BYTES:
             raise InvalidOptionError(
-                f"the grammar begins with {len(certain)} tokens that are certain, and there is room for {room}: "
-                "give one with shorter texts"
+                f"the grammar begins with {certain} bytes that are certain, and there is room for {room} tokens: give "
+                "one with shorter texts"
             )
-        for token in certain[:1]:
+        for token in self._certain(state)[:1]:
             state = self.advance(state, token)
         self.mask(state)
 
