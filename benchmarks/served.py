@@ -63,13 +63,14 @@ def forerun_server(model: str, dtype: str, threads: int, *options: str) -> Itera
 
 @contextlib.contextmanager
 def llama_server(python: str, file: Path, threads: int, length: int) -> Iterator[Server]:
-    """Runs llama-cpp-python's server with another Python. It answers one request after another, and finishes each."""
+    """Runs llama-cpp-python's server with another Python, in its faster settings. It answers one by one."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
     options = {
         "model": str(file), "host": LOOPBACK, "port": port, "n_ctx": length, "n_threads": threads,
         "n_threads_batch": threads, "interrupt_requests": False, "verbose": False, "model_alias": "llama",
+        "logits_all": False,  # by default it computes the logits of all tokens of prompts
     }  # fmt: skip
     command = [
         python,

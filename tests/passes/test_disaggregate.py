@@ -44,10 +44,13 @@ def side_by_side(
     """Evaluates both parts, each in a thread of its own."""
     there: Queue[tuple[str, torch.Tensor]] = Queue()
     back: Queue[tuple[str, torch.Tensor]] = Queue()
-    sides = Side(there, back), Side(back, there)
-    other = Thread(
-        target=lambda: ir.evaluate(module, FFN_PART, [], ir.Environment(weights, channel=sides[1])), daemon=True
-    )
+    sides, threads = (Side(there, back), Side(back, there)), torch.get_num_threads()
+
+    def evaluate_other() -> None:
+        torch.set_num_threads(threads)  # of this thread; with another number, products may have other bits
+        ir.evaluate(module, FFN_PART, [], ir.Environment(weights, channel=sides[1]))
+
+    other = Thread(target=evaluate_other, daemon=True)
     other.start()
     found = ir.evaluate(module, ATTENTION_PART, inputs, ir.Environment(weights, states, channel=sides[0]))
     other.join(PATIENCE)
