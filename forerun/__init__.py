@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forerun import errors
+    from forerun import errors, hooks, search
     from forerun.compiler import compile
     from forerun.errors import ForerunError
     from forerun.loading import load
@@ -70,7 +70,9 @@ __all__ = [
     "Uniform",
     "compile",
     "errors",
+    "hooks",
     "load",
+    "search",
     "with_strategy",
 ]
 
@@ -105,13 +107,15 @@ _MODULES = {
     ),
 }
 """The module that defines each public name."""
+_SUBMODULES = ("errors", "hooks", "search")
+"""The modules that are attributes without an import of their own."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Returns the public name, importing it now (PEP 562)."""
-    if name == "errors":
-        return import_module("forerun.errors")
+    if name in _SUBMODULES:
+        return import_module(f"forerun.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'forerun' has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)
@@ -120,4 +124,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -87,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
     grammar.add_argument("--grammar", metavar="FILE", help="the text follows this Lark grammar (default: any text)")
     generate.set_defaults(run=commands.run_generate)
 
-    serve = known_commands.add_parser(
-        "serve", help="serve the model over HTTP, by OpenAI's interface", epilog=strategies
-    )
+    serve = known_commands.add_parser("serve", help="serve the model over HTTP, with OpenAI's API", epilog=strategies)
     _add_model(serve)
     serve_command.add_serve(serve)
 
@@ -174,7 +172,7 @@ def _add_compiling(command: argparse.ArgumentParser, takes_target: bool = True) 
     command.add_argument("--dtype", default="float32", help=f"the weight dtype: {_dtypes(known)}")
     if takes_target:
         command.add_argument("--target", default=AUTO, help=f"{', '.join(known)}; {AUTO} is the best available")
-    arithmetic = f"the narrowest numbers in products: {FLOAT32}, {BFLOAT16} or {INT8} (default: the weights')"
+    arithmetic = f"the narrowest numbers in products: {FLOAT32}, {BFLOAT16} or {INT8}; {AUTO}: as the weights are"
     command.add_argument("--arithmetic", default=AUTO, help=arithmetic)
     positions = f"the largest number of positions in a sequence (default: {DEFAULT_LENGTH}, or the model's limit)"
     command.add_argument("--max-length", type=int, help=positions)

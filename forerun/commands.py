@@ -6,6 +6,7 @@ Nothing is imported before it is needed, so that bad options are refused and Ctr
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from forerun.errors import InvalidOptionError
@@ -94,9 +95,12 @@ def run_generate(arguments: argparse.Namespace) -> int:
         streamer=_streamer(model) if stream else None,
     )
     if arguments.json:
-        print(json.dumps({"token_ids": result.token_ids, "text": result.text, **_figures(result.stats)}))
+        told = {"token_ids": result.token_ids, "text": result.text, "finish_reason": result.finish_reason}
+        print(json.dumps(told | _figures(result.stats)))
     elif not stream:
         print(",".join(str(each) for each in result.token_ids))
+    if grammar is not None and result.finish_reason == "length":
+        print("note: the text ends before the grammar does: give a larger --max-new-tokens", file=sys.stderr)
     return 0
 
 

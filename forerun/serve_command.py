@@ -30,12 +30,18 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--port", type=int, default=8000, help="the port; 0 for any free one")
     serve.add_argument("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY}, or nothing)")
     serve.add_argument("--name", help="the model's name in requests (default: the last part of MODEL)")
-    serve.add_argument("--queue", type=int, default=64, help="texts at a time, running and waiting; others get 429")
-    serve.add_argument("--choices", type=int, default=16, help="texts of one request, at most")
-    serve.add_argument("--max-body", type=int, default=4 * 2**20, help="bytes of a request, at most")
-    serve.add_argument("--max-prompt", type=int, help="tokens of a prompt, at most (default: as the model takes)")
-    serve.add_argument("--timeout", type=float, default=600.0, help="seconds of a request, at most")
-    serve.add_argument("--drain", type=float, default=30.0, help="seconds for running requests after SIGTERM")
+    serve.add_argument(
+        "--queue", type=int, metavar="N", default=64, help="texts at a time, running and waiting; others get 429"
+    )
+    serve.add_argument("--choices", type=int, metavar="N", default=16, help="texts of one request, at most")
+    serve.add_argument("--max-body", type=int, metavar="N", default=4 * 2**20, help="bytes of a request, at most")
+    serve.add_argument(
+        "--max-prompt", type=int, metavar="N", help="tokens of a prompt, at most (default: all the model takes)"
+    )
+    serve.add_argument("--timeout", type=float, metavar="S", default=600.0, help="seconds that a request may take")
+    serve.add_argument(
+        "--drain", type=float, metavar="S", default=30.0, help="seconds that running texts get after a signal"
+    )
     serve.set_defaults(run=run_serve)
 
 

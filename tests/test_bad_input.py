@@ -144,7 +144,7 @@ GENERATING: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "ends of ends": (errors.InvalidOptionError, {"input_ids": PROMPT, "eos_token_id": [[1], [1, 2]]}, "eos_token_id"),
     "text": (errors.PromptError, {"input_ids": "hello"}, "encode the text with the tokenizer first"),
     "texts": (errors.PromptError, {"input_ids": ["hello"]}, "encode the text with the tokenizer first"),
-    "nothing": (errors.PromptError, {"input_ids": None}, "encode the text with the tokenizer first"),
+    "nothing": (errors.PromptError, {"input_ids": None}, "there is no prompt"),
     "a dictionary": (
         errors.PromptError,
         {"input_ids": {"ids": PROMPT}},
@@ -281,4 +281,6 @@ def test_generate_from_token_ids(folder: Path, capsys: pytest.CaptureFixture[str
         "--json",
     ]
     assert main(command) == 0
-    assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 4
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown["token_ids"]) == 4
+    assert shown["finish_reason"] == "length"

@@ -33,6 +33,7 @@ LIGHT = {
     "the package": "import forerun",
     "a strategy": "import forerun; forerun.TreeSpec(); forerun.EarlyExit(layer=2); forerun.DraftModel('x')",
     "an error": "import forerun; forerun.ForerunError; forerun.errors.PromptError",
+    "a hook's and a search's class": "import forerun; forerun.hooks.Hook; forerun.search.BestOf",
     "a result's class": "import forerun; forerun.Generation; forerun.CompiledModel",
     "both tools": "import forerun.cli, forerun.opt",
     "all names but compile": "import forerun; [getattr(forerun, n) for n in forerun.__all__ if n not in "

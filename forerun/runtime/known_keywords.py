@@ -144,6 +144,11 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
 }
+INSTEAD = {
+    "assistant_model": "compile with strategy='draft_model:PATH'",
+    "dola_layers": "give logits_processor=forerun.hooks.Dola(model, layers)",
+}
+"""What does here what keywords of transformers do there."""
 SAMPLING = ("temperature", *FILTERS)
 
 
@@ -152,15 +157,14 @@ def check_known(name: str, value: Any, owner: str) -> None:
     if name not in NEUTRAL_VALUES:
         if name in known_keywords() or name in NO_EFFECT:
             return
+        if name in INSTEAD:
+            raise InvalidOptionError(f"{owner} does not take {name!r}: {INSTEAD[name]}")
         near = get_close_matches(name, known_keywords(), n=1)
-        hint = f"did you mean {near[0]!r}? It takes" if near else "it takes"
-        raise InvalidOptionError(f"{owner} does not take {name!r}; {hint} {', '.join(known_keywords())}")
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known_keywords())}"
+        raise InvalidOptionError(f"{owner} does not take {name!r}; {hint}")
     neutral = NEUTRAL_VALUES[name]
     if not any(_equal(value, each) for each in neutral):
-        raise InvalidOptionError(
-            f"{owner} takes only {name}={neutral[0]!r}, not {value!r}: leave it out; it takes "
-            f"{', '.join(known_keywords())}"
-        )
+        raise InvalidOptionError(f"{owner} takes only {name}={neutral[0]!r}, not {value!r}: leave it out")
 
 
 def known_keywords() -> tuple[str, ...]:

@@ -26,7 +26,9 @@ def opened_encoding(input_ids: Any) -> tuple[Any, dict[str, Any]]:
 
 def prompt_tokens(input_ids: Any, vocabulary: int) -> list[int]:
     """Returns one prompt's token ids, from a list, an array or a tensor, [T] or [1, T]. Raises `PromptError`."""
-    if input_ids is None or isinstance(input_ids, str | bytes | Mapping):
+    if input_ids is None:
+        raise PromptError("there is no prompt: give a text or token ids")
+    if isinstance(input_ids, str | bytes | Mapping):
         raise PromptError(
             f"input_ids must be token ids, not {type(input_ids).__name__}: {ENCODE} and give its input_ids"
         )

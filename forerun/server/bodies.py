@@ -114,7 +114,7 @@ class CompletionBody(Body):
             return given
         if given and all(isinstance(each, list) and each and all(type(one) is int for one in each) for each in given):
             return given
-        raise ValueError("it must be a text, token ids, or a list of either, and not be empty")
+        raise ValueError("must be a text, token ids, or a list of either, and not be empty")
 
 
 class Part(Fields):
@@ -188,7 +188,10 @@ def _refused(error: ValidationError) -> RefusedError:
         return RefusedError("the body must be a JSON object", None, "invalid_json")
     if first["type"] == "missing":
         return RefusedError(f"{place} is missing: give it", place, "missing_required_parameter")
-    return RefusedError(f"{place} cannot be used: {said[:1].lower()}{said[1:]}", place, "invalid_value")
+    said = re.sub(r"^[A-Z]\w+ should ", "must ", said.replace(" after validation", ""))
+    if not said.startswith("must "):
+        said = f"cannot be used: {said[:1].lower()}{said[1:]}"
+    return RefusedError(f"{place} {said}", place, "invalid_value")
 
 
 def _place(names: Sequence[str | int]) -> str:

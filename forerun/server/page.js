@@ -66,8 +66,8 @@ function conversation() {
     if (!said || running) return;
     text.value = "";
     turns.push({ role: "user", content: said });
-    const answer = h("div", { class: "turn assistant" });
-    talk.append(h("div", { class: "turn user" }, said), answer);
+    const question = h("div", { class: "turn user" }, said), answer = h("div", { class: "turn assistant" });
+    talk.append(question, answer);
     running = new AbortController();
     button.textContent = "Stop";
     try {
@@ -76,7 +76,14 @@ function conversation() {
       told.textContent = error.name === "AbortError" ? "Stopped." : error.message;
       told.classList.toggle("failed", error.name !== "AbortError");
     }
-    turns.push({ role: "assistant", content: answer.textContent });
+    if (answer.textContent) {
+      turns.push({ role: "assistant", content: answer.textContent });
+    } else { // nothing was said: the message can be edited and sent again
+      turns.pop();
+      question.remove();
+      answer.remove();
+      if (!text.value) text.value = said;
+    }
     running = null;
     button.textContent = "Send";
     text.focus();
@@ -87,9 +94,10 @@ function conversation() {
     if (most.value) body.max_completion_tokens = Number(most.value);
     if (seed.value) body.seed = Number(seed.value);
     const headers = { "Content-Type": "application/json", ...(key.value ? { Authorization: `Bearer ${key.value}` } : {}) };
+    const sent = performance.now();
     const response = await fetch("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
     if (!response.ok) throw new Error((await response.json()).error.message);
-    const steps = [], words = new Map(), sent = performance.now();
+    const steps = [], words = new Map();
     let names = [], used = null, reason = null, waited = 0;
     const tree = h("div", { class: "tree", tabindex: 0, role: "region", "aria-label": "The tree of this step" });
     stage.replaceChildren(h("div", { class: "card" }, tree));
@@ -107,7 +115,7 @@ function conversation() {
       tree.replaceChildren(treeOf(choice.tree, { proposers: names }, words));
     }
     told.classList.remove("failed");
-    told.textContent = (used === null ? "Greedy" : `Seed ${used}`) + (reason === "length" ? "; it ended at the number of tokens." : ".");
+    told.textContent = (used === null ? "Greedy" : `Seed ${used}`) + (reason === "length" ? "; it reached the limit of tokens." : ".");
     command.textContent = commandOf({ ...body, watch: undefined, stream: undefined, ...(used === null ? {} : { seed: used }) }, key.value);
     if (steps.length) {
       stage.replaceChildren(replaySection({ replay: replayOf(said, answer.textContent, steps, names, words, waited) }));

@@ -7,6 +7,7 @@ import pytest
 
 import forerun
 from forerun.chat import encode_chat
+from forerun.cli import main
 from forerun.errors import SourceNotFoundError
 from forerun.frontends.demo import demo_model
 from forerun.hooks import JsonSchema, Regex
@@ -46,3 +47,11 @@ def test_texts_are_valid_and_have_the_bits_of_plain_decoding(model: forerun.Comp
     found = model.generate(prompt, 80, grammar=Regex("[äöüß]{5}€"), return_logits=True, **options)
     assert found.has_bits_of(plain.generate(prompt, 80, grammar=Regex("[äöüß]{5}€"), return_logits=True, **options))
     assert len(found.text or "") == 6
+
+
+def test_a_text_that_ends_before_its_grammar_says_so(model: forerun.CompiledModel, capsys: pytest.CaptureFixture[str]):
+    command = ["generate", "demo", "--prompt", "Is water wet?", "--regex", "(Yes|No), [a-z ]{200}", "--max-new-tokens"]
+    assert main([*command, "8"]) == 0
+    assert "the text ends before the grammar does: give a larger --max-new-tokens" in capsys.readouterr().err
+    assert main([*command, "240"]) == 0
+    assert "grammar" not in capsys.readouterr().err

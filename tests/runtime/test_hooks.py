@@ -153,7 +153,8 @@ def test_forced_tokens_shorten_texts():
         (lambda scores: scores[:-1], r"must return scores \[\d+\] of floats, not float32"),
         (lambda scores: np.full_like(scores, -np.inf), "no token is left at position 2: all are excluded by Wrong"),
         (lambda scores: np.zeros(len(scores), np.int64), "of floats, not int64"),
-        (lambda scores: "nothing", "must return scores"),
+        (lambda scores: "nothing", "of floats, not str"),
+        (lambda scores: None, "of floats, not NoneType"),
     ],
 )
 def test_wrong_scores_are_refused(given: Any, told: str):

@@ -86,6 +86,8 @@ def test_a_conversation(served: Served, chromium: Any):
     page.get_by_role("button", name="Send").click()
     page.wait_for_selector(".failed")
     assert "temperature" in page.locator(".failed").inner_text()
+    assert page.get_by_label("Your message").input_value() == "And now?", "it can be sent again"
+    assert page.locator(".turn").count() == 2
     assert errors == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert {each.split("/")[2] for each in requests if not each.startswith("data:")} == {served.url.split("/")[2]}
     page.close()

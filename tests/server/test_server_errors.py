@@ -103,6 +103,19 @@ def test_bad_fields_of_chats(served: Served, fields: dict, param: str):
     assert error["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": 2.5}, "temperature must be less than or equal to 2"),
+        ({"messages": []}, "messages must have at least 1 item, not 0"),
+        ({"stop": ""}, "stop must have at least 1 character"),
+        ({"seed": "a"}, "seed must be a valid integer"),
+    ],
+)
+def test_messages_say_what_a_field_must_be(served: Served, fields: dict, message: str):
+    assert told(served.post(CHAT, **({"messages": TURNS, "max_tokens": 4} | fields)), 400)["message"] == message
+
+
 def test_fields_that_change_nothing_are_taken(served: Served):
     plain = {"messages": TURNS, "max_tokens": 4, "temperature": 0}
     harmless = {

@@ -184,7 +184,7 @@ function draftersChart(replay) {
     sentence: `${digits(replay.tokens_per_second)} in all. Every step adds one token of the target's own.`,
     columns: ["drafter", "tokens", "tokens per second"], rows: points.map((each) => [each.name, String(each.count), digits(each.rate)]),
     plot: () => ({
-      height: 40 + points.length * 44, marginLeft: 4, marginRight: 44, marginTop: 8, x: { axis: null }, y: { axis: null, domain: points.map((each) => each.name) },
+      height: 14 + points.length * 51, marginLeft: 4, marginRight: 44, marginTop: 8, x: { axis: null }, y: { axis: null, domain: points.map((each) => each.name) },
       marks: [
         Plot.barX(points, { x: "rate", y: "name", fill: "colour", rx: 3, insetTop: 20, insetBottom: 8 }),
         Plot.text(points, { x: 0, y: "name", text: "name", textAnchor: "start", dy: -13, fill: "var(--ink)" }),

@@ -189,7 +189,6 @@ def _checked(hook: Hook, scores: Any, vocabulary: int) -> Float32:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidOptionError(f"{name(hook)} returned no scores ({first_sentence(error)})") from error
     if found.shape != (vocabulary,) or found.dtype.kind != "f":
-        raise InvalidOptionError(
-            f"{name(hook)} must return scores [{vocabulary}] of floats, not {found.dtype} {list(found.shape)}"
-        )
+        got = type(scores).__name__ if found.dtype.kind not in "biuf" else f"{found.dtype} {list(found.shape)}"
+        raise InvalidOptionError(f"{name(hook)} must return scores [{vocabulary}] of floats, not {got}")
     return found.astype(np.float32, copy=False)
