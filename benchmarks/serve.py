@@ -34,6 +34,7 @@ from forerun.frontends.gguf import open_gguf
 SHOWN = {"rate": 1, "first": 1e3, "mean_first": 1e3}
 """What is printed of a round, and in which unit."""
 BODY = 1 << 20  # bytes of a request, at most, in a soak
+GROWTH = 0.02  # of the server's memory in a soak, at most
 QUESTIONS = (
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",
     "Explain to a child why the sky is blue.",
@@ -116,7 +117,7 @@ def rows_of(
 
 
 def soak(given: argparse.Namespace) -> int:
-    """Returns 1 if an answer was not as expected, or something is left."""
+    """Returns 1 if an answer was not as expected, something is left, or memory has grown."""
     with forerun_server(
         str(model_path(given.gguf)), given.dtype, given.threads, "--max-body", str(BODY), "--queue", "24"
     ) as server:
@@ -131,7 +132,7 @@ def soak(given: argparse.Namespace) -> int:
     report("soak", given.out, ("what", "number"), rows, found)
     for each in found["unexpected"][:10]:
         print(each)
-    return 1 if found["unexpected"] or any(found["left"].values()) else 0
+    return 1 if found["unexpected"] or any(found["left"].values()) or found["growth"] > GROWTH else 0
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def llama_server(python: str, file: Path, threads: int, length: int) -> Iterator
         url, until = f"http://{LOOPBACK}:{port}", time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/v1/models").status_code == 200:
+                if httpx.get(f"{url}/v1/models", trust_env=False).status_code == 200:
                     break
             if running.poll() is not None or time.monotonic() > until:
                 raise RuntimeError("llama_cpp.server has not started: try the command by hand: " + " ".join(command))

@@ -59,6 +59,11 @@ class BundleTokenizer:
     def __init__(self, tokens: Any, chat_template: str | None, special: Mapping[str, str]) -> None:
         self.tokens, self.chat_template, self.special_tokens_map = tokens, chat_template, dict(special)
 
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The tokenizer of tokenizers, by transformers' name."""
+        return self.tokens
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(self.tokens.encode(text, add_special_tokens=add_special_tokens).ids)
 

@@ -1,5 +1,6 @@
 """The text of tokens, as they come."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -47,12 +48,14 @@ class StoppedText:
         self.found: str | None = None  # the stop string that ended the text
         self._spelling = Spelling(tokenizer)
         self._text = ""  # spelled so far, without the stop string once it is found
+        self._begins: list[int] = []  # the characters before each token
         self._told = 0  # characters that `news` has returned
         self._complete = False  # whether no token follows
 
     def add(self, token: int) -> bool:
         """Returns whether the text ends with this token."""
         known = len(self._text)
+        self._begins.append(known)
         self._text += self._spelling.add([token])
         ends: list[tuple[int, int, str]] = []
         for string in self.strings:
@@ -76,6 +79,13 @@ class StoppedText:
         """The text that is certain: without an end that may be the beginning of a stop string."""
         return self._text if self._complete else self._text[: len(self._text) - held_back(self._text, self.strings)]
 
+    @property
+    def begun(self) -> int:
+        """The number of tokens that begin in the text that is certain; all if it ended without a stop string."""
+        if self._complete and self.found is None:
+            return len(self._begins)
+        return bisect_left(self._begins, len(self.text))
+
     def news(self) -> str:
         """Returns the text that has become certain since the last call."""
         text = self.text
@@ -85,6 +95,11 @@ class StoppedText:
 
 def held_back(text: str, strings: Sequence[str]) -> int:
     """Returns the length of the longest end of a text that begins one of some strings, and is not all of it."""
-    longest = max((len(string) - 1 for string in strings), default=0)
-    ends = range(min(longest, len(text)), 0, -1)
-    return next((count for count in ends if any(len(s) > count and s.startswith(text[-count:]) for s in strings)), 0)
+    longest = 0
+    for string in strings:
+        at = text.find(string[0], max(0, len(text) - len(string) + 1))
+        while at >= 0 and len(text) - at > longest:
+            if string.startswith(text[at:]):
+                longest = len(text) - at
+            at = text.find(string[0], at + 1)
+    return longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -79,6 +80,7 @@ class CompletionChoice:
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._offset = 0  # characters of the tokens so far
+        self._characters = getincrementaldecoder("utf-8")("replace")
         self._reason: str | None = None
 
     def first(self) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ class CompletionChoice:
         self._reason = piece.finish_reason
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        elif not piece.text and piece.tree is None and piece.finish_reason is None:
+        if not (piece.text or piece.logprobs or piece.tree is not None or piece.finish_reason):
             return []
         return [_with_tree(self._choice(piece.text, logprobs, piece.finish_reason), piece)]
 
@@ -104,9 +106,9 @@ class CompletionChoice:
     def _told(self, places: Sequence[TokenLogprobs]) -> dict[str, Any]:
         texts = [_text(self.tokenizer, each.token) for each in places]
         offsets: list[int] = []
-        for text in texts:
+        for each in places:
             offsets.append(self._offset)
-            self._offset += len(text)
+            self._offset += len(self._characters.decode(token_bytes(self.tokenizer, each.token)))
         tops = [{_text(self.tokenizer, token): logprob for token, logprob in each.top} for each in places]
         return {
             "tokens": texts,

@@ -16,12 +16,17 @@ STOPS = 16
 TOP = 20
 """The most likeliest tokens at each place."""
 COUNT = 2**31 - 1
+STOP_LENGTH = 1000
+"""The most characters of a stop text: after each step, the text's end is compared with its beginnings."""
+MEMBERS = 10_000
+"""The most members of a list or an object that is checked one by one: each of them may be wrong, and is told of."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-StopText = Annotated[str, Field(min_length=1)]
+StopText = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
 KIND = re.compile(r"str|(constrained|function|list)[-\[].*")
 """The name of a union's member in the place of an error."""
 Prompts = list[str] | list[list[int]]
+Members = Field(max_length=MEMBERS)
 
 
 class Fields(BaseModel):
@@ -60,9 +65,21 @@ class Body(Fields):
     response_format: dict[str, Any] | None = None
     watch: bool | None = None  # the tree of each step, in a stream
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _not_too_many(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(cast("dict[str, Any]", value)) > MEMBERS:
+            raise ValueError(f"it may have at most {MEMBERS} tokens")
+        return value
+
     @property
     def copies(self) -> int:
         return self.n or 1
+
+    @property
+    def texts(self) -> int:
+        """How many texts the answer has."""
+        return self.copies
 
     @property
     def is_sampled(self) -> bool:
@@ -79,6 +96,10 @@ class CompletionBody(Body):
 
     prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def texts(self) -> int:
+        return self.copies * len(self.prompt)
 
     @field_validator("prompt", mode="plain")
     @classmethod
@@ -114,9 +135,9 @@ class Called(Fields):
 
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Members] | None = None
     name: str | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: Annotated[list[Called], Members] | None = None
     tool_call_id: str | None = None
 
 
@@ -135,11 +156,11 @@ class Tool(Fields):
 class ChatBody(Body):
     """A body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MEMBERS)]
     max_completion_tokens: int | None = Field(None, ge=1, le=COUNT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=TOP)
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Members] | None = None
     tool_choice: str | dict[str, Any] | None = None
 
 

@@ -40,7 +40,7 @@ class Text:
                     found.append(piece)
                 if self.pieces.reader.finished:
                     return found
-        except Exception as error:  # of a tokenizer
+        except BaseException as error:  # of a tokenizer; a panic in Rust is no `Exception`
             return [*found, error]
         return found if self.session.error is None else [*found, self.session.error]
 
@@ -58,8 +58,10 @@ class Job:
         running = len(self.texts)
         while running:
             index, new = await self.news.get()
-            if isinstance(new, BaseException):
+            if isinstance(new, Exception):
                 raise new
+            if isinstance(new, BaseException):  # not one of the event loop's own
+                raise RuntimeError("decoding failed") from new
             running -= new.finish_reason is not None
             yield index, new
 
@@ -101,10 +103,14 @@ class Decoding:
 
         top     how many of the likeliest tokens are told of each place, for requests that keep logits
         watched whether their trees are told
+
+        Raises `RefusedError` after `stop`.
         """
         job = Job(self)
         pieces = [Pieces(each, self.tokenizer, top, watched) for each in asked]
         with self._changed:  # so that no step is over before its listener knows the texts
+            if self._stopping:
+                raise draining()
             sessions = self.model.serving.begin([each.request for each in asked])
             for index, (session, each) in enumerate(zip(sessions, pieces, strict=True)):
                 job.texts.append(Text(job, index, session, each))
@@ -140,7 +146,7 @@ class Decoding:
             return False
         try:
             self.model.serving.wait([text.session for text in texts])
-        except Exception as error:  # a bug: the server outlives it
+        except BaseException as error:  # a bug: the server outlives it; a panic in Rust is no `Exception`
             log.exception("a step failed")
             for text in texts:
                 text.session.fail(error)

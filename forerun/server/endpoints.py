@@ -10,14 +10,17 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from forerun.errors import ForerunError, NotANumberError
+from forerun.errors import ForerunError, NotANumberError, PromptError
+from forerun.runtime.hooks.grammar import GrammarHook
 from forerun.runtime.keywords import Asked
+from forerun.runtime.model import CompiledModel
 from forerun.server.answers import ChatChoice, Choice, CompletionChoice, Heading, Usage
 from forerun.server.bodies import B, Body, ChatBody, CompletionBody, read_body
 from forerun.server.conversation import encoded, encoded_chat, tools_of
@@ -32,6 +35,8 @@ GRACE = 5.0
 """Seconds after the time limit for which a client may still read what it has been sent."""
 BODY_SECONDS = 30.0
 """In which a body must have come: until then, it keeps others waiting."""
+LONG = 2**16
+"""Bytes of a body beyond which encoding its texts takes long: 50 milliseconds or more."""
 SEED_BITS = 53
 """Of a seed that is made up: JavaScript's numbers hold it."""
 T = TypeVar("T")
@@ -105,21 +110,22 @@ class Endpoint(Generic[B]):
         request, until = Request(scope, receive), loop.time() + service.limits.seconds
         with service.admission.reading():
             require_json(request)
-            body = read_body(
-                self.kind, await _read(request, service.limits.body, min(until, loop.time() + BODY_SECONDS))
-            )
+            given = await _read(request, service.limits.body, min(until, loop.time() + BODY_SECONDS))
+            body, long = read_body(self.kind, given), len(given) > LONG
+            del given
             if body.model != service.name:
                 raise RefusedError(
                     f"there is no model {body.model[:100]!r}: this server has {service.name!r}", "model",
                     "model_not_found", 404,
                 )  # fmt: skip
-            seed = body.seed if body.seed is not None else secrets.randbits(SEED_BITS)
-            try:
-                async with asyncio.timeout_at(until):
-                    asked, prompt = await service.encoding(lambda: self._asked(body, seed))
-            except TimeoutError:
-                raise timed_out(service.limits.seconds) from None
-            with service.admission.admitted(len(asked)):
+            with service.admission.admitted(body.texts):  # before anything that takes time
+                seed = body.seed if body.seed is not None else secrets.randbits(SEED_BITS)
+                try:
+                    async with asyncio.timeout_at(until):
+                        asked = await _unless_gone(request, self._asked(body, seed, long))
+                except TimeoutError:
+                    raise timed_out(service.limits.seconds) from None
+                prompt = sum(len(each.request.prompt) for each in asked[:: body.copies])
                 job = service.decoding.begin(asked, top_of(body) or 0, bool(body.watch and body.stream))
                 expiry = loop.call_at(until, job.expire, service.limits.seconds)
                 service.metrics.prompt_tokens.inc(prompt)
@@ -136,23 +142,25 @@ class Endpoint(Generic[B]):
                     expiry.cancel()
                     job.close()
 
-    def _asked(self, body: B, seed: int) -> tuple[list[Asked], int]:
-        """Returns what to decode, the texts of a prompt one after another, and the number of tokens of all prompts."""
-        service, keywords = self.service, keywords_of(body, seed)
-        prompts = prompts_of(service.tokenizer, body)
-        copies, most = body.copies, service.limits.choices
-        if len(prompts) * copies > most:
-            raise RefusedError(f"the request is for {len(prompts) * copies} texts, but one may have {most}", "n")
-        found: list[Asked] = []
-        for ids in prompts:
-            room = service.model.max_length - len(ids)
-            length = length_of(body, len(ids), room, service.limits.prompt)
-            try:
-                [each] = service.model.asked(ids, max_new_tokens=length, **keywords)
-            except ForerunError as error:
-                raise refusal_of(error, "response_format" if "JSON schema" in str(error) else None) from error
-            found += [replace(each, request=replace(each.request, identifier=copy)) for copy in range(copies)]
-        return found, sum(map(len, prompts))
+    async def _asked(self, body: B, seed: int, long: bool) -> list[Asked]:
+        """Returns what to decode: the texts of a prompt one after another. `long`: whether the body is."""
+        service, found = self.service, list[Asked]()
+        try:
+            keywords, prompts = await service.beside(
+                lambda: (keywords_of(body, seed), prompts_of(service.tokenizer, body)), long
+            )
+            long = long or "grammar" in keywords
+            for ids in prompts:
+                length = length_of(body, len(ids), service.model.max_length - len(ids), service.limits.prompt)
+                work = partial(_checked, service.model, ids, max_new_tokens=length, **keywords)
+                each = await service.beside(work, long)
+                found += [replace(each, request=replace(each.request, identifier=copy)) for copy in range(body.copies)]
+        except PromptError as error:
+            raise refusal_of(error, "prompt") from error
+        except ForerunError as error:
+            of_format = any(word in str(error) for word in ("JSON schema", "grammar"))
+            raise refusal_of(error, "response_format" if of_format else None) from error
+        return found
 
     def _exchange(
         self, request: Request, body: B, job: Job, began: float, seed: int, prompt: int, pieces: Pieces
@@ -161,6 +169,15 @@ class Endpoint(Generic[B]):
         choices = [_choice(body, index, service.tokenizer, top) for index in range(len(job.texts))]
         heading = Heading(service.name, service.fingerprint, seed if body.is_sampled else None, choices[0].prefix)
         return Exchange(service, request, body, began, choices, heading, Usage(prompt), pieces)
+
+
+def _checked(model: CompiledModel, prompt: list[int], **keywords: Any) -> Asked:
+    """Returns what to decode. Raises `ForerunError`, also for a grammar that steps could not follow."""
+    [asked] = model.asked(prompt, **keywords)
+    for hook in asked.request.hooks:
+        if isinstance(hook, GrammarHook):
+            hook.try_out(model.max_length)
+    return asked
 
 
 def prompts_of(tokenizer: Any, body: Body) -> Sequence[list[int]]:

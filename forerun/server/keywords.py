@@ -13,16 +13,19 @@ from forerun.server.unsupported import check_others
 COMPLETION_TOKENS = 16
 """The most new tokens of /v1/completions by default, as in OpenAI's interface."""
 SEEDS = 2**64
-
+SCHEMA = 120_000
+"""The most characters of a JSON schema."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 """Fields that are keywords by the same name, and need sampling."""
 PENALTIES = ("presence_penalty", "frequency_penalty")
+ALONE = {"num_return_sequences": 1, "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0}
+"""Keywords against a model's defaults that would search for texts, or give several: `n` says how many there are."""
 
 
 def keywords_of(body: Body, seed: int) -> dict[str, Any]:
     """Returns the keywords besides the lengths; for what is not given, the model's own defaults apply."""
-    found: dict[str, Any] = {"do_sample": body.is_sampled, "return_logits": top_of(body) is not None}
+    found: dict[str, Any] = ALONE | {"do_sample": body.is_sampled, "return_logits": top_of(body) is not None}
     if body.is_sampled:
         found |= {"seed": seed % SEEDS} | _given(body, SAMPLING)
     found |= _given(body, PENALTIES)
@@ -54,16 +57,21 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> dict[str, Any] | No
         case "json_schema":
             given = response_format.get("json_schema")
             schema = cast("Mapping[str, Any]", given).get("schema") if isinstance(given, Mapping) else None
+            place = f"{place}.json_schema.schema"
             if not isinstance(schema, Mapping):
-                place = f"{place}.json_schema.schema"
                 raise RefusedError(f"{place} is missing: give an object", place, "missing_required_parameter")
+            if "x-guidance" in schema:  # llguidance's own, which would let it pass over parts of a schema
+                raise RefusedError(f"there is no field {place}.x-guidance: leave it out", place, "unknown_parameter")
         case _:
             raise RefusedError(
                 f"{place} is of type {str(kind)[:40]!r}: give 'text', 'json_object' or 'json_schema'",
                 place,
                 "invalid_value",
             )
-    return {"grammar": JsonSchema(schema, compact=True)}
+    grammar = JsonSchema(schema, compact=True)
+    if len(grammar.schema) > SCHEMA:
+        raise RefusedError(f"{place} has more than {SCHEMA} characters: give a smaller one", place, "invalid_value")
+    return {"grammar": grammar}
 
 
 def top_of(body: Body) -> int | None:

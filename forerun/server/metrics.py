@@ -68,7 +68,7 @@ class Counting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, status = time.perf_counter(), GONE
+        began, status = time.perf_counter(), 0
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -79,7 +79,10 @@ class Counting:
         path = scope["path"] if scope["path"] in self.paths else "other"  # as many labels as there are paths
         try:
             await self.app(scope, receive, counted)
+        except Exception:
+            status = status or 500  # which is sent from further out
+            raise
         finally:
-            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.requests.labels(path, str(status or GONE)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
         return None

@@ -21,7 +21,7 @@ class Piece:
 
     text: str
     tokens: int
-    logprobs: Sequence[TokenLogprobs] = ()  # of the tokens, on demand
+    logprobs: Sequence[TokenLogprobs] = ()  # of the tokens of the text so far that have not been told, on demand
     tree: dict[str, Any] | None = None  # of the step, on demand
     finish_reason: str | None = None  # of the last piece
 
@@ -67,6 +67,8 @@ class Pieces:
         self.reader = Tapering(asked, tokenizer, top)
         self.trees = Trees(tokenizer) if watched else None
         self._spelling = Spelling(tokenizer)
+        self._waiting: list[TokenLogprobs] = []  # that may yet turn out to belong to a stop string
+        self._told = 0  # those before them
 
     def take(self, step: Step) -> Piece | None:
         """Returns what a step adds; None if that is nothing."""
@@ -76,4 +78,13 @@ class Pieces:
             return None
         text = reader.stopped.news() if reader.stopped else self._spelling.add(tokens, last=reader.finished)
         tree = self.trees.next(text) if self.trees else None
-        return Piece(text, len(tokens), reader.logprobs, tree, reader.finish_reason)
+        return Piece(text, len(tokens), self._logprobs(), tree, reader.finish_reason)
+
+    def _logprobs(self) -> list[TokenLogprobs]:
+        """Returns those of the tokens that have become certain; tokens that begin in a stop string are never told."""
+        self._waiting += self.reader.logprobs
+        stopped = self.reader.stopped
+        count = len(self._waiting) if stopped is None else stopped.begun - self._told
+        found, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._told += count
+        return found

@@ -81,6 +81,7 @@ def configured(service: Service, key: str | None, local: bool, ready: Callable[[
         log_config=None,
         access_log=False,
         lifespan="on",
+        http="h11",  # whose limit of headers' size others lack
         ws="none",
         proxy_headers=False,
         server_header=False,

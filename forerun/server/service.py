@@ -15,6 +15,7 @@ from forerun.server.admission import Admission
 from forerun.server.decoding import Decoding
 from forerun.server.limits import Limits
 from forerun.server.metrics import Metrics
+from forerun.server.refusals import draining
 
 T = TypeVar("T")
 
@@ -34,15 +35,41 @@ class Service:
         self.admission = Admission(self.limits)
         self.decoding = Decoding(self.model, self.tokenizer)
         self.metrics = Metrics(self.model, self.decoding)
-        self._encoding = ThreadPoolExecutor(1, "forerun-encoding")  # tokenizers are not for several threads
+        # Encoding changes nothing of a tokenizer, so that two threads may do it.
+        self._short, self._long = (ThreadPoolExecutor(1, f"forerun-{each}") for each in ("encoding", "compiling"))
+        self._closed = False
 
-    async def encoding(self, work: Callable[[], T]) -> T:
-        """Runs work with the tokenizer, one after another, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+    async def beside(self, work: Callable[[], T], long: bool) -> T:
+        """Runs work beside the event loop, one after another. Nobody whose work is short waits for long work.
+
+        Raises `RefusedError` after `close`.
+        """
+        pool = self._long if long else self._short
+        if self._closed:
+            raise draining()
+        try:
+            return await asyncio.wrap_future(pool.submit(_without_panics, work))
+        except asyncio.CancelledError:
+            if self._closed:  # it has not begun
+                raise draining() from None
+            raise
 
     def close(self) -> None:
+        """Ends all texts, and what waits to be run."""
+        self._closed = True
         self.decoding.stop()
-        self._encoding.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._short, self._long):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _without_panics(work: Callable[[], T]) -> T:
+    """Returns what `work` does. A panic in Rust, which is no `Exception`, becomes one."""
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__} beside the event loop") from error
 
 
 def fingerprint_of(model: CompiledModel, sources: Iterable[str]) -> str:

@@ -84,9 +84,9 @@ def parsed(inside: str) -> ToolCall | None:
     name, arguments = given.get("name"), given.get("arguments", given.get("parameters", {}))
     if not isinstance(name, str) or not name:
         return None
-    if isinstance(arguments, str):
-        return ToolCall(name, arguments)
     try:
-        return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-    except ValueError:
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + text).encode()  # half of a surrogate pair can be escaped, but not sent
+    except (ValueError, RecursionError):
         return None
+    return ToolCall(name, text)

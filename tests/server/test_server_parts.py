@@ -13,15 +13,18 @@ from hypothesis.extra.numpy import arrays
 from tokenizers import Tokenizer, decoders, models
 
 from forerun.artifacts.tokenizer import BundleTokenizer
+from forerun.runtime.hooks.grammars import Grammars, JsonSchema
 from forerun.runtime.session import Session
 from forerun.server.admission import Admission
+from forerun.server.answers import CompletionChoice
 from forerun.server.decoding import Job, Text
 from forerun.server.guard import host_of
 from forerun.server.limits import Limits
-from forerun.server.logprobs import LEAST, token_logprobs
+from forerun.server.logprobs import LEAST, TokenLogprobs, token_logprobs
+from forerun.server.pieces import Piece
 from forerun.server.refusals import RefusedError
 from forerun.server.token_text import token_bytes
-from tests.server.served import LETTERS, SPECIAL, Served, tokenizer
+from tests.server.served import END, LETTERS, SPECIAL, VOCABULARY, Served, tokenizer
 
 finite = st.floats(-50, 50, width=32)
 
@@ -61,6 +64,26 @@ def test_bytes_of_tokens_that_are_parts_of_characters():
         ids = each.encode(text, add_special_tokens=False)
         assert b"".join(token_bytes(each, token) for token in ids) == text.encode()
         assert token_bytes(each, len(LETTERS)) == SPECIAL[0].encode()
+
+
+def test_offsets_count_characters():
+    made, text = tokenizer(), "aé€\n 😀b"
+    choice = CompletionChoice(0, made, 0)
+    places = [TokenLogprobs(token, 0.0, ()) for token in made.encode(text, add_special_tokens=False)]
+    for part in (places[:3], places[3:]):
+        choice.chunks(Piece("", len(part), part))
+    told = choice.whole()["logprobs"]
+    begins = [sum(len(each.encode()) for each in text[:at]) for at in range(len(text))]
+    assert [told["text_offset"][each] for each in begins] == list(range(len(text)))
+    assert told["tokens"][0] == "a"
+    assert told["tokens"][1] == "bytes:\\xc3"
+
+
+def test_a_bundles_tokenizer_takes_grammars():
+    pytest.importorskip("llguidance")
+    bundle = BundleTokenizer(tokenizer().backend_tokenizer, None, {})
+    hook = Grammars(bundle, VOCABULARY, [END]).hook(JsonSchema({"const": True}), frozenset((END,)))
+    assert bundle.decode(hook.forced(hook.begin(()))) == "true"
 
 
 def test_bytes_of_sentencepieces():

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Allowed = NDArray[np.bool_]
+MOST_GUESSED = 64
+"""The most certain tokens after which further ones are guessed: more than trees are deep."""
+MOST_BYTES = 16
+"""The most bytes that a token has on average in a text that is certain."""
 
 
 class State:
@@ -77,6 +81,8 @@ class GrammarHook(Hook):
         found = state.children.get(token)
         if found is None:
             found = State(state.text, state, token, closed=state.closed or token in self._stop)
+            if state.certain and token == state.certain[0]:  # what is left is as certain, and found again takes long
+                found.certain = state.certain[1:] or None
             state.children[token] = found
         return found
 
@@ -124,6 +130,8 @@ class GrammarHook(Hook):
 
     def _forced(self, state: State) -> list[int]:
         tokens = self._certain(state)
+        if len(tokens) > MOST_GUESSED:
+            return tokens
         matcher = state.text.at(state)
         if rest := matcher.compute_ff_bytes()[len(self._tokenizer.decode_bytes(tokens)) :]:
             tokens = [*tokens, *self._tokenizer.tokenize_bytes(rest)]
@@ -166,6 +174,23 @@ class GrammarHook(Hook):
         for token in self._ends:
             allowed[token] = may_end and self._may_stop(state, token)
         return allowed
+
+    def try_out(self, room: int) -> None:
+        """Follows what each text begins with, of at most `room` tokens.
+
+        Raises `InvalidOptionError` if that is too complex, as a step would, or too long.
+        """
+        state = self.begin(())
+        self.mask(state)  # first, because llguidance lets other threads run meanwhile
+        certain = len(state.text.at(state).compute_ff_bytes())
+        if certain > room * MOST_BYTES:
+            raise InvalidOptionError(
+                f"the grammar begins with {certain} bytes that are certain, and there is room for {room} tokens: give "
+                "one with shorter texts"
+            )
+        for token in self._certain(state)[:1]:
+            state = self.advance(state, token)
+        self.mask(state)
 
     def _is_complete(self, state: State) -> bool:
         return not self.mask(state).any() and state.text.at(state).is_accepting()

@@ -92,7 +92,7 @@ class Grammars:
         text: str
         match grammar:
             case JsonSchema(schema, compact):
-                what, text = "JSON schema", LLMatcher.grammar_from_json_schema(schema, overrides=SPACES[compact])
+                what, text = "JSON schema", _of_schema(schema, SPACES[compact])
             case Regex(pattern):
                 what, text = "regular expression", LLMatcher.grammar_from_regex(pattern)
             case Lark(source):
@@ -118,6 +118,16 @@ SPACES: dict[bool, Any] = {
     False: {},
     True: {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
 }
+
+
+def _of_schema(schema: str, options: Any) -> str:
+    """Returns the grammar of a schema. Raises `InvalidOptionError` for what only some readers of JSON take."""
+    from llguidance import LLMatcher
+
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+    except ValueError as error:  # such as for NaN, numbers that are too large, and many levels
+        raise InvalidOptionError(f"the JSON schema cannot be used: {first_sentence(error)}") from error
 
 
 def read_tokenizer(tokenizer: Any, vocabulary: int, eos_token_ids: list[int]) -> "LLTokenizer":

@@ -88,9 +88,13 @@ class LogitBias(Hook):
     def _arrays(self) -> tuple[Tokens, Float32]:
         return np.array([*self.bias], np.int64), np.array([*self.bias.values()], np.float32)
 
+    @cached_property
+    def _largest(self) -> int:
+        return max(self.bias, default=-1)
+
     def scores(self, state: None, scores: Float32, place: Place) -> Float32:
         ids, values = self._arrays
-        require_within(self, max(self.bias, default=-1), scores)
+        require_within(self, self._largest, scores)
         scores[ids] += values
         return scores
 
