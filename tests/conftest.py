@@ -1,10 +1,12 @@
-"""Test settings: compiled kernels are shared by a run's workers and forgotten afterwards; which tests are slow."""
+"""Test settings: compiled kernels are shared by a run's workers and forgotten afterwards; which tests are slow; a browser."""
 
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from fnmatch import translate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW.match(item.nodeid.rpartition("/")[2]):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. Its event loop runs in this thread, so it ends with the module: other tests start their own."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (forerun[report-tests])"
+    )
+    from tests.examples.devtools import executable
+
+    path = executable()
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,4 +1,4 @@
-"""One report of a tiny model for all tests here, and a browser for its page."""
+"""One report of a tiny model for all tests here, and its page in a browser."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from forerun.report.data import Report
 from forerun.report.page import page
 from forerun.report.trace import trace
 from forerun.reporting import Given, make_report
-from tests.examples.devtools import executable
 from tests.models import FAMILIES, VOCABULARY
 
 PROMPT = [7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 8]
@@ -53,21 +52,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     files.data.write_text(report.text(), encoding="utf-8")
     files.trace.write_text(trace(report), encoding="utf-8")
     return files
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser. Its event loop runs in this thread, so it ends with the module: other tests start their own."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (forerun[report-tests])"
-    )
-    path = executable()
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass

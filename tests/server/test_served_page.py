@@ -1,14 +1,11 @@
 """The page of a server: it loads nothing from elsewhere, and shows the trees of an answer."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from forerun.server.page import served_page
-from tests.examples.devtools import executable
 from tests.report.test_page import AXE, RULES
 from tests.server.served import NAME, Served
 
@@ -33,20 +30,6 @@ def test_its_headers(served: Served):
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["content-security-policy"] == served_page(NAME)[1]
     assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (forerun[report-tests])"
-    )
-    path = executable()
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def test_a_conversation(served: Served, chromium: Any):
