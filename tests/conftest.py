@@ -1,4 +1,4 @@
-"""Test settings: compiled kernels are shared by a run's workers and forgotten afterwards; which tests are slow; a browser."""
+"""Test settings: compiled kernels are shared by a run's workers and then forgotten; which tests are slow; a browser."""
 
 import os
 import re
