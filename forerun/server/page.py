@@ -9,25 +9,18 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from forerun.report.page import script, style
+from forerun.report.page import assembled
 
 SCRIPTS = ("base", "replay")
 """Of the report, in the order in which they are run."""
-LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 
 
 def served_page(model: str) -> tuple[str, str]:
     """Returns the page for a model of this name, and the Content-Security-Policy that it needs."""
-    data = json.dumps({"model": model}).replace("<", "\\u003c")
-    scripts = [script(*LIBRARIES), script(*(f"scripts/{name}.js" for name in SCRIPTS)) + _read("page.js")]
-    parts = {
-        "TITLE": model.replace("&", "&amp;").replace("<", "&lt;"),
-        "STYLE": style() + _read("page.css"),
-        "LIBRARIES": scripts[0],
-        "SCRIPTS": scripts[1],
-        "DATA": data,
-    }
-    page = re.sub(r"{{([A-Z]+)}}", lambda place: parts[place[1]], _read("page.html"))
+    data = json.dumps({"model": model})
+    page = assembled(
+        f"{model} · forerun", "conversation", data, SCRIPTS, style=_read("page.css"), script=_read("page.js")
+    )
     hashes = " ".join(f"'sha256-{_digest(body)}'" for body in re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
     return page, (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
