@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -59,8 +59,16 @@ def test_a_scorer_may_generate_and_veto() -> None:
     assert all_free(model)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the shell started the tests with it ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-def test_ctrl_c_frees_everything(policy: str) -> None:
+def test_ctrl_c_frees_everything(policy: str, interruptible: None) -> None:
     oracle = Smooth()
     model = model_of(oracle)
     run, calls = oracle.run, list[int]()
