@@ -1,1 +1,1 @@
-"""`forerun serve`: a compiled model behind OpenAI's HTTP interface."""
+"""`forerun serve`: a compiled model behind OpenAI's HTTP API."""

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's interface has them: whole ones, and chunks of a stream, of which whole ones are made."""
+"""Answers as OpenAI's API has them: whole ones, and chunks of a stream, of which whole ones are made."""
 
 from __future__ import annotations
 

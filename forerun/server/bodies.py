@@ -46,7 +46,7 @@ class StreamOptions(Fields):
 
 
 class Body(Fields):
-    """What both endpoints take. None stands for the default, as in OpenAI's interface."""
+    """What both endpoints take. None stands for the default, as in OpenAI's API."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1, le=COUNT)

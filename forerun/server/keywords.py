@@ -11,7 +11,7 @@ from forerun.server.refusals import RefusedError
 from forerun.server.unsupported import check_others
 
 COMPLETION_TOKENS = 16
-"""The most new tokens of /v1/completions by default, as in OpenAI's interface."""
+"""The most new tokens of /v1/completions by default, as in OpenAI's API."""
 SEEDS = 2**64
 SCHEMA = 120_000
 """The most characters of a JSON schema."""

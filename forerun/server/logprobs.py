@@ -9,7 +9,7 @@ import numpy as np
 from forerun.runtime.executable import Float32
 
 LEAST = -9999.0
-"""What stands for minus infinity, as in OpenAI's interface: JSON has no infinity."""
+"""What stands for minus infinity, as in OpenAI's API: JSON has no infinity."""
 
 
 @dataclass(frozen=True)

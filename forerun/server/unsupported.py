@@ -1,4 +1,4 @@
-"""Fields of OpenAI's interface that change no answer, and those that would and are not supported."""
+"""Fields of OpenAI's API that change no answer, and those that would and are not supported."""
 
 from __future__ import annotations
 
